@@ -1,0 +1,250 @@
+"""Folders, records and fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regionclip_core.artifacts import (
+    Failure,
+    FileRecord,
+    Folder,
+    ShardRecord,
+    canonical_json,
+    content_digest,
+    done_shards,
+    failed_shards,
+    read_shard_records,
+    write_failure,
+    write_records,
+    write_shard_record,
+)
+from regionclip_core.fingerprints import InputDigests, fingerprint
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path / "a" / "b")) if request.param == "local" else Folder(f"memory://{tmp_path.name}/a/b")
+
+
+def test_write_and_read_back(folder: Folder) -> None:
+    assert folder.names() == []
+    with folder.write("x.bin") as f:
+        f.write(b"header....")
+        f.seek(0)  # writers such as zip go back to fill in a header
+        f.write(b"HEADER")
+    data = b"HEADER...."
+    assert folder.read_bytes("x.bin") == data
+    assert folder.written == [FileRecord("x.bin", len(data), hashlib.sha256(data).hexdigest())]
+    assert folder.local_path("x.bin").read_bytes() == data
+    assert folder.exists("x.bin") and not folder.exists("y.bin")
+    folder.child("sub").write_bytes("inner", b"1")
+    assert folder.names() == ["x.bin"] and folder.folders() == ["sub"]
+    assert folder.sizes() == {"x.bin": 10}
+    assert [w.name for w in folder.written] == ["x.bin"]
+    with folder.open("x.bin") as stream:
+        stream.seek(3)
+        assert stream.read(2) == b"DE"
+    again = pickle.loads(pickle.dumps(folder))  # a folder travels to workers
+    assert again.names() == ["x.bin"]
+    folder.remove("x.bin")
+    folder.remove("x.bin")
+    assert folder.names() == []
+    folder.remove_all()
+    folder.remove_all()
+    assert folder.folders() == []
+
+
+def test_an_overwritten_file_is_downloaded_anew(tmp_path: Path) -> None:
+    folder = Folder(f"memory://{tmp_path.name}/downloads")
+    folder.write_bytes("x", b"one")
+    assert folder.local_path("x").read_bytes() == b"one"
+    folder.write_bytes("x", b"two!")
+    assert folder.local_path("x").read_bytes() == b"two!"
+    assert [w.bytes for w in folder.written] == [4]  # one record a name, the last
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(folder: Folder) -> None:
+    folder.write_bytes("x", b"old")
+
+    def fail_midway() -> None:
+        with folder.write("x") as f:
+            f.write(b"new, but")
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        fail_midway()
+    assert folder.read_bytes("x") == b"old"
+    assert folder.names() == ["x"]
+    assert len(folder.written) == 1
+    if folder.is_local:
+        assert os.listdir(folder.url) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", ".hidden"])
+def test_names_that_are_no_plain_names_are_refused(folder: Folder, name: str) -> None:
+    with pytest.raises(ValueError, match="plain file name"):
+        folder.write_bytes(name, b"")
+
+
+def test_a_killed_writer_leaves_no_visible_file(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from regionclip_core.artifacts import Folder\n"
+        "with Folder(sys.argv[1]).write('x') as f:\n"
+        "    f.write(b'half'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    folder = Folder(str(tmp_path))
+    assert len(os.listdir(tmp_path)) == 1  # what it had begun
+    assert folder.names() == []
+    folder.remove_temporary()
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- canonical JSON and fingerprints
+
+
+def test_equal_values_give_equal_bytes() -> None:
+    assert canonical_json({"b": (1, 2.5), "a": None}) == canonical_json({"a": None, "b": [1, 2.5]})
+    assert json.loads(canonical_json({"é": [True, "x"]})) == {"é": [True, "x"]}
+    assert canonical_json(1) != canonical_json(True)
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ({"a": {"b": float("nan")}}, "settings.a.b"),
+        ({"a": [1, {2, 3}]}, r"settings.a\[1\].*set"),
+        ({"a": Path("x")}, "settings.a.*Path"),
+        ({1: "x"}, "settings.*key 1"),
+        ({"a": b"x"}, "settings.a.*bytes"),
+    ],
+)
+def test_what_has_no_canonical_form_is_refused_with_its_place(value: Any, where: str) -> None:
+    with pytest.raises(ValueError, match=where):
+        canonical_json(value, "settings")
+
+
+def test_numpy_scalars_are_refused_not_guessed() -> None:
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(ValueError, match=r"summary\.ap.*float64"):
+        canonical_json({"ap": numpy.float64(0.5)}, "summary")
+
+
+def test_fingerprint_depends_on_everything_that_decides_the_output() -> None:
+    base: dict[str, Any] = {
+        "stage": "labels",
+        "version": 1,
+        "settings": {"labels": {"threshold": 0.1}, "seed": 0},
+        "inputs": {"data": "d1"},
+        "raw_inputs": {"x.json": "r1"},
+    }
+    variants = [
+        {"stage": "pairs"},
+        {"version": 2},
+        {"settings": {"labels": {"threshold": 0.2}, "seed": 0}},
+        {"inputs": {"data": "d2"}},
+        {"inputs": {"dat": "d1"}},
+        {"raw_inputs": {"x.json": "r2"}},
+        {"raw_inputs": {}},
+    ]
+    marks = {fingerprint(**{**base, **v}) for v in variants} | {fingerprint(**base)}
+    assert len(marks) == len(variants) + 1
+    reordered = {**base, "settings": {"seed": 0, "labels": {"threshold": 0.1}}}
+    assert fingerprint(**reordered) == fingerprint(**base)
+    # The value is part of the on-disk format: changing it orphans every workspace there is.
+    assert (
+        fingerprint("s", 1, {"a": (1, 0.5)}, {}, {})
+        == hashlib.sha256(
+            b'{"inputs":{},"raw_inputs":{},"settings":{"a":[1,0.5]},"stage":"s","version":1}\n'
+        ).hexdigest()
+    )
+
+
+def test_content_digest_ignores_order_and_place() -> None:
+    a, b = FileRecord("a", 1, "00"), FileRecord("b", 2, "11")
+    assert content_digest([a, b]) == content_digest([b, a])
+    assert content_digest([a, b]) != content_digest([a])
+    assert content_digest([a]) != content_digest([FileRecord("a", 1, "01")])
+
+
+def test_input_digests_see_content_and_remember_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(b"one")
+    cache = Folder(str(tmp_path / "ws"))
+    digests = InputDigests(cache)
+    assert digests.digest(str(file)) == hashlib.sha256(b"one").hexdigest()
+    assert digests.digest(f"file://{file}") == hashlib.sha256(b"one").hexdigest()
+    digests.save()
+    monkeypatch.setattr("regionclip_core.fingerprints.file_sha256", lambda path: pytest.fail("read again"))
+    assert InputDigests(cache).digest(str(file)) == hashlib.sha256(b"one").hexdigest()
+    monkeypatch.undo()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert InputDigests(cache).digest(str(file)) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_input_digest_of_a_folder_and_of_a_pattern_is_its_listing(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / "tars" / name).mkdir(parents=True)
+        (tmp_path / "tars" / name / "0.tar").write_bytes(b"12")
+    digests = InputDigests(Folder(str(tmp_path / "ws")))
+    pattern = str(tmp_path / "tars" / "*" / "*.tar")
+    before = digests.digest(str(tmp_path / "tars")), digests.digest(pattern)
+    (tmp_path / "tars" / "a" / "1.tar").write_bytes(b"")
+    after = digests.digest(str(tmp_path / "tars")), digests.digest(pattern)
+    assert before[0] != after[0] and before[1] != after[1]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        digests.digest(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="holds no file"):
+        digests.digest(str(tmp_path / "*.zip"))
+
+
+def test_input_digest_of_a_url(tmp_path: Path) -> None:
+    folder = Folder(f"memory://{tmp_path.name}/in")
+    folder.write_bytes("x", b"one")
+    digests = InputDigests(Folder(str(tmp_path)))
+    assert digests.digest(folder.path("x")) == hashlib.sha256(b"one").hexdigest()
+    before = digests.digest(folder.url)
+    folder.write_bytes("y", b"two")
+    assert digests.digest(folder.url) != before
+
+
+# ---------------------------------------------------------------- records
+
+
+def record(shard: int) -> ShardRecord:
+    return ShardRecord(shard, 10 + shard, {"ok": 9, "bad_x": 1}, [FileRecord(f"f-{shard:05d}", 3, "ab")], 0.5)
+
+
+def test_records_read_back_from_the_roll_up_and_from_files(folder: Folder) -> None:
+    for shard in (0, 2, 100_000):
+        write_shard_record(folder, record(shard))
+    write_records(folder, [record(0)])
+    assert done_shards(folder.names()) == [0, 2, 100_000]
+    assert read_shard_records(folder, [2, 0, 100_000]) == [record(0), record(2), record(100_000)]
+    folder.remove("shard-00000.json")  # shard 0 is in the roll-up only
+    assert read_shard_records(folder, [0, 2]) == [record(0), record(2)]
+    folder.write_bytes("records.json", b"{ torn")
+    assert read_shard_records(folder, [2]) == [record(2)]
+
+
+def test_a_failure_counts_until_the_shard_succeeds(folder: Folder) -> None:
+    write_failure(folder, Failure("s", 3, "E: x", "Traceback ...", "host", "now"))
+    write_failure(folder, Failure("s", None, "E: x", "Traceback ...", "host", "now"))
+    assert folder.names() == ["failed-00003.json", "failed.json"]
+    assert failed_shards(folder.names()) == [3]
+    write_shard_record(folder, record(3))
+    assert failed_shards(folder.names()) == []
