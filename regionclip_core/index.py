@@ -1,0 +1,156 @@
+"""The data index: one row an image, one Parquet file a shard.
+
+Boxes are float32 [n, 4], absolute xyxy pixels in the original (upright) image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from regionclip_core.artifacts import Folder
+
+WHOLE_FILE = -1
+"""`size` of a row whose url is the image file itself, of a size not looked up."""
+VOCABULARY_DIGEST = b"vocabulary"
+"""Arrow metadata key: digest of the Vocabulary that `box_labels` points into."""
+
+
+def _no_boxes() -> npt.NDArray[np.float32]:
+    return np.zeros((0, 4), np.float32)
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One image of a split; fields as in schemas.INDEX. `n` boxes in the four box arrays."""
+
+    key: str
+    image_id: int
+    url: str = ""
+    offset: int = 0
+    size: int = 0
+    width: int = 0
+    height: int = 0
+    captions: Sequence[str] = ()
+    boxes: npt.NDArray[np.float32] = field(default_factory=_no_boxes)
+    box_labels: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    box_crowd: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    box_area: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    status: str = "ok"
+    reason: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether readers may use the row."""
+        return self.status == "ok"
+
+
+def index_name(shard: int) -> str:
+    """File name of a shard's index."""
+    return f"index-{shard:05d}.parquet"
+
+
+def images_name(shard: int) -> str:
+    """File name of the tar that holds a shard's images, where the data stage stores them."""
+    return f"images-{shard:05d}.tar"
+
+
+def write_index(file: BinaryIO, rows: Sequence[IndexRow], vocabulary_digest: str) -> None:
+    """Write rows as Parquet with schemas.INDEX; the same rows give the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from regionclip_core.schemas import INDEX
+
+    columns = {name: _column(name, rows, INDEX.field(name).type) for name in INDEX.names}
+    table = pa.table(columns, schema=INDEX.with_metadata({VOCABULARY_DIGEST: vocabulary_digest.encode()}))
+    pq.write_table(table, file, compression="zstd")
+
+
+def read_index(data: Folder, shard: int, vocabulary_digest: str | None = None) -> list[IndexRow]:
+    """All rows of a shard, also the ones whose status is not `ok`.
+
+    Args:
+        data: finished data artifact.
+        shard: global shard number.
+        vocabulary_digest: what the caller's class ids mean; None skips the check.
+
+    Raises:
+        ValueError: the index was written with another vocabulary.
+    """
+    import pyarrow.parquet as pq
+
+    from regionclip_core.schemas import INDEX
+
+    with data.open(index_name(shard)) as file:
+        table = pq.read_table(file)
+    found = (table.schema.metadata or {}).get(VOCABULARY_DIGEST, b"").decode()
+    if vocabulary_digest is not None and found != vocabulary_digest:
+        raise ValueError(
+            f"{index_name(shard)}: its box labels are of vocabulary {found}, expected {vocabulary_digest}; "
+            "run the data stage with the same data.categories"
+        )
+    table = table.select(INDEX.names).combine_chunks()
+    columns: dict[str, list[Any]] = {
+        name: _split(table[name], name) if name in _RAGGED else table[name].to_pylist() for name in INDEX.names
+    }
+    return [IndexRow(**{name: values[i] for name, values in columns.items()}) for i in range(table.num_rows)]
+
+
+def split_shards(data: Folder, splits: Iterable[str]) -> list[int]:
+    """Shard numbers of the named splits, ascending.
+
+    Raises:
+        ValueError: the artifact has no such split.
+    """
+    known = data.read_json("splits.json")
+    shards: list[int] = []
+    for name in splits:
+        if name not in known:
+            raise ValueError(f"no split {name!r} in the data artifact {data.url}, which has {sorted(known)}")
+        shards.extend(known[name]["shards"])
+    return sorted(set(shards))
+
+
+_RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")
+
+
+def _column(name: str, rows: Sequence[IndexRow], kind: pa.DataType) -> pa.Array:
+    """One column; ragged ones are built from flat arrays, which is much faster than from Python lists."""
+    import pyarrow as pa
+
+    values = [getattr(row, name) for row in rows]
+    if name not in _RAGGED:
+        return pa.array([list(v) for v in values] if name == "captions" else values, kind)
+    offsets = pa.array(np.cumsum([0, *(len(v) for v in values)]), pa.int32())
+    if not values:
+        return pa.array([], kind)
+    flat = np.concatenate(values)
+    if name == "boxes":
+        inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1).astype(np.float32)), 4)
+        return pa.ListArray.from_arrays(offsets, inner).cast(kind)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, kind.value_type))
+
+
+def _split(column: pa.ChunkedArray, name: str) -> list[npt.NDArray[Any]]:
+    """One numpy array a row of a ragged column."""
+    import pyarrow as pa
+
+    if column.num_chunks == 0:
+        return []
+    array = pa.concat_arrays(column.chunks)
+    bounds = array.offsets.to_numpy()
+    flat = array.values
+    if name == "boxes":
+        values = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+    else:
+        values = flat.to_numpy(zero_copy_only=False)
+    return [values[start:stop].copy() for start, stop in pairwise(bounds)]

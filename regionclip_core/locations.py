@@ -1,0 +1,114 @@
+"""Paths and fsspec URLs of raw inputs: make absolute, open, list with sizes."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Any, BinaryIO, cast
+
+_GLOB = frozenset("*?[")
+
+
+def is_absolute(url: str) -> bool:
+    """Whether the url stands on its own: an absolute path or a URL with a protocol."""
+    return "://" in url or os.path.isabs(url)
+
+
+def absolute(url: str) -> str:
+    """Local paths as absolute paths, URLs as they are."""
+    if "://" in url:
+        return url
+    return os.path.abspath(os.path.expanduser(url))
+
+
+def join(folder: str, name: str) -> str:
+    """A file's URL in a folder."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def open_location(url: str, block_size: int | None = None) -> BinaryIO:
+    """Open a path or URL for reading in binary, seekable; `block_size` bytes are fetched at a time from remote ones.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if "://" not in url:
+        return open(url, "rb")
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return cast(BinaryIO, filesystem.open(path, "rb", block_size=block_size))
+
+
+def read_location(url: str) -> bytes:
+    """Content of a file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    with open_location(url) as file:
+        return file.read()
+
+
+def list_files(pattern: str) -> list[tuple[str, int]]:
+    """(absolute url, bytes) of the files that a pattern with `{a..b}` braces and `*` globs names.
+
+    Brace order is kept, glob matches are sorted, a file named twice is taken once. Each folder is listed once, so that
+    40,000 files cost a few requests.
+
+    Raises:
+        FileNotFoundError: a named file is not there, or nothing matches.
+    """
+    import braceexpand
+
+    found: dict[str, int] = {}
+    listings: dict[str, dict[str, int]] = {}
+    for one in braceexpand.braceexpand(absolute(pattern)):
+        for url, size in _matches(one, listings):
+            found.setdefault(url, size)
+    if not found:
+        raise FileNotFoundError(f"nothing matches {pattern!r}")
+    return list(found.items())
+
+
+def _matches(pattern: str, listings: dict[str, dict[str, int]]) -> list[tuple[str, int]]:
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    if _GLOB & set(path):
+        details = filesystem.glob(path, detail=True)
+        files = [(name, info) for name, info in sorted(details.items()) if info["type"] == "file"]
+        return [(_url(filesystem, pattern, name), _size(info)) for name, info in files]
+    if pattern.startswith(("http://", "https://")):  # web servers seldom list
+        return [(pattern, _size(filesystem.info(path)))]
+    parent = posixpath.dirname(path)
+    if parent not in listings:
+        listings[parent] = {info["name"]: _size(info) for info in filesystem.ls(parent, detail=True)}
+    if path not in listings[parent]:
+        raise FileNotFoundError(f"no file {pattern!r}")
+    return [(pattern, listings[parent][path])]
+
+
+def _url(filesystem: Any, pattern: str, name: str) -> str:
+    return str(filesystem.unstrip_protocol(name)) if "://" in pattern else name
+
+
+def _size(info: dict[str, Any]) -> int:
+    size = info.get("size")
+    return -1 if size is None else int(size)
+
+
+def stamp(url: str) -> str:
+    """Changes when the file does: size and modification time, or size and ETag of a remote one.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if "://" not in url:
+        status = os.stat(url)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    info = filesystem.info(path)
+    return f"{info.get('size')} {info.get('ETag') or info.get('etag') or info.get('mtime')}"

@@ -1,0 +1,132 @@
+"""data: every split as shards of index rows; the embedded world's images are drawn here too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from regionclip_core.artifacts import ShardRecord
+from regionclip_core.config import CocoSplit, Config, FolderSplit, TarsSplit, WorldSplit
+from stages.base import ShardResult, ShardStage, StageContext
+
+if TYPE_CHECKING:
+    from regionclip_core.sources import Found, ShardPlan, Source
+    from regionclip_core.vocabulary import Vocabulary
+
+
+@dataclass
+class State:
+    """What a worker keeps: sources parse their annotation files once."""
+
+    vocabulary: Vocabulary
+    sources: dict[str, Source]
+    plans: dict[int, ShardPlan]
+
+
+class DataStage(ShardStage):
+    """Writes `index-00007.parquet`, for the embedded world `images-00007.tar`, and at the end `splits.json`
+    ({split: {shards, images}}) and `categories.json` (the Vocabulary that box labels point into).
+
+    A bad sample costs its row, never the shard: it is counted as bad_image, bad_caption, bad_duplicate_key,
+    bad_unsafe_member or bad_tar. bad_box, and bad_caption of an image that has other captions, count images that are
+    good but lost a part.
+    """
+
+    name = "data"
+    version = 1
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The section, what its category list holds, and the names and sizes of tars (never their content)."""
+        from regionclip_core.vocabulary import load_categories
+
+        settings: dict[str, Any] = {
+            "data": config.data.model_dump(mode="json"),
+            # Shard numbers follow it, and canonical JSON sorts keys.
+            "order": list(config.data.splits),
+            "vocabulary": load_categories(config.data.categories).digest,
+        }
+        if any(isinstance(split, WorldSplit) for split in config.data.splits.values()):
+            from regionclip_core.world import WORLD_VERSION
+
+            settings |= {"seed": config.seed, "world_version": WORLD_VERSION}
+        tars = {name: split for name, split in config.data.splits.items() if isinstance(split, TarsSplit)}
+        if tars:
+            settings["tars"] = {name: _listing_digest(split.urls) for name, split in tars.items()}
+        return settings
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """Annotation and caption files."""
+        files: set[str] = set()
+        for split in config.data.splits.values():
+            if isinstance(split, CocoSplit):
+                files |= {url for url in (split.instances, split.captions) if url}
+            elif isinstance(split, FolderSplit):
+                files.add(split.captions)
+        return sorted(files)
+
+    def shards(self, ctx: StageContext) -> list[int]:
+        """All shards of all splits."""
+        return sorted(self.setup(ctx).plans)
+
+    def setup(self, ctx: StageContext) -> State:
+        """Open the sources and number the shards."""
+        from regionclip_core.sources import open_sources, plan_shards
+        from regionclip_core.vocabulary import load_categories
+
+        vocabulary = load_categories(ctx.config.data.categories)
+        sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary)
+        plans = plan_shards(sources, ctx.config.data.shard_size)
+        return State(vocabulary, sources, {plan.shard: plan for plan in plans})
+
+    def process(self, ctx: StageContext, state: State, shard: int) -> ShardResult:
+        """Index one shard."""
+        from regionclip_core.index import images_name, index_name, write_index
+        from regionclip_core.tars import TarWriter
+
+        plan = state.plans[shard]
+        source = state.sources[plan.split]
+        with ExitStack() as stack:
+            store = None
+            if source.stores_images:
+                store = stack.enter_context(TarWriter(stack.enter_context(ctx.out.write(images_name(shard)))))
+            found = list(source.samples(plan, store))
+        rows = [one.row for one in found]
+        with ctx.out.write(index_name(shard)) as file:
+            write_index(file, rows, state.vocabulary.digest)
+        return ShardResult(len(rows), count(found))
+
+    def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
+        """Say which shards make a split."""
+        state = self.setup(ctx)
+        splits: dict[str, dict[str, Any]] = {name: {"shards": [], "images": 0} for name in state.sources}
+        for record in sorted(records, key=lambda record: record.shard):
+            entry = splits[state.plans[record.shard].split]
+            entry["shards"].append(record.shard)
+            entry["images"] += record.counts.get("ok", 0)
+        ctx.out.write_json("splits.json", splits)
+        ctx.out.write_json("categories.json", state.vocabulary.to_json())
+        images = {name: entry["images"] for name, entry in splits.items()}
+        categories = {"base": len(state.vocabulary.base_ids), "novel": len(state.vocabulary.novel_ids)}
+        return {"images": images, "categories": categories}
+
+
+def count(found: list[Found]) -> dict[str, int]:
+    """Rows by status, and good rows that lost a part by what they lost."""
+    counts = Counter(one.row.status for one in found)
+    for one in found:
+        counts.update(one.dropped)
+    return dict(sorted(counts.items()))
+
+
+def _listing_digest(urls: str) -> str:
+    import hashlib
+
+    from regionclip_core.artifacts import canonical_json
+    from regionclip_core.locations import list_files
+
+    return hashlib.sha256(canonical_json([list(entry) for entry in list_files(urls)])).hexdigest()
+
+
+STAGE = DataStage()
