@@ -1,0 +1,119 @@
+"""Images of any size to one normalised, zero-padded batch.
+
+Shapes: B images, (h, w) one image, (H, W) the padded canvas. Boxes are absolute xyxy pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """A batch as a model wants it, with what is needed to go between input and original pixels."""
+
+    tensor: Tensor
+    """[B, 3, H, W] float32, normalised; zeros to the right of and below each image."""
+    sizes: list[tuple[int, int]]
+    """(h, w) of each image in the batch, without padding."""
+    scales: list[float]
+    """Input pixels an original pixel, before rounding to whole pixels; `to_input` is exact."""
+    original_sizes: list[tuple[int, int]]
+    """(h, w) of each image as it came."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def to_input(self, index: int, boxes: Tensor) -> Tensor:
+        """Boxes [R, 4] of image `index` from original to input pixels (each axis by its own, rounded, ratio)."""
+        return boxes * boxes.new_tensor(self._ratios(index))
+
+    def to_original(self, index: int, boxes: Tensor) -> Tensor:
+        """Boxes [R, 4] of image `index` from input to original pixels."""
+        return boxes / boxes.new_tensor(self._ratios(index))
+
+    def global_boxes(self, kind: Literal["image", "padded"] = "image") -> list[Tensor]:
+        """One box [1, 4] an image, in input pixels: the image itself, or (official) the batch's padded canvas."""
+        height, width = self.tensor.shape[-2:]
+        sizes = self.sizes if kind == "image" else [(height, width)] * len(self)
+        return [self.tensor.new_tensor([[0.0, 0.0, w, h]]) for h, w in sizes]
+
+    def _ratios(self, index: int) -> list[float]:
+        (h, w), (original_h, original_w) = self.sizes[index], self.original_sizes[index]
+        return [w / original_w, h / original_h] * 2
+
+
+def resized_shape(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+    """(h, w) after scaling the shorter side to `short_side`, the longer at most `max_side`, rounded half up.
+
+    The rule of the official detectors (detectron2's ResizeShortestEdge).
+    """
+    scale = short_side / min(height, width)
+    new_h, new_w = (short_side, scale * width) if height < width else (scale * height, short_side)
+    if max(new_h, new_w) > max_side:
+        shrink = max_side / max(new_h, new_w)
+        new_h, new_w = new_h * shrink, new_w * shrink
+    return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
+
+
+def batch_images(
+    images: Sequence[Tensor],
+    short_side: int,
+    max_side: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: Interpolation = "bilinear",
+) -> ImageBatch:
+    """Resize, normalise and pad RGB images (uint8 [3, h, w], values 0..255).
+
+    `mean` and `std` are of values in 0..1. Resizing is antialiased and on uint8, as PIL does it. Normalisation comes
+    first, padding after it, so the padding is 0 in normalised space, right and bottom only. Raises ValueError for an
+    empty list and for tensors of another kind.
+    """
+    if not len(images):
+        raise ValueError("batch_images got no images; a batch needs at least one")
+    resized, scales, original_sizes = [], [], []
+    for image in images:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            raise ValueError(f"batch_images wants uint8 [3, h, w], got {image.dtype} {tuple(image.shape)}")
+        original = (int(image.shape[1]), int(image.shape[2]))
+        shape = resized_shape(*original, short_side, max_side)
+        resized.append(image if shape == original else _resize(image, shape, interpolation))
+        scales.append(min(short_side / min(original), max_side / max(original)))
+        original_sizes.append(original)
+    sizes = [(int(image.shape[1]), int(image.shape[2])) for image in resized]
+    return ImageBatch(normalize_and_pad(resized, mean, std), sizes, scales, original_sizes)
+
+
+def normalize_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 images [3, h, w] to one float32 batch [B, 3, H, W]: (pixel / 255 - mean) / std, then zeros around.
+
+    In channels-last memory, which the convolutions on a CPU are much faster with.
+    """
+    device = images[0].device
+    offset = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
+    factor = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+    heights, widths = [image.shape[1] for image in images], [image.shape[2] for image in images]
+    if len(set(heights)) == len(set(widths)) == 1:
+        stacked = torch.stack(list(images)).float().div_(255).sub_(offset).div_(factor)
+        return stacked.contiguous(memory_format=torch.channels_last)
+    shape = (len(images), 3, max(heights), max(widths))
+    batch = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+    for canvas, image in zip(batch, images, strict=True):
+        canvas[:, : image.shape[1], : image.shape[2]] = image.float().div_(255).sub_(offset).div_(factor)
+    return batch
+
+
+def _resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    if image.is_cuda:  # antialiased resizing of uint8 exists on the CPU only
+        smooth = F.interpolate(image[None].float(), shape, mode=interpolation, antialias=True)
+        return smooth[0].round_().clamp_(0, 255).to(torch.uint8)
+    return F.interpolate(image[None], shape, mode=interpolation, antialias=True)[0]

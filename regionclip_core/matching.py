@@ -1,0 +1,107 @@
+"""Teacher pseudo labels: which concept a region shows (paper section 3.3, equation 1).
+
+Shapes: R regions, C concepts, D embedding size, k concepts stored a region.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What the teacher says of R regions. All tensors are on the device of the region features."""
+
+    concept_id: Tensor
+    """[R] int64: the most probable concept, the lowest id on a tie."""
+    score: Tensor
+    """[R] float32: its probability."""
+    kept: Tensor
+    """[R] bool: score > threshold (strictly, as the official code)."""
+    top_concepts: Tensor
+    """[R, k] int64: the k most probable concepts, by falling probability, then by rising id."""
+    top_probabilities: Tensor
+    """[R, k] float32: their probabilities."""
+    residual_mass: Tensor
+    """[R] float32: 1 - sum(top_probabilities), never negative, 0 when k = C."""
+
+    def __len__(self) -> int:
+        return len(self.concept_id)
+
+
+@torch.no_grad()
+def pseudo_labels(
+    region_features: Tensor,
+    concept_embeddings: Tensor,
+    temperature: float,
+    threshold: float,
+    top_k: int,
+    chunk: int = 1024,
+) -> PseudoLabels:
+    """Softmax of the cosines between regions and concepts, cut to the best `top_k`.
+
+    `region_features` [R, D] and `concept_embeddings` [C, D] may have any norm. `temperature` divides the cosines
+    (the official teacher: 0.01). k = min(top_k, C). Regions go through in chunks, so at most chunk x C
+    probabilities exist at once. Raises ValueError on shapes that do not fit and on features that are not finite.
+    """
+    _check(region_features, concept_embeddings, temperature, top_k)
+    k = min(top_k, len(concept_embeddings))
+    concepts = F.normalize(concept_embeddings.float(), dim=1)
+    ids, probabilities = [], []
+    for part in torch.split(region_features.float(), chunk):
+        scores = torch.softmax(F.normalize(part, dim=1) @ concepts.T / temperature, dim=1)
+        part_ids, part_probabilities = _stable_top_k(scores, k)
+        ids.append(part_ids)
+        probabilities.append(part_probabilities)
+    top_concepts, top_probabilities = torch.cat(ids), torch.cat(probabilities)
+    residual = (1.0 - top_probabilities.double().sum(1)).clamp(min=0.0).float()
+    if k == len(concept_embeddings):
+        residual = torch.zeros_like(residual)  # rounding must not invent a concept beyond the last one
+    return PseudoLabels(
+        concept_id=top_concepts[:, 0].clone(),
+        score=top_probabilities[:, 0].clone(),
+        kept=top_probabilities[:, 0] > threshold,
+        top_concepts=top_concepts,
+        top_probabilities=top_probabilities,
+        residual_mass=residual,
+    )
+
+
+def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and values [R, k] of the k largest of each row of `scores` [R, C], ties to the lower id.
+
+    torch.topk leaves the choice among equals open, which would let a label depend on the device. Only rows with a
+    tie across the k-th place pay for a full stable sort.
+    """
+    values, ids = scores.topk(k, dim=1)
+    ambiguous = (scores >= values[:, -1:]).sum(1) > k
+    if bool(ambiguous.any()):
+        order = scores[ambiguous].sort(dim=1, descending=True, stable=True)
+        values[ambiguous], ids[ambiguous] = order.values[:, :k], order.indices[:, :k]
+    ids, by_id = ids.sort(dim=1)
+    values = values.gather(1, by_id)
+    values, by_value = values.sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, by_value), values
+
+
+def _check(region_features: Tensor, concept_embeddings: Tensor, temperature: float, top_k: int) -> None:
+    if region_features.ndim != 2 or concept_embeddings.ndim != 2:
+        raise ValueError(
+            "pseudo_labels wants region features [R, D] and concept embeddings [C, D], got "
+            f"{tuple(region_features.shape)} and {tuple(concept_embeddings.shape)}"
+        )
+    if region_features.shape[1] != concept_embeddings.shape[1]:
+        raise ValueError(
+            f"region features have {region_features.shape[1]} dimensions, concept embeddings "
+            f"{concept_embeddings.shape[1]}: both must come from the same CLIP model"
+        )
+    if not len(concept_embeddings):
+        raise ValueError("the concept pool is empty: there is nothing to match regions with")
+    if temperature <= 0 or top_k < 1:
+        raise ValueError(f"temperature must be > 0 and top_k >= 1, got {temperature} and {top_k}")
+    if not bool(torch.isfinite(region_features).all()):
+        raise ValueError("region features hold NaN or infinity: check the teacher's weights and the input images")
