@@ -1,0 +1,145 @@
+"""Backbones of the region proposal network.
+
+The network's input is RGB, normalised with the backbone's own `mean` and `std` (of pixels in 0..1) and zero-padded
+on the right and bottom. Legend: B images, C channels; `strides` are input pixels per cell of each returned map.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+
+class SmallBackbone(nn.Module):
+    """A few convolutions to one map of stride 8, for small images and CPUs.
+
+    Batch norm follows train() and eval() as usual. `width` channels at stride 2, twice that at 4, four times at 8.
+    """
+
+    mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    std: ClassVar[tuple[float, float, float]] = (0.25, 0.25, 0.25)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = 4 * width
+        self.strides = (8,)
+        self.layers = nn.Sequential(
+            _conv(3, width, stride=2),
+            _conv(width, 2 * width, stride=2),
+            _conv(2 * width, 4 * width, stride=2),
+            _conv(4 * width, 4 * width),
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> one map [B, C, ceil(H/8), ceil(W/8)]."""
+        return [self.layers(images)]
+
+
+def _conv(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(inplace=True),
+    )
+
+
+# The official proposal branch gets BGR pixels in 0..255 minus this mean and does not divide (SyncBN variant too).
+# On RGB pixels in 0..1 that is a division by a std of 1/255; the channel flip is done in the forward pass.
+_OFFICIAL_MEAN = (123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0)
+_OFFICIAL_STD = (1.0 / 255.0, 1.0 / 255.0, 1.0 / 255.0)
+
+
+def _resnet50(norm: type[nn.Module]) -> ResNet:
+    """torchvision's ResNet-50 with the stride in the first 1x1 convolution, as in the original (MSRA) network."""
+    resnet = ResNet(Bottleneck, [3, 4, 6, 3], norm_layer=norm)
+    for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
+        block = stage[0]
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    del resnet.fc
+    return resnet
+
+
+def _stem(resnet: ResNet, images: Tensor) -> Tensor:
+    x: Tensor = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images.flip(1)))))
+    return x
+
+
+class ResNet50C4(nn.Module):
+    """ResNet-50 up to stage 3: one map of stride 16 (the official COCO proposal branch)."""
+
+    mean: ClassVar[tuple[float, float, float]] = _OFFICIAL_MEAN
+    std: ClassVar[tuple[float, float, float]] = _OFFICIAL_STD
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 1024
+        self.strides = (16,)
+        self.resnet = _resnet50(FrozenBatchNorm2d)
+        del self.resnet.layer4
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> one map [B, 1024, H/16, W/16]."""
+        x = _stem(self.resnet, images)
+        return [self.resnet.layer3(self.resnet.layer2(self.resnet.layer1(x)))]
+
+
+class ResNet50Fpn(nn.Module):
+    """ResNet-50 with a feature pyramid: maps of strides 4, 8, 16, 32, 64 (the official LVIS proposal branch).
+
+    `lsj` is the variant trained with large-scale jittering: batch norms that train, and norms in the pyramid.
+    """
+
+    mean: ClassVar[tuple[float, float, float]] = _OFFICIAL_MEAN
+    std: ClassVar[tuple[float, float, float]] = _OFFICIAL_STD
+
+    def __init__(self, lsj: bool = False) -> None:
+        super().__init__()
+        self.channels = 256
+        self.strides = (4, 8, 16, 32, 64)
+        self.resnet = _resnet50(nn.BatchNorm2d if lsj else FrozenBatchNorm2d)
+        self.fpn = FeaturePyramidNetwork(
+            [256, 512, 1024, 2048],
+            self.channels,
+            extra_blocks=LastLevelMaxPool(),
+            norm_layer=nn.BatchNorm2d if lsj else None,
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % 32, 0, -height % 32))
+        x = _stem(self.resnet, images)
+        maps: dict[str, Tensor] = {}
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = getattr(self.resnet, name)(x)
+            maps[name] = x
+        # torchvision activates a pyramid conv only when asked to; the official one doesn't either.
+        return list(self.fpn(maps).values())
+
+
+def initialise(backbone: SmallBackbone | ResNet50C4 | ResNet50Fpn) -> None:
+    """Random weights: He-normal convolutions; norms keep their identity start.
+
+    A frozen norm can't tame what it is given, so a ResNet's blocks start close to the identity, and its first
+    convolution brings pixels (of a range of 255) down to unit scale.
+    """
+    for name, module in backbone.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        fan = module.out_channels * math.prod(module.kernel_size)
+        gain = 1.0
+        if name == "resnet.conv1":
+            gain = 1.0 / 64.0
+        elif name.startswith("resnet") and name.endswith("conv3"):
+            gain = 0.25
+        with torch.no_grad():
+            module.weight.normal_(0.0, gain * math.sqrt(2.0 / fan))
+            if module.bias is not None:
+                module.bias.zero_()
