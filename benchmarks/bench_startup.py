@@ -1,0 +1,119 @@
+"""How fast the command line answers, Ray starts, and 40,000 shards are planned.
+
+    python benchmarks/bench_startup.py [--skip-ray]
+
+Prints one line a measurement with its target; medians, wall seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+CONFIG = """
+data: {splits: {train: {source: world, images: 8}}}
+concepts: {splits: [train]}
+teacher: {weights: random}
+proposals: {splits: [train]}
+labels: {splits: [train]}
+evaluate: {split: train}
+"""
+SHARDS = 40_000
+
+
+def median(call: Callable[[], object], rounds: int = 5) -> float:
+    """Median wall seconds of a call."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def command(*arguments: str) -> Callable[[], object]:
+    """Runs `regionclip ...` as a process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "stages.cli", *arguments]
+    return lambda: subprocess.run(line, env=environment, capture_output=True, check=True)
+
+
+def report(what: str, seconds: float, target: float) -> None:
+    """One line."""
+    print(f"{what:<52} {seconds:7.2f} s   target {target:g} s   {'ok' if seconds <= target else 'MISSED'}", flush=True)
+
+
+def many_shards(folder: str) -> Callable[[], object]:
+    """A workspace whose first stage has 40,000 shard records; returns what plans it."""
+    from regionclip_core.artifacts import PLAN, FileRecord, Folder, ShardRecord, shard_record_name, write_records
+    from regionclip_core.config_io import load_config
+    from stages.plan import Planner
+
+    config = load_config(f"{folder}/c.yaml", [f"workspace={folder}/many"])
+    workspace = Folder(config.workspace)
+    artifact = Folder(str(Planner(config, workspace).lines()[0].path))
+    artifact.write_json(PLAN, {"total": SHARDS})
+    for shard in range(SHARDS - 1):  # plain writes: only the listing is measured
+        (Path(artifact.url) / shard_record_name(shard)).write_bytes(b"{}")
+    files = [FileRecord("index-00000.parquet", 100, "0" * 64)]
+    write_records(artifact, [ShardRecord(s, 10_000, {"ok": 10_000}, files, 1.0) for s in range(SHARDS - 1)])
+    return lambda: Planner(config, workspace).lines()
+
+
+def resume(folder: str) -> Callable[[], object]:
+    """What a resumed run reads before its first shard."""
+    from regionclip_core.artifacts import Folder, done_shards, read_shard_records
+
+    [artifact] = (Path(folder) / "many" / "data").iterdir()
+    return lambda: read_shard_records(Folder(str(artifact)), done_shards(Folder(str(artifact)).names()))
+
+
+def bench_ray() -> None:
+    """From nothing to workers that answer, and down again."""
+    start = time.perf_counter()
+    from regionclip_core.config import ExecutionConfig
+    from stages.ray_backend import RayBackend, ray
+
+    imported = time.perf_counter()
+    backend = RayBackend(ExecutionConfig())
+    begun = time.perf_counter()
+    pool = backend.pool(gpu=False)
+    ray.get(list(pool.starting))
+    ready = time.perf_counter()
+    backend.close()
+    down = time.perf_counter()
+    print(f"ray: import {imported - start:.1f}, init {begun - imported:.1f}, workers {ready - begun:.1f}, "
+          f"shutdown {down - ready:.1f} s")  # fmt: skip
+    report("ray, start and end together", down - start, 15)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--skip-ray", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "c.yaml").write_text(CONFIG)
+        common = ["--config", f"{folder}/c.yaml", "--workspace", f"{folder}/ws"]
+        report("regionclip --help", median(command("--help")), 0.7)
+        report("regionclip status", median(command("status", *common)), 0.7)
+        report("regionclip run --dry-run", median(command("run", "--dry-run", *common)), 0.7)
+        plan = many_shards(folder)
+        report(f"plan over {SHARDS} shard records", median(plan), 2)
+        report(f"reading {SHARDS} rolled-up records to resume", median(resume(folder), 3), 5)
+    if not options.skip_ray:
+        bench_ray()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Telling the user what happens: bars on a terminal, sparse lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+class Reporter:
+    """Prints lines; progress of a stage as one line every few seconds."""
+
+    EVERY = 10.0
+    """Seconds between two progress lines of one stage."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line to stdout."""
+        print(text, flush=True)
+
+    def start(self, stage: str) -> None:
+        """A stage begins."""
+        self._last = time.monotonic()
+
+    def update(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """A stage has come to done of total."""
+        now = time.monotonic()
+        if now - self._last >= self.EVERY:
+            self._last = now
+            self.say(f"{stage:<10} {done}/{total}" + (f"  {note}" if note else ""))
+
+    def stop(self) -> None:
+        """The stage ended, for good or bad."""
+
+
+class BarReporter(Reporter):
+    """One bar for the running stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def start(self, stage: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), transient=True)
+        self._task = self._bar.add_task(stage, total=None, note="")
+        self._bar.start()
+
+    def update(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            super().say(text)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def reporter() -> Reporter:
+    """Bars when stdout is a terminal, lines when not."""
+    return BarReporter() if sys.stdout.isatty() else Reporter()

@@ -1,0 +1,114 @@
+"""Text for the terminal: the status table, and a look into one artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from regionclip_core.artifacts import Folder, Manifest, read_records
+from stages.plan import PlanLine, latest_manifest
+
+SHOWN_ROWS = 5
+
+
+def size(n: float) -> str:
+    """Bytes for a reader: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; the first row is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def status_table(lines: Sequence[PlanLine]) -> str:
+    """State of every stage, and why."""
+    rows = [("stage", "state", "rows", "size", "seconds", "why", "path")]
+    for line in lines:
+        m = line.manifest
+        state = f"{line.state} {line.done}/{line.total}" if line.state == "partial" and line.total else line.state
+        numbers = (str(m.rows), size(m.bytes), f"{m.provenance.get('seconds', 0):.1f}") if m else ("", "", "")
+        rows.append((line.stage, state, *numbers, line.reason, line.path or ""))
+    return table(rows)
+
+
+def plan_table(lines: Sequence[PlanLine]) -> str:
+    """What a run would do, and why."""
+    rows = [("stage", "action", "why", "path")]
+    rows += [(line.stage, line.action, line.reason, line.path or "(known after what it needs)") for line in lines]
+    return table(rows)
+
+
+def status_json(lines: Sequence[PlanLine]) -> list[dict[str, Any]]:
+    """The status for programs."""
+    keys = ("stage", "state", "reason", "fingerprint", "path", "done", "total", "settings", "inputs", "raw_inputs")
+    return [
+        {key: getattr(line, key) for key in keys}
+        | {"action": line.action, "manifest": asdict(line.manifest) if line.manifest else None}
+        for line in lines
+    ]
+
+
+def show_stage(line: PlanLine, workspace: Folder) -> str:
+    """The manifest of a stage's current artifact (else its latest), its files, and the first rows of a table.
+
+    Raises ValueError when the stage has no finished artifact.
+    """
+    manifest, note = line.manifest, ""
+    if manifest is None:
+        manifest = latest_manifest(workspace.child(line.stage))
+        note = f"not the current one: {line.state}, {line.reason}\n"
+    if manifest is None:
+        raise ValueError(f"{line.stage} has no finished result in {workspace.url}: {line.state}, {line.reason}")
+    folder = workspace.child(line.stage).child(manifest.fingerprint[:12])
+    return f"{folder.url}\n{note}\n" + "\n\n".join(_sections(manifest, folder))
+
+
+def _sections(manifest: Manifest, folder: Folder) -> list[str]:
+    import yaml
+
+    def block(title: str, value: Any) -> str:
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip()
+        return f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines())
+
+    overview = {
+        key: getattr(manifest, key) for key in ("version", "fingerprint", "content_digest", "shards", "rows", "counts")
+    }
+    shards, stage_files = read_records(folder)
+    files = [f for record in shards for f in record.files] + stage_files
+    shown = [("file", "size", "sha256")] + [(f.name, size(f.bytes), f.sha256[:12]) for f in files[:10]]
+    more = f"\n... and {len(files) - 10} more" if len(files) > 10 else ""
+    sections = [
+        block(manifest.stage, overview),
+        block("settings", manifest.settings),
+        block("inputs", manifest.inputs | manifest.raw_inputs),
+        block("provenance", manifest.provenance),
+        block("summary", manifest.summary),
+        f"{len(files)} files, {size(manifest.bytes)}\n{table(shown)}{more}",
+    ]
+    tables = [f.name for f in files if f.name.endswith(".parquet")]
+    return sections + ([_first_rows(folder, tables[-1])] if tables else [])
+
+
+def _first_rows(folder: Folder, name: str) -> str:
+    """The merged table if there is one (stage files come last), else a shard's."""
+    import pyarrow.parquet as pq
+
+    with folder.open(name) as stream, pq.ParquetFile(stream) as file:
+        batch = next(file.iter_batches(batch_size=SHOWN_ROWS), None)
+        rows = batch.to_pylist() if batch is not None else []
+        lines = [f"{name}: {file.metadata.num_rows} rows; the first {len(rows)}"]
+    for row in rows:
+        lines += [f"  {key}: {_cell(value)}" for key, value in row.items()] + ["  --"]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

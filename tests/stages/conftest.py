@@ -1,0 +1,21 @@
+"""The toy pipeline, for all tests of the frame."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import toy_stages
+from toy_runs import Toy
+
+from stages import base
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    monkeypatch.setattr(base, "STAGES", toy_stages.REGISTRY)
+    return Toy(tmp_path)
