@@ -1,0 +1,139 @@
+"""Finetuning: an open-vocabulary detector from base boxes and precomputed proposals (paper section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from regionclip_core.artifacts import Folder
+from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches, boxed_images, to_device
+from regionclip_core.clip import ClipModel
+from regionclip_core.config import Config, FinetuneConfig
+from regionclip_core.detector import OpenVocabularyDetector
+from regionclip_core.encoders import region_encoder
+from regionclip_core.images import ImageReader
+from regionclip_core.index import split_shards
+from regionclip_core.prompts import embed_texts, prompt_templates
+from regionclip_core.proposing import read_proposals
+from regionclip_core.training import FitResult, Progress, fit
+from regionclip_core.vocabulary import Vocabulary
+
+BACKGROUND_LR_FACTOR = 10.0  # one scalar that has units to travel while the weights move by thousandths
+
+
+class DetectorTrainer(nn.Module):
+    """A detector whose forward is its losses."""
+
+    def __init__(self, detector: OpenVocabularyDetector, settings: FinetuneConfig) -> None:
+        super().__init__()
+        self.detector = detector
+        self.settings = settings
+
+    def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
+        """`loss_cls` and `loss_box_reg`; the batch's `extra` boxes are the proposals."""
+        generator = torch.Generator().manual_seed(batch.seed)
+        return self.detector.loss(batch.images.tensor, batch.extra, batch.boxes, batch.labels, self.settings, generator)
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """What a detector is finetuned on: images with boxes, their proposals, and the names of the labels."""
+
+    images: list[BoxedImage]
+    names: tuple[str, ...]
+
+
+def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
+    """Images of `finetune.split` with the boxes of base categories (or of all: the oracle) and their proposals.
+
+    Labels are renumbered to rows of `names`. Images without proposals (unreadable ones) are left out.
+    """
+    vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
+    allowed = list(range(len(vocabulary))) if all_categories else vocabulary.base_ids
+    row_of = {label: row for row, label in enumerate(allowed)}
+    found = {}
+    for shard in split_shards(data, (config.finetune.split,)):
+        found.update(read_proposals(proposals, shard))
+    images = [
+        replace(
+            image,
+            labels=torch.tensor([row_of[int(label)] for label in image.labels]),
+            extra=found[image.row.key].boxes,
+        )
+        for image in boxed_images(data, config.finetune.split, set(allowed))
+        if image.row.key in found
+    ]
+    return FinetuneData(images, tuple(vocabulary.names[label] for label in allowed))
+
+
+def class_embeddings(clip: ClipModel, names: tuple[str, ...], config: Config) -> Tensor:
+    """float32[K, D]: prompt-averaged text embeddings of category names."""
+    return embed_texts(clip, names, prompt_templates(config.teacher.prompts), config.teacher.normalize_prompts)
+
+
+def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
+    """A detector around the CLIP model's visual encoder, seeded, not trained yet."""
+    encoder = region_encoder(clip)
+    encoder.freeze(config.finetune.freeze_at)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return OpenVocabularyDetector(
+            encoder,
+            class_embeddings(clip, names, config),
+            names,
+            config.finetune.temperature or 1 / clip.logit_scale,
+            config.finetune.background,
+        )
+
+
+def finetune_detector(
+    detector: OpenVocabularyDetector,
+    clip: ClipModel,
+    training: FinetuneData,
+    data: Folder,
+    config: Config,
+    *,
+    device: str,
+    checkpoints: Folder,
+    progress: Progress,
+    rank: int = 0,
+    world_size: int = 1,
+) -> FitResult:
+    """Train `detector` in place; it ends on the CPU in evaluation mode."""
+    settings = config.finetune
+    batches: Callable[[int], BoxBatch] = box_batches(
+        training.images,
+        ImageReader(data),
+        batch_size=settings.batch_size,
+        image_size=settings.image_size,
+        max_size=settings.max_size,
+        flip=settings.flip,
+        mean=clip.mean,
+        std=clip.std,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    detector.to(device).eval()
+    if settings.background == "learnable":
+        first = to_device(batches(0), device)
+        detector.calibrate_background(first.images.tensor, first.extra)
+    detector.train()
+    result = fit(
+        DetectorTrainer(detector, settings),
+        lambda step: to_device(batches(step), device),
+        optim=settings.optim,
+        steps=settings.steps,
+        seed=config.seed,
+        checkpoints=checkpoints,
+        checkpoint_every=settings.checkpoint_every,
+        progress=progress,
+        rank=rank,
+        world_size=world_size,
+        lr_factors={"detector.background_logit": BACKGROUND_LR_FACTOR},
+    )
+    detector.cpu().eval()
+    return result

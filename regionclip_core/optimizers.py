@@ -1,0 +1,80 @@
+"""Optimisers, learning-rate schedules and gradient clipping (paper section 4, official solver settings)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from regionclip_core.config import OptimConfig
+
+
+def lr_multiplier(optim: OptimConfig, step: int, steps: int) -> float:
+    """Factor on `optim.lr` at 0-based `step` of `steps`.
+
+    Warm-up rises linearly from `warmup_factor` at step 0 to 1 at `warmup_steps`. `cosine` and `one_cycle` then
+    fall to 0 over the remaining steps (`one_cycle` rises along a cosine too, as its authors had it), `steps`
+    falls by `drop_factor` at each of `drops`.
+    """
+    if step < optim.warmup_steps:
+        progress = step / optim.warmup_steps
+        if optim.schedule == "one_cycle":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        warm = optim.warmup_factor + (1 - optim.warmup_factor) * progress
+        # Drops may, in principle, lie inside the warm-up; the official schedule multiplies both.
+        return warm * _drops(optim, step)
+    if optim.schedule in ("cosine", "one_cycle"):
+        progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+        return (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return _drops(optim, step)
+
+
+def _drops(optim: OptimConfig, step: int) -> float:
+    if optim.schedule != "steps":
+        return 1.0
+    return optim.drop_factor ** sum(step >= at for at in optim.drops)
+
+
+def make_optimizer(
+    model: nn.Module, optim: OptimConfig, lr_factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Optimiser over the trainable parameters of `model`.
+
+    AdamW decays matrices only (not biases, norms or single scalars). SGD decays every parameter, biases
+    included, as the official code does. `lr_factors` multiplies the rate of single parameters by their names.
+
+    Raises:
+        ValueError: if nothing in the model is trainable.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = optim.optimizer == "sgd" or parameter.ndim >= 2
+            factor = (lr_factors or {}).get(name, 1.0)
+            groups.setdefault((optim.weight_decay if decays else 0.0, factor), []).append(parameter)
+    if not groups:
+        raise ValueError("nothing to train: every parameter is frozen; lower freeze_at")
+    settings = [{"params": p, "weight_decay": decay, "lr_factor": f} for (decay, f), p in groups.items()]
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=optim.lr, momentum=optim.momentum)
+    return torch.optim.AdamW(settings, lr=optim.lr, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the rate `lr`, times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def clip_gradients(parameters: Iterable[Tensor], optim: OptimConfig) -> None:
+    """Clip gradients in place to L2 norm `optim.clip_norm`: together, or each tensor on its own."""
+    if optim.clip_norm is None:
+        return
+    with_gradient = [p for p in parameters if p.grad is not None]
+    if optim.clip_per_tensor:
+        for parameter in with_gradient:
+            nn.utils.clip_grad_norm_([parameter], optim.clip_norm)
+    else:
+        nn.utils.clip_grad_norm_(with_gradient, optim.clip_norm)

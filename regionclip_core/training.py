@@ -1,0 +1,198 @@
+"""fit(): one plain training loop for every training job, with schedule, checkpoints and exact resume.
+
+Randomness and data position are functions of (seed, step, rank) and of nothing else: `fit` reseeds torch's
+generator at every step, and a batch is asked for by its step. So a resumed run needs no generator state and
+gives the same numbers as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from regionclip_core.artifacts import Folder
+from regionclip_core.config import OptimConfig
+from regionclip_core.optimizers import clip_gradients, lr_multiplier, make_optimizer, set_lr
+
+Batch = TypeVar("Batch")
+Progress = Callable[[int, int, str], None]
+_KEEP = 2  # A checkpoint that was cut short must leave an older one to fall back on.
+_LOG_EVERY = 10
+_log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The total loss became NaN or infinite; the message names the step and each part."""
+
+
+@dataclass
+class FitResult:
+    """What a finished training tells."""
+
+    steps: int
+    resumed_from: int
+    seconds: float
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row every few steps: `step`, `lr`, `loss` and each named loss, averaged over those steps."""
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """A 63-bit seed that depends on all three, well mixed."""
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def fit(
+    model: nn.Module,
+    batch_at: Callable[[int], Batch],
+    *,
+    optim: OptimConfig,
+    steps: int,
+    seed: int,
+    checkpoints: Folder,
+    checkpoint_every: int,
+    progress: Progress,
+    rank: int = 0,
+    world_size: int = 1,
+    lr_factors: Mapping[str, float] | None = None,
+) -> FitResult:
+    """Train `model` in place for `steps` steps, from the newest checkpoint in `checkpoints` if there is one.
+
+    Args:
+        model: `model(batch)` returns the named losses (scalars), whose sum is minimised. Frozen parameters are
+            neither optimised nor checkpointed.
+        batch_at: this rank's batch of a 0-based step. It is called ahead of time in a thread of its own and must
+            draw from the step's number alone.
+        checkpoints: folder of this job's checkpoints; only rank 0 writes.
+        world_size: above 1 the process group must be initialised; gradients are averaged over ranks by
+            DistributedDataParallel.
+        lr_factors: multiplies the rate of single parameters, by name.
+
+    Raises:
+        NonFiniteLoss: if the summed loss of a step is not finite.
+        ValueError: if nothing is trainable, or a checkpoint is of another model.
+    """
+    started = time.monotonic()
+    optimizer = make_optimizer(model, optim, lr_factors)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    first, history, window = restore(checkpoints, model, optimizer, trained)
+    wrapped = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
+    for step, batch in _ahead(batch_at, first, steps):
+        torch.manual_seed(step_seed(seed, step, rank))
+        lr = optim.lr * lr_multiplier(optim, step, steps)
+        set_lr(optimizer, lr)
+        values = _update(wrapped, batch, optimizer, trained, optim, step)
+        window.append({"step": step + 1, "lr": lr, "loss": sum(values.values()), **values})
+        if (step + 1) % _LOG_EVERY == 0 or step + 1 == steps:
+            history.append(_mean(window))
+            window.clear()
+            progress(step + 1, steps, f"loss {history[-1]['loss']:.3f}")
+        # The last step's checkpoint lets a job of several trainings, cut short later, pass over the finished ones.
+        if ((step + 1) % checkpoint_every == 0 or step + 1 == steps) and rank == 0:
+            _save(checkpoints, step + 1, optimizer, trained, model, (history, window))
+    return FitResult(steps, first, time.monotonic() - started, history)
+
+
+def _ahead(batch_at: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch]]:
+    """Batches in order, the next one read while the last is trained on."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
+        upcoming = reader.submit(batch_at, first) if first < steps else None
+        for step in range(first, steps):
+            assert upcoming is not None
+            batch = upcoming.result()
+            upcoming = reader.submit(batch_at, step + 1) if step + 1 < steps else None
+            yield step, batch
+
+
+def _update(
+    model: nn.Module,
+    batch: Any,
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, nn.Parameter],
+    optim: OptimConfig,
+    step: int,
+) -> dict[str, float]:
+    losses: Mapping[str, Tensor] = model(batch)
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    if not math.isfinite(sum(values.values())):
+        raise NonFiniteLoss(f"the loss is not finite at step {step}: {values}; lower the learning rate ({optim.lr:g})")
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack([value.float() for value in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    clip_gradients(trained.values(), optim)
+    optimizer.step()
+    return values
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    names = rows[-1].keys() - {"step", "lr"}
+    means = {name: sum(r[name] for r in rows) / len(rows) for name in sorted(names)}
+    return {"step": rows[-1]["step"], "lr": rows[-1]["lr"], **means}
+
+
+def _state_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Batch statistics and the like: state that training moves without a gradient."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def _save(
+    folder: Folder,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, nn.Parameter],
+    model: nn.Module,
+    log: tuple[list[dict[str, float]], list[dict[str, float]]],
+) -> None:
+    payload = {
+        "step": step,
+        "parameters": {name: p.detach() for name, p in trained.items()},
+        "buffers": _state_buffers(model),
+        "optimizer": optimizer.state_dict(),
+        "history": log[0],
+        "window": log[1],  # rows not averaged into the history yet
+    }
+    with folder.write(f"step-{step:08d}.pt") as file:
+        torch.save(payload, file)
+    for old in _newest_first(folder)[_KEEP:]:
+        folder.remove(old)
+
+
+def _newest_first(folder: Folder) -> list[str]:
+    return sorted((n for n in folder.names() if n.startswith("step-") and n.endswith(".pt")), reverse=True)
+
+
+def restore(
+    folder: Folder, model: nn.Module, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]
+) -> tuple[int, list[dict[str, float]], list[dict[str, float]]]:
+    """Load the newest readable checkpoint; returns the step to go on from, the history and its open window.
+
+    Raises:
+        ValueError: if the checkpoint's parameters are not the model's.
+    """
+    for name in _newest_first(folder):
+        try:
+            payload: dict[str, Any] = torch.load(io.BytesIO(folder.read_bytes(name)), weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for a file cut short
+            _log.warning("checkpoint %s/%s can't be read (%s); going back to the one before", folder.url, name, error)
+            continue
+        if payload["parameters"].keys() != trained.keys():
+            raise ValueError(f"checkpoint {folder.url}/{name} is of another model; remove that folder to start anew")
+        with torch.no_grad():
+            for key, value in payload["parameters"].items():
+                trained[key].copy_(value)
+            buffers = _state_buffers(model)
+            for key, value in payload["buffers"].items():
+                buffers[key].copy_(value)
+        optimizer.load_state_dict(payload["optimizer"])
+        return int(payload["step"]), list(payload["history"]), list(payload["window"])
+    return 0, [], []

@@ -1,0 +1,70 @@
+"""labels: the teacher matches proposals to concepts, once, offline (paper section 3.3, equation 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regionclip_core.artifacts import ShardRecord
+from regionclip_core.config import Config
+from stages.base import ShardResult, ShardStage, StageContext
+
+
+class LabelsStage(ShardStage):
+    """Writes `labels-00007.parquet`, and once the pool's embeddings, `concept_embeddings.safetensors`."""
+
+    name = "labels"
+    version = 1
+    uses_gpu = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Images, pool, teacher and boxes."""
+        return ("data", "concepts", "teacher", "proposals")
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The prompts count here: they shape the concept embeddings."""
+        prompts = {"prompts": config.teacher.prompts, "normalize_prompts": config.teacher.normalize_prompts}
+        section = config.labels.model_dump(mode="json", exclude={"batch_size"})
+        return {"labels": section, "teacher": prompts, "seed": config.seed}
+
+    def shards(self, ctx: StageContext) -> list[int]:
+        """The shards of the wanted splits."""
+        from regionclip_core.index import split_shards
+
+        return split_shards(ctx.inputs["data"], ctx.config.labels.splits)
+
+    def prepare(self, ctx: StageContext) -> None:
+        """Embed the concept pool once; the workers only read it."""
+        from regionclip_core.clip import load_clip
+        from regionclip_core.concept_embeddings import embed_pool, save_embeddings
+
+        clip = load_clip(ctx.inputs["teacher"])
+        clip.model.to(ctx.device)
+        pool, embeddings_CD = embed_pool(clip, ctx.inputs["concepts"], ctx.config.teacher)
+        save_embeddings(ctx.out, pool, embeddings_CD)
+
+    def setup(self, ctx: StageContext) -> Any:
+        """Teacher and concept embeddings, loaded once a worker."""
+        import torch
+
+        from regionclip_core.labelling import Labeller
+
+        torch.set_num_threads(ctx.threads)
+        return Labeller.load(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device)
+
+    def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
+        """Label the shard's proposals."""
+        import pyarrow.parquet as pq
+
+        table, counts = state.label_shard(ctx.inputs["data"], ctx.inputs["proposals"], shard)
+        with ctx.out.write(f"labels-{shard:05d}.parquet") as file:
+            pq.write_table(table, file)
+        return ShardResult(rows=table.num_rows, counts=counts)
+
+    def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
+        """How many regions were kept, and for annotated images how many of those are right."""
+        from regionclip_core.label_quality import label_quality
+
+        return label_quality(ctx.inputs["data"], ctx.out, ctx.config.labels.splits)
+
+
+STAGE = LabelsStage()

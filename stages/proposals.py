@@ -1,0 +1,58 @@
+"""proposals: boxes that may hold an object, one Parquet row an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regionclip_core.artifacts import ShardRecord
+from regionclip_core.config import Config
+from stages.base import ShardResult, ShardStage, StageContext
+
+
+class ProposalsStage(ShardStage):
+    """Writes `proposals-00007.parquet`; its summary has the recall on annotated splits, novel beside base."""
+
+    name = "proposals"
+    version = 1
+    uses_gpu = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """The images, and the network where one proposes."""
+        return ("data", "rpn") if config.proposals.method == "rpn" else ("data",)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The input size of the network belongs to how it is run, so it counts here too."""
+        size = {"image_size": config.rpn.image_size, "max_size": config.rpn.max_size}
+        return {"proposals": config.proposals.model_dump(mode="json"), "rpn": size, "seed": config.seed}
+
+    def shards(self, ctx: StageContext) -> list[int]:
+        """The shards of the wanted splits."""
+        from regionclip_core.index import split_shards
+
+        return split_shards(ctx.inputs["data"], ctx.config.proposals.splits)
+
+    def setup(self, ctx: StageContext) -> Any:
+        """The proposer, loaded once a worker."""
+        from regionclip_core.proposing import make_proposer
+
+        return make_proposer(ctx.config, ctx.inputs.get("rpn"), ctx.device)
+
+    def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
+        """Propose for every readable image of the shard."""
+        from regionclip_core.proposing import propose_shard
+
+        counts, table = propose_shard(state, ctx.inputs["data"], shard)
+        import pyarrow.parquet as pq
+
+        with ctx.out.write(f"proposals-{shard:05d}.parquet") as file:
+            pq.write_table(table, file)
+        return ShardResult(rows=table.num_rows, counts=counts)
+
+    def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
+        """Recall at IoU 0.5 of the boxes of base and novel categories, per split."""
+        from regionclip_core.proposing import recall_of_splits
+
+        return {"recall": recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)}
+
+
+STAGE = ProposalsStage()

@@ -1,0 +1,158 @@
+"""fit() against a loop written out, and a resumed run against an unbroken one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regionclip_core.artifacts import Folder
+from regionclip_core.config import OptimConfig
+from regionclip_core.training import FitResult, NonFiniteLoss, fit, step_seed
+
+OPTIM = OptimConfig(lr=0.02, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)
+
+
+class Toy(nn.Module):
+    """Batch statistics and dropout: state beyond parameters, and randomness inside the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        x, y = batch
+        error = self.net(x)[:, 0] - y
+        return {"loss_square": error.square().mean(), "loss_abs": 0.1 * error.abs().mean()}
+
+
+def batch_at(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step_seed(7, step))
+    x = torch.randn(16, 4, generator=generator)
+    return x, x.sum(1)
+
+
+class Killed(Exception):
+    pass
+
+
+def run(folder: Path, steps: int = 25, every: int = 4, die_at: int | None = None) -> tuple[Toy, FitResult]:
+    def at(step: int) -> tuple[Tensor, Tensor]:
+        if step == die_at:
+            raise Killed
+        return batch_at(step)
+
+    model = Toy().train()
+    result = fit(
+        model,
+        at,
+        optim=OPTIM,
+        steps=steps,
+        seed=3,
+        checkpoints=Folder(str(folder)),
+        checkpoint_every=every,
+        progress=lambda done, total, note: None,
+    )
+    return model, result
+
+
+def test_matches_a_loop_written_out(tmp_path: Path) -> None:
+    trained, _ = run(tmp_path / "a")
+    model = Toy().train()
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    reference = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=0.02
+    )
+    for step in range(25):
+        torch.manual_seed(step_seed(3, step))
+        warm = 1e-3 + (1 - 1e-3) * step / 3
+        cosine = (1 + torch.cos(torch.tensor(torch.pi * (step - 3) / 22))).item() / 2
+        for group in reference.param_groups:
+            group["lr"] = 0.02 * (warm if step < 3 else cosine)
+        reference.zero_grad()
+        sum(model(batch_at(step)).values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        reference.step()
+    for (name, a), b in zip(trained.state_dict().items(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("die_at", [5, 13, 24])
+def test_a_killed_run_goes_on_bit_equal(tmp_path: Path, die_at: int) -> None:
+    unbroken, expected = run(tmp_path / "unbroken")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", die_at=die_at)
+    resumed, result = run(tmp_path / "killed")
+    assert result.resumed_from == (die_at - 1) // 4 * 4 if die_at % 4 else die_at - 4
+    assert result.history == expected.history
+    for name, tensor in unbroken.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first, expected = run(tmp_path)
+    again, result = run(tmp_path, die_at=0)
+    assert result.resumed_from == 25
+    assert result.history == expected.history
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, die_at=14)
+    newest = max(tmp_path.glob("step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:100])
+    resumed, result = run(tmp_path)
+    assert result.resumed_from == 8
+    unbroken, _ = run(tmp_path / "unbroken")
+    assert all(
+        torch.equal(a, b) for a, b in zip(unbroken.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ValueError, match="another model"):
+        fit(
+            _Wrapped(),
+            batch_at,
+            optim=OPTIM,
+            steps=30,
+            seed=3,
+            checkpoints=Folder(str(tmp_path)),
+            checkpoint_every=4,
+            progress=lambda done, total, note: None,
+        )
+
+
+class _Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy = Toy()
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        return self.toy(batch)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_parts(tmp_path: Path) -> None:
+    class Broken(Toy):
+        def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+            losses = dict(super().forward(batch))
+            return losses | {"loss_abs": losses["loss_abs"] * float("nan")}
+
+    with pytest.raises(NonFiniteLoss, match=r"step 0.*loss_abs"):
+        fit(
+            Broken(),
+            batch_at,
+            optim=OPTIM,
+            steps=5,
+            seed=0,
+            checkpoints=Folder(str(tmp_path)),
+            checkpoint_every=5,
+            progress=lambda done, total, note: None,
+        )
