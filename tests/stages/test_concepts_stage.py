@@ -1,0 +1,149 @@
+"""The concepts stage: from an index to the pool, shard by shard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from regionclip_core.artifacts import Folder, ShardRecord
+from regionclip_core.concept_embeddings import read_pool
+from regionclip_core.concepts import count_captions, make_parser
+from regionclip_core.config import Config
+from regionclip_core.index import IndexRow, write_index
+from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, PHRASES
+from regionclip_core.vocabulary import Vocabulary
+from stages.base import StageContext
+from stages.concepts import STAGE
+
+VOCABULARY = Vocabulary(names=("dog", "hot dog", "skis", "zebra"), base=("dog",))
+CAPTIONS = {
+    0: [["A dog with a hot dog.", "Two dogs."], ["A woman on skis"], [""]],
+    1: [["A cat on a mat."], ["A picture of a dog", "A dog and a cat"]],
+    2: [["An elephant in the other split"]],
+}
+
+
+def make_config(**settings: Any) -> Config:
+    world = {"source": "world", "images": 4}
+    return Config(
+        data={"splits": {"train": world, "val": world}},
+        concepts={"splits": ["train"], "parser": "rules", "min_count": 1, **settings},
+        teacher={"weights": "random"},
+        proposals={"splits": ["train"]},
+        labels={"splits": ["train"]},
+        evaluate={"split": "train"},
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Folder:
+    """A data artifact of three shards, two of them train; one row of shard 1 is bad."""
+    folder = Folder(str(tmp_path / "data"))
+    for shard, images in CAPTIONS.items():
+        rows = [IndexRow(key=f"{shard}-{i}", image_id=i, captions=texts) for i, texts in enumerate(images)]
+        if shard == 1:
+            rows.append(IndexRow(key="bad", image_id=9, captions=["A giraffe"], status="bad_image", reason="cut off"))
+        with folder.write(f"index-{shard:05d}.parquet") as file:
+            write_index(file, rows, VOCABULARY.digest)
+    folder.write_json("splits.json", {"train": {"shards": [0, 1], "images": 6}, "val": {"shards": [2], "images": 1}})
+    folder.write_json("categories.json", VOCABULARY.to_json())
+    return folder
+
+
+def run(config: Config, data: Folder, out: Path, order: int = 1) -> tuple[Folder, list[ShardRecord], dict[str, Any]]:
+    """All of the stage; `order` -1 does the shards backwards."""
+    ctx = StageContext(config, Folder(str(out)), {"data": data})
+    records = []
+    for shard in STAGE.shards(ctx)[::order]:
+        result = STAGE.process(ctx, STAGE.setup(ctx), shard)
+        records.append(ShardRecord(shard, result.rows, result.counts, [], 0.0))
+    return ctx.out, records, STAGE.merge(ctx, records)
+
+
+def test_only_the_wanted_splits_are_parsed(data: Folder) -> None:
+    ctx = StageContext(make_config(), data, {"data": data})
+    assert STAGE.needs(ctx.config) == ("data",)
+    assert STAGE.shards(ctx) == [0, 1]
+
+
+def test_the_artifact(data: Folder, tmp_path: Path) -> None:
+    config = make_config()
+    out, records, summary = run(config, data, tmp_path / "out")
+    assert [record.counts for record in records] == [{"ok": 3}, {"ok": 2, "skipped": 1}]
+    names = set(out.names())
+    assert names == {
+        "phrases-00000.parquet",
+        "phrases-00001.parquet",
+        "concepts.parquet",
+        "dropped.parquet",
+        "concepts.txt",
+    }
+    tables = {name: pq.read_table(str(tmp_path / "out" / f"{name}.parquet")) for name in ("concepts", "dropped")}
+    assert tables["concepts"].schema.equals(CONCEPTS) and tables["dropped"].schema.equals(DROPPED_CONCEPTS)
+    assert pq.read_table(str(tmp_path / "out" / "phrases-00001.parquet")).schema.equals(PHRASES)
+    pool = tables["concepts"].to_pylist()
+    assert [row["concept"] for row in pool] == ["dog", "cat", "hot dog", "mat", "ski", "woman"]
+    assert out.read_bytes("concepts.txt").decode().splitlines() == [row["concept"] for row in pool]
+    assert list(read_pool(out).names) == [row["concept"] for row in pool]
+    assert {row["concept"]: row["dataset_class"] for row in pool if row["dataset_class"]} == {
+        "dog": "dog", "hot dog": "hot dog", "ski": "skis"
+    }  # fmt: skip
+    assert summary["concepts"] == 6 and summary["dropped"] == 1 and summary["images"] == 5
+    assert summary["categories"] == 4 and summary["categories_in_pool"] == 3
+    assert summary["parser"] == "rules" and summary["tables"].startswith("spacy-lookups-data")
+
+
+def test_shards_add_up_to_a_count_over_all(data: Folder, tmp_path: Path) -> None:
+    config = make_config()
+    run(config, data, tmp_path / "out")
+    images = [group for shard in (0, 1) for group in CAPTIONS[shard]]
+    whole = count_captions(make_parser(config.concepts), images).to_table().to_pylist()
+    expected = Counter({row["phrase"]: row["n_captions"] for row in whole if row["drop_reason"] is None})
+    pool = pq.read_table(str(tmp_path / "out" / "concepts.parquet")).to_pylist()
+    assert {row["concept"]: row["n_captions"] for row in pool} == dict(expected)
+
+
+def test_the_order_of_shards_changes_no_byte(data: Folder, tmp_path: Path) -> None:
+    one, _, _ = run(make_config(), data, tmp_path / "one")
+    two, _, _ = run(make_config(), data, tmp_path / "two", order=-1)
+    assert one.names() == two.names()
+    for name in one.names():
+        assert one.read_bytes(name) == two.read_bytes(name), name
+
+
+def test_protected_categories_are_marked_but_must_be_seen(data: Folder, tmp_path: Path) -> None:
+    run(make_config(protect_categories=True), data, tmp_path / "out")
+    pool = pq.read_table(str(tmp_path / "out" / "concepts.parquet")).to_pylist()
+    assert {row["concept"] for row in pool if row["source"] == "dataset"} == {"dog", "hot dog", "ski"}
+    assert "zebra" not in {row["concept"] for row in pool}
+
+
+def test_min_count_too_high_stops_with_advice(data: Folder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'dog', was seen in 4\. Lower concepts\.min_count"):
+        run(make_config(min_count=50), data, tmp_path / "out")
+
+
+def test_the_fingerprint_follows_the_parser() -> None:
+    rules = STAGE.settings(make_config())
+    auto = STAGE.settings(make_config(parser="auto", spacy_model="en_no_such_pipeline"))
+    missing = STAGE.settings(make_config(parser="spacy", spacy_model="en_no_such_pipeline"))
+    assert rules["parser"]["parser"] == auto["parser"]["parser"] == "rules"
+    assert rules["parser"] == auto["parser"]
+    assert missing["parser"] != rules["parser"]
+    assert rules["concepts"]["min_count"] == 1
+
+
+def test_planning_imports_no_spacy() -> None:
+    code = (
+        "import sys; from stages.concepts import STAGE; from regionclip_core.config import ConceptsConfig;"
+        "from regionclip_core.concepts import parser_identity; parser_identity(ConceptsConfig(splits=('a',)));"
+        "print([m for m in ('spacy', 'torch', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
