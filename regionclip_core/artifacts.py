@@ -2,7 +2,7 @@
 
 An artifact folder holds, next to the stage's own files:
 
-    plan.json          the shards the stage set out to do and the settings it does them with
+    plan.json          how many shards the stage set out to do
     shard-00007.json   the record of one shard: the shard is done when this file is there
     failed-00007.json  why a shard failed, with its traceback; removed when the shard succeeds
     failed.json        the same for a job, a set-up or a merge

@@ -19,6 +19,7 @@ from regionclip_core.images import ImageReader
 from regionclip_core.index import IndexRow, read_index, split_shards
 from regionclip_core.sampling import EpochOrder, first_readable
 from regionclip_core.training import step_seed
+from regionclip_core.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ def boxed_images(data: Folder, split: str, allowed: set[int]) -> list[BoxedImage
     unlabelled, as novel ones must. Crowd boxes are left out.
 
     Raises:
-        ValueError: if no image is left.
+        ValueError: if no image is left, or the index was written with another vocabulary.
     """
+    vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     images = []
     for shard in split_shards(data, (split,)):
-        for row in read_index(data, shard):
+        for row in read_index(data, shard, vocabulary.digest):
             if row.status != "ok":
                 continue
             boxes, labels = labelled_boxes(row, allowed)
@@ -88,13 +90,19 @@ def box_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Callable[[int], BoxBatch]:
-    """A function of the step: this rank's share of a global batch, drawn epoch by epoch from permutations."""
-    share = max(1, batch_size // world_size)
+    """A function of the step: this rank's share of a global batch, drawn epoch by epoch from permutations.
+
+    Raises:
+        ValueError: if `batch_size`, images of all ranks together, is no multiple of `world_size`.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
+    share = batch_size // world_size
     order = EpochOrder(len(images), seed)
 
     def at(step: int) -> BoxBatch:
         rng = np.random.default_rng(step_seed(seed, step, rank))
-        start = step * share * world_size + rank * share
+        start = step * batch_size + rank * share
         positions = range(start, start + share)
         chosen = [first_readable(images, order[p], lambda image: reader.read(image.row)) for p in positions]
         pixels, boxes, extra = [], [], []

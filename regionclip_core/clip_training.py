@@ -70,12 +70,14 @@ def batch_maker(
     Every epoch is a new permutation of `pairs`; a caption is drawn anew each time an image comes.
 
     Raises:
-        ValueError: if there are fewer pairs than one batch takes.
+        ValueError: if there are fewer pairs than one batch takes, or a batch is no multiple of `world_size`.
     """
     if len(pairs) < training.batch_size:
         raise ValueError(
             f"teacher.training: batch_size {training.batch_size} exceeds the {len(pairs)} captioned images"
         )
+    if training.batch_size % world_size:
+        raise ValueError(f"batch_size {training.batch_size} does not divide among {world_size} workers")
     share = training.batch_size // world_size
     order = EpochOrder(len(pairs), seed)
 

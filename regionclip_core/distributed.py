@@ -24,7 +24,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
+        # A copy: autograd may hand the same tensor to several nodes, and all_reduce writes in place.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.batch
         return gradient[start : start + ctx.batch]

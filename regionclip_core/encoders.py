@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torchvision.ops import roi_align
@@ -119,11 +120,14 @@ class RegionEncoder(nn.Module):
 
 
 def region_encoder(clip: ClipModel) -> RegionEncoder:
-    """A RegionEncoder with a copy of the CLIP model's visual weights; ValueError unless that is a ResNet."""
+    """A RegionEncoder with a copy of the CLIP model's visual weights; ValueError unless that is a ResNet.
+
+    In channels-last memory, like the batches: convolutions on a CPU are up to twice as fast.
+    """
     visual = clip.model.visual
     if not isinstance(visual, ModifiedResNet):
         raise ValueError(
             f"region features need a CLIP ResNet (RN50, RN50x4, ..., small); {clip.name} has a "
             f"{type(visual).__name__}. Take an RN model, or use labels.mode: crop for the teacher"
         )
-    return RegionEncoder(visual)
+    return RegionEncoder(visual).to(memory_format=torch.channels_last)

@@ -60,7 +60,7 @@ class EvaluationData:
         found: dict[str, Proposals] = {}
         for shard in split_shards(data, (config.evaluate.split,)):
             found.update(read_proposals(proposals, shard))
-            rows += [row for row in read_index(data, shard) if row.key in found]
+            rows += [row for row in read_index(data, shard, vocabulary.digest) if row.key in found]
         if not rows:
             raise ValueError(f"evaluate.split {config.evaluate.split!r} has no readable image with proposals")
         return cls(data, vocabulary, rows, found)

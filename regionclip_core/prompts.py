@@ -43,6 +43,11 @@ def prompt_templates(spec: str) -> tuple[str, ...]:
     return templates
 
 
+def prompt_files(spec: str) -> list[str]:
+    """The text file that `spec` names, if it is none of the built-in sets: what a fingerprint has to look into."""
+    return [] if spec in ("single", "short", "clip81") else [spec]
+
+
 def fill_template(template: str, name: str) -> str:
     """`name` in place of `{}`, by the official rule: commas removed, "+" to a space, nothing else touched."""
     return template.replace("{}", name.replace(",", "").replace("+", " "))

@@ -18,7 +18,7 @@ RPN_WEIGHTS: box_ops.Weights = (1.0, 1.0, 1.0, 1.0)
 
 
 class Proposals(NamedTuple):
-    """One image's proposals, best first: `boxes` [P, 4] input pixels, `logits` [P] raw objectness logits."""
+    """One image's proposals, best first: `boxes` [P, 4], in the pixels that their maker says, and raw `logits` [P]."""
 
     boxes: Tensor
     logits: Tensor

@@ -40,7 +40,7 @@ def whole_image_top1(clip: ClipModel, config: Config, data: Folder, split: str) 
     features, labels = [], []
     for shard in split_shards(data, (split,)):
         for row in read_index(data, shard):
-            if row.status != "ok" or len(row.boxes) != 1 or row.box_labels[0] < 0:
+            if row.status != "ok" or len(row.boxes) != 1 or row.box_labels[0] < 0 or row.box_crowd[0]:
                 continue
             try:
                 image = reader.read(row)

@@ -23,9 +23,15 @@ class EvaluateStage(JobStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Also what shapes the classifier and the crops."""
-        section = config.evaluate.model_dump(mode="json", exclude={"batch_size"})
+        section = config.evaluate.model_dump(mode="json")
         teacher = {"prompts": config.teacher.prompts, "normalize_prompts": config.teacher.normalize_prompts}
         return {"evaluate": section, "teacher": teacher, "labels": {"context": config.labels.context}}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """A file of prompts counts by its content."""
+        from regionclip_core.prompts import prompt_files
+
+        return prompt_files(config.teacher.prompts)
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Measure every model on the same images and proposals."""

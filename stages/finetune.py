@@ -25,6 +25,12 @@ class FinetuneStage(JobStage):
         prompts = {"prompts": config.teacher.prompts, "normalize_prompts": config.teacher.normalize_prompts}
         return {"finetune": config.finetune.model_dump(mode="json"), "teacher": prompts, "seed": config.seed}
 
+    def raw_inputs(self, config: Config) -> list[str]:
+        """A file of prompts counts by its content."""
+        from regionclip_core.prompts import prompt_files
+
+        return prompt_files(config.teacher.prompts)
+
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Finetune each detector with the same data, seed and settings; only the init differs."""
         import torch

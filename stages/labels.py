@@ -23,8 +23,13 @@ class LabelsStage(ShardStage):
     def settings(self, config: Config) -> dict[str, Any]:
         """The prompts count here: they shape the concept embeddings."""
         prompts = {"prompts": config.teacher.prompts, "normalize_prompts": config.teacher.normalize_prompts}
-        section = config.labels.model_dump(mode="json", exclude={"batch_size"})
-        return {"labels": section, "teacher": prompts, "seed": config.seed}
+        return {"labels": config.labels.model_dump(mode="json"), "teacher": prompts, "seed": config.seed}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """A file of prompts counts by its content."""
+        from regionclip_core.prompts import prompt_files
+
+        return prompt_files(config.teacher.prompts)
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The shards of the wanted splits."""

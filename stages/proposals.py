@@ -21,9 +21,13 @@ class ProposalsStage(ShardStage):
         return ("data", "rpn") if config.proposals.method == "rpn" else ("data",)
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The input size of the network belongs to how it is run, so it counts here too."""
-        size = {"image_size": config.rpn.image_size, "max_size": config.rpn.max_size}
-        return {"proposals": config.proposals.model_dump(mode="json"), "rpn": size, "seed": config.seed}
+        """How the network is built and run counts here too: its weights alone don't tell its anchors."""
+        network = config.rpn.model_dump(
+            mode="json", include={"backbone", "width", "anchor_sizes", "image_size", "max_size"}
+        )
+        section = config.proposals.model_dump(mode="json")
+        used = {"rpn": network} if config.proposals.method == "rpn" else {}
+        return {"proposals": section, "seed": config.seed, **used}
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The shards of the wanted splits."""

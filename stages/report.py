@@ -21,8 +21,8 @@ class ReportStage(JobStage):
         return (*before, "pretrain", "finetune", "evaluate")
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The section alone: nothing here is random."""
-        return {"report": config.report.model_dump(mode="json")}
+        """The whole config but where it runs: the page prints settings, so it is made anew when one changes."""
+        return config.model_dump(mode="json", exclude={"execution", "workspace"})
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Read samples of every artifact and write the page."""
