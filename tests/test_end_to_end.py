@@ -33,7 +33,7 @@ def content(workspace: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("run") / "ws"
-    result = call(workspace, "run")
+    result = call(workspace, "run", "--set", "execution.threads=1")
     assert result.exit_code == 0, result.output
     return workspace
 
@@ -59,6 +59,28 @@ def test_metrics_have_the_names_that_the_tables_need(finished: Path) -> None:
                 assert ("top1" in scores) == (setting == "zero_shot_gt")
     assert metrics["finetuned"]["oracle"]["all"]["ap50"] is not None
     assert set(metrics["teacher"]) == {"crop_top1", "whole_image_top1"}
+
+
+def test_ray_gives_the_same_bytes_as_local(finished: Path, tmp_path: Path) -> None:
+    """Every stage, the trainings included: the workers use as many threads as the local run."""
+    workspace = tmp_path / "ws"
+    result = call(workspace, "run", "evaluate", "--backend", "ray", "--set", "execution.threads=1")
+    assert result.exit_code == 0, result.output
+    expected = content(finished)
+    ours = {s: json.loads(next((workspace / s).glob("*/manifest.json")).read_text()) for s in STAGE_NAMES[:-1]}
+    assert {s: m["content_digest"] for s, m in ours.items()} == {s: expected[s] for s in STAGE_NAMES[:-1]}
+
+
+@pytest.mark.slow
+def test_two_training_processes_finish_through_ray_train(finished: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "ws"
+    result = call(workspace, "run", "evaluate", "--backend", "ray", "--set", "execution.train_workers=2")
+    assert result.exit_code == 0, result.output
+    alone, two = (
+        json.loads(next((w / "pretrain").glob("*/manifest.json")).read_text())["summary"] for w in (finished, workspace)
+    )
+    assert two["samples"] == alone["samples"]
+    assert two["steps"] == alone["steps"]
 
 
 def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
@@ -97,7 +119,7 @@ def test_lost_work_comes_back_byte_identical(copied: Path) -> None:
     pretrain = next((copied / "pretrain").glob("*"))
     assert sorted(p.name for p in (pretrain / "checkpoints").iterdir()) == ["step-00000002.pt", "step-00000004.pt"]
     (pretrain / "checkpoints" / "step-00000004.pt").unlink()
-    result = call(copied, "run")
+    result = call(copied, "run", "--set", "execution.threads=1")
     assert result.exit_code == 0, result.output
     assert content(copied) == before
 

@@ -1,0 +1,312 @@
+"""The numbers of the evaluate stage: with an encoder that sees colours, and against loops over images and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_artifacts import (
+    COLOURS,
+    TRAIN,
+    VOCABULARY,
+    Picture,
+    naive_iou,
+    network_input,
+    region_feature,
+    rows_of,
+    tiny_clip,
+    tiny_config,
+    write_data,
+    write_proposals,
+)
+from torch import Tensor, nn
+
+from regionclip_core import evaluating
+from regionclip_core.artifacts import Folder
+from regionclip_core.clip import ClipModel
+from regionclip_core.config import Config
+from regionclip_core.detector import OpenVocabularyDetector
+from regionclip_core.evaluating import Collected, EvaluationData, finetuned, zero_shot
+from regionclip_core.evaluation import ImageDetections
+from regionclip_core.finetuning import build_detector, class_embeddings
+from regionclip_core.images import ImageReader
+from regionclip_core.vocabulary import Vocabulary
+
+GROUPS = ("base", "novel", "all")
+JUNK = [[1.0, 1, 6, 47], [22, 31, 29, 38], [0, 0, 48, 48]]
+
+
+class ColourEncoder(nn.Module):
+    """Embeds a region as the category whose colour its middle has; anything else as 0, which is like no category."""
+
+    embed_dim = len(VOCABULARY)
+
+    def __init__(self, clip: ClipModel) -> None:
+        super().__init__()
+        self.mean, self.std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
+
+    def forward(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        colours = torch.from_numpy(COLOURS).float()
+        rows = []
+        for image, image_boxes in zip(images, boxes, strict=True):
+            pixels = (image * self.std + self.mean) * 255
+            for x0, y0, x1, y1 in image_boxes.tolist():
+                middle = pixels[:, int((y0 + y1) / 2), int((x0 + x1) / 2)]
+                distance, label = (colours - middle).abs().amax(dim=1).min(dim=0)
+                known = float(distance) < 60 and int(label) < len(VOCABULARY)
+                rows.append(torch.eye(len(VOCABULARY))[label] if known else torch.zeros(len(VOCABULARY)))
+        return torch.stack(rows) if rows else torch.zeros(0, len(VOCABULARY))
+
+
+@pytest.fixture
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLIP replaced by a model that can't be wrong about the painted pictures, however they are resized."""
+    monkeypatch.setattr(evaluating, "region_encoder", ColourEncoder)
+    monkeypatch.setattr(evaluating, "class_embeddings", lambda clip, names, config: torch.eye(len(names)))
+
+
+def setup(
+    url: Path, shards: list[list[Picture]], config: Config | None = None, best: Sequence[Sequence[float]] = ()
+) -> tuple[EvaluationData, Config]:
+    """Data whose proposals are `best`, all annotated boxes, the crowds' and unknown ones too, and a few of nothing."""
+    config = config or tiny_config(evaluate={"split": "val"})
+    data = write_data(url / "data", {"val": shards})
+    proposals = Folder(str(url / "proposals"))
+    boxes = {
+        row.key: torch.cat([torch.tensor(best).reshape(-1, 4), torch.from_numpy(row.boxes), torch.tensor(JUNK)])
+        for row in rows_of(data, "val")
+        if row.status == "ok"
+    }
+    write_proposals(proposals, data, "val", boxes, torch.linspace(3, -3, 20))
+    return EvaluationData.read(config, data, proposals), config
+
+
+def scores(evaluation: EvaluationData, config: Config) -> dict[str, dict[str, Any]]:
+    found = zero_shot(tiny_clip(), config, evaluation, "cpu", lambda images: None)
+    return {kind: collected.scores(evaluation) for kind, collected in found.items()}
+
+
+@pytest.mark.usefixtures("colours")
+def test_a_perfect_model_has_full_marks(tmp_path: Path) -> None:
+    """Boxes of both kinds meet their pixels at input scale, and come back in original pixels; crowds and unknown
+    objects, proposed as well, count neither way."""
+    found = scores(*setup(tmp_path, TRAIN))
+    objects = {"base": 6, "novel": 3, "all": 9}
+    for kind in ("gt", "rpn"):
+        for group in GROUPS:
+            assert found[kind][group]["ap50"] == pytest.approx(100), (kind, group)
+            assert found[kind][group]["ap"] == pytest.approx(100), (kind, group)
+            assert found[kind][group]["boxes"] == objects[group]
+    for group in GROUPS:
+        assert found["gt"][group]["top1"] == 100
+        assert "top1" not in found["rpn"][group]
+
+
+@pytest.mark.usefixtures("colours")
+def test_a_model_that_takes_novel_for_base_fails_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = torch.eye(4)[[0, 3, 2, 1]]  # dog and cup, the novel ones
+    monkeypatch.setattr(evaluating, "class_embeddings", lambda clip, names, config: swapped)
+    found = scores(*setup(tmp_path, TRAIN))
+    for kind in ("gt", "rpn"):
+        assert found[kind]["base"]["ap50"] == pytest.approx(100)
+        assert found[kind]["novel"]["ap50"] < 50
+    assert found["gt"]["base"]["top1"] == 100
+    assert found["gt"]["novel"]["top1"] == 0
+    assert found["gt"]["all"]["top1"] == pytest.approx(100 * 6 / 9)
+
+
+class Unannotated(Picture):
+    """A cat that nobody drew a box around."""
+
+    def pixels(self) -> np.ndarray:
+        pixels = super().pixels()
+        pixels[32:46, 34:54] = COLOURS[0]
+        return pixels
+
+
+@pytest.mark.usefixtures("colours")
+def test_images_without_boxes_count(tmp_path: Path) -> None:
+    """A false alarm on one, surer than both right finds: the precision of cats is 2/3 at full recall."""
+    cats = [Picture(48, 64, ((4, 6, 24, 30),), (0,)), Picture(48, 64, ((30, 8, 60, 30),), (0,))]
+    clean, config = setup(tmp_path / "clean", [[*cats, Picture(48, 64)]])
+    assert len(clean.rows) == 3
+    assert scores(clean, config)["rpn"]["all"]["ap50"] == pytest.approx(100)
+    # The same place, the best proposal of every image, shows nothing on the other two.
+    wrong, config = setup(tmp_path / "wrong", [[*cats, Unannotated(48, 64)]], best=[[34.0, 32, 54, 46]])
+    assert scores(wrong, config)["rpn"]["all"]["ap50"] == pytest.approx(200 / 3, abs=0.5)
+    assert scores(wrong, config)["gt"]["all"]["ap50"] == pytest.approx(100)
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    evaluation, config = setup(tmp_path, TRAIN)
+    rows = [row for row in rows_of(evaluation.data, "val") if row.status == "ok"]
+    assert [row.key for row in evaluation.rows] == [row.key for row in rows]
+    assert len(rows) == 7
+    with ImageReader(evaluation.data) as reader:
+        images = [image for batch in evaluation.batches(3) for image in batch]
+        for row, image, truth in zip(rows, images, evaluation.truth(), strict=True):
+            assert image.row.key == row.key
+            assert torch.equal(image.pixels, reader.read_tensor(row))
+            known = [i for i in range(len(row.boxes)) if row.box_labels[i] >= 0]
+            usable = [i for i in known if not row.box_crowd[i]]
+            assert image.boxes.tolist() == row.boxes[usable].tolist()
+            assert image.labels.tolist() == row.box_labels[usable].tolist()
+            assert (truth.image_id, truth.width, truth.height) == (row.image_id, row.width, row.height)
+            assert truth.boxes.tolist() == row.boxes[known].tolist()
+            assert truth.labels.tolist() == row.box_labels[known].tolist()
+            assert truth.crowd is not None
+            assert truth.crowd.tolist() == row.box_crowd[known].tolist()
+            assert truth.area is not None
+            assert truth.area.tolist() == row.box_area[known].tolist()
+    assert [len(batch) for batch in evaluation.batches(3)] == [3, 3, 1]
+    empty = Folder(str(tmp_path / "none"))
+    write_proposals(empty, evaluation.data, "val", {}, torch.zeros(0))
+    with pytest.raises(ValueError, match=r"evaluate\.split 'val' has no readable image with proposals"):
+        EvaluationData.read(config, evaluation.data, empty)
+
+
+def test_boxes_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    evaluation, config = setup(tmp_path, TRAIN)
+    evaluation.data.write_json("categories.json", Vocabulary(("cat", "dog", "bus", "mug")).to_json())
+    with pytest.raises(ValueError, match="its box labels are of vocabulary"):
+        EvaluationData.read(config, evaluation.data, Folder(str(tmp_path / "proposals")))
+
+
+# All of one size, since an image's features feel the padding of its batch; the last batch is not full.
+EVEN = [
+    Picture(48, 72, ((4, 6, 20, 30), (30, 10, 60, 26)), (0, 1)),
+    Picture(48, 72),
+    Picture(48, 72, ((10, 10, 40, 40), (40, 5, 70, 25), (0, 0, 72, 20)), (3, 2, 0), crowd=(2,)),
+    Picture(48, 72, ((0, 0, 64, 20), (8, 24, 28, 44)), (UNKNOWN := -1, 2)),
+]
+Found = tuple[float, int, tuple[float, ...]]
+
+
+def naive_detections(
+    boxes: list[list[float]], probabilities: list[np.ndarray], factors: list[float], rules: dict[str, float]
+) -> list[Found]:
+    """(score, label, box) of one image: product, threshold, greedy suppression class by class, the best."""
+    found: list[Found] = []
+    for label in range(len(VOCABULARY)):
+        column = [
+            (float(np.sqrt(p[label] * f)) if f else float(p[label]), tuple(box))
+            for p, f, box in zip(probabilities, factors, boxes, strict=True)
+        ]
+        kept: list[tuple[float, tuple[float, ...]]] = []
+        for score, box in sorted(column, key=lambda pair: -pair[0]):
+            if score > rules["threshold"] and all(naive_iou(box, other) <= rules["nms"] for _, other in kept):
+                kept.append((score, box))
+        found += [(score, label, box) for score, box in kept]
+    return sorted(found, key=lambda one: -one[0])[: int(rules["most"])]
+
+
+def assert_found(found: ImageDetections, expected: list[Found], tolerance: float = 1e-3) -> None:
+    np.testing.assert_allclose(found.scores, [score for score, _, _ in expected], atol=1e-4)
+    assert found.labels.tolist() == [label for _, label, _ in expected]
+    np.testing.assert_allclose(found.boxes, np.array([box for *_, box in expected]).reshape(-1, 4), atol=tolerance)
+
+
+def naive_features(row: Any, boxes: Tensor, evaluation: EvaluationData, visual: nn.Module, clip: ClipModel) -> Tensor:
+    canvas = network_input(ImageReader(evaluation.data).read(row), (64, 96), clip.mean, clip.std)
+    ratio = torch.tensor([96 / 72, 64 / 48] * 2)
+    with torch.no_grad():
+        rows = [region_feature(visual, canvas, (box * ratio).tolist()) for box in boxes]
+    return torch.stack(rows) if rows else torch.zeros(0, 16)
+
+
+@pytest.mark.parametrize("background", ["none", "zero"])
+@pytest.mark.parametrize("objectness", ["none", "sigmoid"])
+def test_zero_shot_against_a_loop(tmp_path: Path, background: str, objectness: str) -> None:
+    settings = {"zero_shot_background": background, "objectness": objectness}
+    rules = {"threshold": 0.15, "nms": 0.3, "most": 6}
+    limits = {"split": "val", "score_threshold": 0.15, "nms": 0.3, "max_detections": 6}
+    evaluation, config = setup(tmp_path, [EVEN], tiny_config(evaluate={**limits, **settings}))
+    clip, ticks = tiny_clip(), []
+    found = zero_shot(clip, config, evaluation, "cpu", ticks.append)
+    assert ticks == [3, 1]
+    with torch.no_grad():
+        classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+    right: list[bool] = []
+    number = 0
+    for i, row in enumerate(evaluation.rows):
+        use = [j for j in range(len(row.boxes)) if row.box_labels[j] >= 0 and not row.box_crowd[j]]
+        proposals = evaluation.proposals[row.key]
+        for kind, boxes in (("gt", torch.from_numpy(row.boxes[use])), ("rpn", proposals.boxes)):
+            probabilities = []
+            for feature in naive_features(row, boxes, evaluation, clip.model.visual, clip):
+                logits = (classes @ feature / feature.norm() / 0.07).double().numpy()
+                weights = np.exp(logits - logits.max())
+                probabilities.append(weights / (weights.sum() + (np.exp(-logits.max()) if background == "zero" else 0)))
+            factors = [0.0] * len(boxes)
+            if kind == "rpn" and objectness == "sigmoid":
+                factors = [1 / (1 + np.exp(-float(v))) for v in proposals.logits]
+            expected = naive_detections(boxes.tolist(), probabilities, factors, rules)
+            number += len(expected)
+            detections = found[kind].detections[i]
+            assert detections.image_id == row.image_id
+            assert_found(detections, expected)
+            if kind == "gt":
+                right += [int(p.argmax()) == row.box_labels[j] for p, j in zip(probabilities, use, strict=True)]
+    assert number > 12
+    top1 = found["gt"].scores(evaluation)["all"]["top1"]
+    assert top1 == pytest.approx(100 * np.mean(right))
+
+
+def test_finetuned_against_a_loop(tmp_path: Path) -> None:
+    """With box deltas and a background, classified into all names by a detector trained on two of them."""
+    limits = {"split": "val", "score_threshold": 0.1, "nms": 0.4, "max_detections": 7}
+    evaluation, config = setup(tmp_path, [EVEN], tiny_config(evaluate=limits))
+    clip = tiny_clip()
+    detector = build_detector(clip, ("cat", "bus"), config)
+    generator = torch.Generator().manual_seed(0)
+    detector.background_logit.data.fill_(1.5)
+    detector.box_regressor.weight.data.normal_(std=2.0, generator=generator)
+    ticks: list[int] = []
+    found = finetuned(detector, clip, config, evaluation, "cpu", ticks.append)
+    assert ticks == [3, 1]
+    assert detector.names == VOCABULARY.names
+    classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+    moved = 0.0
+    for i, row in enumerate(evaluation.rows):
+        proposals, boxes, probabilities = evaluation.proposals[row.key], [], []
+        features = naive_features(row, proposals.boxes, evaluation, clip.model.visual, clip)
+        for (x0, y0, x1, y1), feature in zip(proposals.boxes.tolist(), features, strict=True):
+            logits = np.append((classes @ feature / feature.norm() / 0.07).numpy(), 1.5)
+            weights = np.exp(logits - logits.max())
+            probabilities.append(weights[:-1] / weights.sum())
+            with torch.no_grad():
+                dx, dy, dw, dh = (detector.box_regressor(feature) / torch.tensor([10.0, 10, 5, 5])).tolist()
+            w, h = x1 - x0, y1 - y0
+            x, y = (x0 + x1) / 2 + dx * w, (y0 + y1) / 2 + dy * h
+            half_w, half_h = w * np.exp(dw) / 2, h * np.exp(dh) / 2
+            box = np.clip([x - half_w, y - half_h, x + half_w, y + half_h], 0, [72, 48, 72, 48]).tolist()
+            moved = max(moved, float(np.abs(np.array(box) - [x0, y0, x1, y1]).max()))
+            boxes.append(box)
+        rules = {"threshold": 0.1, "nms": 0.4, "most": 7}
+        assert_found(found.detections[i], naive_detections(boxes, probabilities, [0.0] * len(boxes), rules), 0.02)
+    assert moved > 3
+
+
+def test_a_loaded_detector_is_measured_as_it_was_trained(tmp_path: Path) -> None:
+    from regionclip_core.detector import load_detector, save_detector
+
+    evaluation, config = setup(tmp_path, [EVEN])
+    clip = tiny_clip()
+    detector = build_detector(clip, ("cat", "bus"), config)
+    save_detector(detector, Folder(str(tmp_path / "saved")), clip.architecture, stem="x")
+    loaded: OpenVocabularyDetector = load_detector(Folder(str(tmp_path / "saved")), stem="x")
+    one, other = (finetuned(d, clip, config, evaluation, "cpu", lambda n: None) for d in (detector, loaded))
+    for a, b in zip(one.detections, other.detections, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+        assert a.labels.tolist() == b.labels.tolist()
+
+
+def test_nothing_found_is_zero_and_not_an_error(tmp_path: Path) -> None:
+    evaluation, _ = setup(tmp_path, [EVEN])
+    result = Collected().scores(evaluation)
+    assert [result[group]["ap50"] for group in GROUPS] == [0, 0, 0]
+    assert "top1" not in result["all"]
