@@ -42,8 +42,8 @@ class ClipModel:
 
     @property
     def logit_scale(self) -> float:
-        """The learned inverse temperature, exp(logit_scale)."""
-        return float(self.model.logit_scale.detach().float().exp().item())
+        """The learned inverse temperature, exp(logit_scale), at most CLIP's own ceiling of 100."""
+        return min(100.0, float(self.model.logit_scale.detach().float().exp().item()))
 
     @property
     def embed_dim(self) -> int:

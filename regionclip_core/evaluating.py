@@ -5,6 +5,7 @@ R regions of one image, G annotated boxes of one image, K categories, D embeddin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,14 @@ from regionclip_core.encoders import region_encoder
 from regionclip_core.evaluation import ImageDetections, ImageTruth, evaluate_detections, top1_accuracy
 from regionclip_core.finetuning import class_embeddings
 from regionclip_core.image_batch import ImageBatch, batch_images
-from regionclip_core.images import ImageReader
+from regionclip_core.images import BadImage, ImageReader
 from regionclip_core.index import IndexRow, read_index, split_shards
 from regionclip_core.inference import Detections, InferenceSettings, detect_image
 from regionclip_core.proposing import read_proposals
 from regionclip_core.selection import Proposals
 from regionclip_core.vocabulary import Vocabulary
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class EvaluationData:
 
     @classmethod
     def read(cls, config: Config, data: Folder, proposals: Folder) -> EvaluationData:
-        """Rows of `evaluate.split` that have proposals, i.e. could be read."""
+        """Rows of `evaluate.split` that have proposals."""
         vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
         rows: list[IndexRow] = []
         found: dict[str, Proposals] = {}
@@ -84,16 +87,21 @@ class EvaluationData:
         return result
 
     def batches(self, size: int) -> Iterator[list[EvaluationImage]]:
-        """Images with their pixels, `size` at a time."""
+        """Images with their pixels, at most `size` at a time; one that can't be read is left out."""
         reader = ImageReader(self.data)
         for start in range(0, len(self.rows), size):
             batch = []
             for row in self.rows[start : start + size]:
-                pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
+                try:
+                    pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
+                except BadImage as error:  # its objects stay in the truth, as missed ones
+                    _log.warning("evaluation goes on without %s: %s", row.key, error)
+                    continue
                 use = (row.box_labels >= 0) & ~row.box_crowd
                 boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
                 batch.append(EvaluationImage(row, pixels, boxes, labels, self.proposals[row.key]))
-            yield batch
+            if batch:
+                yield batch
 
 
 @dataclass

@@ -66,6 +66,8 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
         for image in boxed_images(data, config.finetune.split, set(allowed))
         if image.row.key in found
     ]
+    if not images:
+        raise ValueError(f"finetune.split {config.finetune.split!r}: no image with boxes could be read for proposals")
     return FinetuneData(images, tuple(vocabulary.names[label] for label in allowed))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -62,7 +63,7 @@ class PatternBoxes:
             if settings.method == "grid":
                 found.append(grid_boxes(row.width, row.height, settings.grid_scales, settings.max_regions))
                 continue
-            key = int.from_bytes(row.key.encode()[-8:].rjust(8, b"\0"), "big")
+            key = int.from_bytes(hashlib.sha256(row.key.encode()).digest()[:8], "big")
             generator = torch.Generator().manual_seed(step_seed(self.seed, key))
             found.append(random_boxes(row.width, row.height, settings.grid_scales, settings.max_regions, generator))
         return found

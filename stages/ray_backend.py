@@ -132,11 +132,11 @@ class _Pool:
 def _worker_environment() -> dict[str, str]:
     """What the driver can import, workers can: its sys.path, made absolute. One thread, until a job asks for more.
 
-    Threads wait asleep: Ray's own processes share the CPUs, and spinning threads would take their turns.
+    Waiting threads soon sleep: Ray's own processes share the CPUs, and spinning threads would take their turns.
     """
     path = dict.fromkeys(os.path.abspath(p or os.curdir) for p in sys.path if not p.endswith(".zip"))
-    wait = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": wait}
+    spin = os.environ.get("GOMP_SPINCOUNT", work.SPIN_COUNT)
+    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": spin}
 
 
 @contextmanager

@@ -139,8 +139,8 @@ def test_draw_puts_a_box_where_it_was_found(height: int, width: int, scale: int)
 def test_draw_shows_what_is_sure_enough_and_the_best_on_top() -> None:
     grey = np.full((600, 900, 3), 90, np.uint8)
     boxes = [[100.0, 100, 300, 300], [500, 100, 700, 300]]
-    both = np.asarray(draw(grey, detections(boxes, [0.8, 0.3]), NAMES, 0.3))
-    sure = np.asarray(draw(grey, detections(boxes, [0.8, 0.3]), NAMES, 0.31))
+    both = np.asarray(draw(grey, detections(boxes, [0.75, 0.25]), NAMES, 0.25))
+    sure = np.asarray(draw(grey, detections(boxes, [0.75, 0.25]), NAMES, 0.26))
     none = np.asarray(draw(grey, detections([], []), NAMES, 0.0))
     assert (none == 90).all()
     assert (sure[:, 450:] == 90).all()

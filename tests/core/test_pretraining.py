@@ -205,6 +205,7 @@ def test_gradients_reach_the_unfrozen_student_only(freeze_at: int) -> None:
             assert rest == "attnpool.k_proj.bias" or float(parameter.grad.abs().max()) > 0, name
         else:
             assert parameter.grad is None, name
+            assert not parameter.requires_grad, name  # or data-parallel training would wait for its gradient
     assert not trainer.concept_embeddings_CD.requires_grad
 
 
