@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from regionclip_core.images import BadImage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Key = TypeVar("Key")
 _log = logging.getLogger(__name__)
 _MOST_BAD_IN_A_ROW = 100
 
@@ -32,6 +34,28 @@ class EpochOrder:
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.count)
             self._epoch = epoch
         return int(self._permutation[offset])
+
+
+class ImageCache(Generic[Key]):
+    """Decoded images kept in memory up to a budget: small training images come again every epoch.
+
+    Nothing is thrown out once the budget is full, so an epoch in random order still finds a fixed share here.
+    """
+
+    def __init__(self, read: Callable[[Key], npt.NDArray[np.uint8]], budget_bytes: int) -> None:
+        self._read = read
+        self._left = budget_bytes
+        self._kept: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def read(self, number: int, key: Key) -> npt.NDArray[np.uint8]:
+        """The image that `read(key)` gives; `number` stands for `key`. The caller must not write into it."""
+        image = self._kept.get(number)
+        if image is None:
+            image = self._read(key)
+            if image.nbytes <= self._left:
+                self._left -= image.nbytes
+                self._kept[number] = image
+        return image
 
 
 def first_readable(items: Sequence[Item], index: int, read: Callable[[Item], Result]) -> tuple[Item, Result]:

@@ -71,8 +71,8 @@ def fit(
     Args:
         model: `model(batch)` returns the named losses (scalars), whose sum is minimised. Frozen parameters are
             neither optimised nor checkpointed.
-        batch_at: this rank's batch of a 0-based step. It is called ahead of time in a thread of its own and must
-            draw from the step's number alone.
+        batch_at: this rank's batch of a 0-based step. It must draw from the step's number alone; beside a GPU it is
+            called ahead of time, in a thread of its own.
         checkpoints: folder of this job's checkpoints; only rank 0 writes.
         world_size: above 1 the process group must be initialised; gradients are averaged over ranks by
             DistributedDataParallel.
@@ -87,7 +87,7 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     first, history, window = restore(checkpoints, model, optimizer, trained)
     wrapped = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
-    for step, batch in _ahead(batch_at, first, steps):
+    for step, batch in _batches(batch_at, first, steps, ahead=next(iter(trained.values())).is_cuda):
         torch.manual_seed(step_seed(seed, step, rank))
         lr = optim.lr * lr_multiplier(optim, step, steps)
         set_lr(optimizer, lr)
@@ -103,8 +103,15 @@ def fit(
     return FitResult(steps, first, time.monotonic() - started, history)
 
 
-def _ahead(batch_at: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch]]:
-    """Batches in order, the next one read while the last is trained on."""
+def _batches(batch_at: Callable[[int], Batch], first: int, steps: int, ahead: bool) -> Iterator[tuple[int, Batch]]:
+    """Batches in order. `ahead`: the next one is read while the last is trained on.
+
+    Worth it beside a GPU only: where the training has every CPU, a reading thread makes all of torch's threads wait
+    for the one whose turn it takes (measured: 0.16 s a step of the embedded teacher, 0.13 s without).
+    """
+    if not ahead:
+        yield from ((step, batch_at(step)) for step in range(first, steps))
+        return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
         upcoming = reader.submit(batch_at, first) if first < steps else None
         for step in range(first, steps):

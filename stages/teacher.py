@@ -7,6 +7,8 @@ from typing import Any
 from regionclip_core.config import Config
 from stages.base import JobStage, StageContext
 
+_CACHE_BYTES = 512 * 1024**2  # decoded images kept between epochs: all of the embedded world's, a part of more
+
 
 class TeacherStage(JobStage):
     """Writes `clip.safetensors` and `clip.json`; trains the model first where `teacher.weights` is `train`."""
@@ -84,14 +86,12 @@ def captioned_images(data: Any, splits: tuple[str, ...]) -> list[Any]:
     from regionclip_core.clip_training import CaptionedImage
     from regionclip_core.images import ImageReader
     from regionclip_core.index import read_index, split_shards
+    from regionclip_core.sampling import ImageCache
 
-    reader = ImageReader(data)
-    return [
-        CaptionedImage(partial(reader.read, row), tuple(row.captions))
-        for shard in split_shards(data, splits)
-        for row in read_index(data, shard)
-        if row.status == "ok" and row.captions
-    ]
+    cache = ImageCache(ImageReader(data).read, _CACHE_BYTES)
+    rows = (row for shard in split_shards(data, splits) for row in read_index(data, shard))
+    usable = (row for row in rows if row.status == "ok" and row.captions)
+    return [CaptionedImage(partial(cache.read, n, row), tuple(row.captions)) for n, row in enumerate(usable)]
 
 
 STAGE = TeacherStage()

@@ -13,7 +13,14 @@ from open_clip.loss import ClipLoss
 from PIL import Image
 from small_artifacts import tiny_clip, unnormalised
 
-from regionclip_core.clip_training import CaptionedImage, ClipBatch, ClipTrainer, augment, batch_maker, normalise
+from regionclip_core.clip_training import (
+    CaptionedImage,
+    ClipBatch,
+    ClipTrainer,
+    augment,
+    batch_maker,
+    normalise,
+)
 from regionclip_core.config import TeacherTraining
 from regionclip_core.images import BadImage
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from regionclip_core.images import BadImage
-from regionclip_core.sampling import EpochOrder, first_readable
+from regionclip_core.sampling import EpochOrder, ImageCache, first_readable
 
 
 def test_every_epoch_is_a_new_permutation() -> None:
@@ -32,3 +33,17 @@ def test_a_bad_image_gives_way_to_the_next() -> None:
     assert first_readable([0, 1, 2, 3, 4], 1, read) == (1, "pixels 1")
     with pytest.raises(BadImage, match="item 2"):
         first_readable([2, 3], 0, read)
+
+
+def test_the_cache_gives_what_reading_gives_and_keeps_to_its_budget() -> None:
+    reads: list[str] = []
+
+    def read(name: str) -> np.ndarray:
+        reads.append(name)
+        return np.full((4, 4, 3), ord(name[0]), np.uint8)  # 48 bytes
+
+    cache = ImageCache(read, budget_bytes=100)
+    for _ in range(3):
+        for number, name in enumerate("abc"):
+            assert np.array_equal(cache.read(number, name), np.full((4, 4, 3), ord(name), np.uint8))
+    assert [reads.count(name) for name in "abc"] == [1, 1, 3]

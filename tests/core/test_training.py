@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import OptimConfig
-from regionclip_core.training import FitResult, NonFiniteLoss, fit, step_seed
+from regionclip_core.training import FitResult, NonFiniteLoss, _batches, fit, step_seed
 
 OPTIM = OptimConfig(lr=0.02, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)
 
@@ -156,3 +156,16 @@ def test_a_loss_that_is_not_finite_stops_with_its_parts(tmp_path: Path) -> None:
             checkpoint_every=5,
             progress=lambda done, total, note: None,
         )
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batches_come_in_order_from_the_first_asked_for(ahead: bool) -> None:
+    asked: list[int] = []
+
+    def at(step: int) -> str:
+        asked.append(step)
+        return f"batch {step}"
+
+    assert list(_batches(at, 3, 7, ahead)) == [(step, f"batch {step}") for step in range(3, 7)]
+    assert asked == [3, 4, 5, 6]
+    assert list(_batches(at, 7, 7, ahead)) == []
