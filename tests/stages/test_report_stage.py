@@ -316,7 +316,10 @@ def test_needs_and_settings() -> None:
     assert "rpn" in REPORT.needs(make_config())
     grid = make_config(proposals={"splits": list(SPLITS), "method": "grid"})
     assert "rpn" not in REPORT.needs(grid)
-    assert REPORT.settings(grid) == {"report": {"images": 3}}
+    settings = REPORT.settings(grid)  # the page prints settings of every stage, but not where it ran
+    assert settings["report"] == {"images": 3}
+    assert settings["proposals"]["method"] == "grid"
+    assert not {"execution", "workspace"} & set(settings)
 
 
 def test_runs_without_the_optional_parts(tmp_path: Path) -> None:
