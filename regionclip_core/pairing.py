@@ -25,7 +25,8 @@ def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settin
     """Write one shard's samples as a WebDataset tar; returns images by what became of them.
 
     Image bytes are copied as they are. Counts: `ok` (written), `few_regions` (fewer kept regions than
-    settings.min_regions), `not_labelled` (their row in the labels says why), `bad_image`.
+    settings.min_regions), `no_caption` (a pair needs one: the image-text loss would contrast an empty text),
+    `not_labelled` (their row in the labels says why), `bad_image`.
 
     Raises:
         ValueError: a label's key is not in the index: the two artifacts are not of one run.
@@ -39,6 +40,9 @@ def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settin
                 raise ValueError(f"labels of shard {shard} have {label['key']!r}, which the data index does not")
             if label["status"] != "ok":
                 counts["not_labelled"] += 1
+                continue
+            if not images[label["key"]].captions:
+                counts["no_caption"] += 1
                 continue
             regions = best_regions(label, settings.max_regions)
             if len(regions["boxes"]) < settings.min_regions:

@@ -117,7 +117,7 @@ def collate(
         images.append(image)
         boxes.append(box)
         picks.append(pick)
-        captions.append(sample.captions[rng.integers(len(sample.captions))] if sample.captions else "")
+        captions.append(sample.captions[rng.integers(len(sample.captions))])
     batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std)
 
     def regions(name: str) -> Tensor:

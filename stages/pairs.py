@@ -13,7 +13,7 @@ class PairsStage(ShardStage):
     """Writes `pairs-00007.tar`, and at the end `pairs.json`: samples by shard and the concept pool's digest."""
 
     name = "pairs"
-    version = 1
+    version = 2
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Images and captions from data, regions from labels."""
@@ -42,7 +42,7 @@ class PairsStage(ShardStage):
         """Samples by shard, for the loader.
 
         Raises:
-            ValueError: no image kept enough regions.
+            ValueError: no image has a caption and enough kept regions.
         """
         from regionclip_core.pairing import labels_digest, stored_probabilities
         from regionclip_core.pairs import write_meta
@@ -50,7 +50,7 @@ class PairsStage(ShardStage):
         samples = sum(record.rows for record in records)
         if not samples:
             raise ValueError(
-                "pairs: no image kept enough regions; lower labels.threshold or pairs.min_regions "
+                "pairs: no captioned image kept enough regions; lower labels.threshold or pairs.min_regions "
                 f"(now {ctx.config.labels.threshold} and {ctx.config.pairs.min_regions})"
             )
         shards = sorted(record.shard for record in records)
