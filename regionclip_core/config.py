@@ -95,6 +95,24 @@ class CocoSplit(Section):
     """instances_*.json, for boxes."""
     captions: str | None = None
     """captions_*.json, for captions."""
+    masks: bool = False
+    """Read segmentation masks too: for `finetune.mask_head` and mask AP."""
+    limit: int | None = Field(None, ge=1)
+    """Take only the first images, in the order of the file."""
+
+
+class LvisSplit(Section):
+    """LVIS v1 annotations beside COCO's image folders."""
+
+    source: Literal["lvis"]
+    images: str
+    """Folder (or fsspec URL) that holds COCO's train2017/ and val2017/, from which LVIS draws its images."""
+    instances: str
+    """lvis_v1_*.json."""
+    captions: str | None = None
+    """COCO's captions_*.json, for captions of the same images."""
+    masks: bool = True
+    """Read segmentation masks too: for `finetune.mask_head` and mask AP."""
     limit: int | None = Field(None, ge=1)
     """Take only the first images, in the order of the file."""
 
@@ -109,7 +127,7 @@ class FolderSplit(Section):
     """.jsonl, .csv or .tsv with the fields `file` and `caption`; a file may stand in several rows."""
 
 
-Split = Annotated[WorldSplit | TarsSplit | CocoSplit | FolderSplit, Field(discriminator="source")]
+Split = Annotated[WorldSplit | TarsSplit | CocoSplit | LvisSplit | FolderSplit, Field(discriminator="source")]
 
 
 class DataConfig(Section):
@@ -118,7 +136,8 @@ class DataConfig(Section):
     splits: dict[str, Split]
     """Splits by name; the other stages choose theirs by these names."""
     categories: str = "world"
-    """`world`, a name under data/ (`coco_ovd`), or a path to a YAML/JSON file with `base:` and `novel:` lists."""
+    """`world`, a name under data/ (`coco_ovd`), a YAML/JSON file with `base:` and `novel:` lists, or an LVIS
+    annotation file (rare categories are novel, the others base)."""
     shard_size: int = Field(500, ge=1)
     """Images a shard (tars keep the shards they come in)."""
 
@@ -216,16 +235,20 @@ class TeacherConfig(Section):
     """The CLIP whose knowledge of whole images is carried to regions."""
 
     model: str = "small"
-    """`small` (see `architecture`) or an open_clip architecture, e.g. RN50, RN50x4, ViT-B-32."""
+    """`small` (see `architecture`) or an open_clip architecture: an RN, a ViT (ViT-B-16), a SigLIP (ViT-B-16-SigLIP);
+    others can label with `labels.mode: crop` and no more."""
     weights: str = "train"
-    """`train` (on `training.splits`), an open_clip pretrained tag (`openai`), a local checkpoint file, or `random`
-    (untrained: for trying the pipeline out, never for results)."""
+    """`train` (on `training.splits`), an open_clip pretrained tag (`openai`), a local checkpoint file, a folder from
+    `regionclip import` or `export`, or `random` (untrained: for trying the pipeline out, never for results)."""
     architecture: ClipArchitecture = ClipArchitecture()
     training: TeacherTraining | None = None
     prompts: str = "short"
     """Prompt templates: `single`, `short`, `clip81` (the paper's), or a text file with `{}` lines."""
     normalize_prompts: bool = True
     """Normalise each prompt's embedding before averaging; false reproduces the official average of raw ones."""
+    embeddings: tuple[str, ...] = ()
+    """Folders from `regionclip import` of published embedding files. Names that they hold take their embedding from
+    there, all others from the text encoder."""
 
     @model_validator(mode="after")
     def _training_is_given(self) -> TeacherConfig:
@@ -240,9 +263,10 @@ class TeacherConfig(Section):
 class RpnConfig(Section):
     """A class-agnostic region proposal network, trained on the boxes of base categories only."""
 
-    backbone: Literal["small", "resnet50_c4", "resnet50_fpn", "resnet50_fpn_lsj"] = "small"
+    backbone: Literal["small", "resnet50_c4", "resnet50_fpn", "resnet50_fpn_lsj", "torchvision_fpn"] = "small"
+    """`small`: for small images. `resnet50_*`: the official proposal branches. `torchvision_fpn`: torchvision's."""
     weights: str = "train"
-    """`train`, `random` (for trying out), or a file of weights."""
+    """`train`, `random` (for trying out), or a file or folder from `regionclip import`."""
     split: str = "train"
     width: int = 24
     """Channels of the small backbone's first stage."""
@@ -277,6 +301,9 @@ class ProposalsConfig(Section):
 # ---------------------------------------------------------------- labels, pairs
 
 
+Resize = Literal["detection", "pretraining"]
+
+
 class LabelsConfig(Section):
     """Teacher pseudo labels for proposals (paper section 3.3)."""
 
@@ -288,6 +315,9 @@ class LabelsConfig(Section):
     image_size: int = 128
     """`roi`: shorter side of the input, pixels."""
     max_size: int = 1333
+    resize: Resize = "detection"
+    """`roi`: `detection` resizes bilinearly and rounds the longer side; `pretraining` is the official pretraining's
+    rule: bicubic, longer side rounded down."""
     max_regions: int = Field(16, ge=1)
     """Proposals labelled an image, best objectness first."""
     threshold: float = Field(0.1, ge=0, lt=1)
@@ -314,6 +344,8 @@ class PairsConfig(Section):
 class PretrainConfig(Section):
     """Region-text pretraining of the student (paper section 3.3, equations 1-4)."""
 
+    weights: str = "train"
+    """`train`, or a published student: a folder from `regionclip import`, taken as it is."""
     steps: int = Field(300, ge=1)
     batch_size: int = Field(16, ge=1)
     """Images a step, all workers together."""
@@ -321,14 +353,20 @@ class PretrainConfig(Section):
     image_size: int = 128
     """Shorter side of the input, pixels."""
     max_size: int = 1333
+    resize: Resize = "detection"
+    """As `labels.resize`."""
     flip: float = Field(0.5, ge=0, le=1)
     freeze_at: int = Field(2, ge=0, le=5)
-    """Frozen parts of the visual encoder: 1 the stem, 2 the stem and stage 1, ..."""
+    """Frozen parts of the visual encoder. ResNets: 1 the stem, 2 also stage 1, ..., 5 all but the attention pool.
+    ViTs: 1 patch embedding and positions, 2 also the first quarter of the blocks, ..., 5 all but what pools."""
     temperature: float | None = Field(None, gt=0)
     """null takes the teacher's own."""
     contrastive_weight: float = Field(1.0, ge=0)
     distill_weight: float = Field(1.0, ge=0)
     image_text_weight: float = Field(1.0, ge=0)
+    gather_regions: bool = True
+    """The region losses are those of all workers' regions together, whatever their number; false reproduces the
+    official losses, which each worker takes over its own regions."""
     global_box: Literal["image", "padded"] = "image"
     """`padded` reproduces the official global box over the batch's padded canvas."""
     optim: OptimConfig = OptimConfig(lr=5e-4, weight_decay=1e-4, clip_norm=5.0)
@@ -338,7 +376,13 @@ class PretrainConfig(Section):
 class FinetuneConfig(Section):
     """Open-vocabulary detector from base boxes (paper section 3.4)."""
 
+    weights: str = "train"
+    """`train`, or a published detector: a folder from `regionclip import`, taken as it is for the `regionclip` one."""
     split: str = "train"
+    sampling: Literal["uniform", "repeat_factor"] = "uniform"
+    """`repeat_factor`: images with rare categories come more often (LVIS's way)."""
+    repeat_threshold: float = Field(0.001, gt=0, le=1)
+    """`repeat_factor`: categories in a smaller share of the images are repeated."""
     oracle: bool = True
     """Also finetune on the boxes of all categories, as an upper row."""
     steps: int = Field(60, ge=1)
@@ -347,6 +391,8 @@ class FinetuneConfig(Section):
     positive_fraction: float = Field(0.25, gt=0, le=1)
     image_size: int = 128
     max_size: int = 1333
+    train_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Shorter sides of the input to draw from, one an image and step; empty: always `image_size`."""
     flip: float = Field(0.5, ge=0, le=1)
     freeze_at: int = Field(2, ge=0, le=5)
     temperature: float | None = Field(None, gt=0)
@@ -354,6 +400,9 @@ class FinetuneConfig(Section):
     """Background logit: the official fixed zero embedding, or one learnable logit."""
     background_weight: float = Field(0.2, gt=0)
     focal_gamma: float | None = Field(0.5, ge=0)
+    """null: cross entropy, divided by the sum of weights (the official LVIS loss)."""
+    mask_head: bool = False
+    """Also train a class-agnostic mask head; needs a split with `masks: true`."""
     optim: OptimConfig = OptimConfig(lr=3e-4, weight_decay=1e-4)
     checkpoint_every: int = Field(50, ge=1)
 
@@ -362,12 +411,24 @@ class EvaluateConfig(Section):
     """Average precision on base, novel and all categories."""
 
     split: str = "val"
+    protocol: Literal["coco", "lvis"] = "coco"
+    """`lvis`: federated evaluation with APr, APc and APf; takes LVIS splits."""
+    annotated_only: bool = False
+    """Leave out images without an object of any category, as the official validation sets do."""
     image_size: int = 128
     max_size: int = 1333
     batch_size: int = Field(16, ge=1)
     score_threshold: float = Field(0.001, ge=0)
+    given_score_threshold: float | None = Field(None, ge=0)
+    """Zero-shot with annotated boxes: replaces `score_threshold`, which null takes (official for LVIS: 0.0001)."""
     nms: float = Field(0.5, gt=0, le=1)
-    soft_nms: bool = False
+    """IoU of the per-class NMS (`gaussian` doesn't use it)."""
+    nms_kind: Literal["hard", "gaussian", "linear"] = "hard"
+    """Finetuned detectors: `hard` NMS, or soft-NMS that lowers scores; their official test scripts use `gaussian`.
+    Zero-shot rows always have hard NMS, as officially."""
+    report_probability: bool = False
+    """Report the class probability, though its product with the objectness ranks and is thresholded (as the official
+    drawing tool does). Soft-NMS ignores it, officially too."""
     max_detections: int = Field(100, ge=1)
     whole_image_split: str | None = None
     """Split whose one-object images measure the teacher's whole-image accuracy; null leaves that row out."""
@@ -432,4 +493,22 @@ class Config(Section):
             for name in names:
                 if name not in self.proposals.splits:
                     raise ValueError(f"{path}: split {name!r} has no proposals; add it to proposals.splits")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_are_read(self) -> Config:
+        if self.finetune.mask_head and self.finetune.weights == "train":
+            split = self.data.splits[self.finetune.split]
+            if not getattr(split, "masks", False):
+                raise ValueError(
+                    f"finetune.mask_head: split {self.finetune.split!r} has no masks to learn from; set masks: true in "
+                    f"data.splits.{self.finetune.split}, which must be a coco or lvis split"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _architecture_can(self) -> Config:
+        from regionclip_core.architectures import check_config
+
+        check_config(self)
         return self

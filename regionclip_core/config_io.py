@@ -138,7 +138,7 @@ def _explain(error: dict[str, Any], raw: dict[str, Any]) -> str:
     if error["type"] == "value_error":  # our own validators say the path and the value themselves
         return str(error["ctx"]["error"]) if not keys else f"{path}: {error['ctx']['error']}"
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        return f"{path}: `source` must be one of world, tars, coco, folder{came}"
+        return f"{path}: `source` must be one of world, tars, coco, lvis, folder{came}"
     message = error["msg"].removeprefix("Input should be ")
     return f"{path}: expected {message}{came}" if message != error["msg"] else f"{path}: {error['msg']}{came}"
 

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Interpolation = Literal["bilinear", "bicubic"]
+from regionclip_core.config import Resize
+
+_INTERPOLATION: dict[Resize, str] = {"detection": "bilinear", "pretraining": "bicubic"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,17 @@ class ImageBatch:
         return [w / original_w, h / original_h] * 2
 
 
-def resized_shape(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """(h, w) after scaling the shorter side to `short_side`, the longer at most `max_side`, rounded half up.
+def resized_shape(
+    height: int, width: int, short_side: int, max_side: int, resize: Resize = "detection"
+) -> tuple[int, int]:
+    """(h, w) after scaling the shorter side to `short_side`, the longer at most `max_side`.
 
-    The rule of the official detectors (detectron2's ResizeShortestEdge).
+    `detection` rounds half up, the rule of the official detectors (detectron2's ResizeShortestEdge). `pretraining` is
+    the official pretraining's (torchvision's resize at the time): sides are rounded down, and an image whose shorter
+    side is right already stays as it is, however long the other one.
     """
+    if resize == "pretraining":
+        return _rounded_down(height, width, short_side, max_side)
     scale = short_side / min(height, width)
     new_h, new_w = (short_side, scale * width) if height < width else (scale * height, short_side)
     if max(new_h, new_w) > max_side:
@@ -64,30 +72,42 @@ def resized_shape(height: int, width: int, short_side: int, max_side: int) -> tu
     return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
 
 
+def _rounded_down(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+    short, long = min(height, width), max(height, width)
+    if short == short_side:
+        return height, width
+    new_short, new_long = short_side, short_side * long // short
+    if new_long > max_side:
+        new_short, new_long = max(1, max_side * short_side // new_long), max_side
+    return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
 def batch_images(
     images: Sequence[Tensor],
-    short_side: int,
+    short_side: int | Sequence[int],
     max_side: int,
     mean: Sequence[float],
     std: Sequence[float],
-    interpolation: Interpolation = "bilinear",
+    resize: Resize = "detection",
 ) -> ImageBatch:
     """Resize, normalise and pad RGB images (uint8 [3, h, w], values 0..255).
 
-    `mean` and `std` are of values in 0..1. Resizing is antialiased and on uint8, as PIL does it. Normalisation comes
-    first, padding after it, so the padding is 0 in normalised space, right and bottom only. Raises ValueError for an
-    empty list and for tensors of another kind.
+    `short_side` is that of all images, or one an image. `mean` and `std` are of values in 0..1. Resizing is
+    antialiased and on uint8, rows first, then columns, as PIL does it: bilinear by the rule `detection`, bicubic by
+    `pretraining` (see `resized_shape`). Normalisation comes first, padding after it, so the padding is 0 in normalised
+    space, right and bottom only. Raises ValueError for an empty list and for tensors of another kind.
     """
     if not len(images):
         raise ValueError("batch_images got no images; a batch needs at least one")
     resized, scales, original_sizes = [], [], []
-    for image in images:
+    short_sides = [short_side] * len(images) if isinstance(short_side, int) else short_side
+    for image, side in zip(images, short_sides, strict=True):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raise ValueError(f"batch_images wants uint8 [3, h, w], got {image.dtype} {tuple(image.shape)}")
         original = (int(image.shape[1]), int(image.shape[2]))
-        shape = resized_shape(*original, short_side, max_side)
-        resized.append(image if shape == original else _resize(image, shape, interpolation))
-        scales.append(min(short_side / min(original), max_side / max(original)))
+        shape = resized_shape(*original, side, max_side, resize)
+        resized.append(image if shape == original else _resize(image, shape, _INTERPOLATION[resize]))
+        scales.append(1.0 if shape == original else min(side / min(original), max_side / max(original)))
         original_sizes.append(original)
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in resized]
     return ImageBatch(normalize_and_pad(resized, mean, std), sizes, scales, original_sizes)
@@ -112,8 +132,15 @@ def normalize_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequ
     return batch
 
 
-def _resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
+def _resize(image: Tensor, shape: tuple[int, int], interpolation: str) -> Tensor:
     if image.is_cuda:  # antialiased resizing of uint8 exists on the CPU only
-        smooth = F.interpolate(image[None].float(), shape, mode=interpolation, antialias=True)
-        return smooth[0].round_().clamp_(0, 255).to(torch.uint8)
+        return _resize_in_steps(image, shape, interpolation)
     return F.interpolate(image[None], shape, mode=interpolation, antialias=True)[0]
+
+
+def _resize_in_steps(image: Tensor, shape: tuple[int, int], interpolation: str) -> Tensor:
+    """What uint8 resizing gives: between rows and columns, values are rounded and cut to 0..255."""
+    for size in ((image.shape[1], shape[1]), shape):
+        smooth = F.interpolate(image[None].float(), size, mode=interpolation, antialias=True)[0]
+        image = smooth.round_().clamp_(0, 255).to(torch.uint8)
+    return image

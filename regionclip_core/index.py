@@ -44,6 +44,12 @@ class IndexRow:
     box_labels: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     box_crowd: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     box_area: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    box_masks: Sequence[bytes] = ()
+    """COCO's compressed run lengths (`counts`) of [height, width] masks, one a box; empty where none were read."""
+    neg_labels: npt.NDArray[np.int32] | None = None
+    """LVIS: categories known to be absent. None: every category is annotated in every image (COCO)."""
+    not_exhaustive_labels: npt.NDArray[np.int32] | None = None
+    """LVIS: categories of which not every object is annotated."""
     status: str = "ok"
     reason: str | None = None
 
@@ -76,12 +82,20 @@ def write_index(file: BinaryIO, rows: Sequence[IndexRow], vocabulary_digest: str
 
 
 def read_index(data: Folder, shard: int, vocabulary_digest: str | None = None) -> list[IndexRow]:
-    """All rows of a shard, also the ones whose status is not `ok`.
+    """All rows of a shard, also the ones whose status is not `ok`; arguments and errors as of `read_index_table`."""
+    return rows_of_table(read_index_table(data, shard, vocabulary_digest))
+
+
+def read_index_table(
+    data: Folder, shard: int, vocabulary_digest: str | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """A shard's index as an Arrow table with the columns of schemas.INDEX.
 
     Args:
         data: finished data artifact.
         shard: global shard number.
         vocabulary_digest: what the caller's class ids mean; None skips the check.
+        columns: only these, in this order; None is all.
 
     Raises:
         ValueError: the index was written with another vocabulary.
@@ -90,18 +104,30 @@ def read_index(data: Folder, shard: int, vocabulary_digest: str | None = None) -
 
     from regionclip_core.schemas import INDEX
 
+    names = list(INDEX.names if columns is None else columns)
     with data.open(index_name(shard)) as file:
-        table = pq.read_table(file)
+        table = pq.read_table(file, columns=names)
     found = (table.schema.metadata or {}).get(VOCABULARY_DIGEST, b"").decode()
     if vocabulary_digest is not None and found != vocabulary_digest:
         raise ValueError(
             f"{index_name(shard)}: its box labels are of vocabulary {found}, expected {vocabulary_digest}; "
             "run the data stage with the same data.categories"
         )
-    table = table.select(INDEX.names).combine_chunks()
+    return table.select(names).combine_chunks()
+
+
+def rows_of_table(table: pa.Table) -> list[IndexRow]:
+    """Index rows from a table with columns of schemas.INDEX; fields whose column it lacks have their defaults."""
+    from regionclip_core.schemas import INDEX
+
     columns: dict[str, list[Any]] = {
-        name: _split(table[name], name) if name in _RAGGED else table[name].to_pylist() for name in INDEX.names
+        name: split_ragged(table[name], name) if name in _RAGGED else table[name].to_pylist()
+        for name in INDEX.names
+        if name in table.column_names
     }
+    for name in ("neg_labels", "not_exhaustive_labels"):
+        if name in columns:
+            columns[name] = [None if v is None else np.asarray(v, np.int32) for v in columns[name]]
     return [IndexRow(**{name: values[i] for name, values in columns.items()}) for i in range(table.num_rows)]
 
 
@@ -124,15 +150,23 @@ _RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")
 
 
 def _column(name: str, rows: Sequence[IndexRow], kind: pa.DataType) -> pa.Array:
-    """One column; ragged ones are built from flat arrays, which is much faster than from Python lists."""
+    """One column of an index."""
     import pyarrow as pa
 
     values = [getattr(row, name) for row in rows]
     if name not in _RAGGED:
-        return pa.array([list(v) for v in values] if name == "captions" else values, kind)
-    offsets = pa.array(np.cumsum([0, *(len(v) for v in values)]), pa.int32())
+        lists = name in ("captions", "box_masks")
+        return pa.array([list(v) for v in values] if lists else values, kind)
+    return ragged_column(values, name, kind)
+
+
+def ragged_column(values: Sequence[npt.NDArray[Any]], name: str, kind: pa.DataType) -> pa.Array:
+    """Inverse of `split_ragged`: a column of lists, built from flat arrays without an object a number."""
+    import pyarrow as pa
+
     if not values:
         return pa.array([], kind)
+    offsets = pa.array(np.cumsum([0, *(len(v) for v in values)]), pa.int32())
     flat = np.concatenate(values)
     if name == "boxes":
         inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1).astype(np.float32)), 4)
@@ -140,8 +174,8 @@ def _column(name: str, rows: Sequence[IndexRow], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.array(flat, kind.value_type))
 
 
-def _split(column: pa.ChunkedArray, name: str) -> list[npt.NDArray[Any]]:
-    """One numpy array a row of a ragged column."""
+def split_ragged(column: pa.ChunkedArray, name: str) -> list[npt.NDArray[Any]]:
+    """One numpy array a row of a column of lists of numbers; [n, 4] a row where its name is `boxes`."""
     import pyarrow as pa
 
     if column.num_chunks == 0:

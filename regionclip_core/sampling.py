@@ -1,10 +1,14 @@
-"""The order in which training sees its samples: endless, shuffled anew every epoch, addressed by position."""
+"""The order in which training sees its samples: endless, shuffled anew every epoch, addressed by position.
+
+N images, K categories.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +38,64 @@ class EpochOrder:
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.count)
             self._epoch = epoch
         return int(self._permutation[offset])
+
+
+def repeat_factors(labels: Iterable[npt.NDArray[np.integer[Any]]], threshold: float) -> npt.NDArray[np.float64]:
+    """How often each image should come in an epoch, float64 [N], all at least 1 (LVIS, arXiv 1908.03195, appendix).
+
+    A category that is in the share f of the images has the factor max(1, sqrt(threshold / f)); an image has the
+    largest factor of its categories, 1 without any.
+
+    Args:
+        labels: categories of each image's objects, as whole numbers of at least 0; repeated ones count once. It is
+            gone through twice and may read them anew each time: they are not held.
+        threshold: share of the images below which a category is repeated.
+    """
+    assert iter(labels) is not labels  # an iterator would be empty the second time
+    counts, images = np.zeros(0, np.int64), 0
+    for one in labels:
+        held = np.unique(one).astype(np.int64)
+        images += 1
+        if len(held) and held[-1] >= len(counts):
+            counts = np.pad(counts, (0, int(held[-1]) + 1 - len(counts)))
+        counts[held] += 1
+    # A category in no image has no say; counting it as one keeps the division finite.
+    factors = np.maximum(1.0, np.sqrt(threshold * images / np.maximum(counts, 1)))
+    largest = (factors[np.asarray(one, np.int64)].max(initial=1.0) for one in labels)
+    return np.fromiter(largest, np.float64, images)
+
+
+class RepeatOrder:
+    """As EpochOrder, but an image with the factor r comes floor(r) or ceil(r) times an epoch, r times on average.
+
+    The fraction is rounded anew every epoch, at random by (seed, epoch), so epochs differ in length. Any position can
+    be asked for: the lengths of the epochs before it are drawn once, N numbers each.
+    """
+
+    def __init__(self, factors: npt.NDArray[np.float64], seed: int) -> None:
+        assert len(factors) > 0 and (factors >= 1).all()
+        self.factors = factors
+        self.seed = seed
+        self._starts = [0]
+        """Position at which each epoch so far begins, and the first one not drawn yet."""
+        self._epoch = -1
+        self._order = np.zeros(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        while self._starts[-1] <= position:
+            self._starts.append(self._starts[-1] + int(self._counts(len(self._starts) - 1)[0].sum()))
+        epoch = bisect_right(self._starts, position) - 1
+        if epoch != self._epoch:
+            counts, rng = self._counts(epoch)
+            self._order = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+            self._epoch = epoch
+        return int(self._order[position - self._starts[epoch]])
+
+    def _counts(self, epoch: int) -> tuple[npt.NDArray[np.int64], np.random.Generator]:
+        """How often each image comes in this epoch, and the generator that goes on to shuffle it."""
+        rng = np.random.default_rng([self.seed, epoch])
+        whole = np.floor(self.factors)
+        return (whole + (rng.random(len(whole)) < self.factors - whole)).astype(np.int64), rng
 
 
 class ImageCache(Generic[Key]):

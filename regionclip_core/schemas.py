@@ -26,6 +26,9 @@ INDEX = pa.schema(
         pa.field("box_labels", pa.list_(pa.int32()), nullable=False),  # row in the Vocabulary; -1: not in it
         pa.field("box_crowd", pa.list_(pa.bool_()), nullable=False),
         pa.field("box_area", pa.list_(pa.float32()), nullable=False),  # COCO's area (mask), for the size ranges of AP
+        pa.field("box_masks", pa.list_(pa.binary()), nullable=False),  # COCO's compressed run lengths; empty: none read
+        pa.field("neg_labels", pa.list_(pa.int32())),  # LVIS: categories known to be absent; null: all are annotated
+        pa.field("not_exhaustive_labels", pa.list_(pa.int32())),  # LVIS: categories not annotated to the last object
     ]
 )
 
@@ -95,5 +98,33 @@ LABELS = pa.schema(
         pa.field("top_concepts", pa.list_(pa.list_(pa.int32())), nullable=False),
         pa.field("top_probabilities", pa.list_(pa.list_(pa.float32())), nullable=False),
         pa.field("residual_mass", pa.list_(pa.float32()), nullable=False),  # 1 - sum(top_probabilities)
+    ]
+)
+
+# Beside the columns of INDEX in a training's own copy of a split (row_table.py); never part of an artifact.
+PROPOSED = pa.field("proposals", pa.list_(BOX), nullable=False)
+
+# Scratch of the evaluation, one row a box; never part of an artifact.
+_CORNERS = [pa.field(name, pa.float64(), nullable=False) for name in ("x0", "y0", "x1", "y1")]  # xyxy, original pixels
+
+STORED_TRUTH = pa.schema(
+    [
+        pa.field("label", pa.int32(), nullable=False),  # row in the Vocabulary
+        pa.field("image_id", pa.int64(), nullable=False),
+        *_CORNERS,
+        pa.field("crowd", pa.bool_(), nullable=False),
+        pa.field("area", pa.float64(), nullable=False),
+        pa.field("mask", pa.binary()),  # COCO's compressed run lengths; null where none were read
+    ]
+)
+
+STORED_DETECTIONS = pa.schema(
+    [
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("image_id", pa.int64(), nullable=False),
+        *_CORNERS,
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("exempt", pa.bool_(), nullable=False),  # no mistake where it is wrong
+        pa.field("mask", pa.binary()),
     ]
 )

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from regionclip_core.config import CocoSplit, DataConfig, FolderSplit, Split, TarsSplit, WorldSplit
+from regionclip_core.artifacts import Folder
+from regionclip_core.config import CocoSplit, DataConfig, FolderSplit, LvisSplit, Split, TarsSplit, WorldSplit
 from regionclip_core.index import IndexRow, images_name
 from regionclip_core.tars import TarWriter
 from regionclip_core.vocabulary import Vocabulary
@@ -75,13 +76,14 @@ def even_pieces(count: int, shard_size: int) -> list[Piece]:
     return [Piece(start, min(start + shard_size, count), ordinal=i) for i, start in enumerate(starts)]
 
 
-def open_source(name: str, split: Split, seed: int, vocabulary: Vocabulary) -> Source:
+def open_source(name: str, split: Split, seed: int, vocabulary: Vocabulary, scratch: Folder | None = None) -> Source:
     """The source of a split. Nothing is read yet.
 
     Args:
         name: of the split.
         seed: of the run; the world draws from it.
         vocabulary: gives the annotated boxes their class ids.
+        scratch: folder in which a source may keep what is slow to find out; all workers should be given the same.
     """
     match split:
         case WorldSplit():
@@ -89,7 +91,11 @@ def open_source(name: str, split: Split, seed: int, vocabulary: Vocabulary) -> S
         case CocoSplit():
             from regionclip_core.source_coco import CocoSource
 
-            return CocoSource(name, split, vocabulary)
+            return CocoSource(name, split, vocabulary, scratch)
+        case LvisSplit():
+            from regionclip_core.source_lvis import LvisSource
+
+            return LvisSource(name, split, vocabulary, scratch)
         case TarsSplit():
             from regionclip_core.source_tars import TarsSource
 
@@ -100,9 +106,11 @@ def open_source(name: str, split: Split, seed: int, vocabulary: Vocabulary) -> S
             return FolderSource(name, split)
 
 
-def open_sources(data: DataConfig, seed: int, vocabulary: Vocabulary) -> dict[str, Source]:
+def open_sources(
+    data: DataConfig, seed: int, vocabulary: Vocabulary, scratch: Folder | None = None
+) -> dict[str, Source]:
     """The sources of all splits, by name."""
-    return {name: open_source(name, split, seed, vocabulary) for name, split in data.splits.items()}
+    return {name: open_source(name, split, seed, vocabulary, scratch) for name, split in data.splits.items()}
 
 
 def plan_shards(sources: Mapping[str, Source], shard_size: int) -> list[ShardPlan]:

@@ -22,8 +22,12 @@ class Vocabulary:
     names: tuple[str, ...]
     base: tuple[str, ...] = ()
     """Names whose boxes training may see; the others are novel."""
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Further groups of names that evaluation reports on, such as LVIS's (`rare`, ...); no part of the digest. Kept in
+    the alphabetical order of their names, so that a vocabulary that was stored equals itself."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(sorted(self.groups)))
         for field, values in [("names", self.names), ("base", self.base)]:
             repeated = [name for name, count in Counter(values).items() if count > 1]
             if repeated:
@@ -31,9 +35,10 @@ class Vocabulary:
             blank = [name for name in values if not isinstance(name, str) or not name.strip()]
             if blank:
                 raise ValueError(f"Vocabulary.{field} holds {blank[0]!r}: every entry must be a text that is not blank")
-        strangers = sorted(set(self.base) - set(self.names))
-        if strangers:
-            raise ValueError(f"Vocabulary.base holds {strangers[:5]}, which are not among the names")
+        for field, values in [("base", self.base), *((f"groups {name}", members) for name, members in self.groups)]:
+            strangers = sorted(set(values) - set(self.names))
+            if strangers:
+                raise ValueError(f"Vocabulary.{field} holds {strangers[:5]}, which are not among the names")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,13 +72,15 @@ class Vocabulary:
         return tuple(self.names[i] for i in self.novel_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """{"names", "base", "digest"}: what `from_json` reads."""
-        return {"names": list(self.names), "base": list(self.base), "digest": self.digest}
+        """{"names", "base", "digest"} and, where there are any, "groups": what `from_json` reads."""
+        groups = {"groups": {name: list(members) for name, members in self.groups}} if self.groups else {}
+        return {"names": list(self.names), "base": list(self.base), "digest": self.digest, **groups}
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Vocabulary:
         """The inverse of `to_json`; ValueError if a stored digest does not match the names."""
-        vocabulary = cls(tuple(obj["names"]), tuple(obj.get("base", ())))
+        groups = tuple((name, tuple(members)) for name, members in obj.get("groups", {}).items())
+        vocabulary = cls(tuple(obj["names"]), tuple(obj.get("base", ())), groups)
         vocabulary.require(obj.get("digest", vocabulary.digest), "this vocabulary's own file")
         return vocabulary
 
@@ -96,11 +103,20 @@ def digest_names(names: Sequence[str], base: Sequence[str] = ()) -> str:
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
+def clean_lvis_name(name: str) -> str:
+    """An LVIS category's name as text: `bow_(decorative_ribbons)` is "bow decorative ribbons".
+
+    Underscores become spaces and parentheses go, as in the official code: these are the names that get embedded.
+    """
+    return name.replace("_", " ").replace("(", "").replace(")", "")
+
+
 def load_categories(spec: str) -> Vocabulary:
     """The detection categories: `world`, a name under data/ (`coco_ovd`), or a path to a YAML or JSON file.
 
     A file has `base:` and `novel:` lists, and optionally `order:`, all names in the order of their indices; without
-    it, base comes first. FileNotFoundError if there is no such file, ValueError if the lists do not fit.
+    it, base comes first. Or it is a COCO or LVIS annotation file, see `annotation_vocabulary`. FileNotFoundError if
+    there is no such file, ValueError if the lists do not fit.
     """
     if spec == "world":
         from regionclip_core.world import CATEGORIES
@@ -115,6 +131,12 @@ def load_categories(spec: str) -> Vocabulary:
     if not path.is_file():
         known = sorted(file.stem for file in DATA_FOLDER.glob("*.yaml"))
         raise FileNotFoundError(f"data.categories: {spec!r} is not `world`, one of {known}, or a YAML or JSON file")
+    if path.suffix == ".json":
+        from regionclip_core.annotation_categories import annotation_vocabulary
+
+        found = annotation_vocabulary(str(path))
+        if found is not None:
+            return found
     return _read_categories(path)
 
 
@@ -124,7 +146,10 @@ def _read_categories(path: Path) -> Vocabulary:
     text = path.read_text(encoding="utf-8")
     loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     if not isinstance(loaded, dict) or set(loaded) - {"base", "novel", "order"} or "base" not in loaded:
-        raise ValueError(f"{path} must hold the lists base:, novel: and optionally order:, and nothing else")
+        raise ValueError(
+            f"{path} must hold the lists base:, novel: and optionally order:, and nothing else, or be a COCO or LVIS "
+            "annotation file with a list `categories`"
+        )
     base, novel = tuple(loaded["base"] or ()), tuple(loaded.get("novel") or ())
     order = tuple(loaded.get("order") or base + novel)
     both = sorted(set(base) & set(novel))

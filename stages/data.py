@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regionclip_core.artifacts import ShardRecord
-from regionclip_core.config import CocoSplit, Config, FolderSplit, TarsSplit, WorldSplit
+from regionclip_core.config import CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
 from stages.base import ShardResult, ShardStage, StageContext
 
 if TYPE_CHECKING:
@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from regionclip_core.vocabulary import Vocabulary
 
 
+SCRATCH = "scan"
+"""Folder in the artifact, no part of its content, for where everything stands in the annotation files: `shards`, which
+counts the images, fills it, the workers read it, and the merge removes it."""
+
+
 @dataclass
 class State:
-    """What a worker keeps: sources parse their annotation files once."""
+    """What a worker keeps."""
 
     vocabulary: Vocabulary
     sources: dict[str, Source]
@@ -35,18 +40,21 @@ class DataStage(ShardStage):
     """
 
     name = "data"
-    version = 1
+    version = 2
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, what its category list holds, and the names and sizes of tars (never their content)."""
         from regionclip_core.vocabulary import load_categories
 
+        vocabulary = load_categories(config.data.categories)
         settings: dict[str, Any] = {
             "data": config.data.model_dump(mode="json"),
             # Shard numbers follow it, and canonical JSON sorts keys.
             "order": list(config.data.splits),
-            "vocabulary": load_categories(config.data.categories).digest,
+            "vocabulary": vocabulary.digest,
         }
+        if vocabulary.groups:
+            settings["category_groups"] = _digest([[name, list(members)] for name, members in vocabulary.groups])
         if any(isinstance(split, WorldSplit) for split in config.data.splits.values()):
             from regionclip_core.world import WORLD_VERSION
 
@@ -60,7 +68,7 @@ class DataStage(ShardStage):
         """Annotation and caption files."""
         files: set[str] = set()
         for split in config.data.splits.values():
-            if isinstance(split, CocoSplit):
+            if isinstance(split, (CocoSplit, LvisSplit)):
                 files |= {url for url in (split.instances, split.captions) if url}
             elif isinstance(split, FolderSplit):
                 files.add(split.captions)
@@ -76,7 +84,7 @@ class DataStage(ShardStage):
         from regionclip_core.vocabulary import load_categories
 
         vocabulary = load_categories(ctx.config.data.categories)
-        sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary)
+        sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary, ctx.out.child(SCRATCH))
         plans = plan_shards(sources, ctx.config.data.shard_size)
         return State(vocabulary, sources, {plan.shard: plan for plan in plans})
 
@@ -107,6 +115,7 @@ class DataStage(ShardStage):
             entry["images"] += record.counts.get("ok", 0)
         ctx.out.write_json("splits.json", splits)
         ctx.out.write_json("categories.json", state.vocabulary.to_json())
+        ctx.out.child(SCRATCH).remove_all()
         images = {name: entry["images"] for name, entry in splits.items()}
         categories = {"base": len(state.vocabulary.base_ids), "novel": len(state.vocabulary.novel_ids)}
         return {"images": images, "categories": categories}
@@ -121,12 +130,17 @@ def count(found: list[Found]) -> dict[str, int]:
 
 
 def _listing_digest(urls: str) -> str:
+    from regionclip_core.locations import list_files
+
+    return _digest([list(entry) for entry in list_files(urls)])
+
+
+def _digest(value: Any) -> str:
     import hashlib
 
     from regionclip_core.artifacts import canonical_json
-    from regionclip_core.locations import list_files
 
-    return hashlib.sha256(canonical_json([list(entry) for entry in list_files(urls)])).hexdigest()
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 STAGE = DataStage()

@@ -56,7 +56,7 @@ def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
         ("labels.top_k=many", ["labels.top_k", "integer", "'many'"]),
         ("data.splits.train.imagess=3", ["data.splits.train.imagess", "data.splits.train.images"]),
         ("data.splits.val.images=0", ["data.splits.val.images:", "0"]),
-        ("data.splits.val.source=zip", ["data.splits.val", "world, tars, coco, folder"]),
+        ("data.splits.val.source=zip", ["data.splits.val", "world, tars, coco, lvis, folder"]),
         ("data.splits.val={source: coco}", ["data.splits.val.images", "missing"]),
         ("data.splits.val={images: 3}", ["data.splits.val", "`source`"]),
         ("teacher.training.step=3", ["teacher.training.step", "teacher.training.steps"]),

@@ -32,6 +32,9 @@ def some_rows() -> list[IndexRow]:
                 box_labels=rng.integers(-1, 5, n).astype(np.int32),
                 box_crowd=rng.random(n) > 0.5,
                 box_area=rng.random(n).astype(np.float32),
+                box_masks=[bytes([48 + j]) * j for j in range(n)] if i else [],
+                neg_labels=np.arange(i, dtype=np.int32) if i else None,
+                not_exhaustive_labels=np.arange(2 * i, dtype=np.int32) if i < 2 else None,
             )
         )
     return [*rows, IndexRow("bad", 9, status="bad_image", reason="empty file (0 bytes)")]

@@ -5,9 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from lvis_samples import BASE, CATEGORIES, NAMES, write_lvis
 
-from regionclip_core.vocabulary import Vocabulary, digest_names, load_categories
+from regionclip_core import annotation_categories
+from regionclip_core.annotation_categories import annotation_vocabulary
+from regionclip_core.vocabulary import Vocabulary, clean_lvis_name, digest_names, load_categories
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", Path(__file__).parents[3] / "shared" / "tiny_coco"))
 
 
@@ -50,6 +54,17 @@ def test_json_round_trip():
     changed = {**json.loads(text), "names": ["a", "c", "é"]}
     with pytest.raises(ValueError, match=vocabulary.digest[:12]):
         Vocabulary.from_json(changed)
+
+
+def test_groups_come_back_in_one_order_and_leave_the_digest_alone():
+    groups = (("rare", ("c",)), ("common", ("b",)), ("frequent", ("a",)))
+    vocabulary = Vocabulary(("a", "b", "c"), ("a", "b"), groups)
+    assert vocabulary.digest == Vocabulary(("a", "b", "c"), ("a", "b")).digest
+    text = json.dumps(vocabulary.to_json(), sort_keys=True)
+    assert Vocabulary.from_json(json.loads(text)) == vocabulary
+    assert dict(vocabulary.groups) == dict(groups)
+    with pytest.raises(ValueError, match="groups rare holds"):
+        Vocabulary(("a",), (), (("rare", ("d",)),))
 
 
 def test_require_names_both_digests():
@@ -130,3 +145,95 @@ def test_bad_category_files_are_refused(tmp_path, text, match):
 def test_unknown_categories_name_the_known_ones():
     with pytest.raises(FileNotFoundError, match="coco_ovd"):
         load_categories("coco_17")
+
+
+# ---------------------------------------------------------------- annotation files
+
+
+def test_lvis_names_are_cleaned_as_the_official_code_does():
+    examples = json.loads((GOLDEN / "tokenizer.json").read_text())["lvis_name_cleaning_examples"]
+    written = {
+        "arctic_(type_of_shoe)", "bow_(decorative_ribbons)", "railcar_(part_of_a_train)", "crisp_(potato_chip)",
+        "cleat_(for_securing_rope)", "clippers_(for_plants)", "cooler_(for_food)", "cork_(bottle_plug)",
+        "drum_(musical_instrument)", "glass_(drink_container)", "headstall_(for_horses)", "home_plate_(baseball)",
+    }  # fmt: skip
+    assert {clean_lvis_name(name) for name in written} == set(examples)
+    assert clean_lvis_name("T-shirt") == "T-shirt"
+
+
+def test_coco_categories_are_all_base(tmp_path):
+    path = tmp_path / "instances.json"
+    entries = [{"id": 9, "name": "kite_1 (toy)"}, {"id": 2, "name": "cat"}]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": entries}))
+    assert load_categories(str(path)) == Vocabulary(("cat", "kite_1 (toy)"), ("cat", "kite_1 (toy)"))
+
+
+@pytest.mark.skipif(not TINY_COCO.is_dir(), reason="no tiny_coco beside the repository")
+def test_categories_of_tiny_coco():
+    vocabulary = load_categories(str(TINY_COCO / "annotations" / "instances_val2017.json"))
+    assert (len(vocabulary), len(vocabulary.base), vocabulary.names[0], vocabulary.names[-1]) == (
+        *(80, 80),
+        "person",
+        "toothbrush",
+    )
+
+
+CAT = {"id": 1, "name": "cat"}
+PLACES = {
+    "last": {"images": [{"id": 1}], "annotations": [], "categories": [CAT]},
+    "first": {"categories": [CAT], "images": [{"id": 1}], "annotations": [{"id": i} for i in range(50)]},
+    "named by other lists too": {
+        "images": [{"id": 1, "categories": [7]}],
+        "categories": [CAT],
+        "annotations": [{"categories": [{"id": 2, "name": "dog"}], "text": '"categories": [] }'}],
+    },
+    "nested only": {"info": {"categories": [CAT]}, "images": []},
+    "no list": {"images": [], "categories": {"id": 1}},
+    "none": {"images": [], "annotations": []},
+}
+
+
+@pytest.mark.parametrize("tail", [16, 64, 1 << 26])
+@pytest.mark.parametrize(("place", "body"), PLACES.items())
+def test_categories_are_found_wherever_they_stand(tmp_path, monkeypatch, tail, place, body):
+    monkeypatch.setattr(annotation_categories, "_TAIL", tail)
+    monkeypatch.setattr(annotation_categories, "_FIRST_TAIL", 16)
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(body))
+    found = annotation_vocabulary(str(path))
+    assert found == (None if place in ("nested only", "no list", "none") else Vocabulary(("cat",), ("cat",)))
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ([], "different ids"),
+        ([CAT, {"id": 1, "name": "dog"}], "different ids"),
+        ([CAT, {"id": 2, "name": "cat"}], "1 .'cat'. and 2 .'cat'. are both called 'cat'"),
+        ([{"id": "1", "name": "cat"}], "an integer `id` and a `name`"),
+        ([{"id": 1}], "an integer `id` and a `name`"),
+        ([7], "an integer `id` and a `name`"),
+        ([{**CAT, "frequency": "f"}, {"id": 2, "name": "dog"}], "`frequency` of r, c or f.*dog"),
+        ([{**CAT, "frequency": "often"}], "`frequency` of r, c or f.*often"),
+        (
+            [{"id": 1, "name": "a_b", "frequency": "f"}, {"id": 2, "name": "a_(b)", "frequency": "r"}],
+            "both called 'a b'",
+        ),
+    ],
+)
+def test_categories_that_make_no_vocabulary_are_refused(tmp_path, entries, match):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": entries}))
+    with pytest.raises(ValueError, match=match):
+        load_categories(str(path))
+
+
+def test_lvis_against_the_lvis_api(tmp_path):
+    LVIS = pytest.importorskip("lvis").LVIS
+    sample = write_lvis(tmp_path)
+    api = LVIS(str(sample.instances))
+    found = load_categories(str(sample.instances))
+    ids = sorted(api.get_cat_ids())
+    assert list(found.names) == list(NAMES) == [clean_lvis_name(one["name"]) for one in api.load_cats(ids)]
+    assert list(found.base) == list(BASE)
+    assert ids == [category_id for category_id, _, _ in CATEGORIES]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))  # small inputs that both kinds of tests share
 sys.path.insert(0, str(Path(__file__).parent))
 
 import toy_stages

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lvis_samples import write_lvis
 
+from regionclip_core import source_coco
 from regionclip_core.artifacts import Folder, ShardRecord
 from regionclip_core.config import Config
 from regionclip_core.images import ImageReader, encode_png
@@ -159,15 +161,65 @@ def test_raw_inputs_name_the_annotation_files(tmp_path) -> None:
         "c": {"source": "coco", "images": "i", "instances": "inst.json", "captions": "caps.json"},
         "d": {"source": "coco", "images": "i", "captions": "caps.json"},
         "f": {"source": "folder", "images": "i", "captions": "c.tsv"},
+        "l": {"source": "lvis", "images": "i", "instances": "lvis.json", "captions": "caps.json"},
         **WORLD,
     }
-    assert STAGE.raw_inputs(make_config(splits)) == ["c.tsv", "caps.json", "inst.json"]
+    assert STAGE.raw_inputs(make_config(splits)) == ["c.tsv", "caps.json", "inst.json", "lvis.json"]
 
 
 def test_missing_tars_are_named(tmp_path) -> None:
     config = make_config({"a": {"source": "tars", "urls": str(tmp_path / "{00..02}.tar")}})
     with pytest.raises(FileNotFoundError, match=r"00\.tar"):
         STAGE.shards(StageContext(config, Folder(str(tmp_path / "out")), {}))
+
+
+def test_lvis(tmp_path, monkeypatch) -> None:
+    """Two splits; each file is scanned once, whatever the number of workers, and what the scan left goes at the end."""
+    samples = {name: write_lvis(tmp_path / name, count) for name, count in (("train", 9), ("val", 4))}
+    splits = {"train": samples["train"].split(captions=str(samples["train"].captions)), "val": samples["val"].split()}
+    scanned = []
+    original = source_coco.scan_annotations
+    monkeypatch.setattr(
+        source_coco, "scan_annotations", lambda urls, *more: scanned.append(urls) or original(urls, *more)
+    )
+    config = make_config(splits, categories=str(samples["train"].instances))
+    out, records, summary = run(config, str(tmp_path / "a"))
+    assert scanned == [
+        [str(samples["train"].instances), str(samples["train"].captions)],
+        [str(samples["val"].instances)],
+    ]
+    assert [r.counts for r in records] == [{"ok": 4}, {"ok": 4}, {"ok": 1}, {"ok": 4}]
+    assert summary == {"images": {"train": 9, "val": 4}, "categories": {"base": 4, "novel": 2}}
+    assert out.folders() == []
+    vocabulary = Vocabulary.from_json(out.read_json("categories.json"))
+    assert vocabulary == load_categories(config.data.categories)
+    rows = [row for shard in split_shards(out, ["train"]) for row in read_index(out, shard, vocabulary.digest)]
+    assert [row.image_id for row in rows] == [image["id"] for image in samples["train"].body["images"]]
+    assert all(len(row.box_masks) == len(row.boxes) and row.neg_labels is not None for row in rows)
+    again, *_ = run(config, f"memory://{tmp_path.name}/b", order=-1)
+    assert {w.name: w.sha256 for w in out.written} == {w.name: w.sha256 for w in again.written}
+
+
+def test_an_interrupted_run_goes_on_with_the_scan_it_has(tmp_path, monkeypatch) -> None:
+    sample = write_lvis(tmp_path / "lvis", 9)
+    config = make_config({"train": sample.split()}, categories=str(sample.instances))
+    ctx = StageContext(config, Folder(str(tmp_path / "a")), {})
+    assert STAGE.shards(ctx) == [0, 1, 2]
+    monkeypatch.setattr(source_coco, "scan_annotations", lambda *_: pytest.fail("scanned again"))
+    _, records, _ = run(config, str(tmp_path / "a"))
+    assert [r.rows for r in records] == [4, 4, 1]
+
+
+def test_the_fingerprint_follows_the_groups_of_categories(tmp_path) -> None:
+    """Which categories are common and which frequent is no part of the vocabulary's digest."""
+    sample = write_lvis(tmp_path)
+    config = make_config({"train": sample.split()}, categories=str(sample.instances))
+    before = STAGE.settings(config)
+    body = json.loads(sample.instances.read_text())
+    next(one for one in body["categories"] if one["frequency"] == "c")["frequency"] = "f"
+    sample.instances.write_text(json.dumps(body))
+    after = STAGE.settings(config)
+    assert {key for key in before if before[key] != after[key]} == {"category_groups"}
 
 
 @pytest.mark.skipif(not TINY_COCO.exists(), reason="needs tiny_coco")
