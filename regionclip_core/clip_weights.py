@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from torch import Tensor
 
+from regionclip_core.checkpoint_files import read_checkpoint
+from regionclip_core.official_keys import is_constant
+
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+OPENAI_EXTRAS = frozenset({"input_resolution", "context_length", "vocab_size"})
+"""Numbers that OpenAI's files have among the weights; they tell that the model has QuickGELU."""
 
 
 def pretrained_config(model: str, tag: str) -> dict[str, Any]:
@@ -34,8 +37,8 @@ def find_weights(model: str, weights: str) -> Path:
     if not config:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise ValueError(
-            f"teacher.weights: {weights!r} is neither a file, `train`, `random` nor a pretrained tag of {model}"
-            + (f", which has {tags}" if tags else "")
+            f"teacher.weights: {weights!r} is neither a file nor a CLIP folder, `train`, `random` or a pretrained tag "
+            f"of {model}" + (f", which has {tags}" if tags else "")
         )
     found = _in_hub_cache(config.get("hf_hub", "")) or _in_url_cache(config.get("url", ""))
     if found is None:
@@ -48,34 +51,22 @@ def find_weights(model: str, weights: str) -> Path:
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Tensors by open_clip's names, and whether the file is a state dict in OpenAI's own layout.
+    """Tensors by open_clip's names, and whether the file is in OpenAI's own layout (so that it needs QuickGELU).
 
-    Reads .safetensors, and torch files that hold nothing but tensors and containers. TorchScript archives (OpenAI's
-    original downloads) are programs and are refused with ValueError.
+    Reads whatever `read_checkpoint` does, OpenAI's TorchScript archives too; raises as it does, and ValueError for a
+    state dict that holds more than tensors.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: Any = load_file(str(path))
-    else:
-        if _is_torchscript(path):
-            raise ValueError(
-                f"{path} is a TorchScript archive, a program, which is not loaded. Use the tensors instead: "
-                "weights: openai (after fetching it once through open_clip), or save its state_dict() as .safetensors"
-            )
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{path} holds no state dict (tensors by name)")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    openai_extras = {"input_resolution", "context_length", "vocab_size"} & state.keys()
-    tensors = {key: value for key, value in state.items() if key not in openai_extras}
-    if not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} holds more than tensors: give a file with the model's state dict alone")
+    checkpoint = read_checkpoint(path)
+    if checkpoint.layout == "torch" and checkpoint.others.keys() - OPENAI_EXTRAS:
+        raise ValueError(
+            f"{path} holds more than tensors, {sorted(checkpoint.others)[:5]}: give a file with the model's state dict "
+            "alone"
+        )
+    tensors = {n: t for n, t in checkpoint.tensors.items() if n not in OPENAI_EXTRAS and not is_constant(n)}
+    from_openai = bool(OPENAI_EXTRAS & (checkpoint.tensors.keys() | checkpoint.others.keys()))
     if "logit_scale" in tensors:
         tensors["logit_scale"] = tensors["logit_scale"].reshape(())  # some open_clip versions stored [1]
-    return tensors, bool(openai_extras)
+    return tensors, from_openai
 
 
 def _in_hub_cache(hf_hub: str) -> Path | None:
@@ -109,10 +100,3 @@ def _in_url_cache(url: str) -> Path | None:
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     return path if actual.startswith(expected) else None
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())

@@ -1,70 +1,53 @@
-"""Region embeddings: CLIP's ResNet run once an image up to stage 3, then per region (paper section 3.1, "C4").
+"""Region embeddings from one pass over an image: what every encoder offers, and which one a CLIP model gets.
 
-Shapes: B images, (H, W) the padded canvas, R regions, D embedding. Boxes are xyxy in *input* pixels here.
+Shapes: B images, (H, W) the padded canvas, R regions, D embedding, k bins a side. Boxes are xyxy in *input* pixels
+here; a size is (height, width) in input pixels.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from regionclip_core.attention_pool import pool_single_query
+from regionclip_core.architectures import tower_of
 from regionclip_core.clip import ClipModel
 
-FEATURE_STRIDE = 16
-"""Input pixels a cell of the stage-3 map (nominal: odd sizes lose their last row and column)."""
+Sizes = Sequence[tuple[int, int]]
+Part = list[nn.Module | nn.Parameter]
 
 
-class RegionEncoder(nn.Module):
-    """The modules of a CLIP ResNet under their official names (`conv1`, ..., `layer4`, `attnpool`), run on regions.
+class RegionEncoder(nn.Module, ABC):
+    """A CLIP image tower in parts: a map of the whole image, RoIAlign, an embedding for each region.
 
-    Batch norms are frozen for good: statistics and affine parameters stay as they are, in `.train()` too. All other
-    parameters start trainable; see `freeze`.
+    Its modules keep the tower's own names, so its state dict is that of `clip.model.visual`. All parameters but those
+    of `never_trained` start trainable; see `freeze`.
     """
 
-    def __init__(self, visual: ModifiedResNet) -> None:
-        """Take a deep copy of `visual`; the CLIP model it belongs to is not touched afterwards."""
-        super().__init__()
-        visual = copy.deepcopy(visual)
-        # One by one, under the official names: these are the keys of every checkpoint.
-        self.conv1: nn.Module = visual.conv1
-        self.bn1: nn.Module = visual.bn1
-        self.act1: nn.Module = visual.act1
-        self.conv2: nn.Module = visual.conv2
-        self.bn2: nn.Module = visual.bn2
-        self.act2: nn.Module = visual.act2
-        self.conv3: nn.Module = visual.conv3
-        self.bn3: nn.Module = visual.bn3
-        self.act3: nn.Module = visual.act3
-        self.avgpool: nn.Module = visual.avgpool
-        self.layer1: nn.Module = visual.layer1
-        self.layer2: nn.Module = visual.layer2
-        self.layer3: nn.Module = visual.layer3
-        self.layer4: nn.Module = visual.layer4
-        self.attnpool: nn.Module = visual.attnpool
-        self.embed_dim: int = visual.output_dim
-        self.feature_dim: int = visual.attnpool.c_proj.in_features
-        self.roi_size: int = visual.image_size // FEATURE_STRIDE
-        """Side of a RoI-aligned map; layer4 halves it to what the positional embedding was made for."""
-        self.sampling_ratio = 0
-        """RoIAlign samples a bin and axis; 0 is adaptive, as the official code."""
-        self.freeze(0)
-        self.train(visual.training)
+    embed_dim: int
+    """D."""
+    feature_dim: int
+    """Channels of the map that `regions` gives."""
+    stride: int
+    """Input pixels a cell of the map that `features` gives."""
+    roi_size: int
+    """Bins a side of a RoI-aligned map."""
+    sampling_ratio: int = 0
+    """RoIAlign samples a bin and axis; 0 is adaptive, as the official code."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """Stage-3 map (`res4`) [B, 16 * width, ~H/16, ~W/16] of normalised images [B, 3, H, W]."""
-        x = self.avgpool(self._stem(images))
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = stage(x)
-        return x  # type: ignore[no-any-return]
+    @abstractmethod
+    def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """Map [B, C, ~H/stride, ~W/stride] of normalised images [B, 3, H, W].
+
+        `sizes`: each image without its padding; None: no image is padded. A ViT needs them, or its attention would
+        see the padding, and an image's features would depend on what else is in the batch.
+        """
 
     def regions(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """RoIAlign and stage 4: [R, feature_dim, roi_size/2, roi_size/2], image by image in the order of the boxes.
+        """RoIAlign and what follows it a region: [R, feature_dim, k', k'], image by image in the order of the boxes.
 
         `boxes`: one [R_i, 4] float32 an image, input pixels; they are not clipped, and may have no area.
         """
@@ -74,60 +57,67 @@ class RegionEncoder(nn.Module):
             features,
             list(boxes),
             output_size=self.roi_size,
-            spatial_scale=1.0 / FEATURE_STRIDE,
+            spatial_scale=1.0 / self.stride,
             sampling_ratio=self.sampling_ratio,
             aligned=True,
         )
-        return self.layer4(aligned)  # type: ignore[no-any-return]
+        return self.refine(aligned)
 
+    def refine(self, aligned: Tensor) -> Tensor:
+        """What comes between RoIAlign and the pooling; nothing, unless an encoder has it."""
+        return aligned
+
+    @abstractmethod
     def pool(self, region_maps: Tensor) -> Tensor:
-        """Attention pool: [R, feature_dim, roi_size/2, roi_size/2] to [R, D], not normalised."""
-        return pool_single_query(self.attnpool, region_maps)
+        """What `regions` gave to embeddings [R, D], not normalised."""
 
-    def forward(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """Embeddings [R, D], not normalised, of the boxes of images [B, 3, H, W]."""
-        return self.pool(self.regions(self.features(images), boxes))
+    def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> Tensor:
+        """Embeddings [R, D], not normalised, of the boxes of images [B, 3, H, W]; `sizes` as in `features`."""
+        return self.pool(self.regions(self.features(images, sizes), boxes))
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """The five parts that `freeze` counts, first to last; what comes after them is never frozen."""
+
+    def never_trained(self) -> Iterable[nn.Parameter]:
+        """Parameters that stay frozen whatever `freeze` is told."""
+        return ()
 
     def freeze(self, freeze_at: int) -> None:
-        """Stop training the first parts: 1 the stem, 2 the stem and layer1, ..., 5 all but the attention pool.
+        """Stop training the first `freeze_at` of the five `parts`.
 
-        Sets every parameter anew, so the last call counts. Norms are always frozen.
+        ResNets: the stem, then the four stages. ViTs: patch embedding and positions, then four quarters of the
+        blocks. What pools (attention pool; last norm and projection) always trains. Sets every parameter anew, so the
+        last call counts.
         """
         if not 0 <= freeze_at <= 5:
-            raise ValueError(f"freeze_at must be 0 (nothing) to 5 (all but the attention pool), got {freeze_at}")
-        stem: list[nn.Module] = [self.conv1, self.conv2, self.conv3]
-        parts: list[list[nn.Module]] = [stem, [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+            raise ValueError(f"freeze_at must be 0 (nothing) to 5 (all but what pools), got {freeze_at}")
         self.requires_grad_(True)
-        for part in parts[:freeze_at]:
-            for module in part:
-                module.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> RegionEncoder:
-        """As nn.Module.train, but batch norms stay in evaluation mode."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
-    def _stem(self, x: Tensor) -> Tensor:
-        x = self.act1(self.bn1(self.conv1(x)))
-        x = self.act2(self.bn2(self.conv2(x)))
-        return self.act3(self.bn3(self.conv3(x)))  # type: ignore[no-any-return]
+        for part in self.parts()[:freeze_at]:
+            for item in part:
+                item.requires_grad_(False)
+        for parameter in self.never_trained():
+            parameter.requires_grad_(False)
 
 
 def region_encoder(clip: ClipModel) -> RegionEncoder:
-    """A RegionEncoder with a copy of the CLIP model's visual weights; ValueError unless that is a ResNet.
+    """The encoder for a CLIP model, with a copy of its visual weights; ValueError for towers that have none.
 
     In channels-last memory, like the batches: convolutions on a CPU are up to twice as fast.
     """
-    visual = clip.model.visual
-    if not isinstance(visual, ModifiedResNet):
+    from regionclip_core.resnet_encoder import ResNetEncoder
+    from regionclip_core.siglip_encoder import SiglipEncoder
+    from regionclip_core.vit_encoder import VitEncoder
+
+    tower = tower_of(clip.architecture)
+    if tower.no_regions is not None:
         raise ValueError(
-            f"region features need a CLIP ResNet (RN50, RN50x4, ..., small); {clip.name} has a "
-            f"{type(visual).__name__}. Take an RN model, or use labels.mode: crop for the teacher"
+            f"{clip.name} gives no region features: {tower.no_regions}. Take an RN, ViT or SigLIP architecture; as a "
+            "teacher alone it can label with labels.mode: crop"
         )
-    return RegionEncoder(visual).to(memory_format=torch.channels_last)
+    kinds: dict[str, type[ResNetEncoder | VitEncoder | SiglipEncoder]] = {
+        "resnet": ResNetEncoder,
+        "vit": VitEncoder,
+        "siglip": SiglipEncoder,
+    }
+    return kinds[tower.kind](clip.model.visual).to(memory_format=torch.channels_last)

@@ -15,8 +15,10 @@ STAGE_FILES = {
     *("pretrain", "finetune", "evaluate", "report"),
 }
 # What `regionclip --help` and `status` import: nothing slow at the top of these.
-QUICK = {ROOT / "regionclip_core" / f"{name}.py" for name in ("config", "config_io", "artifacts", "folders")} | {
-    path for path in STAGES if path.stem != "ray_backend"
+QUICK = {
+    *(ROOT / "regionclip_core" / f"{name}.py" for name in ("config", "config_io", "architectures")),
+    *(ROOT / "regionclip_core" / f"{name}.py" for name in ("artifacts", "folders")),
+    *(path for path in STAGES if path.stem != "ray_backend"),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
 

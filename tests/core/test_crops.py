@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_artifacts import pillow_crop
+from small_towers import CONVNEXT, SIGLIP, VIT
+from small_towers import small_clip as small_towers_clip
 
 from regionclip_core.clip import create_clip
 from regionclip_core.config import ClipArchitecture, TeacherConfig
@@ -134,3 +137,19 @@ def test_bad_input_is_refused():
         CropEncoder(small_clip())([tensor(smooth_image())], [torch.zeros(0, 4)] * 2)
     with pytest.raises(ValueError, match="uint8"):
         cut_crops(torch.zeros(3, 4, 4), torch.zeros(1, 4), 1.0, 8, FILL)
+
+
+@pytest.mark.parametrize("description", [VIT, SIGLIP, CONVNEXT], ids=["vit", "siglip", "convnext"])
+def test_any_image_tower_sees_the_crop_that_pillow_makes(description):
+    clip = small_towers_clip(description)
+    arrays = [smooth_image(seed=1), smooth_image(64, 64, seed=2)]
+    boxes = [torch.tensor([[5.0, 6.0, 40.0, 30.0], [60.0, 40.0, 99.0, 80.0]]), torch.tensor([[1.0, 1.0, 60.0, 30.0]])]
+    crops = [pillow_crop(a, box.tolist(), 1.3, clip) for a, some in zip(arrays, boxes, strict=True) for box in some]
+    with torch.no_grad():
+        expected = torch.cat([clip.model.encode_image(crop[None]) for crop in crops])
+    actual = CropEncoder(clip, context=1.3, batch_size=2)([tensor(array) for array in arrays], boxes)
+    assert actual.shape == (3, 24)
+    # A level of 255 here and there is rounded the other way.
+    assert (actual - expected).abs().max() < 0.02 * expected.abs().max()
+    assert (torch.cosine_similarity(actual, expected) > 0.9995).all()
+    assert (torch.cosine_similarity(actual[[1, 2, 0]], expected) < 0.999).all()
