@@ -14,6 +14,7 @@ An artifact folder holds, next to the stage's own files:
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -175,8 +176,13 @@ def read_shard_records(folder: Folder, shards: Iterable[int]) -> list[ShardRecor
 
 def write_records(folder: Folder, shards: Iterable[ShardRecord], stage_files: Iterable[FileRecord] = ()) -> None:
     """Roll up the records of an artifact: those of its shards, and the files of its job or merge."""
-    rolled = {"shards": [asdict(r) for r in shards], "stage": [asdict(f) for f in stage_files]}
-    folder.write_json(RECORDS, rolled)
+    rolled = {
+        "shards": [{**vars(r), "files": [vars(f) for f in r.files]} for r in shards],
+        "stage": [vars(f) for f in stage_files],
+    }
+    # What canonical_json gives. Its checks, made when each record was committed, would take most of the time here.
+    text = json.dumps(rolled, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    folder.write_bytes(RECORDS, text.encode() + b"\n")
 
 
 def read_records(folder: Folder) -> tuple[list[ShardRecord], list[FileRecord]]:

@@ -1,4 +1,4 @@
-"""Training images with boxes: what rpn and finetune learn from, and the batches of a step.
+"""Training images with boxes, and the batches of a step; `boxed_images` finds them in a split.
 
 B images, G annotated boxes of one image.
 """
@@ -9,17 +9,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.boxes import flip_horizontal
 from regionclip_core.image_batch import ImageBatch, batch_images
 from regionclip_core.images import ImageReader
-from regionclip_core.index import IndexRow, read_index, split_shards
-from regionclip_core.sampling import EpochOrder, first_readable
+from regionclip_core.index import IndexRow
+from regionclip_core.mask_targets import ImageMasks
+from regionclip_core.sampling import EpochOrder, RepeatOrder, first_readable
 from regionclip_core.training import step_seed
-from regionclip_core.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class BoxedImage:
     """int64[G], rows of the vocabulary."""
     extra: Tensor
     """float32[P, 4]: more boxes that follow the image's transforms (proposals); may be empty."""
+    masks: Sequence[bytes] | None = None
+    """COCO's compressed run lengths, one mask a box, original pixels; None where they weren't asked for."""
 
 
 @dataclass(frozen=True)
@@ -43,37 +45,21 @@ class BoxBatch:
     boxes: list[Tensor]
     labels: list[Tensor]
     extra: list[Tensor]
-    seed: int
-    """Seeds whatever the losses sample."""
+    seeds: list[int]
+    """One an image; seeds whatever the losses sample."""
+    masks: list[ImageMasks] | None = None
+    """One an image, where the images have masks."""
 
 
 def labelled_boxes(row: IndexRow, allowed: Collection[int]) -> tuple[Tensor, Tensor]:
     """float32[G, 4] boxes and int64[G] labels of the row's objects of the allowed categories, crowds left out."""
-    kept = np.isin(row.box_labels, list(allowed)) & ~row.box_crowd
+    kept = usable_boxes(row, allowed)
     return torch.from_numpy(row.boxes[kept]), torch.from_numpy(row.box_labels[kept]).long()
 
 
-def boxed_images(data: Folder, split: str, allowed: set[int]) -> list[BoxedImage]:
-    """Readable images of `split` with at least one usable box.
-
-    Only boxes whose label is in `allowed` exist for the caller: objects of other categories stay in the picture,
-    unlabelled, as novel ones must. Crowd boxes are left out.
-
-    Raises:
-        ValueError: if no image is left, or the index was written with another vocabulary.
-    """
-    vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
-    images = []
-    for shard in split_shards(data, (split,)):
-        for row in read_index(data, shard, vocabulary.digest):
-            if row.status != "ok":
-                continue
-            boxes, labels = labelled_boxes(row, allowed)
-            if len(boxes):
-                images.append(BoxedImage(row, boxes, labels, torch.zeros(0, 4)))
-    if not images:
-        raise ValueError(f"split {split!r} has no image with a box of the wanted categories; training needs some")
-    return images
+def usable_boxes(row: IndexRow, allowed: Collection[int]) -> npt.NDArray[np.bool_]:
+    """bool[n]: the row's objects of the allowed categories, crowds left out."""
+    return np.isin(row.box_labels, list(allowed)) & ~row.box_crowd
 
 
 def box_batches(
@@ -89,8 +75,16 @@ def box_batches(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    train_sizes: Sequence[int] = (),
+    factors: npt.NDArray[np.float64] | None = None,
 ) -> Callable[[int], BoxBatch]:
     """A function of the step: this rank's share of a global batch, drawn epoch by epoch from permutations.
+
+    What is drawn for an image depends on its place in the global batch, not on the rank that has it.
+
+    Args:
+        image_size: shorter side of the input, pixels; with `train_sizes` it is drawn from these, image by image.
+        factors: how often each image comes in an epoch, see `repeat_factors`; None is once.
 
     Raises:
         ValueError: if `batch_size`, images of all ranks together, is no multiple of `world_size`.
@@ -98,30 +92,42 @@ def box_batches(
     if batch_size % world_size:
         raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
     share = batch_size // world_size
-    order = EpochOrder(len(images), seed)
+    order = EpochOrder(len(images), seed) if factors is None else RepeatOrder(factors, seed)
 
     def at(step: int) -> BoxBatch:
-        rng = np.random.default_rng(step_seed(seed, step, rank))
-        start = step * batch_size + rank * share
-        positions = range(start, start + share)
-        chosen = [first_readable(images, order[p], lambda image: reader.read(image.row)) for p in positions]
-        pixels, boxes, extra = [], [], []
-        for image, array in chosen:
+        positions = range(rank * share, (rank + 1) * share)
+        numbers = [order[step * batch_size + position] for position in positions]
+        chosen = [first_readable(images, number, lambda image: reader.read(image.row)) for number in numbers]
+        pixels, boxes, extra, flips, sizes = [], [], [], [], []
+        for position, (image, array) in zip(positions, chosen, strict=True):
+            rng = np.random.default_rng(step_seed(seed, step, position))
             tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-            flipped = rng.uniform() < flip
+            flipped = bool(rng.uniform() < flip)
+            flips.append(flipped)
+            sizes.append(int(rng.choice(train_sizes)) if train_sizes else image_size)
             pixels.append(torch.flip(tensor, [2]) if flipped else tensor)
             boxes.append(flip_horizontal(image.boxes, tensor.shape[2]) if flipped else image.boxes)
             extra.append(flip_horizontal(image.extra, tensor.shape[2]) if flipped else image.extra)
-        batch = batch_images(pixels, image_size, max_size, mean, std)
+        batch = batch_images(pixels, sizes, max_size, mean, std)
         return BoxBatch(
             images=batch,
             boxes=[batch.to_input(i, b) for i, b in enumerate(boxes)],
             labels=[image.labels for image, _ in chosen],
             extra=[batch.to_input(i, b) for i, b in enumerate(extra)],
-            seed=step_seed(seed + 1, step, rank),
+            seeds=[step_seed(seed + 1, step, position) for position in positions],
+            masks=_batch_masks([image for image, _ in chosen], batch, flips),
         )
 
     return at
+
+
+def _batch_masks(images: Sequence[BoxedImage], batch: ImageBatch, flips: Sequence[bool]) -> list[ImageMasks] | None:
+    masks = [
+        ImageMasks(image.masks, batch.original_sizes[i], batch.sizes[i], flips[i])
+        for i, image in enumerate(images)
+        if image.masks is not None
+    ]
+    return masks if len(masks) == len(images) else None
 
 
 def to_device(batch: BoxBatch, device: str) -> BoxBatch:
@@ -134,5 +140,6 @@ def to_device(batch: BoxBatch, device: str) -> BoxBatch:
         boxes=[b.to(device) for b in batch.boxes],
         labels=[b.to(device) for b in batch.labels],
         extra=[b.to(device) for b in batch.extra],
-        seed=batch.seed,
+        seeds=batch.seeds,
+        masks=batch.masks,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import TeacherTraining
-from regionclip_core.distributed import gather_rows
+from regionclip_core.distributed import gather_rows, use_global_batch_norms
 from regionclip_core.losses import image_text_contrastive
 from regionclip_core.sampling import EpochOrder, first_readable
 from regionclip_core.training import step_seed
@@ -42,10 +42,11 @@ class ClipBatch:
 
 
 class ClipTrainer(nn.Module):
-    """CLIP with its symmetric contrastive loss and learned temperature."""
+    """CLIP with its symmetric contrastive loss and learned temperature; batch norms are over all ranks."""
 
     def __init__(self, clip: ClipModel) -> None:
         super().__init__()
+        use_global_batch_norms(clip.model)
         self.clip = clip
         self.model = clip.model
 
@@ -82,12 +83,15 @@ def batch_maker(
     order = EpochOrder(len(pairs), seed)
 
     def at(step: int) -> ClipBatch:
-        rng = np.random.default_rng(step_seed(seed, step, rank))
-        positions = range(step * training.batch_size + rank * share, step * training.batch_size + (rank + 1) * share)
-        chosen = [first_readable(pairs, order[p], lambda pair: pair.read()) for p in positions]
-        images = np.stack([augment(pixels, clip.image_size, training, rng) for _, pixels in chosen])
-        captions = [pair.captions[rng.integers(len(pair.captions))] for pair, _ in chosen]
-        return ClipBatch(normalise(images, clip), captions)
+        images, captions = [], []
+        for position in range(rank * share, (rank + 1) * share):
+            number = order[step * training.batch_size + position]
+            pair, pixels = first_readable(pairs, number, lambda pair: pair.read())
+            # Drawn by the place in the global batch: the same for any number of ranks.
+            rng = np.random.default_rng(step_seed(seed, step, position))
+            images.append(augment(pixels, clip.image_size, training, rng))
+            captions.append(pair.captions[rng.integers(len(pair.captions))])
+        return ClipBatch(normalise(np.stack(images), clip), captions)
 
     return at
 

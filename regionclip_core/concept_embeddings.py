@@ -1,4 +1,4 @@
-"""The concept pool as embeddings: computed once from the teacher's text encoder, read by labels and pretrain.
+"""The concept pool as embeddings: computed once by the labels stage, read by labels and pretrain.
 
 C concepts, D embedding.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import TeacherConfig
-from regionclip_core.prompts import embed_texts, prompt_templates
+from regionclip_core.name_embeddings import embed_names
 from regionclip_core.vocabulary import Vocabulary
 
 _NAME = "concept_embeddings"
@@ -33,10 +33,9 @@ def read_pool(concepts: Folder) -> Vocabulary:
 
 
 def embed_pool(clip: ClipModel, concepts: Folder, teacher: TeacherConfig) -> tuple[Vocabulary, Tensor]:
-    """The pool and its prompt-averaged embeddings, float32[C, D] with rows of unit length."""
+    """The pool and its embeddings, float32[C, D] with rows of unit length; see `embed_names`."""
     pool = read_pool(concepts)
-    templates = prompt_templates(teacher.prompts)
-    embeddings_CD = embed_texts(clip, pool.names, templates, teacher.normalize_prompts)
+    embeddings_CD = embed_names(clip, pool.names, teacher)
     return pool, embeddings_CD / embeddings_CD.norm(dim=1, keepdim=True)
 
 

@@ -7,7 +7,7 @@ D embedding. Boxes are xyxy pixels of the network's input; sizes are (height, wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -16,12 +16,16 @@ from torch.nn import functional as F
 
 from regionclip_core import boxes as box_ops
 from regionclip_core.assignment import FOREGROUND, match, sample
-from regionclip_core.clip import build_clip
+from regionclip_core.clip import lean_clip
 from regionclip_core.config import FinetuneConfig
-from regionclip_core.detection_losses import box_loss, classification_loss
-from regionclip_core.encoders import RegionEncoder, region_encoder
+from regionclip_core.detection_losses import box_loss, classification_loss, mask_loss
+from regionclip_core.distributed import sum_ranks
+from regionclip_core.encoders import RegionEncoder, Sizes, region_encoder
 from regionclip_core.image_batch import ImageBatch
 from regionclip_core.inference import Detections, InferenceSettings, detect_image
+from regionclip_core.mask_head import MaskHead
+from regionclip_core.mask_inference import encode_masks
+from regionclip_core.mask_targets import ImageMasks
 
 if TYPE_CHECKING:
     from regionclip_core.artifacts import Folder
@@ -35,13 +39,14 @@ FOREGROUND_IOU = 0.5
 class RegionTargets:
     """The regions that a loss looks at, and what they should be.
 
-    `boxes`: per image [R_i, 4]; `labels` [R] (K is background) and `truth` [R, 4] (meaningful for the foreground)
-    run over all images, in order.
+    `boxes`: per image [R_i, 4]; `labels` [R] (K is background), `truth` [R, 4] and `truth_row` [R] int64, its row
+    among the annotated boxes of the image (both meaningful for the foreground), run over all images, in order.
     """
 
     boxes: list[Tensor]
     labels: Tensor
     truth: Tensor
+    truth_row: Tensor
 
 
 class HeadOutput(NamedTuple):
@@ -51,8 +56,18 @@ class HeadOutput(NamedTuple):
     deltas: Tensor
 
 
+class ClassifiedProposals(NamedTuple):
+    """`features`: the encoder's map of the images; `output`: of all their proposals."""
+
+    features: Tensor
+    output: HeadOutput
+
+
 class OpenVocabularyDetector(nn.Module):
-    """A region encoder, a fixed text classifier that can be exchanged, and a class-agnostic box regressor."""
+    """A region encoder, a fixed text classifier that can be exchanged, and a class-agnostic box regressor.
+
+    With a mask head (LVIS) also a class-agnostic mask a region.
+    """
 
     class_embeddings: Tensor
 
@@ -63,6 +78,7 @@ class OpenVocabularyDetector(nn.Module):
         names: Sequence[str],
         temperature: float,
         background: Background = "zero",
+        mask_head: bool = False,
     ) -> None:
         """`class_embeddings` [K, D] of `names`, of any norm; `temperature` divides the cosines."""
         super().__init__()
@@ -77,6 +93,7 @@ class OpenVocabularyDetector(nn.Module):
         self.box_regressor = nn.Linear(encoder.embed_dim, 4)
         nn.init.normal_(self.box_regressor.weight, std=0.001)
         nn.init.zeros_(self.box_regressor.bias)
+        self.mask_head = MaskHead(encoder.feature_dim) if mask_head else None
 
     def set_vocabulary(self, embeddings: Tensor, names: Sequence[str]) -> None:
         """Classify into `names` from now on; `embeddings` [K, D] are normalised here."""
@@ -96,9 +113,14 @@ class OpenVocabularyDetector(nn.Module):
         background = self.background_logit.expand(len(features), 1)
         return torch.cat((cosines / self.temperature, background), dim=1)
 
-    def forward(self, images: Tensor, boxes: Sequence[Tensor]) -> HeadOutput:
-        """Images [B, 3, H, W] and per image boxes [R_i, 4] -> logits and deltas of all regions, image by image."""
-        features = self.encoder(images, boxes)
+    def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> HeadOutput:
+        """Images [B, 3, H, W] and per image boxes [R_i, 4] -> logits and deltas of all regions, image by image.
+
+        `sizes`: each image without its padding; None: no image is padded.
+        """
+        return self._head(self.encoder(images, boxes, sizes))
+
+    def _head(self, features: Tensor) -> HeadOutput:
         # The regressor sees the raw embedding, as in the official code: its norm carries signal.
         return HeadOutput(self.classify(features), self.box_regressor(features))
 
@@ -111,15 +133,19 @@ class OpenVocabularyDetector(nn.Module):
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
         config: FinetuneConfig,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator | None] | None = None,
     ) -> RegionTargets:
         """Per image: proposals and ground truth together, matched at IoU 0.5, and a sample of them.
 
         Args:
             proposals: per image [P, 4]; boxes: per image [G, 4]; labels: per image [G] rows of the vocabulary.
+            generators: of the sampling, one an image; None draws from torch's own.
         """
-        chosen, chosen_labels, chosen_truth = [], [], []
-        for image_proposals, image_boxes, image_labels in zip(proposals, boxes, labels, strict=True):
+        chosen, chosen_labels, chosen_truth, chosen_rows = [], [], [], []
+        generators = generators or [None] * len(proposals)
+        for image_proposals, image_boxes, image_labels, generator in zip(
+            proposals, boxes, labels, generators, strict=True
+        ):
             self._check_labels(image_labels)
             candidates = torch.cat((image_proposals, image_boxes))
             truth_row, kind = match(box_ops.iou(image_boxes, candidates), FOREGROUND_IOU, FOREGROUND_IOU)
@@ -132,7 +158,8 @@ class OpenVocabularyDetector(nn.Module):
             chosen.append(candidates[rows])
             chosen_labels.append(label)
             chosen_truth.append(truth)
-        return RegionTargets(chosen, torch.cat(chosen_labels), torch.cat(chosen_truth))
+            chosen_rows.append(truth_row[rows])
+        return RegionTargets(chosen, torch.cat(chosen_labels), torch.cat(chosen_truth), torch.cat(chosen_rows))
 
     def _check_labels(self, labels: Tensor) -> None:
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(self.names)):
@@ -155,26 +182,49 @@ class OpenVocabularyDetector(nn.Module):
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
         config: FinetuneConfig,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator | None] | None = None,
+        masks: Sequence[ImageMasks] | None = None,
+        sizes: Sizes | None = None,
     ) -> dict[str, Tensor]:
-        """Training losses `loss_cls` and `loss_box_reg` of a batch, to be summed; see :meth:`targets`."""
-        targets = self.targets(proposals, boxes, labels, config, generator)
-        return self.target_losses(self(images, targets.boxes), targets, config)
+        """Training losses of a batch, to be summed: `loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`.
+
+        See :meth:`targets` and :meth:`forward` for the arguments. `masks`: one an image, for a mask head.
+        """
+        targets = self.targets(proposals, boxes, labels, config, generators)
+        if self.mask_head is None:
+            return self.target_losses(self(images, targets.boxes, sizes), targets, config)
+        if masks is None:
+            raise ValueError("masks: a detector with a mask head is trained on masks, but the batch has none")
+        maps = self.encoder.regions(self.encoder.features(images, sizes), targets.boxes)
+        losses = self.target_losses(self._head(self.encoder.pool(maps)), targets, config)
+        return losses | {"loss_mask": self._mask_loss(self.mask_head, maps, targets, masks)}
+
+    def _mask_loss(self, head: MaskHead, maps: Tensor, targets: RegionTargets, masks: Sequence[ImageMasks]) -> Tensor:
+        foreground = targets.labels != len(self.names)
+        logits = head(maps[foreground])
+        counts = [len(boxes) for boxes in targets.boxes]
+        parts = zip(
+            masks, targets.boxes, torch.split(targets.truth_row, counts), torch.split(foreground, counts), strict=True
+        )
+        wanted = [image.crop(rows[hit], boxes[hit], logits.shape[-1]) for image, boxes, rows, hit in parts]
+        return mask_loss(logits, torch.cat(wanted))
 
     @torch.no_grad()
-    def calibrate_background(self, images: Tensor, boxes: Sequence[Tensor]) -> float:
+    def calibrate_background(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> float:
         """Start the learnable background logit where it neither wins nor loses against the K categories.
 
         Sets it to the mean log-sum-exp of the category logits of the given regions, so that a typical region is
         background with probability 1/2 before training. From 0, the official value, it would have to travel many
         units at a temperature well above 0.01, and would drag the encoder along meanwhile. Returns the logit.
+        With several ranks it is the mean over the regions of all.
         """
         if self.background != "learnable":
             raise ValueError(f"background: {self.background} is fixed; only a learnable background can be calibrated")
-        logits = self(images, boxes).logits[:, :-1]
-        if not len(logits):
+        logits = self(images, boxes, sizes).logits[:, :-1]
+        sums = sum_ranks(torch.stack((logits.logsumexp(dim=1).double().sum(), logits.new_tensor(len(logits)).double())))
+        if not sums[1]:
             raise ValueError("calibrate_background: got no region; give it at least one box")
-        self.background_logit.copy_(logits.logsumexp(dim=1).mean())
+        self.background_logit.copy_(sums[0] / sums[1])
         return float(self.background_logit)
 
     # ------------------------------------------------------------ inference
@@ -187,18 +237,46 @@ class OpenVocabularyDetector(nn.Module):
         objectness_logits: Sequence[Tensor] | None,
         settings: InferenceSettings,
         box_deltas: bool,
+        masks: bool = True,
     ) -> list[Detections]:
         """Detections of each image, in ORIGINAL pixels (call eval() before).
 
         Args:
             proposals: per image [P, 4] in input pixels; objectness_logits: per image [P], see InferenceSettings.
             box_deltas: refine the boxes with the regressor; False (zero-shot: it isn't trained) keeps the proposals.
+            masks: where there is a mask head, make masks; boxes alone are faster.
         """
-        output = self(batch.tensor, proposals)
+        classified = self.classify_proposals(batch, proposals)
+        return self.choose(classified, batch, proposals, objectness_logits, settings, box_deltas, masks)
+
+    @torch.no_grad()
+    def classify_proposals(self, batch: ImageBatch, proposals: Sequence[Tensor]) -> ClassifiedProposals:
+        """The network's part of :meth:`detect`."""
+        features = self.encoder.features(batch.tensor, batch.sizes)
+        return ClassifiedProposals(features, self._head(self.encoder.pool(self.encoder.regions(features, proposals))))
+
+    @torch.no_grad()
+    def choose(
+        self,
+        classified: ClassifiedProposals,
+        batch: ImageBatch,
+        proposals: Sequence[Tensor],
+        objectness_logits: Sequence[Tensor] | None,
+        settings: InferenceSettings,
+        box_deltas: bool,
+        masks: bool = True,
+        labels: Sequence[int] | None = None,
+    ) -> list[Detections]:
+        """The rest of :meth:`detect`. `labels`: only these categories and the background exist, in their own softmax,
+        as if the vocabulary had no others; detections still carry rows of the whole vocabulary.
+        """
+        features, output = classified
+        if labels is not None:
+            output = output._replace(logits=output.logits[:, [*labels, len(self.names)]])
         counts = [len(boxes) for boxes in proposals]
         result = []
         for i, (logits, deltas) in enumerate(
-            zip(output.logits.split(counts), output.deltas.split(counts), strict=True)
+            zip(torch.split(output.logits, counts), torch.split(output.deltas, counts), strict=True)
         ):
             detections = detect_image(
                 logits,
@@ -208,8 +286,29 @@ class OpenVocabularyDetector(nn.Module):
                 batch.sizes[i],
                 settings,
             )
-            result.append(detections.rescaled(batch.sizes[i], batch.original_sizes[i]))
+            detections = detections.rescaled(batch.sizes[i], batch.original_sizes[i])
+            if labels is not None:
+                detections = replace(detections, labels=detections.labels.new_tensor(labels)[detections.labels])
+            if masks and self.mask_head is not None:
+                detections = replace(detections, masks=self._masks(self.mask_head, features, batch, i, detections))
+            result.append(detections)
         return result
+
+    def _masks(
+        self, head: MaskHead, features: Tensor, batch: ImageBatch, image: int, detections: Detections
+    ) -> list[bytes]:
+        """Masks of one image's final boxes, from region maps of these boxes (not of the proposals they came from)."""
+        # One proposal has one box and so one mask, whatever number of categories it is reported for.
+        first: dict[int, int] = {}
+        for row, proposal in enumerate(detections.proposal.tolist()):
+            first.setdefault(proposal, row)
+        if not first:
+            return []
+        boxes = detections.boxes[list(first.values())]
+        regions = box_ops.clip(batch.to_input(image, boxes), batch.sizes[image])
+        probabilities = torch.sigmoid(head(self.encoder.regions(features[image : image + 1], [regions])))
+        coded = dict(zip(first, encode_masks(probabilities, boxes, batch.original_sizes[image]), strict=True))
+        return [coded[proposal] for proposal in detections.proposal.tolist()]
 
 
 def save_detector(
@@ -226,6 +325,7 @@ def save_detector(
         "names": list(detector.names),
         "temperature": detector.temperature,
         "background": detector.background,
+        "mask_head": detector.mask_head is not None,
         "clip_architecture": architecture,
     }
     folder.write_bytes(f"{stem}.safetensors", save(state))
@@ -238,13 +338,14 @@ def load_detector(folder: Folder, stem: str = "detector") -> OpenVocabularyDetec
 
     description = folder.read_json(f"{stem}.json")
     state = load(folder.read_bytes(f"{stem}.safetensors"))
-    encoder = region_encoder(build_clip(description["clip_architecture"], f"{stem}.json", seed=0))
+    encoder = region_encoder(lean_clip(description["clip_architecture"], f"{stem}.json"))
     detector = OpenVocabularyDetector(
         encoder,
         state["class_embeddings"],
         description["names"],
         description["temperature"],
         description["background"],
+        description.get("mask_head", False),
     )
     try:
         detector.load_state_dict(state)

@@ -1,15 +1,47 @@
-"""What the losses need of other ranks. With one process everything here is the identity.
+"""What a training of several processes (ranks) needs so that it computes what one process would.
 
-B images of one rank, D embedding.
+Every function here is the identity with one process. The rule behind all of them: DistributedDataParallel averages
+gradients over ranks, so the mean over ranks of what the ranks return as their loss has to be the loss of the global
+batch.
+
+B images of one rank, D embedding, C channels.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regionclip_core.image_batch import ImageBatch
+
+
+def rank_count() -> int:
+    """Processes that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_ranks(values: Tensor) -> Tensor:
+    """Element-wise sum of a tensor of one shape over all ranks, without gradient."""
+    if rank_count() == 1:
+        return values.detach()
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
+    """This rank's part of the mean of the items of all ranks; a scalar, 0 if there are none.
+
+    `total` is the sum over this rank's items, `count` their number (or the sum of their weights). The mean of the
+    result over ranks is the sum of all totals divided by the sum of all counts.
+    """
+    counted = sum_ranks(torch.as_tensor(count, dtype=total.dtype, device=total.device)) / rank_count()
+    return torch.where(counted > 0, total / counted.clamp(min=torch.finfo(total.dtype).tiny), total * 0.0)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -37,6 +69,78 @@ def gather_rows(rows_BD: Tensor) -> Tensor:
     Every rank then evaluates the same global loss. The backward sums over ranks and DistributedDataParallel
     averages, which nets out to the gradient of that one global loss (as in the official code's gather).
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if rank_count() == 1:
         return rows_BD
     return _GatherRows.apply(rows_BD)  # type: ignore[no-any-return]
+
+
+def common_canvas(images: ImageBatch) -> ImageBatch:
+    """The batch padded to the largest canvas of all ranks.
+
+    Convolutions make something of the padding, and an image's border sees it: what is computed for an image depends
+    on the canvas. One process pads to the largest image of the global batch; so must each of several.
+    """
+    if rank_count() == 1:
+        return images
+    height, width = images.tensor.shape[-2:]
+    largest = torch.tensor([height, width], device=images.tensor.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    bottom, right = int(largest[0]) - height, int(largest[1]) - width
+    return replace(images, tensor=F.pad(images.tensor, (0, right, 0, bottom))) if bottom or right else images
+
+
+# ---------------------------------------------------------------- batch norm over ranks
+
+
+class _SumRanks(torch.autograd.Function):
+    """Element-wise sum over ranks; its backward is the same sum, of what every rank asks."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return sum_ranks(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_ranks(gradient)
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics in training are those of the global batch; in evaluation as its base.
+
+    torch's own SyncBatchNorm does the same on GPUs and refuses CPU tensors. Every rank must bring the same B, H, W.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        if not self.training or rank_count() == 1:
+            return super().forward(input)
+        count = input.numel() / input.shape[1] * rank_count()
+        mean: Tensor = _SumRanks.apply(input.sum((0, 2, 3))) / count
+        centred = input - mean[:, None, None]
+        variance: Tensor = _SumRanks.apply(centred.square().sum((0, 2, 3))) / count
+        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+
+
+def use_global_batch_norms(model: nn.Module) -> None:
+    """Let the batch norms inside `model` share their statistics over ranks; parameters and buffers stay the same."""
+    if rank_count() == 1:
+        return
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, _global(child))
+
+
+def _global(norm: nn.BatchNorm2d) -> GlobalBatchNorm2d:
+    other = GlobalBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    other._parameters, other._buffers = norm._parameters, norm._buffers
+    return other.train(norm.training)

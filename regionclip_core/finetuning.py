@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches, boxed_images, to_device
+from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches, to_device
+from regionclip_core.boxed_images import boxed_images
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import Config, FinetuneConfig
 from regionclip_core.detector import OpenVocabularyDetector
+from regionclip_core.distributed import common_canvas
 from regionclip_core.encoders import region_encoder
 from regionclip_core.images import ImageReader
-from regionclip_core.index import split_shards
-from regionclip_core.prompts import embed_texts, prompt_templates
-from regionclip_core.proposing import read_proposals
+from regionclip_core.name_embeddings import embed_names
+from regionclip_core.sampling import repeat_factors
 from regionclip_core.training import FitResult, Progress, fit
 from regionclip_core.vocabulary import Vocabulary
 
@@ -33,47 +36,54 @@ class DetectorTrainer(nn.Module):
         self.settings = settings
 
     def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
-        """`loss_cls` and `loss_box_reg`; the batch's `extra` boxes are the proposals."""
-        generator = torch.Generator().manual_seed(batch.seed)
-        return self.detector.loss(batch.images.tensor, batch.extra, batch.boxes, batch.labels, self.settings, generator)
+        """The detector's losses; the batch's `extra` boxes are the proposals."""
+        images = common_canvas(batch.images)
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        return self.detector.loss(
+            images.tensor,
+            batch.extra,
+            batch.boxes,
+            batch.labels,
+            self.settings,
+            generators,
+            batch.masks,
+            images.sizes,
+        )
 
 
 @dataclass(frozen=True)
 class FinetuneData:
     """What a detector is finetuned on: images with boxes, their proposals, and the names of the labels."""
 
-    images: list[BoxedImage]
+    images: Sequence[BoxedImage]
     names: tuple[str, ...]
+    factors: npt.NDArray[np.float64] | None = None
+    """How often each image comes in an epoch; None is once."""
 
 
 def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
     """Images of `finetune.split` with the boxes of base categories (or of all: the oracle) and their proposals.
 
-    Labels are renumbered to rows of `names`. Images without proposals (unreadable ones) are left out.
+    Labels are renumbered to rows of `names`. Images without proposals (unreadable ones) are left out. Masks come
+    with `finetune.mask_head`.
+
+    Raises:
+        ValueError: if no image is left, or a mask head is to be trained and an image has no masks.
     """
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     allowed = list(range(len(vocabulary))) if all_categories else vocabulary.base_ids
     row_of = {label: row for row, label in enumerate(allowed)}
-    found = {}
-    for shard in split_shards(data, (config.finetune.split,)):
-        found.update(read_proposals(proposals, shard))
-    images = [
-        replace(
-            image,
-            labels=torch.tensor([row_of[int(label)] for label in image.labels]),
-            extra=found[image.row.key].boxes,
-        )
-        for image in boxed_images(data, config.finetune.split, set(allowed))
-        if image.row.key in found
-    ]
-    if not images:
-        raise ValueError(f"finetune.split {config.finetune.split!r}: no image with boxes could be read for proposals")
-    return FinetuneData(images, tuple(vocabulary.names[label] for label in allowed))
+    images = boxed_images(data, config.finetune.split, allowed, config.finetune.mask_head, proposals)
+    factors = None
+    if config.finetune.sampling == "repeat_factor":
+        factors = repeat_factors(images.labels(), config.finetune.repeat_threshold)
+    images = replace(images, numbers=row_of)
+    return FinetuneData(images, tuple(vocabulary.names[label] for label in allowed), factors)
 
 
 def class_embeddings(clip: ClipModel, names: tuple[str, ...], config: Config) -> Tensor:
-    """float32[K, D]: prompt-averaged text embeddings of category names."""
-    return embed_texts(clip, names, prompt_templates(config.teacher.prompts), config.teacher.normalize_prompts)
+    """float32[K, D]: embeddings of category names, published ones where `teacher.embeddings` has them."""
+    return embed_names(clip, names, config.teacher)
 
 
 def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
@@ -88,6 +98,7 @@ def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> O
             names,
             config.finetune.temperature or 1 / clip.logit_scale,
             config.finetune.background,
+            config.finetune.mask_head,
         )
 
 
@@ -118,11 +129,13 @@ def finetune_detector(
         seed=config.seed,
         rank=rank,
         world_size=world_size,
+        train_sizes=settings.train_sizes,
+        factors=training.factors,
     )
     detector.to(device).eval()
     if settings.background == "learnable":
         first = to_device(batches(0), device)
-        detector.calibrate_background(first.images.tensor, first.extra)
+        detector.calibrate_background(common_canvas(first.images).tensor, first.extra, first.images.sizes)
     detector.train()
     result = fit(
         DetectorTrainer(detector, settings),

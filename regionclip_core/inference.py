@@ -46,9 +46,10 @@ class InferenceSettings:
         return cls(
             score_threshold=config.score_threshold,
             nms=config.nms,
-            nms_kind="gaussian" if config.soft_nms else "hard",
+            nms_kind=config.nms_kind,
             max_detections=config.max_detections,
             objectness=config.finetuned_objectness if finetuned else config.objectness,
+            report_probability=config.report_probability,
         )
 
 
@@ -57,19 +58,22 @@ class Detections:
     """One image's detections, best first.
 
     `boxes` [N, 4], `scores` [N], `labels` [N] int64 rows of the vocabulary, `proposal` [N] int64 rows of the
-    proposals that were given.
+    proposals that were given. `masks`: N masks of the whole image in the pixels of the boxes, as COCO's compressed
+    run lengths (`counts`), runs down the columns; None without a mask head.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     proposal: Tensor
+    masks: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def rescaled(self, source: tuple[int, int], target: tuple[int, int]) -> Detections:
         """The same detections in an image of size `target` (height, width) instead of `source`; empty boxes go."""
+        assert self.masks is None, "masks are made of the final boxes, and not resized"
         boxes = box_ops.clip(box_ops.rescale(self.boxes, source, target), target)
         kept = box_ops.nonempty(boxes)
         return Detections(boxes[kept], self.scores[kept], self.labels[kept], self.proposal[kept])

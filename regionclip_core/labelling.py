@@ -130,9 +130,9 @@ def region_embedder(settings: LabelsConfig, clip: Any, device: str) -> EmbedRegi
     encoder = region_encoder(clip).to(device).eval()
 
     def embed(images: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std)
+        batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std, settings.resize)
         scaled = [batch.to_input(i, b).to(device) for i, b in enumerate(boxes)]
-        features: Tensor = encoder(batch.tensor.to(device), scaled)
+        features: Tensor = encoder(batch.tensor.to(device), scaled, batch.sizes)
         return features
 
     return embed

@@ -2,6 +2,10 @@
 
 Shapes: R regions, C concepts, D embedding size, B images, k stored teacher concepts. Features may have any norm;
 every loss normalises them. A loss over nothing (R = 0, B = 0) is a zero that can be differentiated.
+
+Where several processes (ranks) train together, R are the regions of one. The region losses take what they must know
+of the others: `divisor`, the regions of all ranks divided by the ranks, so that the mean over ranks of what they
+return is the loss of the global batch; and for the contrast, which concepts the others' regions have.
 """
 
 from __future__ import annotations
@@ -14,7 +18,12 @@ from torch import Tensor
 
 
 def region_concept_contrastive(
-    student: Tensor, concept_embeddings: Tensor, concept_id: Tensor, temperature: float
+    student: Tensor,
+    concept_embeddings: Tensor,
+    concept_id: Tensor,
+    temperature: float,
+    column_counts: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """Region-concept contrast among the concepts present in the batch; a scalar (paper equation 2).
 
@@ -22,15 +31,21 @@ def region_concept_contrastive(
     one column a *region*, holding the embedding of that region's concept, and sums the probabilities of all columns
     with the row's own concept inside the log. Columns of one concept are equal, so they are evaluated once and
     weighted by how often they stand there: the same number from R x (distinct concepts) products.
+
+    `column_counts` int64 [C]: how many columns of each concept there are, all ranks together; None takes the regions
+    given here alone, as the official code does on each GPU. `divisor` of the sum over regions; None is R.
     """
     _check_regions(student, concept_embeddings, temperature)
     _check_length("concept_id", concept_id, len(student))
     if not len(student):
         return student.sum() * 0.0
-    present, column, counts = torch.unique(concept_id, return_inverse=True, return_counts=True)
+    if column_counts is None:
+        column_counts = torch.bincount(concept_id, minlength=len(concept_embeddings))
+    present = column_counts.nonzero().flatten()
     columns = F.normalize(concept_embeddings[present], dim=1)
-    logits = F.normalize(student, dim=1) @ columns.T / temperature + counts.to(student.dtype).log()
-    return F.cross_entropy(logits, column)
+    logits = F.normalize(student, dim=1) @ columns.T / temperature + column_counts[present].to(student.dtype).log()
+    own_column = torch.searchsorted(present, concept_id.contiguous())
+    return F.cross_entropy(logits, own_column, reduction="sum") / (len(student) if divisor is None else divisor)
 
 
 def region_distillation(
@@ -40,6 +55,7 @@ def region_distillation(
     top_probabilities: Tensor,
     residual_mass: Tensor,
     temperature: float,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """KL(teacher || student) over the concept pool, mean over regions; a scalar (paper equation 3).
 
@@ -47,7 +63,7 @@ def region_distillation(
     teacher's best; `residual_mass` [R], the rest of its probability. The k concepts enter exactly. The rest is one
     bucket, compared with the student's probability of all other concepts together: a lower bound of the full
     divergence, and equal to it when k = C. Everything stays in log space, so it is finite where the official log of
-    a softmax underflows.
+    a softmax underflows. `divisor` of the sum over regions; None is R.
     """
     _check_regions(student, concept_embeddings, temperature)
     for name, value in [("top_concepts", top_concepts), ("top_probabilities", top_probabilities)]:
@@ -63,7 +79,7 @@ def region_distillation(
         rest = residual_mass.to(log_q.dtype)
         log_q_rest = log_q.scatter(1, top_concepts, float("-inf")).logsumexp(dim=1)
         divergence = divergence + torch.xlogy(rest, rest) - rest * log_q_rest
-    return divergence.mean()
+    return divergence.sum() / (len(student) if divisor is None else divisor)
 
 
 def image_text_contrastive(

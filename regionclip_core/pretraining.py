@@ -17,7 +17,7 @@ from regionclip_core.boxes import flip_horizontal
 from regionclip_core.clip import ClipModel
 from regionclip_core.concept_embeddings import load_embeddings
 from regionclip_core.config import Config, PretrainConfig
-from regionclip_core.distributed import gather_rows
+from regionclip_core.distributed import common_canvas, gather_rows, rank_count, sum_ranks
 from regionclip_core.encoders import RegionEncoder, region_encoder
 from regionclip_core.image_batch import ImageBatch, batch_images
 from regionclip_core.losses import image_text_contrastive, region_concept_contrastive, region_distillation
@@ -70,12 +70,15 @@ class RegionPretrainer(nn.Module):
     def forward(self, batch: RegionBatch) -> Mapping[str, Tensor]:
         """`loss_region_contrastive`, `loss_region_distill` and `loss_image_text`, each with its weight applied."""
         regions_RD, global_BD = self._encode(batch)
+        counts_C, divisor = self._all_regions(batch.concept_id_R)
         with torch.no_grad():
             tokens = self.tokenizer(batch.captions).to(regions_RD.device)
             text_BD = self.text_model.encode_text(tokens)
         return {
             "loss_region_contrastive": self.settings.contrastive_weight
-            * region_concept_contrastive(regions_RD, self.concept_embeddings_CD, batch.concept_id_R, self.temperature),
+            * region_concept_contrastive(
+                regions_RD, self.concept_embeddings_CD, batch.concept_id_R, self.temperature, counts_C, divisor
+            ),
             "loss_region_distill": self.settings.distill_weight
             * region_distillation(
                 regions_RD,
@@ -84,29 +87,51 @@ class RegionPretrainer(nn.Module):
                 batch.top_probabilities_RK,
                 batch.residual_mass_R,
                 self.temperature,
+                divisor,
             ),
             "loss_image_text": self.settings.image_text_weight
             * image_text_contrastive(global_BD, text_BD, self.temperature, gather=gather_rows),
         }
 
+    def _all_regions(self, concept_id_R: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the region losses take of the other ranks: regions a concept, int64[C], and their sum a rank.
+
+        A column of the contrast is the embedding of a concept, which every rank has: counts are all it takes.
+        """
+        if not self.settings.gather_regions:
+            return None, None
+        counts_C = sum_ranks(torch.bincount(concept_id_R, minlength=len(self.concept_embeddings_CD)))
+        return counts_C, counts_C.sum() / rank_count()
+
     def _encode(self, batch: RegionBatch) -> tuple[Tensor, Tensor]:
         """Region features [R, D] and global features [B, D] in one pass: the global box is one more region."""
+        images = common_canvas(batch.images)
         boxes = [
             torch.cat([boxes, whole])
-            for boxes, whole in zip(batch.boxes, batch.images.global_boxes(self.settings.global_box), strict=True)
+            for boxes, whole in zip(batch.boxes, images.global_boxes(self.settings.global_box), strict=True)
         ]
-        features = self.student(batch.images.tensor, boxes)
+        features = self.student(images.tensor, boxes, images.sizes)
         is_global = torch.cat([torch.tensor([False] * (len(b) - 1) + [True]) for b in boxes]).to(features.device)
         return features[~is_global], features[is_global]
 
 
 def collate(
-    samples: Sequence[RegionSample], settings: PretrainConfig, clip: ClipModel, seed: int, step: int, rank: int = 0
+    samples: Sequence[RegionSample],
+    settings: PretrainConfig,
+    clip: ClipModel,
+    seed: int,
+    step: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> RegionBatch:
-    """Decode, flip, resize and stack: regions are a random subset where an image has more than asked for."""
-    rng = np.random.default_rng(step_seed(seed, step, rank))
+    """Decode, flip, resize and stack: regions are a random subset where an image has more than asked for.
+
+    `samples` stand at every `world_size`-th position of the global batch from `rank` on, and draw by their position:
+    a sample comes out the same whichever rank has it.
+    """
     images, boxes, picks, captions = [], [], [], []
-    for sample in samples:
+    for number, sample in enumerate(samples):
+        rng = np.random.default_rng(step_seed(seed, step, number * world_size + rank))
         image = sample.image
         box = sample.boxes
         pick = np.sort(rng.permutation(len(box))[: settings.regions_per_image])
@@ -118,7 +143,7 @@ def collate(
         boxes.append(box)
         picks.append(pick)
         captions.append(sample.captions[rng.integers(len(sample.captions))])
-    batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std)
+    batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std, settings.resize)
 
     def regions(name: str) -> Tensor:
         return torch.cat([getattr(s, name)[p] for s, p in zip(samples, picks, strict=True)])
@@ -168,7 +193,7 @@ def pretrain_student(
     student.train()
     result = fit(
         trainer,
-        lambda step: to_device(collate(samples_at(step), settings, clip, config.seed, step, rank), device),
+        lambda step: to_device(collate(samples_at(step), settings, clip, config.seed, step, rank, world_size), device),
         optim=settings.optim,
         steps=settings.steps,
         seed=config.seed,

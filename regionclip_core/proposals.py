@@ -13,14 +13,19 @@ from torch import Tensor, nn
 from regionclip_core import boxes as box_ops
 from regionclip_core.config import RpnConfig
 from regionclip_core.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling
-from regionclip_core.rpn_backbones import ResNet50C4, ResNet50Fpn, SmallBackbone, initialise
+from regionclip_core.rpn_backbones import (
+    Backbone,
+    ResNet50C4,
+    ResNet50Fpn,
+    SmallBackbone,
+    TorchvisionFpn,
+    initialise,
+)
 from regionclip_core.selection import Proposals
 
 # Small images hold few objects, and in open-vocabulary training some of them (the novel ones) are unlabelled:
 # fewer sampled anchors mean fewer chances that an unlabelled object is called background.
 SMALL_SAMPLING = RpnSampling(foreground_iou=0.6, background_iou=0.3, anchors_per_image=32, positive_fraction=0.5)
-
-Backbone = SmallBackbone | ResNet50C4 | ResNet50Fpn
 
 
 class ProposalNetwork(nn.Module):
@@ -38,8 +43,11 @@ class ProposalNetwork(nn.Module):
             self.rpn = RegionProposalNetwork(self.backbone.channels, layout, sampling=SMALL_SAMPLING)
             return
         sides = (32.0, 64.0, 128.0, 256.0, 512.0)
-        pyramid = isinstance(self.backbone, ResNet50Fpn)
-        layout = AnchorLayout(self.backbone.strides, tuple((side,) for side in sides) if pyramid else (sides,))
+        layout = AnchorLayout(
+            self.backbone.strides,
+            (sides,) if isinstance(self.backbone, ResNet50C4) else tuple((side,) for side in sides),
+            torchvision=isinstance(self.backbone, TorchvisionFpn),
+        )
         depth = 2 if config.backbone == "resnet50_fpn_lsj" else 1
         self.rpn = RegionProposalNetwork(self.backbone.channels, layout, head_depth=depth)
 
@@ -82,6 +90,8 @@ def _backbone(config: RpnConfig) -> Backbone:
         backbone = SmallBackbone(config.width)
     elif config.backbone == "resnet50_c4":
         backbone = ResNet50C4()
+    elif config.backbone == "torchvision_fpn":
+        backbone = TorchvisionFpn()
     else:
         backbone = ResNet50Fpn(lsj=config.backbone == "resnet50_fpn_lsj")
     initialise(backbone)
@@ -138,32 +148,49 @@ def random_boxes(
     return Proposals(torch.cat((corner, corner + sides), dim=1), torch.zeros(max_regions))
 
 
+class RecallCount:
+    """Counts ground-truth boxes, and those that one of the best `top` proposals covers at IoU >= `iou`."""
+
+    def __init__(self, ious: Sequence[float] = (0.5,), tops: Sequence[int] = (10, 50, 100)) -> None:
+        self.boxes = 0
+        """Ground-truth boxes so far."""
+        self._ious, self._tops = ious, tops
+        self._found = {(top, iou): 0 for iou in ious for top in tops}
+
+    def add(self, proposals: Tensor, truth: Tensor) -> None:
+        """One image: [P, 4] proposals, best first, and [G, 4] ground truth in the same pixels."""
+        if not len(truth):
+            return
+        self.boxes += len(truth)
+        overlap = box_ops.iou(truth, proposals)
+        for top in self._tops:
+            best = overlap[:, :top].amax(dim=1) if overlap.shape[1] else overlap.new_zeros(len(truth))
+            for iou in self._ious:
+                self._found[top, iou] += int((best >= iou).sum())
+
+    def scores(self) -> dict[str, float]:
+        """Share of the boxes found, in 0..1; NaN when there is no box at all.
+
+        `recall@<top>` is at the first IoU, `recall@<top>/iou<iou>` at the others.
+        """
+        return {
+            f"recall@{top}" + ("" if iou == self._ious[0] else f"/iou{iou:g}"): (
+                count / self.boxes if self.boxes else float("nan")
+            )
+            for (top, iou), count in self._found.items()
+        }
+
+
 def recall(
     proposals: Sequence[Tensor],
     truth: Sequence[Tensor],
     ious: Sequence[float] = (0.5,),
     tops: Sequence[int] = (10, 50, 100),
 ) -> dict[str, float]:
-    """Share of ground-truth boxes that one of the best `top` proposals covers at IoU >= `iou`, in 0..1.
-
-    Args:
-        proposals: per image [P, 4], best first; truth: per image [G, 4] in the same pixels.
-    Returns:
-        `recall@<top>` (first IoU) or `recall@<top>/iou<iou>` for the others; NaN when there is no box at all.
-    """
+    """`RecallCount.scores` of some images: per image [P, 4] proposals, best first, and [G, 4] ground truth."""
     if len(proposals) != len(truth):
         raise ValueError(f"recall: {len(proposals)} images of proposals but {len(truth)} of ground truth")
-    total = sum(len(boxes) for boxes in truth)
-    found = {(top, iou): 0 for iou in ious for top in tops}
+    count = RecallCount(ious, tops)
     for image_proposals, image_truth in zip(proposals, truth, strict=True):
-        if not len(image_truth):
-            continue
-        overlap = box_ops.iou(image_truth, image_proposals)
-        for top in tops:
-            best = overlap[:, :top].amax(dim=1) if overlap.shape[1] else overlap.new_zeros(len(image_truth))
-            for iou in ious:
-                found[top, iou] += int((best >= iou).sum())
-    return {
-        f"recall@{top}" + ("" if iou == ious[0] else f"/iou{iou:g}"): count / total if total else float("nan")
-        for (top, iou), count in found.items()
-    }
+        count.add(image_proposals, image_truth)
+    return count.scores()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import labelled_boxes
-from regionclip_core.config import Config
+from regionclip_core.config import Config, ProposalsConfig, RpnConfig
 from regionclip_core.image_batch import batch_images
 from regionclip_core.images import BadImage, ImageReader
-from regionclip_core.index import IndexRow, read_index, split_shards
-from regionclip_core.proposals import grid_boxes, min_objectness, random_boxes, recall
-from regionclip_core.rpn_training import load_network
+from regionclip_core.index import IndexRow, ragged_column, read_index, split_ragged, split_shards
+from regionclip_core.proposals import ProposalNetwork, RecallCount, grid_boxes, min_objectness, random_boxes
+from regionclip_core.rpn_folder import load_network
 from regionclip_core.schemas import PROPOSALS
 from regionclip_core.selection import Proposals
 from regionclip_core.training import step_seed
@@ -74,11 +73,14 @@ class NetworkBoxes:
 
     needs_pixels = True
 
-    def __init__(self, config: Config, rpn: Folder, device: str) -> None:
-        self.settings = config.proposals
-        self.rpn = config.rpn
+    def __init__(
+        self, network: ProposalNetwork, rpn: RpnConfig, settings: ProposalsConfig, device: str = "cpu"
+    ) -> None:
+        """`network` in evaluation mode, built with `rpn`, whose input size counts here too."""
+        self.settings = settings
+        self.rpn = rpn
         self.device = device
-        self.network = load_network(rpn, config.rpn).to(device)
+        self.network = network.to(device)
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
         """Propose for a few images at once."""
@@ -106,7 +108,7 @@ def make_proposer(config: Config, rpn: Folder | None, device: str) -> GivenBoxes
     if config.proposals.method in ("grid", "random"):
         return PatternBoxes(config)
     assert rpn is not None  # the stage needs rpn for this method
-    return NetworkBoxes(config, rpn, device)
+    return NetworkBoxes(load_network(rpn, config.rpn), config.rpn, config.proposals, device)
 
 
 def propose_shard(
@@ -115,24 +117,33 @@ def propose_shard(
     """Counts by status and one PROPOSALS row for each index row of the shard, in its order."""
     reader = ImageReader(data)
     rows = read_index(data, shard)
-    results: list[dict[str, Any]] = [
-        {"key": r.key, "status": r.status, "reason": r.reason, "boxes": [], "objectness_logit": []} for r in rows
-    ]
+    status, reasons = [row.status for row in rows], [row.reason for row in rows]
+    boxes = [np.zeros((0, 4), np.float32)] * len(rows)
+    logits = [np.zeros(0, np.float32)] * len(rows)
     usable = [number for number, row in enumerate(rows) if row.status == "ok"]
     for start in range(0, len(usable), _IMAGES_AT_ONCE):
-        _propose_some(proposer, rows, usable[start : start + _IMAGES_AT_ONCE], reader, results)
-    counts = Counter(result["status"] for result in results)
-    counts["proposals"] = sum(len(result["boxes"]) for result in results)
-    return counts, pa.Table.from_pylist(results, schema=PROPOSALS)
+        for number, found in _propose_some(proposer, rows, usable[start : start + _IMAGES_AT_ONCE], reader):
+            if isinstance(found, BadImage):
+                status[number], reasons[number] = found.status, str(found)
+            else:
+                # Arrays, not lists: a thousand proposals an image as Python floats would fill gigabytes a shard.
+                boxes[number], logits[number] = found.boxes.numpy(), found.logits.numpy()
+    counts = Counter(status)
+    counts["proposals"] = sum(map(len, boxes))
+    columns = {
+        "key": [row.key for row in rows],
+        "status": status,
+        "reason": reasons,
+        "boxes": ragged_column(boxes, "boxes", PROPOSALS.field("boxes").type),
+        "objectness_logit": ragged_column(logits, "objectness_logit", PROPOSALS.field("objectness_logit").type),
+    }
+    return counts, pa.table(columns, schema=PROPOSALS)
 
 
 def _propose_some(
-    proposer: GivenBoxes | PatternBoxes | NetworkBoxes,
-    rows: list[IndexRow],
-    numbers: list[int],
-    reader: ImageReader,
-    results: list[dict[str, Any]],
-) -> None:
+    proposer: GivenBoxes | PatternBoxes | NetworkBoxes, rows: list[IndexRow], numbers: list[int], reader: ImageReader
+) -> Iterator[tuple[int, Proposals | BadImage]]:
+    """Each number with its row's proposals, or with what is wrong with its image."""
     images: list[Tensor] = []
     good = []
     for number in numbers:
@@ -140,47 +151,51 @@ def _propose_some(
             try:
                 pixels = reader.read(rows[number])
             except BadImage as error:
-                results[number] |= {"status": error.status, "reason": str(error)}
+                yield number, error
                 continue
             images.append(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
         good.append(number)
-    if not good:
-        return
-    for number, found in zip(good, proposer([rows[n] for n in good], images), strict=True):
-        results[number] |= {"boxes": found.boxes.tolist(), "objectness_logit": found.logits.tolist()}
+    if good:
+        yield from zip(good, proposer([rows[n] for n in good], images), strict=True)
 
 
 def read_proposals(proposals: Folder, shard: int) -> dict[str, Proposals]:
     """Proposals of a shard's good images by key: float32[P, 4] original pixels, and logits."""
-    with proposals.open(f"proposals-{shard:05d}.parquet") as file:
-        rows = pq.read_table(file).to_pylist()
+    table = read_proposal_table(proposals, shard, ("key", "status", "boxes", "objectness_logit"))
+    boxes = split_ragged(table["boxes"], "boxes")
+    logits = split_ragged(table["objectness_logit"], "objectness_logit")
+    keys, status = table["key"].to_pylist(), table["status"].to_pylist()
     return {
-        row["key"]: Proposals(
-            torch.tensor(row["boxes"], dtype=torch.float32).reshape(-1, 4), torch.tensor(row["objectness_logit"])
-        )
-        for row in rows
-        if row["status"] == "ok"
+        key: Proposals(torch.from_numpy(boxes[row]), torch.from_numpy(logits[row]))
+        for row, key in enumerate(keys)
+        if status[row] == "ok"
     }
 
 
+def read_proposal_table(proposals: Folder, shard: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a shard's proposals, schemas.PROPOSALS."""
+    with proposals.open(f"proposals-{shard:05d}.parquet") as file:
+        return pq.read_table(file, columns=list(columns)).combine_chunks()
+
+
 def recall_of_splits(data: Folder, proposals: Folder, splits: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Recall at IoU 0.5 by split, for boxes of base and of novel categories; splits without boxes are left out."""
+    """Recall at IoU 0.5 by split, for boxes of base and of novel categories; splits without boxes are left out.
+
+    One shard's rows and proposals are in memory at a time.
+    """
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     groups = {"base": set(vocabulary.base_ids), "novel": set(vocabulary.novel_ids)}
     result: dict[str, dict[str, float]] = {}
     for split in splits:
-        found: list[Tensor] = []
-        truth: dict[str, list[Tensor]] = {group: [] for group in groups}
+        counts = {group: RecallCount() for group in groups}
         for shard in split_shards(data, (split,)):
             proposed = read_proposals(proposals, shard)
             for row in read_index(data, shard):
                 if row.key not in proposed:
                     continue
-                found.append(proposed[row.key].boxes)
                 for group, ids in groups.items():
-                    truth[group].append(labelled_boxes(row, ids)[0])
-        for group, boxes in truth.items():
-            if any(len(b) for b in boxes):
-                scores = recall(found, boxes)
-                result.setdefault(split, {}).update({f"{group}_{name}": value for name, value in scores.items()})
+                    counts[group].add(proposed[row.key].boxes, labelled_boxes(row, ids)[0])
+        for group, count in counts.items():
+            if count.boxes:
+                result.setdefault(split, {}).update({f"{group}_{name}": v for name, v in count.scores().items()})
     return result

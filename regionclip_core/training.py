@@ -1,8 +1,8 @@
 """fit(): one plain training loop for every training job, with schedule, checkpoints and exact resume.
 
-Randomness and data position are functions of (seed, step, rank) and of nothing else: `fit` reseeds torch's
-generator at every step, and a batch is asked for by its step. So a resumed run needs no generator state and
-gives the same numbers as an unbroken one.
+Randomness and data position are functions of the seed, the step and the position in the step's batch, and of nothing
+else: a batch is asked for by its step, and `fit` reseeds torch's generator at every step. So a resumed run needs no
+generator state and gives the same numbers as an unbroken one, and several processes give those of one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import OptimConfig
+from regionclip_core.distributed import rank_count, sum_ranks
 from regionclip_core.optimizers import clip_gradients, lr_multiplier, make_optimizer, set_lr
 
 Batch = TypeVar("Batch")
@@ -46,9 +47,9 @@ class FitResult:
     """One row every few steps: `step`, `lr`, `loss` and each named loss, averaged over those steps."""
 
 
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A 63-bit seed that depends on all three, well mixed."""
-    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+def step_seed(seed: int, step: int, position: int = 0) -> int:
+    """A 63-bit seed that depends on all three, well mixed. `position`: of a sample in the step's global batch."""
+    digest = hashlib.sha256(f"{seed}/{step}/{position}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -130,7 +131,9 @@ def _update(
     step: int,
 ) -> dict[str, float]:
     losses: Mapping[str, Tensor] = model(batch)
-    values = {name: float(value.detach()) for name, value in losses.items()}
+    # The mean over ranks is the loss of the global batch. It makes every rank stop at a loss that isn't finite, too.
+    means = sum_ranks(torch.stack([value.detach().double() for value in losses.values()])) / rank_count()
+    values = dict(zip(losses, means.tolist(), strict=True))
     if not math.isfinite(sum(values.values())):
         raise NonFiniteLoss(f"the loss is not finite at step {step}: {values}; lower the learning rate ({optim.lr:g})")
     optimizer.zero_grad(set_to_none=True)

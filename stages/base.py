@@ -74,6 +74,10 @@ class Stage(ABC):
         """Names of the stages whose artifacts this one reads."""
         return ()
 
+    def by_default(self, config: Config) -> bool:
+        """Whether a run of everything does this stage; False where nothing else would read it."""
+        return True
+
     def settings(self, config: Config) -> dict[str, Any]:
         """The slice of the config that the output depends on: plain JSON values, nested as in pipeline.yaml."""
         return {self.name: getattr(config, self.name).model_dump(mode="json"), "seed": config.seed}

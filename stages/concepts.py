@@ -32,6 +32,10 @@ class ConceptsStage(ShardStage):
         """Captions, and the categories' names, are in the data artifact."""
         return ("data",)
 
+    def by_default(self, config: Config) -> bool:
+        """Only a student that is trained here reads it."""
+        return config.pretrain.weights == "train"
+
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and which parser it stands for here: `auto` must not mix two parsers in one pool."""
         from regionclip_core.concepts import parser_identity

@@ -9,30 +9,41 @@ from stages.base import JobStage, StageContext
 
 
 class FinetuneStage(JobStage):
-    """Writes `clip.*`, `regionclip.*` and, where asked, `oracle.*`: weights and description of each detector."""
+    """Writes `clip.*`, `regionclip.*` and, where asked, `oracle.*`: weights and description of each detector.
+
+    Where `finetune.weights` names a published detector, that is written as `regionclip.*`, and nothing is trained.
+    """
 
     name = "finetune"
-    version = 1
+    version = 2
     uses_gpu = True
     distributed = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Boxes, proposals and both inits."""
-        return ("data", "teacher", "proposals", "pretrain")
+        """Boxes, proposals and both inits; nothing for a given detector."""
+        return ("data", "teacher", "proposals", "pretrain") if config.finetune.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The prompts count here: they shape the classifier."""
-        prompts = {"prompts": config.teacher.prompts, "normalize_prompts": config.teacher.normalize_prompts}
-        return {"finetune": config.finetune.model_dump(mode="json"), "teacher": prompts, "seed": config.seed}
+        """Also what shapes the embeddings of names; of a given detector only where it lies."""
+        if config.finetune.weights != "train":
+            return {"finetune": {"weights": config.finetune.weights}}
+        from regionclip_core.name_embeddings import text_settings
+
+        section = config.finetune.model_dump(mode="json")
+        return {"finetune": section, "teacher": text_settings(config.teacher), "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """A file of prompts counts by its content."""
-        from regionclip_core.prompts import prompt_files
+        """Files of prompts and of published embeddings, or of a given detector, count by their content."""
+        from regionclip_core.given_weights import detector_files
+        from regionclip_core.name_embeddings import text_files
 
-        return prompt_files(config.teacher.prompts)
+        weights = config.finetune.weights
+        return text_files(config.teacher) if weights == "train" else detector_files(weights)
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
-        """Finetune each detector with the same data, seed and settings; only the init differs."""
+        """Finetune detectors with the same data, seed and settings, only the init differs; or take the given one."""
+        if ctx.config.finetune.weights != "train":
+            return {"detectors": {"regionclip": self._take(ctx)}}
         import torch
 
         torch.set_num_threads(ctx.threads)
@@ -74,6 +85,17 @@ class FinetuneStage(JobStage):
             save_detector(detector, ctx.out, clip.architecture, stem=name)
             ctx.out.write_json(f"history-{name}.json", result.history)
         return {"images": len(training.images), "steps": result.steps, "loss": result.history[-1]["loss"]}
+
+    def _take(self, ctx: StageContext) -> dict[str, Any]:
+        from regionclip_core.artifacts import Folder
+        from regionclip_core.detector import save_detector
+        from regionclip_core.model_folder import load_model
+
+        weights = ctx.config.finetune.weights
+        model = load_model(Folder(weights))
+        if ctx.rank == 0:
+            save_detector(model.detector, ctx.out, model.config["clip_architecture"], stem="regionclip")
+        return {"weights": weights, "names": len(model.detector.names)}
 
 
 STAGE = FinetuneStage()

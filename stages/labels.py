@@ -20,16 +20,22 @@ class LabelsStage(ShardStage):
         """Images, pool, teacher and boxes."""
         return ("data", "concepts", "teacher", "proposals")
 
+    def by_default(self, config: Config) -> bool:
+        """Only a student that is trained here reads it."""
+        return config.pretrain.weights == "train"
+
     def settings(self, config: Config) -> dict[str, Any]:
-        """The prompts count here: they shape the concept embeddings."""
-        prompts = {"prompts": config.teacher.prompts, "normalize_prompts": config.teacher.normalize_prompts}
-        return {"labels": config.labels.model_dump(mode="json"), "teacher": prompts, "seed": config.seed}
+        """What shapes the embeddings of names counts here."""
+        from regionclip_core.name_embeddings import text_settings
+
+        section = config.labels.model_dump(mode="json")
+        return {"labels": section, "teacher": text_settings(config.teacher), "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """A file of prompts counts by its content."""
-        from regionclip_core.prompts import prompt_files
+        """Files of prompts and of published embeddings count by their content."""
+        from regionclip_core.name_embeddings import text_files
 
-        return prompt_files(config.teacher.prompts)
+        return text_files(config.teacher)
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The shards of the wanted splits."""

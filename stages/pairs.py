@@ -19,6 +19,10 @@ class PairsStage(ShardStage):
         """Images and captions from data, regions from labels."""
         return ("data", "labels")
 
+    def by_default(self, config: Config) -> bool:
+        """Only a student that is trained here reads it."""
+        return config.pretrain.weights == "train"
+
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and the splits taken; nothing here is random."""
         return {"pairs": config.pairs.model_dump(mode="json"), "labels": {"splits": list(config.labels.splits)}}

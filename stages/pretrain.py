@@ -9,19 +9,37 @@ from stages.base import JobStage, StageContext
 
 
 class PretrainStage(JobStage):
-    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with new eyes."""
+    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with new eyes.
+
+    Where `pretrain.weights` names a published student, that is written, and nothing is trained.
+    """
 
     name = "pretrain"
-    version = 1
+    version = 2
     uses_gpu = True
     distributed = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """The pairs, the pool's embeddings (kept with the labels) and the weights to start from."""
-        return ("teacher", "labels", "pairs")
+        """Pairs, the pool's embeddings (kept with the labels), weights to start from; nothing for a given student."""
+        return ("teacher", "labels", "pairs") if config.pretrain.weights == "train" else ()
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The section and the seed; of a given student where it lies, and what it must fit."""
+        if config.pretrain.weights == "train":
+            return super().settings(config)
+        return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """A given student counts by its content."""
+        from regionclip_core.given_weights import clip_files
+
+        weights = config.pretrain.weights
+        return [] if weights == "train" else clip_files(weights, "student")
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
-        """Train, then save the student."""
+        """Train, then save the student; or save the given one."""
+        if ctx.config.pretrain.weights != "train":
+            return self._take(ctx)
         import torch
 
         from regionclip_core.clip import load_clip, save_clip
@@ -48,6 +66,23 @@ class PretrainStage(JobStage):
             save_clip(clip, ctx.out)
             ctx.out.write_json("history.json", result.history)
         return {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
+
+    def _take(self, ctx: StageContext) -> dict[str, Any]:
+        from regionclip_core.clip import load_clip, named_architecture, save_clip, small_architecture
+        from regionclip_core.given_weights import clip_folder
+
+        weights, teacher = ctx.config.pretrain.weights, ctx.config.teacher
+        clip = load_clip(clip_folder(weights, "student"))
+        small = teacher.model == "small"
+        wanted = small_architecture(teacher.architecture) if small else named_architecture(teacher.model)
+        if any(clip.architecture[part] != wanted[part] for part in ("embed_dim", "vision_cfg")):
+            raise ValueError(
+                f"pretrain.weights: {weights} holds a student of the architecture {clip.name}, but teacher.model is "
+                f"{teacher.model}, which it is measured beside: set teacher.model to the student's"
+            )
+        if ctx.rank == 0:
+            save_clip(clip, ctx.out)
+        return {"model": clip.name, "weights": weights}
 
 
 STAGE = PretrainStage()

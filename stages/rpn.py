@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from regionclip_core.artifacts import Folder
 from regionclip_core.config import Config
 from stages.base import JobStage, StageContext
 
 
 class RpnStage(JobStage):
-    """Writes `rpn.safetensors`."""
+    """Writes `rpn.safetensors` and `rpn.json`: a folder that `rpn.weights` and `detect --rpn` take in turn."""
 
     name = "rpn"
-    version = 1
+    version = 2
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
@@ -21,8 +22,10 @@ class RpnStage(JobStage):
         return ("data",) if trained else ()
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """A weight file counts by its content."""
-        return [] if config.rpn.weights in ("train", "random") else [config.rpn.weights]
+        """A weight file counts by its content, also inside a folder."""
+        if config.proposals.method != "rpn" or config.rpn.weights in ("train", "random"):
+            return []
+        return weight_files(config.rpn.weights)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section and the seed; nothing but `unused` where another proposer is set."""
@@ -36,16 +39,18 @@ class RpnStage(JobStage):
             return {"unused": f"proposals.method is {ctx.config.proposals.method}"}
         import torch
 
-        from regionclip_core.rpn_training import build_network, save_network, train_network
+        from regionclip_core.rpn_folder import load_weights, rpn_section, save_rpn_folder
+        from regionclip_core.rpn_training import build_network, train_network
 
         torch.set_num_threads(ctx.threads)
-        network = build_network(ctx.config.rpn, ctx.config.seed)
-        summary: dict[str, Any] = {"backbone": ctx.config.rpn.backbone, "weights": ctx.config.rpn.weights}
-        if ctx.config.rpn.weights == "train":
+        settings = ctx.config.rpn
+        network = build_network(settings, ctx.config.seed)
+        summary: dict[str, Any] = {"backbone": settings.backbone, "weights": settings.weights}
+        if settings.weights == "train":
             result = train_network(
                 network,
                 ctx.inputs["data"],
-                ctx.config.rpn,
+                settings,
                 seed=ctx.config.seed,
                 device=ctx.device,
                 checkpoints=ctx.out.child("checkpoints"),
@@ -53,8 +58,26 @@ class RpnStage(JobStage):
             )
             ctx.out.write_json("history.json", result.history)
             summary |= {"steps": result.steps, "loss": result.history[-1]["loss"]}
-        save_network(network, ctx.out)
+        elif settings.weights != "random":
+            read = load_weights(network, settings)
+            summary |= {"names": read.layout, "matched": len(read.state), "left_over": _by_part(read.left_over)}
+        save_rpn_folder(ctx.out, network, rpn_section(settings))
         return summary
+
+
+def weight_files(weights: str) -> list[str]:
+    """The files behind `rpn.weights`: those of an RPN folder or of the one in a pretrained folder, or the file."""
+    folder = Folder(weights)
+    for inside in (folder, folder.child("rpn")):
+        if inside.exists("rpn.json"):
+            return [inside.path("rpn.json"), inside.path("rpn.safetensors")]
+    return [weights]
+
+
+def _by_part(names: tuple[str, ...]) -> dict[str, int]:
+    """How many of a file's entries were left over, by the first part of their names."""
+    parts = [name.split(".")[0] for name in names]
+    return {part: parts.count(part) for part in sorted(set(parts))}
 
 
 STAGE = RpnStage()

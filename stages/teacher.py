@@ -7,14 +7,12 @@ from typing import Any
 from regionclip_core.config import Config
 from stages.base import JobStage, StageContext
 
-_CACHE_BYTES = 512 * 1024**2  # decoded images kept between epochs: all of the embedded world's, a part of more
-
 
 class TeacherStage(JobStage):
     """Writes `clip.safetensors` and `clip.json`; trains the model first where `teacher.weights` is `train`."""
 
     name = "teacher"
-    version = 1
+    version = 2
     uses_gpu = True
     distributed = True
 
@@ -23,16 +21,21 @@ class TeacherStage(JobStage):
         return ("data",) if config.teacher.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """Prompts are left out: they shape embeddings, which later stages compute, not this model."""
-        section = config.teacher.model_dump(mode="json", exclude={"prompts", "normalize_prompts"})
+        """Prompts and stored embeddings are left out: they concern embeddings of later stages, not this model."""
+        section = config.teacher.model_dump(mode="json", exclude={"prompts", "normalize_prompts", "embeddings"})
         return {"teacher": section, "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """A local weight file counts by its content."""
+        """A local file or folder of weights counts by its content."""
         from pathlib import Path
 
+        from regionclip_core.given_weights import clip_files
+
         weights = config.teacher.weights
-        return [weights] if "/" in weights or Path(weights).suffix else []
+        if weights in ("train", "random"):
+            return []
+        is_place = "/" in weights or Path(weights).suffix or Path(weights).is_dir()
+        return clip_files(weights, "teacher") if is_place else []
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Build or train the model, then save it."""
@@ -54,6 +57,7 @@ class TeacherStage(JobStage):
     def _train(self, ctx: StageContext, clip: Any) -> dict[str, Any]:
         import torch
 
+        from regionclip_core.captioned_images import captioned_images
         from regionclip_core.clip_training import ClipTrainer, batch_maker
         from regionclip_core.training import fit
 
@@ -77,21 +81,6 @@ class TeacherStage(JobStage):
         if ctx.rank == 0:
             ctx.out.write_json("history.json", result.history)
         return {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
-
-
-def captioned_images(data: Any, splits: tuple[str, ...]) -> list[Any]:
-    """Every readable image of the splits that has a caption, as `CaptionedImage`s."""
-    from functools import partial
-
-    from regionclip_core.clip_training import CaptionedImage
-    from regionclip_core.images import ImageReader
-    from regionclip_core.index import read_index, split_shards
-    from regionclip_core.sampling import ImageCache
-
-    cache = ImageCache(ImageReader(data).read, _CACHE_BYTES)
-    rows = (row for shard in split_shards(data, splits) for row in read_index(data, shard))
-    usable = (row for row in rows if row.status == "ok" and row.captions)
-    return [CaptionedImage(partial(cache.read, n, row), tuple(row.captions)) for n, row in enumerate(usable)]
 
 
 STAGE = TeacherStage()

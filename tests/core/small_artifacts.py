@@ -173,12 +173,15 @@ def tiny_config(**sections: Mapping[str, Any]) -> Config:
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}
+    if tree["finetune"].get("mask_head") and "data" not in sections:  # which only a split with masks may train
+        tree["data"]["splits"]["train"] = {"source": "coco", "images": "-", "instances": "-", "masks": True}
     return Config(**tree)
 
 
-def tiny_clip(seed: int = 0) -> ClipModel:
+def tiny_clip(seed: int = 0, image_size: int = 32) -> ClipModel:
     """A CLIP of a few thousand visual weights, with statistics and biases that are not all the same."""
-    clip = create_clip(TeacherConfig(weights="random", architecture=ClipArchitecture(**ARCHITECTURE)), seed)
+    architecture = ClipArchitecture(**{**ARCHITECTURE, "image_size": image_size})
+    clip = create_clip(TeacherConfig(weights="random", architecture=architecture), seed)
     generator = torch.Generator().manual_seed(seed)
     for module in clip.model.visual.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # the last one of a block starts at 0: nothing would pass

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,26 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(folder: Fol
     assert len(folder.written) == 1
     if folder.is_local:
         assert os.listdir(folder.url) == ["x"]
+
+
+def test_uploads_of_killed_writers_are_removed_and_those_of_living_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A remote file is written here first; a killed writer leaves that copy behind."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    writing = "import os, signal; from regionclip_core.folders import Folder; "
+    writing += "w = Folder('memory://x').write('y'); w.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", writing], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    folder = Folder(f"memory://{tmp_path.name}/uploads")
+    assert len(list(tmp_path.glob("*/*"))) == 1
+    with folder.write("x") as file:
+        file.write(b"1")
+        assert len(list(tmp_path.glob("*/*"))) == 2
+        folder.remove_temporary()
+        [mine] = tmp_path.glob("*/*")
+        assert f"-{os.getpid()}-" in mine.name
+    assert folder.read_bytes("x") == b"1"
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", ".hidden"])
@@ -239,6 +260,13 @@ def test_records_read_back_from_the_roll_up_and_from_files(folder: Folder) -> No
     assert read_shard_records(folder, [0, 2]) == [record(0), record(2)]
     folder.write_bytes("records.json", b"{ torn")
     assert read_shard_records(folder, [2]) == [record(2)]
+
+
+def test_a_roll_up_is_canonical(folder: Folder) -> None:
+    records, files = [record(shard) for shard in (3, 0)], [FileRecord("merged ä", 7, "cd")]
+    write_records(folder, records, files)
+    rolled = {"shards": [asdict(r) for r in records], "stage": [asdict(f) for f in files]}
+    assert folder.read_bytes("records.json") == canonical_json(rolled)
 
 
 def test_a_failure_counts_until_the_shard_succeeds(folder: Folder) -> None:

@@ -23,7 +23,8 @@ from small_artifacts import (
 )
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches, boxed_images, labelled_boxes
+from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches, labelled_boxes
+from regionclip_core.boxed_images import boxed_images
 from regionclip_core.images import ImageReader
 from regionclip_core.index import IndexRow
 from regionclip_core.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ def batches(data: Folder, images: list[BoxedImage], **settings: Any) -> Any:
 def assert_same(one: BoxBatch, other: BoxBatch) -> None:
     assert torch.equal(one.images.tensor, other.images.tensor)
     assert one.images.sizes == other.images.sizes
-    assert one.seed == other.seed
+    assert one.seeds == other.seeds
     for a, b in zip(one.boxes + one.labels + one.extra, other.boxes + other.labels + other.extra, strict=True):
         assert torch.equal(a, b)
 
@@ -148,10 +149,10 @@ def test_inputs_have_each_axis_scaled_by_its_own_rounded_ratio(tmp_path: Path) -
 
 
 def test_two_ranks_together_see_one_ranks_batch(boxes_data: Folder) -> None:
-    """In the same order, and without flips with the same pixels; flips are drawn by each rank for itself."""
+    """In the same order, flipped or not alike, with the same seeds for what the losses draw."""
     images = boxed_images(boxes_data, "train", set(BASE_IDS))
-    whole = batches(boxes_data, images, batch_size=4)
-    parts = [batches(boxes_data, images, batch_size=4, rank=rank, world_size=2) for rank in (0, 1)]
+    whole = batches(boxes_data, images, batch_size=4, flip=0.5)
+    parts = [batches(boxes_data, images, batch_size=4, flip=0.5, rank=rank, world_size=2) for rank in (0, 1)]
     for step in range(5):
         one, two = whole(step), [part(step) for part in parts]
         assert [len(part.images) for part in two] == [2, 2]
@@ -161,7 +162,8 @@ def test_two_ranks_together_see_one_ranks_batch(boxes_data: Folder) -> None:
             assert all(torch.equal(a, b) for a, b in zip(getattr(one, name), together, strict=True))
         for i in range(4):
             assert torch.equal(canvas(one, i), canvas(two[i // 2], i % 2))
-        assert two[0].seed == one.seed != two[1].seed
+        assert two[0].seeds + two[1].seeds == one.seeds
+        assert len(set(one.seeds)) == 4
 
 
 def test_an_epoch_holds_every_image_once(boxes_data: Folder) -> None:
@@ -182,6 +184,35 @@ def test_a_batch_depends_on_its_step_alone(boxes_data: Folder) -> None:
     assert_same(batches(boxes_data, images, flip=0.5)(7), expected)
     with pytest.raises(AssertionError):
         assert_same(batches(boxes_data, images, flip=0.5, seed=6)(7), expected)
+
+
+def test_every_image_draws_its_own_size_and_the_boxes_follow(boxes_data: Folder) -> None:
+    images = boxed_images(boxes_data, "train", set(BASE_IDS))
+    at = batches(boxes_data, images, batch_size=5, train_sizes=(24, 33, 48), flip=0.5)
+    seen = []
+    for step in range(12):
+        batch = at(step)
+        seen += [min(size) for size in batch.images.sizes]
+        for i, boxes in enumerate(batch.boxes):
+            pixels = unnormalised(canvas(batch, i), MEAN, STD)
+            for box, label in zip(boxes, batch.labels[i], strict=True):
+                found = painted_box(pixels, COLOURS[label], tolerance=110)
+                np.testing.assert_allclose(box.numpy(), found, atol=1.0)
+    counts = [seen.count(size) for size in (24, 33, 48)]
+    assert sum(counts) == 60 and min(counts) >= 10
+    again = batches(boxes_data, images, batch_size=5, train_sizes=(24, 33, 48), flip=0.5)(11)
+    assert_same(again, at(11))
+
+
+def test_an_image_with_a_factor_comes_so_often(boxes_data: Folder) -> None:
+    images = boxed_images(boxes_data, "train", set(BASE_IDS))
+    factors = np.array([3.0, 1.0, 2.0, 1.0, 1.0])
+    parts = [batches(boxes_data, images, factors=factors, rank=rank, world_size=2) for rank in (0, 1)]
+    drawn = [part(step) for step in range(8) for part in parts]
+    stream = [str(batch.images.to_original(0, batch.boxes[0]).round().tolist()) for batch in drawn]
+    names = [str(image.boxes.tolist()) for image in images]
+    for epoch in (stream[:8], stream[8:]):
+        assert [epoch.count(name) for name in names] == [3, 1, 2, 1, 1]
 
 
 def test_a_torn_image_gives_way_to_another(boxes_data: Folder, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from regionclip_core.finetuning import (
 )
 from regionclip_core.images import ImageReader
 from regionclip_core.prompts import SHORT
+from regionclip_core.sampling import RepeatOrder
 from regionclip_core.training import FitResult
 
 LOGITS = torch.linspace(4, -4, 60)
@@ -86,6 +87,41 @@ def test_boxes_and_renumbered_labels_against_a_loop(boxes_data: Folder, tmp_path
     for image in training.images:
         assert torch.equal(image.extra, boxes[image.row.key])
         assert image.labels.dtype == torch.int64
+
+
+def test_rare_categories_repeat_their_images(boxes_data: Folder, tmp_path: Path) -> None:
+    """Shares are among the images and boxes that training sees: five images, one of them with a dog."""
+    proposals, _ = proposals_for(tmp_path, boxes_data)
+    assert finetune_data(tiny_config(), boxes_data, proposals, False).factors is None
+    config = tiny_config(finetune={"sampling": "repeat_factor", "repeat_threshold": 0.9})
+    for everything in (False, True):
+        training = finetune_data(config, boxes_data, proposals, everything)
+        held = [set(image.labels.tolist()) for image in training.images]
+        share = {label: sum(label in one for one in held) / len(held) for label in range(len(training.names))}
+        expected = [max(max(1.0, (0.9 / share[label]) ** 0.5) for label in one) for one in held]
+        np.testing.assert_allclose(training.factors, expected)
+        assert max(expected) > min(expected)
+
+
+def test_sampling_and_sizes_reach_the_training(
+    boxes_data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(*args: Any, **values: Any) -> Any:
+        at = box_batches(*args, **values)
+        return lambda step: seen.append(at(step)) or seen[-1]
+
+    monkeypatch.setattr("regionclip_core.finetuning.box_batches", watched)
+    changes = {"train_sizes": [40, 56], "sampling": "repeat_factor", "repeat_threshold": 1.0, "background": "zero"}
+    config = tiny_config(finetune={**changes, "steps": 6, "flip": 0.0})
+    finetuned(boxes_data, tmp_path, "run", config)
+    assert {min(size) for batch in seen for size in batch.images.sizes} == {40, 56}
+    proposals, _ = proposals_for(tmp_path / "proposals", boxes_data)
+    training = finetune_data(config, boxes_data, proposals, False)
+    order = RepeatOrder(training.factors, config.seed)
+    wanted = [training.images[order[position]].labels.tolist() for position in range(24)]
+    assert [labels.tolist() for batch in seen[:6] for labels in batch.labels] == wanted
 
 
 @pytest.mark.parametrize(("prompts", "normalize"), [("single", True), ("short", True), ("short", False)])
@@ -227,8 +263,12 @@ def test_training_learns_its_pictures(tmp_path: Path) -> None:
     assert result.history[-1]["loss"] < 0.7 * result.history[0]["loss"]
 
 
+def seeded(seeds: list[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def test_the_trainers_losses_are_the_detectors(boxes_data: Folder, tmp_path: Path) -> None:
-    """With the batch's seed for what is sampled, and `extra` as the proposals."""
+    """With the batch's seeds for what is sampled, and `extra` as the proposals."""
     config, clip = tiny_config(), tiny_clip()
     proposals, _ = proposals_for(tmp_path, boxes_data)
     training = finetune_data(config, boxes_data, proposals, False)
@@ -237,11 +277,9 @@ def test_the_trainers_losses_are_the_detectors(boxes_data: Folder, tmp_path: Pat
     found = DetectorTrainer(detector, config.finetune)(batch)
     expected = detector.loss(
         batch.images.tensor, batch.extra, batch.boxes, batch.labels, config.finetune,
-        torch.Generator().manual_seed(batch.seed),
+        seeded(batch.seeds),
     )  # fmt: skip
     assert {k: float(v.detach()) for k, v in found.items()} == {k: float(v.detach()) for k, v in expected.items()}
     assert set(found) == {"loss_cls", "loss_box_reg"}
-    targets = detector.targets(
-        batch.extra, batch.boxes, batch.labels, config.finetune, torch.Generator().manual_seed(batch.seed)
-    )
+    targets = detector.targets(batch.extra, batch.boxes, batch.labels, config.finetune, seeded(batch.seeds))
     assert bool((targets.labels < 2).any())  # proposals do meet their objects at input scale

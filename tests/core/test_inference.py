@@ -166,7 +166,7 @@ def test_rescaled_clips_and_drops_what_becomes_empty():
 
 
 def test_settings_follow_the_config():
-    config = EvaluateConfig(soft_nms=True, nms=0.6, objectness="raw_logit", finetuned_objectness="none")
+    config = EvaluateConfig(nms_kind="gaussian", nms=0.6, objectness="raw_logit", finetuned_objectness="none")
     zero_shot = InferenceSettings.from_config(config, finetuned=False)
     assert (zero_shot.nms_kind, zero_shot.nms, zero_shot.objectness) == ("gaussian", 0.6, "raw_logit")
     assert InferenceSettings.from_config(config, finetuned=True).objectness == "none"

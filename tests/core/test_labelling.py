@@ -28,7 +28,7 @@ from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel, save_clip
 from regionclip_core.concept_embeddings import save_embeddings
 from regionclip_core.images import ImageReader
-from regionclip_core.labelling import Labeller
+from regionclip_core.labelling import Labeller, region_embedder
 from regionclip_core.schemas import LABELS
 from regionclip_core.vocabulary import Vocabulary
 
@@ -126,6 +126,29 @@ def test_rows_against_a_loop_over_regions(inputs: dict[str, Folder], mode: str) 
     assert len(kept) == 3 + 0 + 5 + 1
     assert 0 < sum(kept) < len(kept)
     assert counts == {"ok": 4, "regions": 9, "regions_kept": sum(kept)}
+
+
+@pytest.mark.parametrize("resize", ["detection", "pretraining"])
+def test_roi_features_are_of_the_image_resized_by_the_rule_of_the_settings(
+    inputs: dict[str, Folder], resize: str
+) -> None:
+    """48 x 72 to 33 x 49.5: rounded or cut off, bilinear or bicubic."""
+    clip, row = tiny_clip(), rows_of(inputs["data"], "train")[0]
+    pixels = ImageReader(inputs["data"]).read(row)
+    settings = tiny_config(labels={"mode": "roi", "image_size": 33, "resize": resize}).labels
+    boxes = torch.tensor([[4.0, 6, 20, 30], [30, 10, 60, 26], [0, 0, 72, 48]])
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        found = region_embedder(settings, clip, "cpu")([image], [boxes])
+    shape = (33, 50) if resize == "detection" else (33, 49)
+    method = "bilinear" if resize == "detection" else "bicubic"
+    resized = torch.nn.functional.interpolate(image[None], shape, mode=method, antialias=True)[0].numpy()
+    canvas = network_input(resized.transpose(1, 2, 0), shape, clip.mean, clip.std)
+    for box, feature in zip(boxes.tolist(), found, strict=True):
+        scaled = [v * f for v, f in zip(box, (shape[1] / 72, 33 / 48) * 2, strict=True)]
+        with torch.no_grad():
+            expected = region_feature(clip.model.visual, canvas, scaled)
+        torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_threshold_is_strict_and_marks_only(inputs: dict[str, Folder]) -> None:

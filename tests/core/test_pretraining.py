@@ -25,6 +25,7 @@ from regionclip_core.clip import ClipModel, load_clip
 from regionclip_core.concept_embeddings import save_embeddings
 from regionclip_core.config import Config, PretrainConfig
 from regionclip_core.encoders import RegionEncoder
+from regionclip_core.image_batch import batch_images
 from regionclip_core.images import encode_png
 from regionclip_core.pairs import RegionPairs, RegionSample
 from regionclip_core.pretraining import (
@@ -105,6 +106,18 @@ def test_collated_regions_are_where_their_pixels_are(image_size: int, flip: floa
     assert mirrored == {0.0: {False}, 1.0: {True}, 0.5: {False, True}}[flip]
 
 
+@pytest.mark.parametrize(("resize", "width"), [("detection", 45), ("pretraining", 44)])
+def test_images_are_resized_by_the_rule_of_the_settings(resize: str, width: int) -> None:
+    """33 x 44.7: rounded or cut off, bilinear or bicubic; the boxes follow."""
+    clip, one = tiny_clip(), sample(0, 48, 65)
+    chosen = settings(image_size=33, flip=0.0, regions_per_image=4, resize=resize)
+    batch = collate([one], chosen, clip, seed=0, step=0)
+    expected = batch_images([one.image], 33, 1333, clip.mean, clip.std, resize)
+    assert batch.images.sizes == [(33, width)]
+    assert torch.equal(batch.images.tensor, expected.tensor)
+    torch.testing.assert_close(batch.boxes[0], one.boxes * torch.tensor([width / 65, 33 / 48] * 2))
+
+
 def test_every_region_and_caption_has_its_turn() -> None:
     clip, chosen = tiny_clip(), settings(regions_per_image=2)
     batches = [collate([sample(7), sample(8)], chosen, clip, 0, step) for step in range(25)]
@@ -115,16 +128,22 @@ def test_every_region_and_caption_has_its_turn() -> None:
     assert {batch.captions[1] for batch in batches} == {"first of 8", "second of 8"}
 
 
-def test_a_batch_follows_seed_step_and_rank() -> None:
+def test_what_a_sample_draws_follows_seed_step_and_place_in_the_global_batch() -> None:
     clip, chosen = tiny_clip(), settings(regions_per_image=2)
     samples = [sample(n) for n in range(6)]
 
-    def content(*place: int) -> str:
+    def drawn(samples: list[RegionSample], *place: int) -> list[str]:
         batch = collate(samples, chosen, clip, *place)
-        return str((batch.concept_id_R.tolist(), batch.captions, [b.tolist() for b in batch.boxes]))
+        concepts = batch.concept_id_R.reshape(-1, 2).tolist()
+        return [str(one) for one in zip(concepts, batch.captions, [b.tolist() for b in batch.boxes], strict=True)]
 
-    assert content(0, 0, 0) == content(0, 0, 0)
-    assert len({content(0, 0, 0), content(1, 0, 0), content(0, 1, 0), content(0, 0, 1)}) == 4
+    whole = drawn(samples, 0, 0)
+    assert whole == drawn(samples, 0, 0)
+    assert whole != drawn(samples, 1, 0) != drawn(samples, 0, 1) != whole
+    for rank in (0, 1, 2):
+        assert drawn(samples[rank::3], 0, 0, rank, 3) == whole[rank::3]
+    same = drawn([sample(0)] * 6, 0, 0)
+    assert len(set(same)) > 1
 
 
 def naive_losses(
@@ -233,7 +252,7 @@ def test_a_repeated_batch_is_learned(tmp_path: Path, name: str, temperature: flo
         trainer,
         lambda step: batch,
         optim=chosen.optim.model_copy(update={"lr": 5e-3, "clip_norm": None}),
-        steps=60,
+        steps=90,
         seed=0,
         checkpoints=Folder(str(tmp_path)),
         checkpoint_every=100,

@@ -68,8 +68,8 @@ def test_padding_moves_no_anchor_and_holds_no_proposal():
     alone = network.propose(image, [(96, 96)], 50, 5, 0.7)[0]
     padded = torch.zeros(1, 3, 96, 224)
     padded[..., :96] = image
-    anchors = network.rpn.layout.anchors(0, 6, 14)
-    assert anchors.view(6, 14, -1, 4)[:, :6].reshape(-1, 4).equal(network.rpn.layout.anchors(0, 6, 6))
+    [anchors] = network.rpn.layout.anchors([(6, 14)])
+    assert anchors.view(6, 14, -1, 4)[:, :6].reshape(-1, 4).equal(network.rpn.layout.anchors([(6, 6)])[0])
     with_padding = network.propose(padded, [(96, 96)], 50, 5, 0.7)[0]
     assert (with_padding.boxes <= 96).all()
     assert len(alone.boxes) == len(with_padding.boxes) == 5

@@ -36,7 +36,8 @@ from regionclip_core.proposing import (
     read_proposals,
     recall_of_splits,
 )
-from regionclip_core.rpn_training import build_network, save_network
+from regionclip_core.rpn_folder import rpn_section, save_rpn_folder
+from regionclip_core.rpn_training import build_network
 from regionclip_core.schemas import PROPOSALS
 
 
@@ -51,7 +52,7 @@ def row(key: str, width: int = 80, height: int = 60) -> IndexRow:
 @pytest.fixture(scope="module")
 def rpn(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     folder = Folder(str(tmp_path_factory.mktemp("rpn")))
-    save_network(build_network(tiny_config().rpn, 0), folder)
+    save_rpn_folder(folder, build_network(tiny_config().rpn, 0), rpn_section(tiny_config().rpn))
     return folder
 
 

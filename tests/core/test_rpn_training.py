@@ -14,7 +14,8 @@ from small_artifacts import BASE_IDS, COLOURS, TRAIN, Picture, tiny_config, writ
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import RpnConfig
 from regionclip_core.proposals import ProposalNetwork
-from regionclip_core.rpn_training import build_network, load_network, save_network, train_network
+from regionclip_core.rpn_folder import load_network, load_weights, rpn_section, save_rpn_folder
+from regionclip_core.rpn_training import build_network, train_network
 from regionclip_core.training import FitResult
 
 IMAGE = torch.rand(1, 3, 64, 80, generator=torch.Generator().manual_seed(0))
@@ -31,6 +32,13 @@ def weights(network: ProposalNetwork) -> dict[str, torch.Tensor]:
 def same(one: ProposalNetwork, other: ProposalNetwork) -> bool:
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def read(**values: Any) -> ProposalNetwork:
+    """A network of another seed with the weights of the file."""
+    network = build_network(settings(**values), seed=99)
+    load_weights(network, settings(**values))
+    return network
 
 
 def trained(data: Folder, checkpoints: Path, **values: Any) -> tuple[ProposalNetwork, FitResult]:
@@ -53,7 +61,7 @@ def test_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
 
 def test_a_saved_network_proposes_the_same(tmp_path: Path) -> None:
     network = build_network(settings(), 0).eval()
-    save_network(network, Folder(str(tmp_path)))
+    save_rpn_folder(Folder(str(tmp_path)), network, rpn_section(settings()))
     loaded = load_network(Folder(str(tmp_path)), settings())
     assert same(network, loaded)
     assert not loaded.training
@@ -66,11 +74,12 @@ def test_a_saved_network_proposes_the_same(tmp_path: Path) -> None:
 
 def test_weights_from_a_file(tmp_path: Path) -> None:
     network = build_network(settings(), 0)
-    save_network(network, Folder(str(tmp_path)))
+    save_rpn_folder(Folder(str(tmp_path)), network, rpn_section(settings()))
     path = str(tmp_path / "rpn.safetensors")
-    assert same(build_network(settings(weights=path), seed=99), network)
+    assert same(read(weights=path), network)
+    assert same(read(weights=str(tmp_path)), network)
     with pytest.raises(ValueError, match=r"0 tensors missing \[\], 0 unknown \[\], [1-9]\d* of another shape .*rpn\.w"):
-        build_network(settings(weights=path, width=6), seed=0)
+        read(weights=path, width=6)
     with pytest.raises(ValueError, match="of another shape"):
         load_network(Folder(str(tmp_path)), settings(anchor_sizes=[8, 16, 24]))
     state = weights(network)
@@ -78,7 +87,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     state["stranger"] = state.pop(name)
     save_file(state, path)
     with pytest.raises(ValueError, match=rf"1 tensors missing \['{name}'\], 1 unknown \['stranger'\]"):
-        build_network(settings(weights=path), seed=0)
+        read(weights=path)
 
 
 def only_base(picture: Picture) -> Picture:
