@@ -1,151 +1,63 @@
-"""All numbers of the evaluate stage: zero-shot with given boxes, zero-shot with proposals, finetuned.
+"""The passes of the evaluate stage over the images: zero-shot with given boxes and with proposals, finetuned.
 
-R regions of one image, G annotated boxes of one image, K categories, D embedding.
+Each pass yields one image's results at a time and holds one batch. R regions of one image, G annotated boxes of one
+image, K categories, D embedding.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import Config
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.encoders import region_encoder
-from regionclip_core.evaluation import ImageDetections, ImageTruth, evaluate_detections, top1_accuracy
+from regionclip_core.evaluation import Protocol
+from regionclip_core.evaluation_data import EvaluationData, EvaluationImage
 from regionclip_core.finetuning import class_embeddings
 from regionclip_core.image_batch import ImageBatch, batch_images
-from regionclip_core.images import BadImage, ImageReader
-from regionclip_core.index import IndexRow, read_index, split_shards
 from regionclip_core.inference import Detections, InferenceSettings, detect_image
-from regionclip_core.proposing import read_proposals
-from regionclip_core.selection import Proposals
 from regionclip_core.vocabulary import Vocabulary
 
-_log = logging.getLogger(__name__)
+GIVEN, PROPOSED = "zero_shot_gt", "zero_shot_rpn"
+FINETUNED = "finetuned"
+RESTRICTED = {"finetuned_base_only": "base", "finetuned_novel_only": "novel"}
+"""Settings in which the detector is asked for the names of one group only, and that group."""
+
+Tick = Callable[[int], None]
+"""Called with the number of images of a batch that is done."""
 
 
 @dataclass(frozen=True)
-class EvaluationImage:
-    """One image of the validation split, boxes in original pixels."""
+class ImageResult:
+    """What one model found in one image, by setting; boxes in original pixels.
 
-    row: IndexRow
-    pixels: Tensor
-    """uint8[3, H, W]"""
-    boxes: Tensor
-    """float32[G, 4]: annotated, no crowds, categories of the vocabulary only."""
-    labels: Tensor
-    """int64[G]"""
-    proposals: Proposals
+    A setting that leaves this image out (see `finetuned`) is missing.
+    """
 
-
-@dataclass
-class EvaluationData:
-    """The validation split: everything but the pixels in memory, pixels read batch by batch."""
-
-    data: Folder
-    vocabulary: Vocabulary
-    rows: list[IndexRow]
-    proposals: dict[str, Proposals]
-
-    @classmethod
-    def read(cls, config: Config, data: Folder, proposals: Folder) -> EvaluationData:
-        """Rows of `evaluate.split` that have proposals."""
-        vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
-        rows: list[IndexRow] = []
-        found: dict[str, Proposals] = {}
-        for shard in split_shards(data, (config.evaluate.split,)):
-            found.update(read_proposals(proposals, shard))
-            rows += [row for row in read_index(data, shard, vocabulary.digest) if row.key in found]
-        if not rows:
-            raise ValueError(f"evaluate.split {config.evaluate.split!r} has no readable image with proposals")
-        return cls(data, vocabulary, rows, found)
-
-    def truth(self) -> list[ImageTruth]:
-        """The annotated boxes in the evaluator's form; crowds are ignored regions."""
-        result = []
-        for row in self.rows:
-            known = row.box_labels >= 0
-            result.append(
-                ImageTruth(
-                    row.image_id,
-                    row.width,
-                    row.height,
-                    row.boxes[known].astype(np.float64),
-                    row.box_labels[known].astype(np.int64),
-                    row.box_crowd[known],
-                    row.box_area[known].astype(np.float64),
-                )
-            )
-        return result
-
-    def batches(self, size: int) -> Iterator[list[EvaluationImage]]:
-        """Images with their pixels, at most `size` at a time; one that can't be read is left out."""
-        reader = ImageReader(self.data)
-        for start in range(0, len(self.rows), size):
-            batch = []
-            for row in self.rows[start : start + size]:
-                try:
-                    pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
-                except BadImage as error:  # its objects stay in the truth, as missed ones
-                    _log.warning("evaluation goes on without %s: %s", row.key, error)
-                    continue
-                use = (row.box_labels >= 0) & ~row.box_crowd
-                boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
-                batch.append(EvaluationImage(row, pixels, boxes, labels, self.proposals[row.key]))
-            if batch:
-                yield batch
-
-
-@dataclass
-class Collected:
-    """Detections and logits gathered over the split for one model."""
-
-    detections: list[ImageDetections] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    labels: list[Tensor] = field(default_factory=list)
-
-    def add(self, image_id: int, found: Detections) -> None:
-        """Keep one image's detections."""
-        self.detections.append(
-            ImageDetections(
-                image_id,
-                found.boxes.double().cpu().numpy(),
-                found.scores.double().cpu().numpy(),
-                found.labels.cpu().numpy(),
-            )
-        )
-
-    def scores(self, evaluation: EvaluationData) -> dict[str, Any]:
-        """AP by group, and top-1 accuracy where given boxes were classified; percent."""
-        result = evaluate_detections(evaluation.truth(), self.detections, evaluation.vocabulary).to_json()
-        if self.logits:
-            top1 = top1_accuracy(
-                torch.cat(self.logits).cpu().numpy(), torch.cat(self.labels).numpy(), evaluation.vocabulary
-            )
-            for group, value in top1.items():
-                result[group]["top1"] = value
-        return result
-
-
-Tick = Callable[[int], None]
-
-
-def _input_boxes(batch: ImageBatch, boxes: Sequence[Tensor], device: str) -> list[Tensor]:
-    return [batch.to_input(i, b).to(device) for i, b in enumerate(boxes)]
+    image: EvaluationImage
+    found: Mapping[str, Detections]
+    given_logits: Tensor | None = None
+    """float32[G, K] of the annotated boxes, background left out, where they were classified."""
 
 
 def zero_shot(
-    clip: ClipModel, config: Config, evaluation: EvaluationData, device: str, tick: Tick
-) -> dict[str, Collected]:
-    """`gt` (annotated boxes classified) and `rpn` (proposals classified) for one init, one pass over the images."""
+    clip: ClipModel,
+    config: Config,
+    evaluation: EvaluationData,
+    device: str,
+    tick: Tick,
+    given_score_threshold: float | None = None,
+) -> Iterator[ImageResult]:
+    """`zero_shot_gt` (annotated boxes classified) and `zero_shot_rpn` (proposals classified), in one pass.
+
+    Per-class NMS is hard and boxes stay as they are, as in the official zero-shot runs. `given_score_threshold`
+    replaces `evaluate.score_threshold` for annotated boxes.
+    """
     settings = config.evaluate
     detector = OpenVocabularyDetector(
         region_encoder(clip),
@@ -154,39 +66,32 @@ def zero_shot(
         config.finetune.temperature or 1 / clip.logit_scale,
     )
     detector.to(device).eval()
-    given = InferenceSettings(settings.score_threshold, settings.nms, max_detections=settings.max_detections)
-    proposed = InferenceSettings.from_config(settings, finetuned=False)
-    collected = {"gt": Collected(), "rpn": Collected()}
-    with torch.inference_mode():
-        for images in evaluation.batches(settings.batch_size):
-            batch = batch_images(
-                [i.pixels for i in images], settings.image_size, settings.max_size, clip.mean, clip.std
-            )
-            both = _input_boxes(batch, [torch.cat([i.boxes, i.proposals.boxes]) for i in images], device)
-            logits = detector.classify(detector.encoder(batch.tensor.to(device), both)).cpu()
-            if settings.zero_shot_background == "none":
-                logits[:, -1] = float("-inf")
-            for image, part in zip(images, torch.split(logits, [len(b) for b in both]), strict=True):
-                _collect_zero_shot(image, part, given, proposed, collected)
-            tick(len(images))
-    return collected
+    threshold = settings.score_threshold if given_score_threshold is None else given_score_threshold
+    given = InferenceSettings(threshold, settings.nms, max_detections=settings.max_detections)
+    proposed = replace(InferenceSettings.from_config(settings, finetuned=False), nms_kind="hard")
+    for images in evaluation.batches(settings.batch_size):
+        for image, logits in zip(images, _zero_shot_logits(detector, clip, config, images, device), strict=True):
+            size, count = (image.row.height, image.row.width), len(image.boxes)
+            boxes, objectness = image.proposals
+            found = {
+                GIVEN: detect_image(logits[:count], None, image.boxes, None, size, given),
+                PROPOSED: detect_image(logits[count:], None, boxes, objectness, size, proposed),
+            }
+            yield ImageResult(image, found, logits[:count, :-1])
+        tick(len(images))
 
 
-def _collect_zero_shot(
-    image: EvaluationImage,
-    logits: Tensor,
-    given: InferenceSettings,
-    proposed: InferenceSettings,
-    collected: Mapping[str, Collected],
-) -> None:
-    size = (image.row.height, image.row.width)
-    count = len(image.boxes)
-    truth, found = logits[:count], logits[count:]
-    collected["gt"].add(image.row.image_id, detect_image(truth, None, image.boxes, None, size, given))
-    collected["gt"].logits.append(truth[:, :-1])
-    collected["gt"].labels.append(image.labels)
-    boxes, objectness = image.proposals
-    collected["rpn"].add(image.row.image_id, detect_image(found, None, boxes, objectness, size, proposed))
+@torch.inference_mode()
+def _zero_shot_logits(
+    detector: OpenVocabularyDetector, clip: ClipModel, config: Config, images: Sequence[EvaluationImage], device: str
+) -> Sequence[Tensor]:
+    """Per image float32[G + R, K + 1] on the CPU: its annotated boxes, then its proposals."""
+    batch = _batch(clip, config, images, device)
+    both = _input_boxes(batch, [torch.cat([i.boxes, i.proposals.boxes]) for i in images])
+    logits = detector.classify(detector.encoder(batch.tensor, both, batch.sizes)).cpu()
+    if config.evaluate.zero_shot_background == "none":
+        logits[:, -1] = float("-inf")
+    return torch.split(logits, [len(boxes) for boxes in both])
 
 
 def finetuned(
@@ -196,25 +101,60 @@ def finetuned(
     evaluation: EvaluationData,
     device: str,
     tick: Tick,
-) -> Collected:
-    """Detections of one finetuned detector with the whole vocabulary, novel names included."""
-    settings = config.evaluate
+) -> Iterator[ImageResult]:
+    """`finetuned`: detections with the whole vocabulary, novel names included (the generalised setting).
+
+    With COCO's protocol also `finetuned_base_only` and `finetuned_novel_only`: the classifier knows the names of one
+    group only, and images without an object of that group are left out. They share the forward pass with the first.
+    """
     names = evaluation.vocabulary.names
     detector.set_vocabulary(class_embeddings(clip, names, config), names)
     detector.to(device).eval()
-    rules = InferenceSettings.from_config(settings, finetuned=True)
-    collected = Collected()
-    with torch.inference_mode():
-        for images in evaluation.batches(settings.batch_size):
-            batch = batch_images(
-                [i.pixels for i in images], settings.image_size, settings.max_size, clip.mean, clip.std
-            )
-            boxes = _input_boxes(batch, [i.proposals.boxes for i in images], device)
-            objectness = [i.proposals.logits.to(device) for i in images]
-            on_device = ImageBatch(batch.tensor.to(device), batch.sizes, batch.scales, batch.original_sizes)
-            for image, found in zip(
-                images, detector.detect(on_device, boxes, objectness, rules, box_deltas=True), strict=True
-            ):
-                collected.add(image.row.image_id, found)
-            tick(len(images))
-    return collected
+    groups = restricted_labels(evaluation.vocabulary, config.evaluate.protocol)
+    for images in evaluation.batches(config.evaluate.batch_size):
+        found = _finetuned_batch(detector, clip, config, images, device, groups)
+        yield from (ImageResult(image, one) for image, one in zip(images, found, strict=True))
+        tick(len(images))
+
+
+def restricted_labels(vocabulary: Vocabulary, protocol: Protocol) -> dict[str, list[int]]:
+    """Rows of the vocabulary by restricted setting; none in LVIS's protocol, or where there is but one group."""
+    labels = {"base": list(vocabulary.base_ids), "novel": list(vocabulary.novel_ids)}
+    if protocol != "coco" or not all(labels.values()):
+        return {}
+    return {setting: labels[group] for setting, group in RESTRICTED.items()}
+
+
+@torch.inference_mode()
+def _finetuned_batch(
+    detector: OpenVocabularyDetector,
+    clip: ClipModel,
+    config: Config,
+    images: Sequence[EvaluationImage],
+    device: str,
+    groups: Mapping[str, Sequence[int]],
+) -> list[dict[str, Detections]]:
+    """Detections by setting for each image."""
+    rules = InferenceSettings.from_config(config.evaluate, finetuned=True)
+    batch = _batch(clip, config, images, device)
+    boxes = _input_boxes(batch, [i.proposals.boxes for i in images])
+    objectness = [i.proposals.logits.to(device) for i in images]
+    classified = detector.classify_proposals(batch, boxes)
+    found = detector.choose(classified, batch, boxes, objectness, rules, box_deltas=True)
+    result: list[dict[str, Detections]] = [{FINETUNED: one} for one in found]
+    for setting, labels in groups.items():
+        some = detector.choose(classified, batch, boxes, objectness, rules, box_deltas=True, masks=False, labels=labels)
+        for image, settings, one in zip(images, result, some, strict=True):
+            if set(labels) & set(image.row.box_labels.tolist()):
+                settings[setting] = one
+    return result
+
+
+def _batch(clip: ClipModel, config: Config, images: Sequence[EvaluationImage], device: str) -> ImageBatch:
+    settings = config.evaluate
+    batch = batch_images([i.pixels for i in images], settings.image_size, settings.max_size, clip.mean, clip.std)
+    return replace(batch, tensor=batch.tensor.to(device))
+
+
+def _input_boxes(batch: ImageBatch, boxes: Sequence[Tensor]) -> list[Tensor]:
+    return [batch.to_input(i, b).to(batch.tensor.device) for i, b in enumerate(boxes)]

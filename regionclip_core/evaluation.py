@@ -1,235 +1,224 @@
-"""Average precision on base, novel and all categories, as COCO computes it.
+"""Average precision by group of categories, as COCO and LVIS compute it.
 
-All numbers are in percent (0..100); a group or category without ground truth has None. Boxes are xyxy pixels of
-the original image. Legend: T IoU thresholds (0.50:0.05:0.95), R recall points, K categories, A area ranges, M caps
-on detections an image.
+All numbers are in percent (0..100); a group or category without ground truth has None. Boxes are xyxy pixels of the
+original image. Legend: T IoU thresholds (0.50:0.05:0.95), R recall points, K categories, A area ranges, M caps on
+detections an image, N boxes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regionclip_core.average_precision import (
+    AREAS,
+    COCO_RULES,
+    LVIS_RULES,
+    Curves,
+    Kind,
+    Score,
+    category_curves,
+    percent,
+)
+from regionclip_core.detection_store import DetectionStore, ImageDetections, ImageTruth, TruthStore
+from regionclip_core.evaluation_lvis import FREQUENCIES, federated, lvis_standard, lvis_truth
 from regionclip_core.vocabulary import Vocabulary
 
-Backend = Literal["faster_coco_eval", "pycocotools"]
-Array = NDArray[np.float64]
-Score = float | None
-
-_AREAS = ("all", "small", "medium", "large")
-_CAPS = (1, 10, 100)
-
-
-@dataclass(frozen=True)
-class ImageTruth:
-    """Ground truth of one image: `boxes` [G, 4], `labels` [G] rows of the vocabulary (others, -1, are left out).
-
-    `crowd` [G] (default none) marks regions in which detections count neither for nor against; `area` [G] (default
-    the boxes') sorts objects into COCO's size ranges.
-    """
-
-    image_id: int
-    width: int
-    height: int
-    boxes: Array
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_] | None = None
-    area: Array | None = None
-
-
-@dataclass(frozen=True)
-class ImageDetections:
-    """Detections of one image: `boxes` [N, 4], `scores` [N], `labels` [N] rows of the vocabulary."""
-
-    image_id: int
-    boxes: Array
-    scores: Array
-    labels: NDArray[np.int64]
+Protocol = Literal["coco", "lvis"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`groups`: base, novel and all, each with ap50, ap and the number of categories and boxes it rests on;
-    `per_category`: AP50 by name; `coco`: the 12 standard numbers over all categories.
+    """`groups`: base, novel, all and the vocabulary's own groups, each with ap50, ap and the number of categories and
+    boxes it rests on; `per_category`: AP50 by name; `standard`: the protocol's own numbers over all categories.
     """
 
+    protocol: Protocol
     groups: dict[str, dict[str, Score]]
     per_category: dict[str, Score]
-    coco: dict[str, Score] = field(default_factory=dict)
+    standard: dict[str, Score]
 
     def to_json(self) -> dict[str, Any]:
-        """{"base": {...}, "novel": {...}, "all": {...}, "per_category": {...}, "coco": {...}}."""
-        return {**self.groups, "per_category": self.per_category, "coco": self.coco}
+        """{"base": {...}, "novel": {...}, "all": {...}, ..., "per_category": {...}, "coco" or "lvis": {...}}."""
+        return {**self.groups, "per_category": self.per_category, self.protocol: self.standard}
+
+
+def label_groups(vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """Rows of the vocabulary by group: base, novel, all, and the vocabulary's own groups."""
+    row_of = {name: row for row, name in enumerate(vocabulary.names)}
+    own = {group: sorted(row_of[name] for name in members) for group, members in vocabulary.groups}
+    everything = {"base": list(vocabulary.base_ids), "novel": list(vocabulary.novel_ids)}
+    return {**everything, "all": list(range(len(vocabulary))), **own}
+
+
+class Evaluator:
+    """Ground truth of a split under a protocol, against which the detections of any number of models are measured.
+
+    `coco`: generalised evaluation with COCO's settings. `lvis`: the federated rule, 300 detections an image.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, protocol: Protocol) -> None:
+        """`folder`: an existing one for scratch files, of this evaluator alone."""
+        if protocol == "lvis":
+            _require_frequencies(vocabulary)
+        self.vocabulary = vocabulary
+        self.protocol = protocol
+        self.truth = TruthStore(folder / "truth.parquet", len(vocabulary))
+        self._folder = folder
+        self._stores = 0
+
+    def add_truth(self, image: ImageTruth) -> None:
+        """One image; also those without objects. All of them before the first detections.
+
+        Raises:
+            ValueError: an id twice, or an image that is not annotated as the protocol needs.
+        """
+        require_protocol(self.protocol, image)
+        self.truth.add(lvis_truth(image) if self.protocol == "lvis" else image)
+
+    def detections(self) -> DetectionStore:
+        """An empty store for one model's detections."""
+        self._stores += 1
+        return DetectionStore(self._folder / f"detections-{self._stores}.parquet", self.truth)
+
+    def add(self, store: DetectionStore, image: ImageTruth, found: ImageDetections) -> None:
+        """Store the detections of one image as far as the protocol counts them."""
+        if image.image_id != found.image_id:
+            raise ValueError(f"evaluation: detections of image {found.image_id} beside truth of {image.image_id}")
+        store.add(federated(lvis_truth(image), found) if self.protocol == "lvis" else found)
+
+    def evaluate(self, store: DetectionStore, kind: Kind = "bbox", only: str | None = None) -> Evaluation:
+        """The numbers of one model. `only`: one group, whose names alone the model was asked for.
+
+        Raises:
+            ValueError: `segm` where the truth or the detections have no masks.
+        """
+        if kind == "segm" and not (self.truth.has_masks and store.has_masks):
+            whose = "detections" if self.truth.has_masks else "objects of the ground truth"
+            raise ValueError(f"evaluation: mask AP needs a mask of every box, but the {whose} have none")
+        groups = label_groups(self.vocabulary)
+        wanted = groups if only is None else {only: groups[only]}
+        labels = set(groups["all" if only is None else only])
+        rules = LVIS_RULES if self.protocol == "lvis" else COCO_RULES
+        curves = category_curves(self.truth, store, kind, rules, labels)
+        scores = {name: _group(curves.precision, self.truth.counts, rows) for name, rows in wanted.items()}
+        standard = lvis_standard(curves, groups) if self.protocol == "lvis" else _coco_standard(curves)
+        per_category = {
+            name: percent(curves.precision[0, :, row, 0])
+            for row, name in enumerate(self.vocabulary.names)
+            if row in labels
+        }
+        return Evaluation(self.protocol, scores, per_category, standard)
+
+
+def require_protocol(protocol: Protocol, image: ImageTruth, name: str | None = None) -> None:
+    """ValueError when an image's annotations are of the other protocol's kind; `name` is for the message."""
+    where = f"image {image.image_id if name is None else name}"
+    if protocol == "lvis" and (image.neg_labels is None or image.not_exhaustive_labels is None):
+        raise ValueError(
+            f"evaluate.protocol lvis: {where} has no list of absent categories (neg_category_ids), which the federated "
+            "rule needs; evaluate a split with `source: lvis`, or set evaluate.protocol: coco"
+        )
+    if protocol == "coco" and image.neg_labels is not None:
+        raise ValueError(
+            f"evaluate.protocol coco: {where} is annotated for some categories only (LVIS), and COCO's rules would "
+            "count correct detections of the others as mistakes; set evaluate.protocol: lvis"
+        )
+
+
+def _require_frequencies(vocabulary: Vocabulary) -> None:
+    missing = set(FREQUENCIES) - {name for name, _ in vocabulary.groups}
+    if missing:
+        raise ValueError(
+            f"evaluate.protocol lvis: the categories have no group {', '.join(sorted(missing))}, which APr, APc and "
+            "APf are averages of; let data.categories be an LVIS annotation file"
+        )
 
 
 def evaluate_detections(
     truth: Sequence[ImageTruth],
-    detections: Sequence[ImageDetections],
+    detections: Iterable[ImageDetections],
     vocabulary: Vocabulary,
-    backend: Backend = "faster_coco_eval",
+    protocol: Protocol = "coco",
+    kind: Kind = "bbox",
 ) -> Evaluation:
-    """COCO's box evaluation with its own settings (at most 100 detections an image).
+    """Evaluate what is in memory already.
 
     Images without detections count; detections of images that are not in `truth` are refused with ValueError.
     """
-    _check(truth, detections, vocabulary)
-    truth_dict = _truth_dict(truth, vocabulary)
-    precision, recall = _accumulate(truth_dict, _detection_dict(truth_dict, detections), backend)
-    counts = np.bincount(
-        [a["category_id"] - 1 for a in truth_dict["annotations"] if not a["iscrowd"]], minlength=len(vocabulary)
-    )
-    ids = {"base": vocabulary.base_ids, "novel": vocabulary.novel_ids, "all": list(range(len(vocabulary)))}
-    groups = {name: _group(precision, counts, rows) for name, rows in ids.items()}
-    per_category = {name: _mean(precision[0, :, row, 0, -1]) for row, name in enumerate(vocabulary.names)}
-    return Evaluation(groups, per_category, _standard(precision, recall))
+    with tempfile.TemporaryDirectory(prefix="regionclip-evaluation-") as folder:
+        evaluator = Evaluator(Path(folder), vocabulary, protocol)
+        by_id = {}
+        for image in truth:
+            evaluator.add_truth(image)
+            by_id[image.image_id] = image
+        store = evaluator.detections()
+        for found in detections:
+            if found.image_id not in by_id:
+                raise ValueError(
+                    f"evaluation: detections of image {found.image_id}, which the ground truth doesn't have"
+                )
+            evaluator.add(store, by_id[found.image_id], found)
+        return evaluator.evaluate(store, kind)
 
 
-def top1_accuracy(
-    logits: NDArray[np.floating[Any]], labels: NDArray[np.int64], vocabulary: Vocabulary
-) -> dict[str, Score]:
-    """Share of given boxes whose best category is right, in percent, for base, novel and all boxes.
+class Top1:
+    """Share of given boxes whose best category is right; holds two counts a category."""
 
-    Args:
-        logits: [N, K] scores without the background's; labels: [N] rows of the vocabulary.
-    """
-    if logits.shape != (len(labels), len(vocabulary)):
-        raise ValueError(f"top1_accuracy: expected logits [{len(labels)}, {len(vocabulary)}], got {logits.shape}")
-    right = logits.argmax(axis=1) == labels
-    novel = np.isin(labels, vocabulary.novel_ids)
-    masks = {"base": ~novel, "novel": novel, "all": np.ones_like(novel)}
-    return {name: float(right[mask].mean() * 100) if mask.any() else None for name, mask in masks.items()}
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._right = np.zeros(len(vocabulary), np.int64)
+        self._all = np.zeros(len(vocabulary), np.int64)
 
+    def add(self, logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> None:
+        """Boxes of one image or many: `logits` [N, K] without the background's, `labels` [N] rows of the vocabulary."""
+        count = len(self._vocabulary)
+        if logits.shape != (len(labels), count):
+            raise ValueError(f"top-1 accuracy: expected logits [{len(labels)}, {count}], got {logits.shape}")
+        self._all += np.bincount(labels, minlength=count)
+        self._right += np.bincount(labels[logits.argmax(axis=1) == labels], minlength=count)
 
-# ---------------------------------------------------------------- into COCO's terms
+    @property
+    def boxes(self) -> int:
+        """Boxes seen."""
+        return int(self._all.sum())
 
-
-def _check(truth: Sequence[ImageTruth], detections: Sequence[ImageDetections], vocabulary: Vocabulary) -> None:
-    known = {image.image_id for image in truth}
-    if len(known) != len(truth):
-        raise ValueError("evaluation: two images of the ground truth have the same image_id")
-    for found in detections:
-        if found.image_id not in known:
-            raise ValueError(f"evaluation: detections of image {found.image_id}, which the ground truth doesn't have")
-        if len(found.labels) and not 0 <= int(found.labels.min()) <= int(found.labels.max()) < len(vocabulary):
-            raise ValueError(
-                f"evaluation: image {found.image_id} has detections outside the vocabulary's rows "
-                f"0..{len(vocabulary) - 1}: {int(found.labels.min())}..{int(found.labels.max())}"
-            )
-
-
-def _xywh(boxes: Array) -> list[list[float]]:
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).tolist()  # type: ignore[no-any-return]
-
-
-def _truth_dict(truth: Sequence[ImageTruth], vocabulary: Vocabulary) -> dict[str, Any]:
-    annotations: list[dict[str, Any]] = []
-    for image in truth:
-        crowd = np.zeros(len(image.labels), dtype=bool) if image.crowd is None else image.crowd
-        for row, (box, label) in enumerate(zip(_xywh(image.boxes), image.labels, strict=True)):
-            if label < 0:
-                continue
-            area = box[2] * box[3] if image.area is None else float(image.area[row])
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # 0 would mean "not matched" to the evaluators
-                    "image_id": image.image_id,
-                    "category_id": int(label) + 1,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd[row]),
-                }
-            )
-    return {
-        "info": {},
-        "images": [{"id": i.image_id, "width": i.width, "height": i.height} for i in truth],
-        "categories": [{"id": row + 1, "name": name} for row, name in enumerate(vocabulary.names)],
-        "annotations": annotations,
-    }
-
-
-def _detection_dict(truth_dict: dict[str, Any], detections: Sequence[ImageDetections]) -> dict[str, Any]:
-    annotations: list[dict[str, Any]] = []
-    for image in detections:
-        boxes = _xywh(image.boxes)
-        for box, score, label in zip(boxes, image.scores.tolist(), image.labels.tolist(), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image.image_id,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
-    return {**truth_dict, "annotations": annotations}
-
-
-def _accumulate(truth: dict[str, Any], found: dict[str, Any], backend: Backend) -> tuple[Array, Array]:
-    """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where a category has no ground truth."""
-    if backend == "faster_coco_eval":
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        evaluator = COCOeval_faster(COCO(truth), COCO(found), "bbox", print_function=_silent)
-        evaluator.evaluate()
-        evaluator.accumulate()
-    else:
-        from pycocotools.coco import COCO as ReferenceCOCO
-        from pycocotools.cocoeval import COCOeval
-
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints unconditionally
-            sides = []
-            for dataset in (truth, found):
-                side = ReferenceCOCO()
-                side.dataset = dataset
-                side.createIndex()
-                sides.append(side)
-            evaluator = COCOeval(sides[0], sides[1], "bbox")
-            evaluator.evaluate()
-            evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
-
-
-def _silent(*_: object) -> None:
-    pass
+    def scores(self) -> dict[str, Score]:
+        """Percent by group of categories."""
+        groups = label_groups(self._vocabulary)
+        counts = {name: (self._right[rows].sum(), self._all[rows].sum()) for name, rows in groups.items()}
+        return {name: float(right / total * 100) if total else None for name, (right, total) in counts.items()}
 
 
 # ---------------------------------------------------------------- summaries
 
 
-def _mean(values: Array) -> Score:
-    """Percent mean over the entries that have ground truth (not -1)."""
-    valid = values[values > -1]
-    return float(valid.mean() * 100) if valid.size else None
-
-
-def _group(precision: Array, counts: NDArray[np.int64], rows: list[int]) -> dict[str, Score]:
+def _group(precision: NDArray[np.float64], counts: NDArray[np.int64], rows: list[int]) -> dict[str, Score]:
     return {
-        "ap50": _mean(precision[0][:, rows, 0, -1]),
-        "ap": _mean(precision[:, :, rows, 0, -1]),
+        "ap50": percent(precision[0][:, rows, 0]),
+        "ap": percent(precision[:, :, rows, 0]),
         "categories": int((counts[rows] > 0).sum()),
         "boxes": int(counts[rows].sum()),
     }
 
 
-def _standard(precision: Array, recall: Array) -> dict[str, Score]:
+def _coco_standard(curves: Curves) -> dict[str, Score]:
     """COCO's 12 numbers in its order."""
-    area = {name: i for i, name in enumerate(_AREAS)}
+    precision, recall = curves.precision, curves.recall
+    area = {name: i for i, name in enumerate(AREAS)}
     result: dict[str, Score] = {
-        "AP": _mean(precision[..., 0, -1]),
-        "AP50": _mean(precision[0, ..., 0, -1]),
-        "AP75": _mean(precision[5, ..., 0, -1]),
+        "AP": percent(precision[..., 0]),
+        "AP50": percent(precision[0, ..., 0]),
+        "AP75": percent(precision[5, ..., 0]),
     }
     sizes: Mapping[str, str] = {"small": "s", "medium": "m", "large": "l"}
-    result |= {f"AP{letter}": _mean(precision[..., area[name], -1]) for name, letter in sizes.items()}
-    result |= {f"AR{cap}": _mean(recall[..., 0, i]) for i, cap in enumerate(_CAPS)}
-    result |= {f"AR{letter}": _mean(recall[..., area[name], -1]) for name, letter in sizes.items()}
+    result |= {f"AP{letter}": percent(precision[..., area[name]]) for name, letter in sizes.items()}
+    result |= {f"AR{cap}": percent(recall[..., 0, i]) for i, cap in enumerate(COCO_RULES.caps)}
+    result |= {f"AR{letter}": percent(recall[..., area[name], -1]) for name, letter in sizes.items()}
     return result

@@ -5,6 +5,8 @@ The gap between the last and the first two is the domain shift that region-text 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,20 +15,28 @@ from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import Config
 from regionclip_core.crops import CropEncoder
-from regionclip_core.evaluating import EvaluationData
-from regionclip_core.evaluation import top1_accuracy
+from regionclip_core.evaluation import Top1
+from regionclip_core.evaluation_data import EvaluationData
 from regionclip_core.finetuning import class_embeddings
 from regionclip_core.images import BadImage, ImageReader
-from regionclip_core.index import read_index, split_shards
+from regionclip_core.index import IndexRow, read_index, split_shards
 from regionclip_core.vocabulary import Vocabulary
 
 Accuracy = dict[str, float | None]
 
 
-def _score(features: Tensor, labels: list[int], clip: ClipModel, vocabulary: Vocabulary, config: Config) -> Accuracy:
-    classes = class_embeddings(clip, vocabulary.names, config)
-    logits = torch.nn.functional.normalize(features, dim=1) @ torch.nn.functional.normalize(classes, dim=1).T
-    return top1_accuracy(logits.cpu().numpy(), np.array(labels, dtype=np.int64), vocabulary)
+class _Namer:
+    """Names crops by the nearest class embedding and counts how often that is right."""
+
+    def __init__(self, clip: ClipModel, config: Config, vocabulary: Vocabulary) -> None:
+        classes = class_embeddings(clip, vocabulary.names, config)
+        self._classes = torch.nn.functional.normalize(classes, dim=1)
+        self.top1 = Top1(vocabulary)
+
+    def add(self, features: Tensor, labels: Iterable[int]) -> None:
+        """Features [N, D] of any norm, and what they are of."""
+        cosines = torch.nn.functional.normalize(features, dim=1) @ self._classes.T
+        self.top1.add(cosines.cpu().numpy(), np.array(list(labels), dtype=np.int64))
 
 
 def whole_image_top1(clip: ClipModel, config: Config, data: Folder, split: str) -> Accuracy:
@@ -37,28 +47,32 @@ def whole_image_top1(clip: ClipModel, config: Config, data: Folder, split: str) 
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     reader = ImageReader(data)
     encoder = CropEncoder(clip, context=1.0)
-    features, labels = [], []
+    namer = _Namer(clip, config, vocabulary)
     for shard in split_shards(data, (split,)):
         for row in read_index(data, shard):
-            if row.status != "ok" or len(row.boxes) != 1 or row.box_labels[0] < 0 or row.box_crowd[0]:
+            if not _has_one_object(row):
                 continue
             try:
                 image = reader.read(row)
             except BadImage:
                 continue  # it has no pixels to be right or wrong about
             whole = torch.tensor([[0.0, 0.0, image.shape[1], image.shape[0]]])
-            features.append(encoder([torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))], [whole]))
-            labels.append(int(row.box_labels[0]))
-    if not labels:
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            namer.add(encoder([pixels], [whole]), [int(row.box_labels[0])])
+    if not namer.top1.boxes:
         raise ValueError(f"evaluate.whole_image_split {split!r} has no readable image with exactly one object")
-    return _score(torch.cat(features), labels, clip, vocabulary, config)
+    return namer.top1.scores()
+
+
+def _has_one_object(row: IndexRow) -> bool:
+    return row.status == "ok" and len(row.boxes) == 1 and bool(row.box_labels[0] >= 0) and not row.box_crowd[0]
 
 
 def crop_top1(clip: ClipModel, config: Config, evaluation: EvaluationData) -> Accuracy:
     """Top-1, percent, of square crops with `labels.context` around the annotated boxes."""
     encoder = CropEncoder(clip, config.labels.context, config.labels.batch_size)
-    features, labels = [], []
+    namer = _Namer(clip, config, evaluation.vocabulary)
     for images in evaluation.batches(config.evaluate.batch_size):
-        features.append(encoder([i.pixels for i in images], [i.boxes for i in images]))
-        labels += [int(label) for i in images for label in i.labels]
-    return _score(torch.cat(features), labels, clip, evaluation.vocabulary, config)
+        features = encoder([i.pixels for i in images], [i.boxes for i in images])
+        namer.add(features, [int(label) for i in images for label in i.labels])
+    return namer.top1.scores()

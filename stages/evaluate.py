@@ -1,4 +1,4 @@
-"""evaluate: AP on base, novel and all categories: zero-shot and finetuned, CLIP beside RegionCLIP."""
+"""evaluate: average precision by COCO's or LVIS's rules: zero-shot and finetuned, CLIP beside RegionCLIP."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ _INITS = {"clip": "teacher", "regionclip": "pretrain"}
 
 
 class EvaluateStage(JobStage):
-    """Writes `metrics.json` and, for each finetuned detector, `detections-<name>.json` in COCO's result format."""
+    """Writes `metrics.json` and, for each finetuned detector, `detections-<name>.json` in COCO's result format.
+
+    In the latter `category_id` is the row in the data stage's vocabulary, and `segmentation` is there where the
+    detector makes masks. What `metrics.json` holds is in `regionclip_core/metrics_layout.py`.
+    """
 
     name = "evaluate"
-    version = 1
+    version = 2
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
@@ -23,47 +27,59 @@ class EvaluateStage(JobStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Also what shapes the classifier and the crops."""
+        from regionclip_core.name_embeddings import text_settings
+
         section = config.evaluate.model_dump(mode="json")
-        teacher = {"prompts": config.teacher.prompts, "normalize_prompts": config.teacher.normalize_prompts}
-        return {"evaluate": section, "teacher": teacher, "labels": {"context": config.labels.context}}
+        names = text_settings(config.teacher)
+        return {"evaluate": section, "teacher": names, "labels": {"context": config.labels.context}}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """A file of prompts counts by its content."""
-        from regionclip_core.prompts import prompt_files
+        """Files of prompts and of published embeddings count by their content."""
+        from regionclip_core.name_embeddings import text_files
 
-        return prompt_files(config.teacher.prompts)
+        return text_files(config.teacher)
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Measure every model on the same images and proposals."""
+        import tempfile
+        from pathlib import Path
+
         import torch
 
         from regionclip_core.clip import load_clip
         from regionclip_core.detector import load_detector
-        from regionclip_core.evaluating import EvaluationData, finetuned, zero_shot
+        from regionclip_core.evaluating import FINETUNED, GIVEN, PROPOSED, finetuned, restricted_labels, zero_shot
+        from regionclip_core.evaluation_data import EvaluationData
+        from regionclip_core.measuring import ResultsWriter, make_evaluator, measure
 
         torch.set_num_threads(ctx.threads)
         config = ctx.config
-        evaluation = EvaluationData.read(config, ctx.inputs["data"], ctx.inputs["proposals"])
+        evaluation = EvaluationData.read(
+            config, ctx.inputs["data"], ctx.inputs["proposals"], annotated_only=config.evaluate.annotated_only
+        )
         detectors = [n for n in ("clip", "regionclip", "oracle") if ctx.inputs["finetune"].exists(f"{n}.json")]
-        ticks = _Ticks(ctx, len(evaluation.rows) * (len(_INITS) + len(detectors)))
-        metrics: dict[str, Any] = {"zero_shot_gt": {}, "zero_shot_rpn": {}, "finetuned": {}}
+        ticks = _Ticks(ctx, evaluation.count * (len(_INITS) + len(detectors)))
+        metrics: dict[str, Any] = {"protocol": config.evaluate.protocol, "images": evaluation.count}
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
         metrics["teacher"] = self._teacher(ctx, clips["clip"], evaluation)
-        for name, clip in clips.items():
-            found = zero_shot(clip, config, evaluation, ctx.device, ticks.add)
-            for kind, collected in found.items():
-                metrics[f"zero_shot_{kind}"][name] = collected.scores(evaluation)
-        for name in detectors:
-            clip = clips["clip" if name == "clip" else "regionclip"]
-            detector = load_detector(ctx.inputs["finetune"], stem=name)
-            collected = finetuned(detector, clip, config, evaluation, ctx.device, ticks.add)
-            metrics["finetuned"][name] = collected.scores(evaluation)
-            ctx.out.write_json(f"detections-{name}.json", coco_results(collected.detections))
-        metrics["images"] = len(evaluation.rows)
+        with tempfile.TemporaryDirectory(prefix="regionclip-evaluate-") as folder:
+            evaluator = make_evaluator(config, evaluation, Path(folder))
+            for name, clip in clips.items():
+                results = zero_shot(
+                    clip, config, evaluation, ctx.device, ticks.add, config.evaluate.given_score_threshold
+                )
+                _put(metrics, name, measure(results, evaluator, (GIVEN, PROPOSED)))
+            settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
+            for name in detectors:
+                clip = clips["clip" if name == "clip" else "regionclip"]
+                detector = load_detector(ctx.inputs["finetune"], stem=name)
+                results = finetuned(detector, clip, config, evaluation, ctx.device, ticks.add)
+                with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
+                    _put(metrics, name, measure(results, evaluator, settings, {FINETUNED: writer}))
         ctx.out.write_json("metrics.json", metrics, indent=2)
-        return {"images": len(evaluation.rows), **_headline(metrics)}
+        return {"images": evaluation.count, **_headline(metrics)}
 
     def _teacher(self, ctx: StageContext, clip: Any, evaluation: Any) -> dict[str, Any]:
         from regionclip_core.teacher_accuracy import crop_top1, whole_image_top1
@@ -86,32 +102,21 @@ class _Ticks:
         self.ctx.progress(self.done, self.total, "images")
 
 
-def coco_results(detections: list[Any]) -> list[dict[str, Any]]:
-    """COCO's result rows: xywh pixels; `category_id` is the row in the data stage's vocabulary."""
-    rows = []
-    for image in detections:
-        for (x0, y0, x1, y1), score, label in zip(image.boxes, image.scores, image.labels, strict=True):
-            box = [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)]
-            rows.append(
-                {
-                    "image_id": image.image_id,
-                    "category_id": int(label),
-                    "bbox": box,
-                    "score": round(float(score), 5),
-                }
-            )
-    return rows
+def _put(metrics: dict[str, Any], model: str, scores: dict[str, dict[str, Any]]) -> None:
+    for setting, values in scores.items():
+        metrics.setdefault(setting, {})[model] = values
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that the summary line shows: AP50 by setting, model and group."""
-    return {
-        setting: {
-            model: {group: scores[group]["ap50"] for group in ("base", "novel", "all")}
-            for model, scores in metrics[setting].items()
-        }
-        for setting in ("zero_shot_gt", "zero_shot_rpn", "finetuned")
-    }
+    """The numbers that the summary line shows, by setting and model: AP50 by group, or LVIS's averages."""
+    shown = {}
+    for setting in ("zero_shot_gt", "zero_shot_rpn", "finetuned"):
+        models = metrics.get(setting, {}).items()
+        if metrics["protocol"] == "lvis":
+            shown[setting] = {m: {n: scores["lvis"][n] for n in ("APr", "APc", "APf", "AP")} for m, scores in models}
+        else:
+            shown[setting] = {m: {g: scores[g]["ap50"] for g in ("base", "novel", "all")} for m, scores in models}
+    return shown
 
 
 STAGE = EvaluateStage()

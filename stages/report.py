@@ -12,12 +12,14 @@ class ReportStage(JobStage):
     """Writes `report.html`, `results.txt` and `results.md`."""
 
     name = "report"
-    version = 1
+    version = 2
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Everything; the proposal network only where one proposes."""
+        """Everything; the proposal network only where one proposes, what pretraining reads only where there is one."""
         rpn = ("rpn",) if config.proposals.method == "rpn" else ()
-        before = ("data", "concepts", "teacher", *rpn, "proposals", "labels", "pairs")
+        trained = config.pretrain.weights == "train"
+        concepts, labels = (("concepts",), ("labels", "pairs")) if trained else ((), ())
+        before = ("data", *concepts, "teacher", *rpn, "proposals", *labels)
         return (*before, "pretrain", "finetune", "evaluate")
 
     def settings(self, config: Config) -> dict[str, Any]:

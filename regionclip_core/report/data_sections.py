@@ -111,7 +111,9 @@ def _uses(config: Config) -> dict[str, str]:
 
 
 def concepts_section(sources: Sources) -> str:
-    """The pool's most frequent concepts, the categories that it lacks, and what was dropped for which reason."""
+    """The pool's most frequent concepts, the categories that it lacks, and what was dropped; empty without a pool."""
+    if "concepts" not in sources.folders:
+        return ""
     import pyarrow.parquet as pq
 
     folder, vocabulary = sources.folders["concepts"], sources.vocabulary
@@ -239,7 +241,9 @@ def _recall_order(name: str) -> tuple[bool, str, int, str]:
 
 
 def labels_section(sources: Sources) -> str:
-    """How many regions the teacher named, how often rightly, and some of them to look at."""
+    """How many regions the teacher named, how often rightly, and some of them; empty where none were labelled."""
+    if "labels" not in sources.folders:
+        return ""
     summary = sources.summary("labels")
     settings = sources.config.labels
     rows = [

@@ -36,7 +36,7 @@ def build_page(config: Config, inputs: Mapping[str, Folder]) -> str:
     """The whole page as HTML.
 
     Args:
-        inputs: finished artifacts by stage name; `rpn` may be missing.
+        inputs: finished artifacts by stage name; those that the run had no use for may be missing.
 
     Raises:
         ValueError: an input has no manifest, i.e. its stage is not finished.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regionclip_core.report.claims import MARGIN, Claim, judge
 from regionclip_core.report.markup import details, escape, grid, section, table
 from regionclip_core.report.results_table import (
-    GROUPS,
-    METRICS,
+    MASKS,
+    RESTRICTED,
     ResultRow,
     ShiftRow,
+    groups_of,
+    metrics_in,
     number,
     result_rows,
     shift_rows,
@@ -28,7 +30,7 @@ _STYLE_OF = {
 
 def results_section(metrics: Mapping[str, Any], vocabulary: Vocabulary) -> str:
     """Everything that `metrics.json` says."""
-    rows = result_rows(metrics)
+    rows, groups = result_rows(metrics), groups_of(metrics)
     images = metrics.get("images")
     count = f" over {images:,} images" if isinstance(images, int) else ""
     return section(
@@ -38,14 +40,52 @@ def results_section(metrics: Mapping[str, Any], vocabulary: Vocabulary) -> str:
         f"<p class='note'>A verdict compares the run's own numbers: a difference counts from {MARGIN:g} percentage "
         "point. One run is one seed; small differences need several.</p>",
         f"<h3>Average precision and accuracy{count}, percent</h3>",
-        _results_table(rows) if rows else "<p>Nothing was measured.</p>",
-        "<p class='note'>AP50 at IoU 0.5, AP over 0.50 to 0.95, by COCO's rules. <b>Given boxes</b>: the annotated "
-        "boxes are classified; top-1 is the share named rightly. <b>Proposals</b>: the boxes of the proposals stage "
-        "are. <b>Zero-shot</b>: no box label has trained the classifier. <b>Finetuned on all boxes</b>: the only row "
-        "whose detector saw boxes of novel categories; it marks what could be had.</p>",
-        _shift(shift_rows(metrics)),
+        _results_table(rows, groups) if rows else "<p>Nothing was measured.</p>",
+        f"<p class='note'>{_explanation(rows, metrics)}</p>",
+        _shift(shift_rows(metrics), groups),
+        details(f"{_rules(metrics)}'s own numbers", _standard(metrics)),
         details("AP50 of each category", _categories(metrics, vocabulary)),
     )
+
+
+def _rules(metrics: Mapping[str, Any]) -> str:
+    return "LVIS" if metrics.get("protocol") == "lvis" else "COCO"
+
+
+def _explanation(rows: list[ResultRow], metrics: Mapping[str, Any]) -> str:
+    parts = [
+        f"AP50 at IoU 0.5, AP over 0.50 to 0.95, by {_rules(metrics)}'s rules. <b>Given boxes</b>: the annotated boxes "
+        "are classified; top-1 is the share named rightly. <b>Proposals</b>: the boxes of the proposals stage are. "
+        "<b>Zero-shot</b>: no box label has trained the classifier."
+    ]
+    settings = {row.setting for row in rows}
+    if settings & {name for _, name in RESTRICTED}:
+        parts.append(
+            "<b>Novel names, base names</b>: the same detector is asked for the names of one group only, on the images "
+            "that hold an object of it; elsewhere it is asked for all names."
+        )
+    if any(setting.endswith(MASKS) for setting in settings):
+        parts.append("<b>Masks</b>: overlaps are those of masks, not of boxes.")
+    parts.append(
+        "<b>Finetuned on all boxes</b>: the only row whose detector saw boxes of novel categories; it marks what could "
+        "be had."
+    )
+    return " ".join(parts)
+
+
+def _standard(metrics: Mapping[str, Any]) -> str:
+    """The protocol's numbers (12 of COCO, 13 of LVIS) of everything that was measured with all names."""
+    key = _rules(metrics).lower()
+    titles = (("zero_shot_gt", "given boxes"), ("zero_shot_rpn", "proposals"), ("finetuned", "finetuned"))
+    heads: list[str] = []
+    rows = []
+    for setting, title in titles:
+        for model, scores in metrics.get(setting, {}).items():
+            for kind, part in (("boxes", scores), ("masks", scores.get("segm", {}))):
+                if key in part:
+                    heads = heads or list(part[key])
+                    rows.append([title, model, kind, *(number(part[key][name]) for name in heads)])
+    return table(["setting", "model", "of", *heads], rows, texts=3) if rows else "<p>Nothing was measured.</p>"
 
 
 def _card(claim: Claim) -> str:
@@ -57,19 +97,17 @@ def _card(claim: Claim) -> str:
     )
 
 
-def _results_table(rows: list[ResultRow]) -> str:
-    shown = [
-        (key, name) for key, name in METRICS if any(row.values[key, g] is not None for row in rows for g in GROUPS)
-    ]
-    top = "".join(f'<th class="group" colspan="{len(GROUPS)}">{escape(name)}</th>' for _, name in shown)
-    heads = "".join(f'<th class="number{_first(g)}">{g}</th>' for _ in shown for g in GROUPS)
+def _results_table(rows: list[ResultRow], groups: Sequence[str]) -> str:
+    shown = metrics_in(rows)
+    top = "".join(f'<th class="group" colspan="{len(groups)}">{escape(name)}</th>' for _, name in shown)
+    heads = "".join(f'<th class="number{_edge(g, groups)}">{g}</th>' for _ in shown for g in groups)
     body = []
     before = ""
     for row in rows:
         new = row.setting != before
         before = row.setting
         label = "RegionCLIP − CLIP" if row.is_difference else row.model
-        cells = "".join(_cell(row, key, group) for key, _ in shown for group in GROUPS)
+        cells = "".join(_cell(row, key, group, groups) for key, _ in shown for group in groups)
         kind = " ".join(k for k, on in (("first", new), ("difference", row.is_difference)) if on)
         body.append(
             f'<tr class="{kind}"><td class="text">{escape(row.setting) if new else ""}</td>'
@@ -82,26 +120,26 @@ def _results_table(rows: list[ResultRow]) -> str:
     )
 
 
-def _cell(row: ResultRow, key: str, group: str) -> str:
+def _cell(row: ResultRow, key: str, group: str, groups: Sequence[str]) -> str:
     value = row.values[key, group]
-    style = f"number{_first(group)}"
+    style = f"number{_edge(group, groups)}"
     if row.is_difference and value is not None and abs(value) >= MARGIN:
         style += " up" if value > 0 else " down"
     return f'<td class="{style}">{number(value, row.is_difference).replace("-", "−")}</td>'
 
 
-def _first(group: str) -> str:
-    return " edge" if group == GROUPS[0] else ""
+def _edge(group: str, groups: Sequence[str]) -> str:
+    return " edge" if group == groups[0] else ""
 
 
-def _shift(rows: list[ShiftRow]) -> str:
+def _shift(rows: list[ShiftRow], groups: Sequence[str]) -> str:
     if not rows:
         return ""
     body = "\n".join(
-        f'<tr><td class="text">{escape(row.name)}</td>' + "".join(_bar(row.top1[group]) for group in GROUPS) + "</tr>"
+        f'<tr><td class="text">{escape(row.name)}</td>' + "".join(_bar(row.top1[group]) for group in groups) + "</tr>"
         for row in rows
     )
-    heads = "".join(f'<th class="text">{group}</th>' for group in GROUPS)
+    heads = "".join(f'<th class="text">{group}</th>' for group in groups)
     return (
         "<h3>Domain shift: top-1 accuracy, percent</h3>\n"
         f'<div class="wide"><table class="bars"><thead><tr><th></th>{heads}</tr></thead>\n'
@@ -119,11 +157,12 @@ def _bar(value: float | None) -> str:
 
 
 def _categories(metrics: Mapping[str, Any], vocabulary: Vocabulary) -> str:
-    """AP50 by category, novel ones first, each kind by what RegionCLIP gains."""
+    """AP50 by category, novel ones first, each kind by what RegionCLIP gains; its frequency where one is known."""
     found = {name: scores.get("per_category", {}) for name, scores in metrics.get("finetuned", {}).items()}
     columns = [name for name in ("clip", "regionclip", "oracle") if name in found]
     titles = {"clip": "CLIP", "regionclip": "RegionCLIP", "oracle": "all boxes"}
     base = set(vocabulary.base)
+    frequency = {name: group for group, names in vocabulary.groups for name in names}
 
     def gain(name: str) -> float | None:
         values = [found.get(model, {}).get(name) for model in ("clip", "regionclip")]
@@ -136,7 +175,7 @@ def _categories(metrics: Mapping[str, Any], vocabulary: Vocabulary) -> str:
     rows = [
         [
             name,
-            "base" if name in base else "novel",
+            frequency.get(name, "base" if name in base else "novel"),
             *(number(found[model].get(name)) for model in columns),
             number(gain(name), signed=True),
         ]

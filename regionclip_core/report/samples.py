@@ -24,6 +24,7 @@ from regionclip_core.report.pictures import Box
 MAX_SHARDS = 4
 """Shards of a split that are looked into."""
 _CHUNK = 1 << 20
+_BETWEEN_ROWS = re.compile(r"\}\s*,\s*\{")
 T = TypeVar("T")
 
 
@@ -108,14 +109,22 @@ def read_detections(
 
 
 def stream_rows(file: BinaryIO, chunk: int = _CHUNK) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON list of flat objects without braces in strings, as COCO's results are."""
+    """Objects of a JSON list whose strings hold no braces, as COCO's results are; one chunk and one row in memory."""
     text = io.TextIOWrapper(file, "utf-8")
     rest = ""
     while part := text.read(chunk):
         rest += part
-        end = rest.rfind("}") + 1
+        # Two rows meet only here: an object in a row is followed by another brace, or by a key.
+        end = max((found.start() + 1 for found in _BETWEEN_ROWS.finditer(rest)), default=0)
         if end:
-            yield from json.loads("[" + re.sub(r"^[\s,\[]+", "", rest[:end]) + "]")
+            yield from json.loads("[" + rest[:end].lstrip(" \n\r\t,[") + "]")
             rest = rest[end:]
-    if rest.strip(" \n\r\t,[") not in ("", "]"):
-        raise ValueError(f"detections end in the middle of a row: {rest[-80:]!r}; run the evaluate stage again")
+    last = rest.strip(" \n\r\t,")
+    try:
+        yield from json.loads("[" + last.removeprefix("[").removesuffix("]") + "]")
+        if not last.endswith("]"):
+            raise ValueError("the list has no end")
+    except ValueError as error:
+        raise ValueError(
+            f"detections end in the middle of a row: {rest[-80:]!r} ({error}); run the evaluate stage again"
+        ) from error

@@ -49,7 +49,7 @@ def pretrain_section(sources: Sources) -> str:
         "contrastive one against the pseudo labels, a distillation of the teacher's probabilities over the pool, and "
         "a contrastive one of whole images and captions.</p>",
         facts(sources.summary("pretrain")),
-        _curves({"pretrain": _history(sources.folders["pretrain"])}, "No history was written."),
+        _curves({"pretrain": _history(sources.folders["pretrain"])}, _untrained(sources.config.pretrain.weights)),
     )
 
 
@@ -72,7 +72,7 @@ def finetune_section(sources: Sources) -> str:
         "differs, and for the oracle which boxes it sees.</p>",
         table(["detector", "images", "steps", "last loss"], rows) if rows else "",
         legend([title for title, history in histories.items() if history]) if len(names) > 1 else "",
-        _curves(histories, "No history was written."),
+        _curves(histories, _untrained(sources.config.finetune.weights)),
     )
 
 
@@ -99,6 +99,12 @@ def _history(folder: Folder, name: str = "history.json") -> Rows:
 def _curves(histories: dict[str, Rows], otherwise: str) -> str:
     trained = {name: rows for name, rows in histories.items() if rows}
     return curve_grid(trained) if trained else f"<p class='note'>{escape(otherwise)}</p>"
+
+
+def _untrained(weights: str) -> str:
+    if weights == "train":
+        return "No history was written."
+    return f"Nothing was trained in this run: the weights are those of {weights}."
 
 
 def _cell(value: Any) -> str:

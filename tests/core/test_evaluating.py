@@ -29,12 +29,15 @@ from regionclip_core import evaluating
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import Config
+from regionclip_core.detection_store import ImageDetections
 from regionclip_core.detector import OpenVocabularyDetector
-from regionclip_core.evaluating import Collected, EvaluationData, finetuned, zero_shot
-from regionclip_core.evaluation import ImageDetections
+from regionclip_core.evaluating import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
+from regionclip_core.evaluation_data import EvaluationData
 from regionclip_core.finetuning import build_detector, class_embeddings
 from regionclip_core.images import ImageReader
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.measuring import as_found, make_evaluator, measure
+from regionclip_core.proposing import read_proposals
+from regionclip_core.selection import Proposals
 
 GROUPS = ("base", "novel", "all")
 JUNK = [[1.0, 1, 6, 47], [22, 31, 29, 38], [0, 0, 48, 48]]
@@ -49,7 +52,7 @@ class ColourEncoder(nn.Module):
         super().__init__()
         self.mean, self.std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
 
-    def forward(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Any = None) -> Tensor:
         colours = torch.from_numpy(COLOURS).float()
         rows = []
         for image, image_boxes in zip(images, boxes, strict=True):
@@ -85,38 +88,48 @@ def setup(
     return EvaluationData.read(config, data, proposals), config
 
 
-def scores(evaluation: EvaluationData, config: Config) -> dict[str, dict[str, Any]]:
-    found = zero_shot(tiny_clip(), config, evaluation, "cpu", lambda images: None)
-    return {kind: collected.scores(evaluation) for kind, collected in found.items()}
+def passed(evaluation: EvaluationData, config: Config) -> list[ImageResult]:
+    """One zero-shot pass with the tiny model."""
+    return list(zero_shot(tiny_clip(), config, evaluation, "cpu", lambda images: None))
+
+
+def scores(evaluation: EvaluationData, config: Config, folder: Path) -> dict[str, dict[str, Any]]:
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return measure(passed(evaluation, config), make_evaluator(config, evaluation, scratch), (GIVEN, PROPOSED))
+
+
+def proposals_of(evaluation: EvaluationData) -> dict[str, Proposals]:
+    return {k: v for shard in evaluation.shards for k, v in read_proposals(evaluation.proposals, shard).items()}
 
 
 @pytest.mark.usefixtures("colours")
 def test_a_perfect_model_has_full_marks(tmp_path: Path) -> None:
     """Boxes of both kinds meet their pixels at input scale, and come back in original pixels; crowds and unknown
     objects, proposed as well, count neither way."""
-    found = scores(*setup(tmp_path, TRAIN))
+    found = scores(*setup(tmp_path, TRAIN), tmp_path)
     objects = {"base": 6, "novel": 3, "all": 9}
-    for kind in ("gt", "rpn"):
+    for kind in (GIVEN, PROPOSED):
         for group in GROUPS:
             assert found[kind][group]["ap50"] == pytest.approx(100), (kind, group)
             assert found[kind][group]["ap"] == pytest.approx(100), (kind, group)
             assert found[kind][group]["boxes"] == objects[group]
     for group in GROUPS:
-        assert found["gt"][group]["top1"] == 100
-        assert "top1" not in found["rpn"][group]
+        assert found[GIVEN][group]["top1"] == 100
+        assert "top1" not in found[PROPOSED][group]
 
 
 @pytest.mark.usefixtures("colours")
 def test_a_model_that_takes_novel_for_base_fails_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swapped = torch.eye(4)[[0, 3, 2, 1]]  # dog and cup, the novel ones
     monkeypatch.setattr(evaluating, "class_embeddings", lambda clip, names, config: swapped)
-    found = scores(*setup(tmp_path, TRAIN))
-    for kind in ("gt", "rpn"):
+    found = scores(*setup(tmp_path, TRAIN), tmp_path)
+    for kind in (GIVEN, PROPOSED):
         assert found[kind]["base"]["ap50"] == pytest.approx(100)
         assert found[kind]["novel"]["ap50"] < 50
-    assert found["gt"]["base"]["top1"] == 100
-    assert found["gt"]["novel"]["top1"] == 0
-    assert found["gt"]["all"]["top1"] == pytest.approx(100 * 6 / 9)
+    assert found[GIVEN]["base"]["top1"] == 100
+    assert found[GIVEN]["novel"]["top1"] == 0
+    assert found[GIVEN]["all"]["top1"] == pytest.approx(100 * 6 / 9)
 
 
 class Unannotated(Picture):
@@ -133,47 +146,13 @@ def test_images_without_boxes_count(tmp_path: Path) -> None:
     """A false alarm on one, surer than both right finds: the precision of cats is 2/3 at full recall."""
     cats = [Picture(48, 64, ((4, 6, 24, 30),), (0,)), Picture(48, 64, ((30, 8, 60, 30),), (0,))]
     clean, config = setup(tmp_path / "clean", [[*cats, Picture(48, 64)]])
-    assert len(clean.rows) == 3
-    assert scores(clean, config)["rpn"]["all"]["ap50"] == pytest.approx(100)
+    assert clean.count == 3
+    assert scores(clean, config, tmp_path / "clean")[PROPOSED]["all"]["ap50"] == pytest.approx(100)
     # The same place, the best proposal of every image, shows nothing on the other two.
     wrong, config = setup(tmp_path / "wrong", [[*cats, Unannotated(48, 64)]], best=[[34.0, 32, 54, 46]])
-    assert scores(wrong, config)["rpn"]["all"]["ap50"] == pytest.approx(200 / 3, abs=0.5)
-    assert scores(wrong, config)["gt"]["all"]["ap50"] == pytest.approx(100)
-
-
-def test_what_is_read(tmp_path: Path) -> None:
-    evaluation, config = setup(tmp_path, TRAIN)
-    rows = [row for row in rows_of(evaluation.data, "val") if row.status == "ok"]
-    assert [row.key for row in evaluation.rows] == [row.key for row in rows]
-    assert len(rows) == 7
-    with ImageReader(evaluation.data) as reader:
-        images = [image for batch in evaluation.batches(3) for image in batch]
-        for row, image, truth in zip(rows, images, evaluation.truth(), strict=True):
-            assert image.row.key == row.key
-            assert torch.equal(image.pixels, reader.read_tensor(row))
-            known = [i for i in range(len(row.boxes)) if row.box_labels[i] >= 0]
-            usable = [i for i in known if not row.box_crowd[i]]
-            assert image.boxes.tolist() == row.boxes[usable].tolist()
-            assert image.labels.tolist() == row.box_labels[usable].tolist()
-            assert (truth.image_id, truth.width, truth.height) == (row.image_id, row.width, row.height)
-            assert truth.boxes.tolist() == row.boxes[known].tolist()
-            assert truth.labels.tolist() == row.box_labels[known].tolist()
-            assert truth.crowd is not None
-            assert truth.crowd.tolist() == row.box_crowd[known].tolist()
-            assert truth.area is not None
-            assert truth.area.tolist() == row.box_area[known].tolist()
-    assert [len(batch) for batch in evaluation.batches(3)] == [3, 3, 1]
-    empty = Folder(str(tmp_path / "none"))
-    write_proposals(empty, evaluation.data, "val", {}, torch.zeros(0))
-    with pytest.raises(ValueError, match=r"evaluate\.split 'val' has no readable image with proposals"):
-        EvaluationData.read(config, evaluation.data, empty)
-
-
-def test_boxes_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
-    evaluation, config = setup(tmp_path, TRAIN)
-    evaluation.data.write_json("categories.json", Vocabulary(("cat", "dog", "bus", "mug")).to_json())
-    with pytest.raises(ValueError, match="its box labels are of vocabulary"):
-        EvaluationData.read(config, evaluation.data, Folder(str(tmp_path / "proposals")))
+    found = scores(wrong, config, tmp_path / "wrong")
+    assert found[PROPOSED]["all"]["ap50"] == pytest.approx(200 / 3, abs=0.5)
+    assert found[GIVEN]["all"]["ap50"] == pytest.approx(100)
 
 
 # All of one size, since an image's features feel the padding of its batch; the last batch is not full.
@@ -226,33 +205,34 @@ def test_zero_shot_against_a_loop(tmp_path: Path, background: str, objectness: s
     limits = {"split": "val", "score_threshold": 0.15, "nms": 0.3, "max_detections": 6}
     evaluation, config = setup(tmp_path, [EVEN], tiny_config(evaluate={**limits, **settings}))
     clip, ticks = tiny_clip(), []
-    found = zero_shot(clip, config, evaluation, "cpu", ticks.append)
+    found = list(zero_shot(clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     with torch.no_grad():
         classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
     right: list[bool] = []
     number = 0
-    for i, row in enumerate(evaluation.rows):
+    given = proposals_of(evaluation)
+    for result, row in zip(found, evaluation.rows(), strict=True):
         use = [j for j in range(len(row.boxes)) if row.box_labels[j] >= 0 and not row.box_crowd[j]]
-        proposals = evaluation.proposals[row.key]
-        for kind, boxes in (("gt", torch.from_numpy(row.boxes[use])), ("rpn", proposals.boxes)):
+        proposals = given[row.key]
+        for kind, boxes in ((GIVEN, torch.from_numpy(row.boxes[use])), (PROPOSED, proposals.boxes)):
             probabilities = []
             for feature in naive_features(row, boxes, evaluation, clip.model.visual, clip):
                 logits = (classes @ feature / feature.norm() / 0.07).double().numpy()
                 weights = np.exp(logits - logits.max())
                 probabilities.append(weights / (weights.sum() + (np.exp(-logits.max()) if background == "zero" else 0)))
             factors = [0.0] * len(boxes)
-            if kind == "rpn" and objectness == "sigmoid":
+            if kind == PROPOSED and objectness == "sigmoid":
                 factors = [1 / (1 + np.exp(-float(v))) for v in proposals.logits]
             expected = naive_detections(boxes.tolist(), probabilities, factors, rules)
             number += len(expected)
-            detections = found[kind].detections[i]
+            detections = as_found(result.image.row.image_id, result.found[kind])
             assert detections.image_id == row.image_id
             assert_found(detections, expected)
-            if kind == "gt":
+            if kind == GIVEN:
                 right += [int(p.argmax()) == row.box_labels[j] for p, j in zip(probabilities, use, strict=True)]
     assert number > 12
-    top1 = found["gt"].scores(evaluation)["all"]["top1"]
+    top1 = measure(found, make_evaluator(config, evaluation, tmp_path), (GIVEN, PROPOSED))[GIVEN]["all"]["top1"]
     assert top1 == pytest.approx(100 * np.mean(right))
 
 
@@ -266,18 +246,19 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
     detector.background_logit.data.fill_(1.5)
     detector.box_regressor.weight.data.normal_(std=2.0, generator=generator)
     ticks: list[int] = []
-    found = finetuned(detector, clip, config, evaluation, "cpu", ticks.append)
+    found = list(finetuned(detector, clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     assert detector.names == VOCABULARY.names
     classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
     moved = 0.0
-    for i, row in enumerate(evaluation.rows):
-        proposals, boxes, probabilities = evaluation.proposals[row.key], [], []
+    subsets = {FINETUNED: [0, 1, 2, 3], "finetuned_base_only": [0, 2], "finetuned_novel_only": [1, 3]}
+    seen = dict.fromkeys(subsets, 0)
+    given = proposals_of(evaluation)
+    for result, row in zip(found, evaluation.rows(), strict=True):
+        proposals, boxes, every_logit = given[row.key], [], []
         features = naive_features(row, proposals.boxes, evaluation, clip.model.visual, clip)
         for (x0, y0, x1, y1), feature in zip(proposals.boxes.tolist(), features, strict=True):
-            logits = np.append((classes @ feature / feature.norm() / 0.07).numpy(), 1.5)
-            weights = np.exp(logits - logits.max())
-            probabilities.append(weights[:-1] / weights.sum())
+            every_logit.append(np.append((classes @ feature / feature.norm() / 0.07).numpy(), 1.5))
             with torch.no_grad():
                 dx, dy, dw, dh = (detector.box_regressor(feature) / torch.tensor([10.0, 10, 5, 5])).tolist()
             w, h = x1 - x0, y1 - y0
@@ -286,9 +267,20 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
             box = np.clip([x - half_w, y - half_h, x + half_w, y + half_h], 0, [72, 48, 72, 48]).tolist()
             moved = max(moved, float(np.abs(np.array(box) - [x0, y0, x1, y1]).max()))
             boxes.append(box)
-        rules = {"threshold": 0.1, "nms": 0.4, "most": 7}
-        assert_found(found.detections[i], naive_detections(boxes, probabilities, [0.0] * len(boxes), rules), 0.02)
+        for setting, labels in subsets.items():
+            if not set(labels) & set(row.box_labels.tolist()):
+                assert setting == FINETUNED or setting not in result.found
+                continue
+            seen[setting] += 1
+            weights = np.exp([v[[*labels, 4]] - v.max() for v in every_logit])  # 4 is the background
+            probabilities = np.zeros((len(boxes), 4))
+            probabilities[:, labels] = (weights / weights.sum(axis=1, keepdims=True))[:, :-1]
+            rules = {"threshold": 0.1, "nms": 0.4, "most": 7}
+            expected = naive_detections(boxes, list(probabilities), [0.0] * len(boxes), rules)
+            assert {label for _, label, _ in expected} <= set(labels)
+            assert_found(as_found(row.image_id, result.found[setting]), expected, 0.02)
     assert moved > 3
+    assert seen == {FINETUNED: 3, "finetuned_base_only": 3, "finetuned_novel_only": 2}
 
 
 def test_a_loaded_detector_is_measured_as_it_was_trained(tmp_path: Path) -> None:
@@ -300,13 +292,30 @@ def test_a_loaded_detector_is_measured_as_it_was_trained(tmp_path: Path) -> None
     save_detector(detector, Folder(str(tmp_path / "saved")), clip.architecture, stem="x")
     loaded: OpenVocabularyDetector = load_detector(Folder(str(tmp_path / "saved")), stem="x")
     one, other = (finetuned(d, clip, config, evaluation, "cpu", lambda n: None) for d in (detector, loaded))
-    for a, b in zip(one.detections, other.detections, strict=True):
-        np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
-        assert a.labels.tolist() == b.labels.tolist()
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a.found[FINETUNED].scores, b.found[FINETUNED].scores, atol=1e-5)
+        assert a.found[FINETUNED].labels.tolist() == b.found[FINETUNED].labels.tolist()
+
+
+def test_zero_shot_rules_are_the_official_ones(tmp_path: Path) -> None:
+    """Hard NMS whatever the finetuned detectors use, and annotated boxes may have a threshold of their own."""
+    soft = tiny_config(evaluate={"split": "val", "nms_kind": "gaussian", "nms": 0.3, "score_threshold": 0.2})
+    hard = tiny_config(evaluate={"split": "val", "nms_kind": "hard", "nms": 0.3, "score_threshold": 0.2})
+    evaluation, _ = setup(tmp_path, [EVEN], soft)
+    runs = [list(zero_shot(tiny_clip(), config, evaluation, "cpu", lambda n: None)) for config in (soft, hard)]
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one.found[PROPOSED].scores, other.found[PROPOSED].scores)
+        assert torch.equal(one.found[PROPOSED].boxes, other.found[PROPOSED].boxes)
+    lower = list(zero_shot(tiny_clip(), soft, evaluation, "cpu", lambda n: None, given_score_threshold=0.001))
+    fewest = [min(float(r.found[GIVEN].scores.min()) for r in run if len(r.found[GIVEN])) for run in (runs[0], lower)]
+    assert fewest[0] > 0.2 > fewest[1]
+    assert [len(r.found[PROPOSED]) for r in lower] == [len(r.found[PROPOSED]) for r in runs[0]]
 
 
 def test_nothing_found_is_zero_and_not_an_error(tmp_path: Path) -> None:
-    evaluation, _ = setup(tmp_path, [EVEN])
-    result = Collected().scores(evaluation)
-    assert [result[group]["ap50"] for group in GROUPS] == [0, 0, 0]
-    assert "top1" not in result["all"]
+    evaluation, config = setup(tmp_path, [EVEN])
+    settings = (FINETUNED, "finetuned_base_only", "finetuned_novel_only")
+    result = measure([], make_evaluator(config, evaluation, tmp_path), settings)
+    assert [result[FINETUNED][group]["ap50"] for group in GROUPS] == [0, 0, 0]
+    assert result["finetuned_novel_only"]["novel"]["ap50"] == 0
+    assert "top1" not in result[FINETUNED]["all"]

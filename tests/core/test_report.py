@@ -21,6 +21,7 @@ from regionclip_core.report.curves import chart, curve_grid, thin, ticks
 from regionclip_core.report.detections import right
 from regionclip_core.report.markup import escape, facts, table
 from regionclip_core.report.pictures import MAX_SIDE, Drawn, PictureBook, crop, data_url, draw
+from regionclip_core.report.results_section import results_section
 from regionclip_core.report.results_table import (
     DIFFERENCE,
     GROUPS,
@@ -32,6 +33,7 @@ from regionclip_core.report.results_table import (
     shift_rows,
 )
 from regionclip_core.report.samples import Detection, read_detections, spread, stream_rows
+from regionclip_core.vocabulary import Vocabulary
 
 
 def scores(novel: float | None, base: float, top1: float | None = None) -> dict[str, Any]:
@@ -96,6 +98,73 @@ def test_plain_table_is_aligned_and_narrow() -> None:
         assert [37 + end for end in cells] == ends
     assert "+11.5" in text
     assert re.search(r"finetuned on all boxes +RegionCLIP +50\.0 +48\.0 +48\.0 +- +- +-", text)
+
+
+def lvis_scores(rare: float, frequent: float, top1: float | None = None) -> dict[str, Any]:
+    values = {"rare": rare, "common": frequent, "frequent": frequent, "novel": rare, "base": frequent, "all": 9.0}
+    result: dict[str, Any] = {g: {"ap50": 2 * v, "ap": v} for g, v in values.items()}
+    for group in values if top1 is not None else ():
+        result[group]["top1"] = top1
+    names = ("AP", "APr", "APc", "APf", "AR@300")
+    return {**result, "lvis": dict.fromkeys(names, rare), "per_category": {"a": 2 * rare}}
+
+
+LVIS = {
+    "protocol": "lvis",
+    "zero_shot_gt": {"clip": lvis_scores(20, 25, 45.0), "regionclip": lvis_scores(31.5, 36, 60.0)},
+    "finetuned": {
+        "clip": {**lvis_scores(14, 15), "segm": lvis_scores(12, 14)},
+        "regionclip": {**lvis_scores(17, 27), "segm": lvis_scores(16.5, 26)},
+        "oracle": {**lvis_scores(40, 41), "segm": lvis_scores(39, 40)},
+    },
+    "teacher": {"crop_top1": dict.fromkeys(("rare", "common", "frequent", "novel", "base", "all"), 61.0)},
+}
+
+
+def test_lvis_tables_show_frequencies_and_masks() -> None:
+    rows = {(row.setting, row.model): row.values for row in result_rows(LVIS)}
+    assert [setting for setting, model in rows if model != DIFFERENCE] == [
+        *["zero-shot, given boxes"] * 2,
+        *["finetuned on base boxes"] * 2,
+        *["finetuned on base boxes, masks"] * 2,
+        "finetuned on all boxes",
+        "finetuned on all boxes, masks",
+    ]
+    assert rows["finetuned on base boxes, masks", "RegionCLIP"]["ap", "rare"] == 16.5
+    assert rows["finetuned on base boxes, masks", DIFFERENCE]["ap", "frequent"] == 12
+    text = format_results(LVIS)
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+    assert text.splitlines()[1].split() == ["percent", "rare", "common", "frequent", "all"]
+    assert re.search(r"finetuned on all boxes, masks +RegionCLIP +39\.0 +40\.0 +40\.0 +9\.0", text)
+    assert re.search(r"CLIP, crops of given boxes +61\.0 +61\.0 +61\.0 +61\.0", text)
+    first = format_markdown(LVIS).split("\n\n")[0]
+    assert "| AP50 rare | AP50 common | AP50 frequent | AP50 all | AP rare |" in first
+    assert "| finetuned on base boxes, masks | RegionCLIP | 33.0 | 52.0 | 52.0 | 18.0 | 16.5 |" in first
+
+
+def test_lvis_section() -> None:
+    vocabulary = Vocabulary(("a", "b"), ("b",), (("rare", ("a",)), ("common", ()), ("frequent", ("b",))))
+    page = results_section(LVIS, vocabulary)
+    assert "by LVIS's rules" in page
+    assert "overlaps are those of masks" in page
+    assert "LVIS's own numbers" in page.replace("&#x27;", "'")
+    heads = re.search(r"<tr><th class=\"text\">setting</th><th class=\"text\">model</th>.*?</tr>", page)
+    assert heads is not None
+    assert re.findall(r">([^<]+)</th>", heads[0])[2:] == ["of", "AP", "APr", "APc", "APf", "AR@300"]
+    assert page.count(">masks</td>") == 3
+    assert '<td class="text">a</td><td class="text">rare</td>' in page
+
+
+def test_restricted_vocabularies_are_rows_of_the_page_and_not_of_the_terminal() -> None:
+    only = {"novel": {"ap50": 43.3, "ap": 20.0}}
+    metrics = {**METRICS, "finetuned_novel_only": {"clip": {"novel": {"ap50": 40.0, "ap": 19.0}}, "regionclip": only}}
+    rows = [row for row in result_rows(metrics) if row.setting == "finetuned, novel names"]
+    assert [row.model for row in rows] == ["CLIP", "RegionCLIP", DIFFERENCE]
+    assert rows[2].values["ap50", "novel"] == pytest.approx(3.3)
+    assert rows[2].values["ap50", "all"] is None
+    assert format_results(metrics) == format_results(METRICS)
+    assert "| finetuned, novel names | RegionCLIP | 43.3 | - | - |" in format_markdown(metrics)
+    assert "asked for the names of one group only" in results_section(metrics, Vocabulary(("a",)))
 
 
 def test_markdown_columns_fit() -> None:
@@ -177,7 +246,9 @@ def test_spread() -> None:
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_streamed_rows_are_the_json(indent: int | None, chunk: int) -> None:
-    rows = [{"image_id": i, "bbox": [1.5, 2, 3, -4e-3], "score": i / 7} for i in range(20)]
+    rows: list[dict[str, Any]] = [{"image_id": i, "bbox": [1.5, 2, 3, -4e-3], "score": i / 7} for i in range(20)]
+    for row in rows[1::3]:
+        row["segmentation"] = {"size": [4, 5], "counts": "[\\]5,"}
     data = json.dumps(rows, indent=indent).encode() + b"\n"
     assert list(stream_rows(io.BytesIO(data), chunk)) == json.loads(data)
     assert list(stream_rows(io.BytesIO(b"[]\n"), chunk)) == []
