@@ -16,6 +16,8 @@ from regionclip_core import boxes as box_ops
 from regionclip_core.assignment import FOREGROUND, match, sample
 from regionclip_core.selection import RPN_WEIGHTS, Proposals, select_proposals
 
+TORCHVISION_MIN_SIDE = 1e-3  # pixels; torchvision drops thinner boxes, the official network empty ones only
+
 
 @dataclass(frozen=True)
 class AnchorLayout:
@@ -24,28 +26,43 @@ class AnchorLayout:
     strides: tuple[int, ...]
     sizes: tuple[tuple[float, ...], ...]
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    torchvision: bool = False
+    """torchvision's habits: half sides rounded to whole pixels, and cells as far apart as the whole-number quotient
+    of the input's and the map's size, which on a map of odd size is less than the stride."""
 
     @property
     def per_cell(self) -> int:
         """A: sizes x ratios, the same on every level."""
         return len(self.sizes[0]) * len(self.ratios)
 
-    def anchors(self, level: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
-        """[H * W * A, 4] of a feature map, in (row, column, size, ratio) order.
+    def anchors(self, shapes: Sequence[tuple[int, int]], device: torch.device | None = None) -> list[Tensor]:
+        """Per level [H * W * A, 4] of feature maps of the given (H, W), in (row, column, size, ratio) order.
 
         Cell (i, j) is centred on (j * stride, i * stride), not rounded, and anchors may leave the image.
         """
-        sides = []
+        # The finest map divides the padded input without a rest.
+        canvas = (shapes[0][0] * self.strides[0], shapes[0][1] * self.strides[0])
+        found = []
+        for level, (height, width) in enumerate(shapes):
+            down = right = self.strides[level]
+            if self.torchvision:
+                down, right = canvas[0] // height, canvas[1] // width
+            x = torch.arange(width, device=device, dtype=torch.float32) * right
+            y = torch.arange(height, device=device, dtype=torch.float32) * down
+            cy, cx = torch.meshgrid(y, x, indexing="ij")
+            centres = torch.stack((cx, cy, cx, cy), dim=-1).view(-1, 1, 4)
+            found.append((centres + self._around_origin(level, device)).reshape(-1, 4))
+        return found
+
+    def _around_origin(self, level: int, device: torch.device | None) -> Tensor:
+        """[A, 4]: the anchors of a cell that is centred on the origin."""
+        boxes = []
         for size in self.sizes[level]:
             for ratio in self.ratios:
                 w = (size * size / ratio) ** 0.5
-                sides.append((-w / 2, -w * ratio / 2, w / 2, w * ratio / 2))
-        stride = self.strides[level]
-        x = torch.arange(width, device=device, dtype=torch.float32) * stride
-        y = torch.arange(height, device=device, dtype=torch.float32) * stride
-        cy, cx = torch.meshgrid(y, x, indexing="ij")
-        centres = torch.stack((cx, cy, cx, cy), dim=-1).view(-1, 1, 4)
-        return (centres + torch.tensor(sides, device=device)).reshape(-1, 4)
+                boxes.append((-w / 2, -w * ratio / 2, w / 2, w * ratio / 2))
+        around = torch.tensor(boxes, device=device)
+        return around.round() if self.torchvision else around
 
 
 @dataclass(frozen=True)
@@ -89,26 +106,23 @@ class RegionProposalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = layout
+        self.min_side = TORCHVISION_MIN_SIDE if layout.torchvision else 0.0
         self.sampling = sampling or RpnSampling()
         self.head = RpnHead(channels, layout.per_cell, head_depth)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Feature maps of the L levels -> anchors [N_l, 4], logits [B, N_l] and deltas [B, N_l, 4] of each level."""
-        anchors, logits, deltas = [], [], []
-        for level, feature in enumerate(features):
-            level_logits, level_deltas = self.head(feature)
-            height, width = feature.shape[-2:]
-            anchors.append(self.layout.anchors(level, height, width, feature.device))
-            logits.append(level_logits)
-            deltas.append(level_deltas)
-        return anchors, logits, deltas
+        shapes = [(int(feature.shape[-2]), int(feature.shape[-1])) for feature in features]
+        anchors = self.layout.anchors(shapes, features[0].device)
+        logits, deltas = zip(*(self.head(feature) for feature in features), strict=True)
+        return anchors, list(logits), list(deltas)
 
     def propose(
         self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]], pre_nms: int, post_nms: int, nms: float
     ) -> list[Proposals]:
         """Proposals of each image; see :func:`regionclip_core.selection.select_proposals`."""
         anchors, logits, deltas = self(features)
-        return select_proposals(anchors, logits, deltas, sizes, pre_nms, post_nms, nms)
+        return select_proposals(anchors, logits, deltas, sizes, pre_nms, post_nms, nms, self.min_side)
 
     def losses(
         self, features: Sequence[Tensor], boxes: Sequence[Tensor], generator: torch.Generator | None = None

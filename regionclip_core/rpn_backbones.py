@@ -7,6 +7,8 @@ on the right and bottom. Legend: B images, C channels; `strides` are input pixel
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -56,19 +58,39 @@ _OFFICIAL_MEAN = (123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0)
 _OFFICIAL_STD = (1.0 / 255.0, 1.0 / 255.0, 1.0 / 255.0)
 
 
-def _resnet50(norm: type[nn.Module]) -> ResNet:
-    """torchvision's ResNet-50 with the stride in the first 1x1 convolution, as in the original (MSRA) network."""
+def _resnet50(norm: Callable[..., nn.Module]) -> ResNet:
+    """torchvision's ResNet-50 without its classifier; the stride of a stage is in its first 3x3 convolution."""
     resnet = ResNet(Bottleneck, [3, 4, 6, 3], norm_layer=norm)
-    for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
-        block = stage[0]
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     del resnet.fc
     return resnet
 
 
+def _msra_resnet50(norm: Callable[..., nn.Module]) -> ResNet:
+    """The same with the stride in the first 1x1 convolution, as in the original (MSRA) network."""
+    resnet = _resnet50(norm)
+    for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
+        block = stage[0]
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    return resnet
+
+
 def _stem(resnet: ResNet, images: Tensor) -> Tensor:
-    x: Tensor = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images.flip(1)))))
+    x: Tensor = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images))))
     return x
+
+
+def _stages(resnet: ResNet, x: Tensor) -> dict[str, Tensor]:
+    """The four stages' maps of the stem's output."""
+    maps: dict[str, Tensor] = {}
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        x = getattr(resnet, name)(x)
+        maps[name] = x
+    return maps
+
+
+def _pad_to_32(images: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % 32, 0, -height % 32))
 
 
 class ResNet50C4(nn.Module):
@@ -81,12 +103,12 @@ class ResNet50C4(nn.Module):
         super().__init__()
         self.channels = 1024
         self.strides = (16,)
-        self.resnet = _resnet50(FrozenBatchNorm2d)
+        self.resnet = _msra_resnet50(FrozenBatchNorm2d)
         del self.resnet.layer4
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> one map [B, 1024, H/16, W/16]."""
-        x = _stem(self.resnet, images)
+        x = _stem(self.resnet, images.flip(1))
         return [self.resnet.layer3(self.resnet.layer2(self.resnet.layer1(x)))]
 
 
@@ -103,7 +125,7 @@ class ResNet50Fpn(nn.Module):
         super().__init__()
         self.channels = 256
         self.strides = (4, 8, 16, 32, 64)
-        self.resnet = _resnet50(nn.BatchNorm2d if lsj else FrozenBatchNorm2d)
+        self.resnet = _msra_resnet50(nn.BatchNorm2d if lsj else FrozenBatchNorm2d)
         self.fpn = FeaturePyramidNetwork(
             [256, 512, 1024, 2048],
             self.channels,
@@ -113,22 +135,43 @@ class ResNet50Fpn(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
-        height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % 32, 0, -height % 32))
-        x = _stem(self.resnet, images)
-        maps: dict[str, Tensor] = {}
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            x = getattr(self.resnet, name)(x)
-            maps[name] = x
+        maps = _stages(self.resnet, _stem(self.resnet, _pad_to_32(images).flip(1)))
         # torchvision activates a pyramid conv only when asked to; the official one doesn't either.
         return list(self.fpn(maps).values())
 
 
-def initialise(backbone: SmallBackbone | ResNet50C4 | ResNet50Fpn) -> None:
+class TorchvisionFpn(nn.Module):
+    """ResNet-50 with a feature pyramid as in torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn.
+
+    RGB with ImageNet's statistics. Norms are frozen and add no epsilon, which is what torchvision sets for its
+    published COCO_V1 weights; `rpn_weights.from_torchvision` puts the epsilon of other files into the variances.
+    Given the same input, proposals are torchvision's, ordered by logit and not by its sigmoid, which in float32 is the
+    same for many high logits. The input differs where images are made smaller: torchvision doesn't antialias.
+    """
+
+    mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
+    std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 256
+        self.strides = (4, 8, 16, 32, 64)
+        self.body = _resnet50(partial(FrozenBatchNorm2d, eps=0.0))
+        self.fpn = FeaturePyramidNetwork([256, 512, 1024, 2048], self.channels, extra_blocks=LastLevelMaxPool())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
+        return list(self.fpn(_stages(self.body, _stem(self.body, _pad_to_32(images)))).values())
+
+
+Backbone = SmallBackbone | ResNet50C4 | ResNet50Fpn | TorchvisionFpn
+
+
+def initialise(backbone: Backbone) -> None:
     """Random weights: He-normal convolutions; norms keep their identity start.
 
-    A frozen norm can't tame what it is given, so a ResNet's blocks start close to the identity, and its first
-    convolution brings pixels (of a range of 255) down to unit scale.
+    A frozen norm can't tame what it is given, so a ResNet's blocks start close to the identity, and the first
+    convolution of the official ones brings pixels (of a range of 255) down to unit scale.
     """
     for name, module in backbone.named_modules():
         if not isinstance(module, nn.Conv2d):
@@ -137,7 +180,7 @@ def initialise(backbone: SmallBackbone | ResNet50C4 | ResNet50Fpn) -> None:
         gain = 1.0
         if name == "resnet.conv1":
             gain = 1.0 / 64.0
-        elif name.startswith("resnet") and name.endswith("conv3"):
+        elif name.startswith(("resnet", "body")) and name.endswith("conv3"):
             gain = 0.25
         with torch.no_grad():
             module.weight.normal_(0.0, gain * math.sqrt(2.0 / fan))

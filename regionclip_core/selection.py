@@ -32,11 +32,13 @@ def select_proposals(
     pre_nms: int,
     post_nms: int,
     nms: float,
+    min_side: float = 0.0,
 ) -> list[Proposals]:
     """Choose each image's proposals as the official RPN does in eval mode.
 
-    Per level the `pre_nms` best anchors by raw logit; boxes cut to the unpadded image; empty and non-finite ones
-    dropped; NMS at IoU `nms` within each level; the `post_nms` best of all levels. No sigmoid anywhere.
+    Per level the `pre_nms` best anchors by raw logit; boxes cut to the unpadded image; non-finite ones, and those with
+    a side of at most `min_side` pixels, dropped; NMS at IoU `nms` within each level; the `post_nms` best of all
+    levels. No sigmoid anywhere.
 
     Args:
         anchors: per level [N_l, 4]; logits: per level [B, N_l]; deltas: per level [B, N_l, 4].
@@ -52,17 +54,17 @@ def select_proposals(
         levels.append(torch.full((rows.shape[1],), level, device=rows.device))
     all_boxes, all_logits, all_levels = torch.cat(top_boxes, dim=1), torch.cat(top_logits, dim=1), torch.cat(levels)
     return [
-        _select_image(image_boxes, image_logits, all_levels, size, post_nms, nms)
+        _select_image(image_boxes, image_logits, all_levels, size, post_nms, nms, min_side)
         for image_boxes, image_logits, size in zip(all_boxes, all_logits, sizes, strict=True)
     ]
 
 
 def _select_image(
-    boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int], post_nms: int, nms: float
+    boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int], post_nms: int, nms: float, min_side: float
 ) -> Proposals:
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
     boxes = box_ops.clip(boxes, size)
-    kept = finite & box_ops.nonempty(boxes)
+    kept = finite & box_ops.nonempty(boxes, min_side)
     boxes, logits, levels = boxes[kept], logits[kept], levels[kept]
     best = batched_nms(boxes, logits, levels, nms)[:post_nms]
     return Proposals(boxes[best], logits[best])

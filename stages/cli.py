@@ -36,9 +36,16 @@ WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace", "-w", metavar="URL", help="Folder or fsspec URL, instead of the config's.")
 ]
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
+]
+NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
+
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a user can get wrong into one message and exit status 2; REGIONCLIP_TRACEBACK=1 shows the rest."""
+    """Turn what a user can get wrong into one message and exit status 2, what the machine does (a full disk, a lost
+    connection) into one and exit status 1; REGIONCLIP_TRACEBACK=1 shows the rest."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -46,11 +53,12 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, WorkspaceLocked) as error:
+        except (ValueError, OSError, WorkspaceLocked) as error:
             if os.environ.get("REGIONCLIP_TRACEBACK"):
                 raise
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from error
+            of_the_user = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
+            typer.echo(f"error: {error}" + ("" if of_the_user else "\nmend that and run again to go on"), err=True)
+            raise typer.Exit(2 if of_the_user else 1) from error
         except KeyboardInterrupt as error:
             typer.echo("stopped; what is done is kept, run again to go on", err=True)
             raise typer.Exit(130) from error
@@ -67,6 +75,17 @@ def load(config: str | None, overrides: list[str] | None, workspace: str | None,
     return load_config(config, [*(overrides or []), *more])
 
 
+def model_source(
+    model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None
+) -> Config | str:
+    """A model's folder, or the config of the workspace that holds the model; never both."""
+    if model is None:
+        return load(config, overrides, workspace)
+    if config is not None or overrides or workspace is not None:
+        raise ValueError("--model stands for itself: leave out --config, --set and --workspace, or --model")
+    return model
+
+
 @app.command()
 @user_errors
 def run(
@@ -75,13 +94,17 @@ def run(
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
     backend: Annotated[str | None, typer.Option(help="ray or local, instead of the config's.")] = None,
+    max_error_rate: Annotated[
+        float | None, typer.Option(help="Share of bad samples at which a stage stops, instead of the config's.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Throw the named stages' current results away first.")] = False,
 ) -> None:
     """Bring stages, and all they need, up to date."""
     from stages.runner import Pipeline
 
-    pipeline = Pipeline(load(config, overrides, workspace, backend))
+    limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
+    pipeline = Pipeline(load(config, [*(overrides or []), *limit], workspace, backend))
     if dry_run:
         from stages.show import plan_table
 
@@ -169,15 +192,15 @@ def show_config(config: ConfigOption = None, overrides: SetOption = None, worksp
 @app.command()
 @user_errors
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
-    """Re-read every artifact in the workspace against its record."""
+    """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
     from regionclip_core.artifacts import Folder
-    from stages.verify import artifacts, verify_artifact
+    from stages.verify import verify_workspace
 
     bad: set[str] = set()
     checked = 0
-    for stage, folder in artifacts(Folder(load(config, overrides, workspace).workspace)):
+    for stage, _, problems in verify_workspace(Folder(load(config, overrides, workspace).workspace)):
         checked += 1
-        for problem in verify_artifact(folder):
+        for problem in problems:
             bad.add(stage)
             typer.echo(f"{stage}: {problem}")
     typer.echo(f"{checked} artifacts read, {len(bad)} stages with problems")
@@ -216,26 +239,101 @@ def gc(
 @app.command()
 @user_errors
 def detect(
-    images: Annotated[list[str], typer.Argument(help="Image files.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
+    model: ModelOption = None,
     classes: Annotated[
-        str, typer.Option(help='Categories to look for: "a,b,c".  [default: the categories of the config]')
+        str, typer.Option(help='Categories to look for: "a,b,c".  [default: those that the model comes with]')
     ] = "",
     out: Annotated[str, typer.Option(help="Folder for pictures and detections.json.")] = "detections",
-    score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Detector folder.  [default: the workspace's finetuned detector]")
+    score: Annotated[float, typer.Option(help="Lowest score shown.", min=0)] = 0.3,
+    rpn: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
     ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="DIR", help="CLIP model that embeds --classes, instead of the model's own.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Templates for --classes: single, short, clip81 or a file.")
+    ] = None,
+    nms: Annotated[float | None, typer.Option(help="IoU of the per-class NMS.", min=0, max=1)] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Detections an image, at most.", min=1)] = None,
+    objectness: Annotated[
+        str | None, typer.Option(help="How the proposals' objectness enters the score: none, sigmoid or raw_logit.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Shorter side of the networks' input, pixels.", min=32)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    name: NameOption = "regionclip",
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Find objects of any named category in images."""
-    names = [name.strip() for name in classes.split(",") if name.strip()]
+    """Find objects of any named category in images: boxes, and masks where the model makes them."""
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if classes and not names:
         raise ValueError(f'--classes {classes!r} names no category; expected "a,b,c"')
+    from stages.detect import Request
     from stages.detect import detect as run_detect
 
-    run_detect(load(config, overrides, workspace), images, names, out, checkpoint, score)
+    source = model_source(model, config, overrides, workspace)
+    request = Request(
+        images,
+        out,
+        score,
+        names,
+        name,
+        rpn,
+        text,
+        prompts,
+        nms=nms,
+        max_detections=max_detections,
+        objectness=objectness,
+        image_size=image_size,
+        device=device,
+    )
+    run_detect(request, source)
+
+
+@app.command()
+@user_errors
+def export(
+    what: Annotated[str, typer.Argument(help="student, teacher or detector.")],
+    out: Annotated[str, typer.Option(help="Folder to make; with --format official a file, such as model.pth.")],
+    model: ModelOption = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="open_clip, detector or official.  [default: detector for a detector, else open_clip]"),
+    ] = None,
+    name: NameOption = "regionclip",
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a model of the workspace for other programs: open_clip, a Hugging Face folder, the official code."""
+    from stages.exporting import export as run_export
+
+    run_export(what, model_source(model, config, overrides, workspace), out, format, name)
+
+
+@app.command("import")
+@user_errors
+def import_(
+    file: Annotated[str, typer.Argument(help="File of weights: .pth, .pt, .safetensors, an OpenAI download.")],
+    out: Annotated[str, typer.Option(help="New folder for what is made of it.")],
+    names: Annotated[
+        str | None,
+        typer.Option(help="Names of the rows: text file, COCO or LVIS annotations, a category set such as coco_ovd."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Architecture (RN50, RN50x4, ...), where the file doesn't tell or to check it.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="detector, pretrained, rpn, embeddings or clip.  [default: told by the file]")
+    ] = None,
+) -> None:
+    """Read published weights, check all of them, and write a folder that the other commands take."""
+    from stages.importing import import_weights
+
+    import_weights(file, out, names, model, kind)
 
 
 if __name__ == "__main__":

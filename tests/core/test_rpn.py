@@ -104,7 +104,7 @@ def test_official_names_that_are_missing_or_unknown_are_refused():
     with pytest.raises(ValueError, match="no proposal branch"):
         from_official({"backbone.stem.conv1.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"res2\.0\.conv9x"):
-        from_official({"backbone.res2.0.conv9x.weight": torch.zeros(1)})
+        from_official({"backbone.res2.0.conv9x.weight": 0, "proposal_generator.rpn_head.conv.bias": 0})
 
 
 @pytest.mark.parametrize("name", ["resnet50_c4", "resnet50_fpn"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -67,6 +70,27 @@ def test_a_failure_exits_1_and_names_the_traceback(toy: Toy, cli: Cli) -> None:
     assert "regionclip run scaled --force" in verified.stderr
     assert cli("run", "scaled", "--force").exit_code == 0
     assert cli("verify").exit_code == 0
+
+
+def test_too_many_bad_samples_stop_the_run_until_it_is_told_to_go_on(toy: Toy, cli: Cli) -> None:
+    """One number in ten is bad."""
+    stopped = cli("run", "numbers", "--max-error-rate", "0.05")
+    assert stopped.exit_code == 1
+    assert "10.0% of 40 samples are bad (4 bad_nine); execution.max_error_rate is 0.05" in stopped.stderr
+    assert len(list((toy.root / "ws" / "numbers").glob("*/shard-*.json"))) == 4  # kept
+    assert cli("run", "numbers", "--max-error-rate", "0.1").exit_code == 0
+    refused = cli("run", "--max-error-rate", "1.5")
+    assert refused.exit_code == 2
+    assert "execution.max_error_rate" in refused.stderr and "1.5" in refused.stderr
+
+
+def test_a_full_disk_is_one_message(toy: Toy, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/x")
+    monkeypatch.setattr("stages.runner.write_manifest", Mock(side_effect=full))
+    result = cli("run")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: [Errno 28] No space left on device: '/there/x'\nmend that and run again")
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""`regionclip export` on a finished run: what is written, that it works alone, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import yaml
+from export_runs import Run, finished_run, free
+from small_runs import artifact
+
+from regionclip_core.artifacts import Folder
+from regionclip_core.clip import load_clip
+from regionclip_core.detector import load_detector
+from regionclip_core.model_folder import load_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return finished_run(tmp_path_factory.mktemp("run"), "evaluate")
+
+
+@pytest.mark.parametrize(("what", "stage"), [("student", "pretrain"), ("teacher", "teacher")])
+def test_a_clip_model_of_the_run_opens_in_open_clip(run: Run, tmp_path: Path, what: str, stage: str) -> None:
+    result = run("export", what, "--out", str(tmp_path / "model"))
+    assert result.exit_code == 0, result.output
+    assert "open_clip_model.safetensors" in result.stdout
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'model'}").eval()
+    clip = load_clip(Folder(str(artifact(run.workspace, stage))))
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(image), clip.encode_images(image))
+    assert json.loads((tmp_path / "model" / "prompts.json").read_text())["templates"] == ["a photo of a {}."]
+
+
+def test_a_detector_of_the_run_stands_alone(run: Run, tmp_path: Path) -> None:
+    result = run("export", "detector", "--out", str(tmp_path / "model"))
+    assert result.exit_code == 0, result.output
+    model = load_model(Folder(str(tmp_path / "model")))
+    metrics = json.loads((artifact(run.workspace, "evaluate") / "metrics.json").read_text())
+    card = (tmp_path / "model" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    values = {m["name"]: m["value"] for r in front["model-index"][0]["results"] for m in r["metrics"]}
+    assert values["AP50 generalised all"] == round(metrics["finetuned"]["regionclip"]["all"]["ap50"], 2)
+    assert str(tmp_path) not in card and str(run.workspace) not in card
+    stored = load_detector(Folder(str(artifact(run.workspace, "finetune"))), stem="regionclip").state_dict()
+    own = model.detector.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in stored.items() if name != "class_embeddings")
+    categories = json.loads((artifact(run.workspace, "data") / "categories.json").read_text())
+    assert list(model.detector.names) == categories["names"] and len(own["class_embeddings"]) == len(
+        categories["names"]
+    )
+    assert model.network is not None and model.text is not None
+
+
+def test_name_chooses_the_detector(run: Run, tmp_path: Path) -> None:
+    assert run("export", "detector", "--out", str(tmp_path / "clip"), "--name", "clip").exit_code == 0
+    model = load_model(Folder(str(tmp_path / "clip")))
+    stored = load_detector(Folder(str(artifact(run.workspace, "finetune"))), stem="clip")
+    assert torch.equal(model.detector.box_regressor.weight, stored.box_regressor.weight)
+    refused = run("export", "detector", "--out", str(tmp_path / "oracle"), "--name", "oracle")
+    assert refused.exit_code == 2 and "this run has no detector 'oracle', only ['regionclip', 'clip']" in refused.stderr
+    assert not (tmp_path / "oracle").exists()
+
+
+def test_a_student_goes_to_official_names_and_the_detectors_small_network_does_not(run: Run, tmp_path: Path) -> None:
+    result = run("export", "student", "--format", "official", "--out", str(tmp_path / "student.pth"))
+    assert result.exit_code == 0, result.output
+    state = torch.load(tmp_path / "student.pth", weights_only=True)["model"]
+    visual = load_clip(Folder(str(artifact(run.workspace, "pretrain")))).model.visual.state_dict()
+    for name, value in visual.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(state[f"backbone.{name}"], value), name
+    assert "lang_encoder.token_embedding.weight" in state
+    refused = run("export", "detector", "--format", "official", "--out", str(tmp_path / "detector.pth"))
+    assert refused.exit_code == 2 and "no proposal network like rpn.backbone small" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["student.pth"]
+
+
+def test_a_folder_can_be_exported_again(run: Run, tmp_path: Path) -> None:
+    assert run("export", "student", "--out", str(tmp_path / "one")).exit_code == 0
+    assert free("export", "student", "--model", str(tmp_path / "one"), "--out", str(tmp_path / "two")).exit_code == 0
+    for name in ("open_clip_config.json", "open_clip_model.safetensors", "prompts.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    one = free(
+        "export", "student", "--model", str(tmp_path / "two"), "--format", "official", "--out", str(tmp_path / "s.pth")
+    )
+    assert one.exit_code == 0, one.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weights"], "expected one of student, teacher, detector"),
+        (["teacher", "--format", "detector"], "a teacher can be exported as open_clip"),
+        (["student", "--format", "official"], "the official format is one new file, such as model.pth"),
+        (["detector", "--name", "best"], "--name best: expected one of regionclip, clip, oracle"),
+        (["detector", "--set", "finetune.steps=77"], "export needs the finished stage finetune, which is stale"),
+        (["student", "--model", "x"], "--model stands for itself"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_said_and_nothing_is_written(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = run("export", *arguments, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    result = run("export", "detector", "--out", str(tmp_path))
+    assert result.exit_code == 2 and "is there already and not empty" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+    for arguments, message in (
+        (("detector", "--model", str(tmp_path), "--out", str(tmp_path / "o")), "is made of a workspace's detector"),
+        (("student", "--model", str(tmp_path), "--out", str(tmp_path / "o")), "holds no CLIP model"),
+        (
+            ("detector", "--model", str(tmp_path), "--format", "official", "--out", str(tmp_path / "o.pth")),
+            "no detector",
+        ),
+    ):
+        refused = free("export", *arguments)
+        assert refused.exit_code == 2 and message in refused.stderr, refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
