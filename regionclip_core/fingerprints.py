@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from regionclip_core.folders import Folder, canonical_json, file_sha256
+from regionclip_core.locations import remote
 
 SHORT = 12
 """Characters of the fingerprint that name the artifact's folder."""
@@ -94,18 +95,16 @@ def _listing_digest(path: str, files: list[Path], root: Path | None) -> str:
 
 
 def _remote_digest(url: str) -> str:
-    import fsspec
-
-    fs, path = fsspec.core.url_to_fs(url)
-    if glob.has_magic(path):
-        found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
-    elif fs.isdir(path):
-        found = fs.find(path, detail=True)
-    else:
-        found = {path: fs.info(path)}
-        if not _etag(found[path]):
-            with fs.open(path, "rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+    with remote(url) as (fs, path):
+        if glob.has_magic(path):
+            found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+        elif fs.isdir(path):
+            found = fs.find(path, detail=True)
+        else:
+            found = {path: fs.info(path)}
+            if not _etag(found[path]):
+                with fs.open(path, "rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").hexdigest()
     if not found:
         raise FileNotFoundError(f"input {url!r} holds no file")
     rows = sorted((name, info.get("size"), _etag(info)) for name, info in found.items())

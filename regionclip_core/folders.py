@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from regionclip_core.locations import remote
+
 TEMPORARY = ".tmp-"
 _CHUNK = 1 << 20
 # On these a put is atomic: the object is there whole or not at all. Elsewhere a rename has to follow.
@@ -107,11 +109,6 @@ class Folder:
         """Path or URL of the file `name`."""
         return f"{self.url}/{name}"
 
-    def _filesystem(self) -> tuple[Any, str]:
-        import fsspec
-
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(self.url))
-
     def _entries(self, sizes: bool = False) -> list[tuple[str, bool, int]]:
         """(name, is a folder, bytes) of everything inside; a folder that is not there is empty.
 
@@ -123,10 +120,10 @@ class Folder:
                     return [(e.name, e.is_dir(), e.stat().st_size if sizes else 0) for e in entries]
             except FileNotFoundError:
                 return []
-        fs, root = self._filesystem()
-        fs.invalidate_cache()  # another process may have written since the last listing
         try:
-            found = fs.ls(root, detail=True)
+            with remote(self.url) as (fs, root):
+                fs.invalidate_cache()  # another process may have written since the last listing
+                found = fs.ls(root, detail=True)
         except FileNotFoundError:
             return []
         rows = [(e["name"].rstrip("/").rsplit("/", 1)[-1], e["type"] == "directory", e.get("size") or 0) for e in found]
@@ -149,35 +146,37 @@ class Folder:
         """Whether the file or sub-folder `name` is there."""
         if self.is_local:
             return os.path.exists(self.path(name))
-        fs, root = self._filesystem()
-        fs.invalidate_cache()
-        return bool(fs.exists(f"{root}/{name}"))
+        with remote(self.url) as (fs, root):
+            fs.invalidate_cache()
+            return bool(fs.exists(f"{root}/{name}"))
 
     def open(self, name: str) -> BinaryIO:
         """Open for reading, seekable. Raises FileNotFoundError."""
         if self.is_local:
             return open(self.path(name), "rb")
-        fs, root = self._filesystem()
-        return cast(BinaryIO, fs.open(f"{root}/{name}", "rb"))
+        with remote(self.url) as (fs, root):
+            return cast(BinaryIO, fs.open(f"{root}/{name}", "rb"))
 
     def local_path(self, name: str) -> Path:
         """A local file with the content of `name`: itself, or a download kept in the temporary directory."""
         if self.is_local:
             return Path(self.path(name))
-        fs, root = self._filesystem()
-        # ukey changes when the object does, so an overwritten object is fetched anew.
-        key = hashlib.sha256(f"{self.path(name)} {fs.ukey(f'{root}/{name}')}".encode()).hexdigest()[:24]
-        folder = Path(tempfile.gettempdir()) / f"regionclip-downloads-{os.getuid()}"
-        target = folder / f"{key}-{name}"
-        if not target.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)
-            partial = folder / f"{TEMPORARY}{os.getpid()}-{key}"
-            fs.get_file(f"{root}/{name}", str(partial))
-            os.replace(partial, target)
-        return target
+        with remote(self.url) as (fs, root):
+            # ukey changes when the object does, so an overwritten object is fetched anew.
+            key = hashlib.sha256(f"{self.path(name)} {fs.ukey(f'{root}/{name}')}".encode()).hexdigest()[:24]
+            folder = _scratch("downloads")
+            target = folder / f"{key}-{name}"
+            if not target.exists():
+                partial = folder / f"{TEMPORARY}{os.getpid()}-{key}"
+                fs.get_file(f"{root}/{name}", str(partial))
+                os.replace(partial, target)
+            return target
 
     def read_bytes(self, name: str) -> bytes:
         """Content of the file `name`."""
+        if not self.is_local:
+            with remote(self.url) as (fs, root):
+                return bytes(fs.cat_file(f"{root}/{name}"))
         with self.open(name) as f:
             return f.read()
 
@@ -214,7 +213,7 @@ class Folder:
         """An open temporary file: beside its target when local, so that the rename stays on one file system."""
         prefix = f"{TEMPORARY}{os.getpid()}-"
         if not self.is_local:
-            return tempfile.mkstemp(prefix=f"regionclip-{prefix}")
+            return tempfile.mkstemp(prefix=prefix, dir=_scratch("uploads"))
         os.makedirs(self.url, exist_ok=True)
         fd, temporary = tempfile.mkstemp(prefix=prefix, suffix=f"-{name}"[-40:], dir=self.url)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; artifacts follow the umask
@@ -225,15 +224,15 @@ class Folder:
             os.replace(temporary, self.path(name))
             _sync_directory(self.url)
             return
-        fs, root = self._filesystem()
-        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        if protocols & _ATOMIC_PUT:
-            fs.put_file(temporary, f"{root}/{name}")
-        else:
-            staged = f"{root}/{TEMPORARY}{os.getpid()}-{name}"
-            fs.makedirs(root, exist_ok=True)
-            fs.put_file(temporary, staged)
-            fs.mv(staged, f"{root}/{name}")
+        with remote(self.url) as (fs, root):
+            protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+            if protocols & _ATOMIC_PUT:
+                fs.put_file(temporary, f"{root}/{name}")
+            else:
+                staged = f"{root}/{TEMPORARY}{os.getpid()}-{name}"
+                fs.makedirs(root, exist_ok=True)
+                fs.put_file(temporary, staged)
+                fs.mv(staged, f"{root}/{name}")
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write `data` atomically."""
@@ -250,8 +249,8 @@ class Folder:
             if self.is_local:
                 os.unlink(self.path(name))
             else:
-                fs, root = self._filesystem()
-                fs.rm_file(f"{root}/{name}")
+                with remote(self.url) as (fs, root):
+                    fs.rm_file(f"{root}/{name}")
 
     def remove_all(self) -> None:
         """Remove the folder and everything inside. The manifest goes first: a half-removed artifact is not finished."""
@@ -260,15 +259,38 @@ class Folder:
             if self.is_local:
                 shutil.rmtree(self.url)
             else:
-                fs, root = self._filesystem()
-                fs.invalidate_cache()
-                fs.rm(root, recursive=True)
+                with remote(self.url) as (fs, root):
+                    fs.invalidate_cache()
+                    fs.rm(root, recursive=True)
 
     def remove_temporary(self) -> None:
-        """Remove what killed writers left. Only for the holder of the workspace's lock."""
+        """Remove what killed writers left, here and on this machine. Only for the holder of the workspace's lock."""
+        if not self.is_local:
+            _remove_uploads_of_the_dead()
+            if self.url.split("://")[0] in _ATOMIC_PUT:
+                return
         for name, is_folder, _ in self._entries():
             if not is_folder and name.startswith(TEMPORARY):
                 self.remove(name)
+
+
+def _scratch(purpose: str) -> Path:
+    """This user's folder for copies of remote files on this machine."""
+    folder = Path(tempfile.gettempdir()) / f"regionclip-{purpose}-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _remove_uploads_of_the_dead() -> None:
+    """Files that were being written for a remote folder by processes that are gone; their names begin with a pid."""
+    for path in _scratch("uploads").glob(f"{TEMPORARY}*"):
+        pid = path.name.removeprefix(TEMPORARY).split("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (PermissionError, ValueError):
+            continue
 
 
 def _file_record(path: Path, name: str) -> FileRecord:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 _GLOB = frozenset("*?[")
@@ -26,6 +28,22 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
+@contextmanager
+def remote(url: str) -> Iterator[tuple[Any, str]]:
+    """The file system behind a URL, and the path in it.
+
+    What a client library raises of its own in the block (no connection, no credentials) becomes a ConnectionError.
+    """
+    import fsspec
+
+    try:
+        yield fsspec.core.url_to_fs(url)
+    except Exception as error:
+        if type(error).__module__ == "builtins":
+            raise
+        raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
+
+
 def open_location(url: str, block_size: int | None = None) -> BinaryIO:
     """Open a path or URL for reading in binary, seekable; `block_size` bytes are fetched at a time from remote ones.
 
@@ -34,10 +52,8 @@ def open_location(url: str, block_size: int | None = None) -> BinaryIO:
     """
     if "://" not in url:
         return open(url, "rb")
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return cast(BinaryIO, filesystem.open(path, "rb", block_size=block_size))
+    with remote(url) as (filesystem, path):
+        return cast(BinaryIO, filesystem.open(path, "rb", block_size=block_size))
 
 
 def read_location(url: str) -> bytes:
@@ -46,6 +62,9 @@ def read_location(url: str) -> bytes:
     Raises:
         FileNotFoundError: nothing is there.
     """
+    if "://" in url:
+        with remote(url) as (filesystem, path):
+            return bytes(filesystem.cat_file(path))
     with open_location(url) as file:
         return file.read()
 
@@ -64,17 +83,15 @@ def list_files(pattern: str) -> list[tuple[str, int]]:
     found: dict[str, int] = {}
     listings: dict[str, dict[str, int]] = {}
     for one in braceexpand.braceexpand(absolute(pattern)):
-        for url, size in _matches(one, listings):
-            found.setdefault(url, size)
+        with remote(one) as (filesystem, path):
+            for url, size in _matches(one, filesystem, path, listings):
+                found.setdefault(url, size)
     if not found:
         raise FileNotFoundError(f"nothing matches {pattern!r}")
     return list(found.items())
 
 
-def _matches(pattern: str, listings: dict[str, dict[str, int]]) -> list[tuple[str, int]]:
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(pattern)
+def _matches(pattern: str, filesystem: Any, path: str, listings: dict[str, dict[str, int]]) -> list[tuple[str, int]]:
     if _GLOB & set(path):
         details = filesystem.glob(path, detail=True)
         files = [(name, info) for name, info in sorted(details.items()) if info["type"] == "file"]
@@ -107,8 +124,6 @@ def stamp(url: str) -> str:
     if "://" not in url:
         status = os.stat(url)
         return f"{status.st_size} {status.st_mtime_ns}"
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    info = filesystem.info(path)
+    with remote(url) as (filesystem, path):
+        info = filesystem.info(path)
     return f"{info.get('size')} {info.get('ETag') or info.get('etag') or info.get('mtime')}"

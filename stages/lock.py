@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from regionclip_core.artifacts import Folder, canonical_json
+from regionclip_core.locations import remote
 
 NAME = "lock.json"
 
@@ -29,6 +31,8 @@ class Holder:
     command: str
     start: int | None
     """Start of the process in kernel ticks, which tells it from a later one with the same pid; Linux only."""
+    token: str = ""
+    """Random; tells a lock from any other, also of the same process."""
 
     def is_dead(self) -> bool:
         """True when the process surely is gone; another host's process is never surely gone."""
@@ -76,7 +80,7 @@ class WorkspaceLock:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])[:500]
         pid = os.getpid()
-        self._me = Holder(socket.gethostname(), pid, now, command, _process_start(pid))
+        self._me = Holder(socket.gethostname(), pid, now, command, _process_start(pid), uuid.uuid4().hex)
 
     def __enter__(self) -> WorkspaceLock:
         for _ in range(3):  # a lock that vanishes between two looks is tried again
@@ -85,6 +89,8 @@ class WorkspaceLock:
             holder = read_holder(self.workspace)
             if holder is None:
                 continue
+            if holder == self._me:  # ours after all: the answer to a remote put was lost, and the put tried again
+                return self
             if not holder.is_dead():
                 raise WorkspaceLocked(self._advice(holder))
             if self._discard(holder):
@@ -124,18 +130,19 @@ class WorkspaceLock:
             os.unlink(temporary)
 
     def _create_remote(self, data: bytes) -> bool:
-        import fsspec
-
-        fs, path = fsspec.core.url_to_fs(self.workspace.path(NAME))
-        fs.invalidate_cache()
-        if fs.exists(path):
-            return False
-        try:
-            fs.pipe_file(path, data, mode="create")  # a conditional put, where the store knows it
-        except FileExistsError:
-            return False
-        except (TypeError, NotImplementedError):
-            fs.pipe_file(path, data)
+        with remote(self.workspace.path(NAME)) as (fs, path):
+            fs.invalidate_cache()
+            if fs.exists(path):
+                return False
+            try:
+                fs.pipe_file(path, data, mode="create")  # a conditional put, where the store knows it
+            except OSError:
+                fs.invalidate_cache()
+                if fs.exists(path):  # somebody was faster; stores say so by several errors
+                    return False
+                raise
+            except (TypeError, NotImplementedError):
+                fs.pipe_file(path, data)
         return read_holder(self.workspace) == self._me
 
     def _discard(self, dead: Holder) -> bool:

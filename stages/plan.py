@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from regionclip_core.architectures import check_stages
 from regionclip_core.artifacts import (
     FAILURE,
     PLAN,
@@ -71,14 +72,18 @@ class Planner:
         return list(known.values())
 
     def closure(self, targets: Sequence[str] | None) -> list[str]:
-        """The targets and everything they need, in pipeline order. Raises ValueError for an unknown stage."""
+        """The targets (without any: all that are `by_default`) and everything they need, in pipeline order.
+
+        Raises ValueError for an unknown stage, and for one that the teacher's architecture can't go through.
+        """
         names = list(base.STAGES)
-        wanted = set(targets or names)
+        wanted = set(targets or (name for name in names if base.STAGES[name].by_default(self.config)))
         if unknown := sorted(wanted - set(names)):
             raise ValueError(f"no stage {', '.join(map(repr, unknown))}; stages: {', '.join(names)}")
         for name in reversed(names):
             if name in wanted:
                 wanted.update(base.STAGES[name].needs(self.config))
+        check_stages(self.config, wanted)
         return [name for name in names if name in wanted]
 
     def line(self, name: str, known: Mapping[str, PlanLine]) -> PlanLine:

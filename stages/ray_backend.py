@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,8 +38,13 @@ TRAIN_FOLDER = ".train"
 """Ray Train's own folder inside the artifact's, while a distributed job runs."""
 OUTCOME = "outcome.json"
 
+MOST_MOVES = 3
+"""How often a call goes to another worker because its node was lost."""
+
 Call = tuple[Any, str, tuple[Any, ...]]
 """(key, method of _Worker, arguments after the task)"""
+Handed = tuple[Any, Call, RayError | None]
+"""(worker, call, None); or, while the worker is asked where it is, with the error that ended the call."""
 
 
 class WorkerDied(RuntimeError):
@@ -101,8 +106,26 @@ class _Pool:
             self._ask(worker)
 
     def _ask(self, worker: Any) -> None:
+        self.starting[self.ask_node(worker)] = worker
+
+    def ask_node(self, worker: Any) -> Any:
+        """Reference to the worker's answer on which node it is."""
         # No retries by Ray: it would complain aloud about each one in flight when the pool is closed early.
-        self.starting[worker.node.options(max_task_retries=0).remote()] = worker
+        return worker.node.options(max_task_retries=0).remote()
+
+    def stayed(self, worker: Any, answer: Any) -> bool:
+        """Whether a worker that answers `ask_node` is where it was; False if its node is lost, or it does not answer.
+
+        Either way it can be used again as soon as it answers.
+        """
+        before = self.nodes.pop(worker)
+        try:
+            self.nodes[worker] = ray.get(answer)
+        except RayError:
+            self._ask(worker)
+            return False
+        self.idle.append(worker)
+        return self.nodes[worker] == before
 
     def started(self, answer: Any) -> None:
         """Note a worker's first answer. Raises RuntimeError when Ray can start none."""
@@ -270,13 +293,14 @@ class RayBackend:
         gpu = self._uses_gpu(task)
         pool = self.pool(gpu)
         waiting = deque(calls)
-        busy: dict[Any, tuple[Any, Call]] = {}
+        busy: dict[Any, Handed] = {}
         lost: dict[Any, float] = {}
+        moves: Counter[Any] = Counter()
         try:
             while waiting or busy:
                 while waiting and pool.idle:
                     worker, call = pool.idle.pop(), waiting.popleft()
-                    busy[getattr(worker, call[1]).remote(task, *call[2])] = (worker, call)
+                    busy[getattr(worker, call[1]).remote(task, *call[2])] = (worker, call, None)
                 if not waiting and len(calls) == 1:
                     self._warm_idle(pool)
                 ready, _ = ray.wait([*busy, *pool.starting], num_returns=1, timeout=TICK)
@@ -284,9 +308,20 @@ class RayBackend:
                     if answer in pool.starting:
                         pool.started(answer)
                         continue
-                    worker, call = busy.pop(answer)
-                    pool.idle.append(worker)
-                    yield call[0], _result(answer, task, call)
+                    worker, call, died = busy.pop(answer)
+                    if died is None:
+                        try:
+                            value = ray.get(answer)
+                        except RayError as error:  # of the call, or did it share its node's fate?
+                            busy[pool.ask_node(worker)] = (worker, call, error)
+                            continue
+                        pool.idle.append(worker)
+                        yield call[0], value
+                    elif pool.stayed(worker, answer) or moves[call[0]] == MOST_MOVES:
+                        yield call[0], _worker_died(died, task, call[0])
+                    else:
+                        moves[call[0]] += 1
+                        waiting.appendleft(call)
                 watch()
                 if not ready:
                     self._take_from_lost(pool, busy, waiting, lost)
@@ -302,7 +337,7 @@ class RayBackend:
             self._warm = ()
 
     def _take_from_lost(
-        self, pool: _Pool, busy: dict[Any, tuple[Any, Call]], waiting: deque[Call], lost: dict[Any, float]
+        self, pool: _Pool, busy: dict[Any, Handed], waiting: deque[Call], lost: dict[Any, float]
     ) -> None:
         """Take back the calls of workers whose node died and that Ray could not place elsewhere.
 
@@ -310,7 +345,7 @@ class RayBackend:
         """
         alive = _alive_nodes()
         now = time.monotonic()
-        for answer, (worker, call) in list(busy.items()):
+        for answer, (worker, call, _) in list(busy.items()):
             if pool.nodes[worker] in alive:
                 continue
             if now - lost.setdefault(answer, now) > LOST_AFTER and len(pool.workers) > 1:
@@ -355,15 +390,12 @@ def _alive_nodes() -> set[str]:
     return {node["NodeID"] for node in cast(Any, ray).nodes() if node["Alive"]}
 
 
-def _result(answer: Any, task: StageTask, call: Call) -> Any:
-    """A call's value; a worker that died for good becomes a Failure."""
-    try:
-        return ray.get(answer)
-    except RayError as error:
-        tries = 1 + task.config.execution.shard_retries
-        died = WorkerDied(f"the worker died {tries} times: out of memory, or a crash in native code? Ray says: {error}")
-        died.__cause__ = error
-        return work.failure(task.stage, call[0], died)
+def _worker_died(error: RayError, task: StageTask, key: Any) -> Failure:
+    """A call that ended its worker each time becomes a Failure."""
+    tries = 1 + task.config.execution.shard_retries
+    died = WorkerDied(f"the worker died {tries} times: out of memory, or a crash in native code? Ray says: {error}")
+    died.__cause__ = error
+    return work.failure(task.stage, key, died)
 
 
 def _fit(task: StageTask, workers: int, gpu: bool, runtime_env: dict[str, Any], retries: int) -> StageOutcome:

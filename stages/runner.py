@@ -39,6 +39,9 @@ from stages.work import StageOutcome, StageTask, context, failure
 ENOUGH_TO_JUDGE = 1000
 """Samples before the error rate may stop a stage halfway."""
 
+ROLL_UP_AFTER = 1000
+"""Records that are at least left to be opened one by one before a running stage rolls all of them up."""
+
 MODEL_MODULES = ("torch", "torchvision", "open_clip")
 """What stages with a model import; idle workers do it ahead of time."""
 
@@ -195,6 +198,7 @@ class _Run:
             content_digest=content_digest(files),
             provenance=provenance(started, round(time.perf_counter() - clock, 3)),
         )
+        out.remove_temporary()  # of workers that died, and whose work others did
         write_records(out, records, outcome.files)
         write_manifest(out, manifest)
         return manifest
@@ -252,6 +256,7 @@ class _Run:
         failed: list[Failure] = []
         total = len(records) + len(todo)
         failures_before = set(out.names())
+        rolled = len(records)
         if not todo:
             return failed
         with closing(self.backend.shards(task, todo)) as results:
@@ -267,6 +272,10 @@ class _Run:
                     records[result.shard] = result
                     budget.add(result.counts)
                     budget.check()
+                    # A share of all: rolling up then costs the same a shard, however many there are.
+                    if len(records) - rolled >= max(ROLL_UP_AFTER, rolled // 8):
+                        rolled = len(records)
+                        write_records(out, [records[s] for s in sorted(records)])
                 note = f"{len(failed)} failed" if failed else ""
                 self.report.update(task.stage, len(records) + len(failed), total, note)
         return failed
@@ -320,5 +329,5 @@ class ErrorBudget:
             named = ", ".join(f"{n} {status}" for status, n in sorted(bad.items()))
             raise ErrorRateExceeded(
                 f"{share:.1%} of {total} samples are bad ({named}); execution.max_error_rate is {self._rate:g}. "
-                "Mend the input, or raise it"
+                "Mend the input, or raise it (--max-error-rate)"
             )

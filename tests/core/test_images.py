@@ -161,6 +161,26 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch)
         decode_image(png_of_claimed_size(9_000, 9_000))
 
 
+def test_every_flipped_bit_of_a_png_is_found() -> None:
+    """Pixels included, whose checksum Pillow leaves unread: it would show noise."""
+    data, shown = encode_png(picture()), 0
+    for place in range(len(data)):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        for read in (decode_image, check_image):
+            with pytest.raises(BadImage):
+                read(bytes(flipped))
+        try:
+            shown += not np.array_equal(np.asarray(Image.open(io.BytesIO(flipped))), picture())
+        except Exception:
+            continue
+    assert shown  # Pillow alone lets some through
+
+
+def test_what_follows_the_end_of_a_png_is_no_concern() -> None:
+    np.testing.assert_array_equal(decode_image(encode_png(picture()) + b"trailing bytes"), picture())
+
+
 def test_every_truncation_of_a_jpeg_is_an_image_or_a_reason() -> None:
     small = encoded(Image.fromarray(picture()), "JPEG")
     outcomes = set()

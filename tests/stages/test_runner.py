@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import toy_stages
 import yaml
 from toy_runs import Toy
 
-from regionclip_core.artifacts import Folder, read_failure, read_manifest
+from regionclip_core.artifacts import FileRecord, Folder, ShardRecord, read_failure, read_manifest, write_records
 from stages import runner
 from stages.gc import collect, unreachable
 from stages.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
@@ -229,6 +230,24 @@ def test_too_many_bad_samples_stop_a_stage_halfway(toy: Toy, monkeypatch: pytest
     assert toy.calls() == ["numbers-0", "numbers-1"]
 
 
+def test_a_running_stage_rolls_up_its_records(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run that is killed leaves few to be opened one by one."""
+    seen: list[list[int]] = []
+
+    def watched(folder: Folder, records: Iterable[ShardRecord], files: Iterable[FileRecord] = ()) -> None:
+        records = list(records)
+        seen.append([record.shard for record in records])
+        write_records(folder, records, files)
+
+    monkeypatch.setattr(toy_stages, "SHARDS", 30)
+    monkeypatch.setattr(runner, "ROLL_UP_AFTER", 2)
+    monkeypatch.setattr(runner, "write_records", watched)
+    assert toy.run("numbers").ok
+    assert all(shards == list(range(len(shards))) for shards in seen)
+    # Every second shard, later (from 24 on) every eighth part of all; then when the shards are done, and at the end.
+    assert [len(shards) for shards in seen] == [*range(2, 25, 2), 27, 30, 30, 30]
+
+
 # ---------------------------------------------------------------- verify, gc, lock
 
 
@@ -304,7 +323,9 @@ def test_the_lock_of_a_dead_process_is_taken_over_and_another_hosts_is_not(tmp_p
         workspace.write_json("lock.json", holder.__dict__)
         with WorkspaceLock(workspace) as lock:
             assert lock.taken_over == holder
-            assert read_holder(workspace) == me.__class__(**{**me.__dict__, "since": read_holder(workspace).since})  # type: ignore[union-attr]
+            mine = read_holder(workspace)
+            assert mine is not None and mine.token != me.token
+            assert mine == me.__class__(**{**me.__dict__, "since": mine.since, "token": mine.token})
         assert workspace.names() == []
     elsewhere = Holder("another-host", ended.pid, "2020-01-01T00:00:00+00:00", "regionclip run", None)
     workspace.write_json("lock.json", elsewhere.__dict__)
