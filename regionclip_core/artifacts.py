@@ -161,7 +161,7 @@ def read_shard_records(folder: Folder, shards: Iterable[int]) -> list[ShardRecor
     from concurrent.futures import ThreadPoolExecutor
 
     known: dict[int, ShardRecord] = {}
-    with suppress(FileNotFoundError, ValueError, KeyError):  # a roll-up is only a cache
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a roll-up is only a cache
         known = {r["shard"]: ShardRecord.from_json(r) for r in folder.read_json(RECORDS)["shards"]}
     wanted = sorted(shards)
     missing = [s for s in wanted if s not in known]
@@ -197,8 +197,15 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest, or None when the stage is not finished."""
+    """The manifest, or None when the stage is not finished. ValueError for one of another form."""
     try:
-        return Manifest(**folder.read_json(MANIFEST))
+        found = folder.read_json(MANIFEST)
     except FileNotFoundError:
         return None
+    try:
+        return Manifest(**found)
+    except TypeError as error:
+        raise ValueError(
+            f"{folder.path(MANIFEST)}: expected a manifest as this version writes it, but {error}; it was written by "
+            "another version or damaged. Use that version, or delete the file's folder and run again"
+        ) from error

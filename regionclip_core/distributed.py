@@ -34,6 +34,15 @@ def sum_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def all_ranks(values: Tensor) -> Tensor:
+    """Every rank's tensor of one shape, joined along the first dimension in rank order, without gradient."""
+    if rank_count() == 1:
+        return values.detach()
+    parts = [torch.empty_like(values) for _ in range(rank_count())]
+    dist.all_gather(parts, values.detach().contiguous())
+    return torch.cat(parts)
+
+
 def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     """This rank's part of the mean of the items of all ranks; a scalar, 0 if there are none.
 

@@ -229,7 +229,8 @@ class Folder:
             if protocols & _ATOMIC_PUT:
                 fs.put_file(temporary, f"{root}/{name}")
             else:
-                staged = f"{root}/{TEMPORARY}{os.getpid()}-{name}"
+                # mkstemp's name, not the pid alone: the same shard may be done twice, in containers with equal pids.
+                staged = f"{root}/{os.path.basename(temporary)}-{name}"
                 fs.makedirs(root, exist_ok=True)
                 fs.put_file(temporary, staged)
                 fs.mv(staged, f"{root}/{name}")
@@ -253,14 +254,22 @@ class Folder:
                     fs.rm_file(f"{root}/{name}")
 
     def remove_all(self) -> None:
-        """Remove the folder and everything inside. The manifest goes first: a half-removed artifact is not finished."""
+        """Remove the folder and everything inside.
+
+        The manifest and the records go first: in a half-removed artifact no record vouches for a file that is gone.
+        """
         self.remove("manifest.json")
+        commits = [name for name in self.names() if name.endswith(".json")]
         with suppress(FileNotFoundError):
             if self.is_local:
+                for name in commits:
+                    self.remove(name)
                 shutil.rmtree(self.url)
             else:
                 with remote(self.url) as (fs, root):
                     fs.invalidate_cache()
+                    if commits:
+                        fs.rm([f"{root}/{name}" for name in commits])
                     fs.rm(root, recursive=True)
 
     def remove_temporary(self) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import OptimConfig
-from regionclip_core.distributed import rank_count, sum_ranks
+from regionclip_core.distributed import all_ranks, rank_count, sum_ranks
 from regionclip_core.optimizers import clip_gradients, lr_multiplier, make_optimizer, set_lr
 
 Batch = TypeVar("Batch")
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The total loss became NaN or infinite; the message names the step and each part."""
+    """The total loss, or a weight, became NaN or infinite; the message names the step and each part."""
 
 
 @dataclass
@@ -80,13 +80,16 @@ def fit(
         lr_factors: multiplies the rate of single parameters, by name.
 
     Raises:
-        NonFiniteLoss: if the summed loss of a step is not finite.
+        NonFiniteLoss: if the summed loss of a step is not finite, or a weight that would be kept.
         ValueError: if nothing is trainable, or a checkpoint is of another model.
+        OSError: if a checkpoint is there and can't be fetched.
+        RuntimeError: if ranks would go on from different steps.
     """
     started = time.monotonic()
     optimizer = make_optimizer(model, optim, lr_factors)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     first, history, window = restore(checkpoints, model, optimizer, trained)
+    _require_one_start(first, next(iter(trained.values())).device)
     wrapped = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     for step, batch in _batches(batch_at, first, steps, ahead=next(iter(trained.values())).is_cuda):
         torch.manual_seed(step_seed(seed, step, rank))
@@ -99,8 +102,10 @@ def fit(
             window.clear()
             progress(step + 1, steps, f"loss {history[-1]['loss']:.3f}")
         # The last step's checkpoint lets a job of several trainings, cut short later, pass over the finished ones.
-        if ((step + 1) % checkpoint_every == 0 or step + 1 == steps) and rank == 0:
-            _save(checkpoints, step + 1, optimizer, trained, model, (history, window))
+        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+            _require_finite(trained, step, optim)  # a bad gradient shows in the next step's loss only
+            if rank == 0:
+                _save(checkpoints, step + 1, optimizer, trained, model, (history, window))
     return FitResult(steps, first, time.monotonic() - started, history)
 
 
@@ -143,6 +148,26 @@ def _update(
     return values
 
 
+def _require_finite(trained: Mapping[str, nn.Parameter], step: int, optim: OptimConfig) -> None:
+    """Alike on every rank, since their weights are."""
+    bad = [name for name, p in trained.items() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise NonFiniteLoss(
+            f"{len(bad)} weights are not finite after step {step}, {bad[0]} among them, and no checkpoint of them was "
+            f"written; lower the learning rate ({optim.lr:g})"
+        )
+
+
+def _require_one_start(first: int, device: torch.device) -> None:
+    """Ranks that went on from different checkpoints would train on, out of step."""
+    starts = all_ranks(torch.tensor([first], device=device)).tolist()
+    if len(set(starts)) > 1:
+        raise RuntimeError(
+            f"the ranks would go on from different steps {starts}: every one has to see the same checkpoints; use a "
+            "workspace that all nodes share, and run again"
+        )
+
+
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
     names = rows[-1].keys() - {"step", "lr"}
     means = {name: sum(r[name] for r in rows) / len(rows) for name in sorted(names)}
@@ -171,9 +196,11 @@ def _save(
         "history": log[0],
         "window": log[1],  # rows not averaged into the history yet
     }
-    with folder.write(f"step-{step:08d}.pt") as file:
+    now = f"step-{step:08d}.pt"
+    with folder.write(now) as file:
         torch.save(payload, file)
-    for old in _newest_first(folder)[_KEEP:]:
+    # One beyond this step could not be read when the training began: it must not push out what is written now.
+    for old in [name for name in _newest_first(folder) if name <= now][_KEEP:]:
         folder.remove(old)
 
 
@@ -190,8 +217,9 @@ def restore(
         ValueError: if the checkpoint's parameters are not the model's.
     """
     for name in _newest_first(folder):
+        data = folder.read_bytes(name)  # not in the `try`: a store that is away must not cost the steps done so far
         try:
-            payload: dict[str, Any] = torch.load(io.BytesIO(folder.read_bytes(name)), weights_only=True)
+            payload: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
         except Exception as error:  # torch.load raises many kinds for a file cut short
             _log.warning("checkpoint %s/%s can't be read (%s); going back to the one before", folder.url, name, error)
             continue

@@ -33,10 +33,12 @@ class Holder:
     """Start of the process in kernel ticks, which tells it from a later one with the same pid; Linux only."""
     token: str = ""
     """Random; tells a lock from any other, also of the same process."""
+    namespace: str = ""
+    """The kernel's name of the processes that `pid` counts among: containers may share a host's name; Linux only."""
 
     def is_dead(self) -> bool:
-        """True when the process surely is gone; another host's process is never surely gone."""
-        if self.host != socket.gethostname():
+        """True when the process surely is gone; one of another host or container is never surely gone."""
+        if self.host != socket.gethostname() or (self.namespace and self.namespace != _pid_namespace()):
             return False
         try:
             os.kill(self.pid, 0)
@@ -62,12 +64,26 @@ def _process_start(pid: int) -> int | None:
         return None
 
 
-def read_holder(workspace: Folder) -> Holder | None:
-    """Who holds the workspace, or None."""
+def _pid_namespace() -> str:
     try:
-        return Holder(**workspace.read_json(NAME))
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def read_holder(workspace: Folder) -> Holder | None:
+    """Who holds the workspace, or None. ValueError for a lock that this version can't read."""
+    try:
+        found = workspace.read_json(NAME)
     except FileNotFoundError:
         return None
+    try:
+        return Holder(**found)
+    except TypeError as error:
+        raise ValueError(
+            f"{workspace.path(NAME)}: expected a lock as this version writes it, but {error}; if no run of another "
+            "version holds the workspace, delete the file"
+        ) from error
 
 
 class WorkspaceLock:
@@ -80,7 +96,8 @@ class WorkspaceLock:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])[:500]
         pid = os.getpid()
-        self._me = Holder(socket.gethostname(), pid, now, command, _process_start(pid), uuid.uuid4().hex)
+        token, namespace = uuid.uuid4().hex, _pid_namespace()
+        self._me = Holder(socket.gethostname(), pid, now, command, _process_start(pid), token, namespace)
 
     def __enter__(self) -> WorkspaceLock:
         for _ in range(3):  # a lock that vanishes between two looks is tried again
@@ -148,6 +165,8 @@ class WorkspaceLock:
     def _discard(self, dead: Holder) -> bool:
         """Move a dead process's lock away, unless another run was faster."""
         if not self.workspace.is_local:
+            if read_holder(self.workspace) != dead:  # looked at again, since a remote removal can't be conditional
+                return False
             self.workspace.remove(NAME)
             return True
         path, aside = self.workspace.path(NAME), self.workspace.path(f".tmp-lock-dead-{os.getpid()}")

@@ -209,7 +209,7 @@ class _Run:
         def watch() -> None:
             try:
                 progress = out.read_json(PROGRESS)
-            except (FileNotFoundError, ValueError):
+            except (OSError, ValueError):  # not there yet, or a store that is away for a moment: the job goes on
                 return
             self.report.update(task.stage, progress["done"], progress["total"], progress["note"])
 
@@ -232,7 +232,10 @@ class _Run:
         for record in records.values():
             budget.add(record.counts)
         try:
-            failed = self._do_shards(task, out, [s for s in shards if s not in finished], records, budget)
+            todo = [s for s in shards if s not in finished]
+            if todo and finished:  # else the old roll-up would speak for a shard whose record was deleted, and redone
+                write_records(out, [records[s] for s in sorted(records)])
+            failed = self._do_shards(task, out, todo, records, budget)
             budget.check(final=True)
         except ErrorRateExceeded as error:
             raise self._failed(out, failure(task.stage, None, error)) from error

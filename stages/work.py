@@ -5,6 +5,7 @@ Exceptions of a stage come back as `Failure`s; only an interrupt passes through.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from regionclip_core.artifacts import (
+    PLAN,
     PROGRESS,
     Failure,
     FileRecord,
@@ -29,6 +31,8 @@ from regionclip_core.artifacts import (
 )
 from regionclip_core.config import Config
 from stages.base import JobStage, ShardStage, StageContext, load_stage, no_progress
+
+_log = logging.getLogger(__name__)
 
 SPIN_COUNT = "5000"
 """How long waiting OpenMP threads spin before they sleep. At the default of 300,000 a training on two threads runs
@@ -172,7 +176,13 @@ def merge(task: StageTask) -> StageOutcome | Failure:
         stage = load_stage(task.target)
         assert isinstance(stage, ShardStage)
         ctx = context(task, threads=1)
-        summary = stage.merge(ctx, read_shard_records(ctx.out, done_shards(ctx.out.names())))
+        records = read_shard_records(ctx.out, done_shards(ctx.out.names()))
+        if len(records) < (planned := ctx.out.read_json(PLAN)["total"]):
+            raise RuntimeError(
+                f"{ctx.out.url} lists the records of {len(records)} shards, but {planned} are done: its listing lags, "
+                "or records were deleted during the run; run again"
+            )
+        summary = stage.merge(ctx, records)
         return _outcome(task, ctx, summary)
     except Exception as error:
         return failure(task.stage, None, error)
@@ -209,4 +219,7 @@ class ProgressFile:
         now = time.monotonic()
         if now - self._last >= self._every or done == total:
             self._last = now
-            self._folder.write_json(PROGRESS, {"done": int(done), "total": int(total), "note": str(note)})
+            try:
+                self._folder.write_json(PROGRESS, {"done": int(done), "total": int(total), "note": str(note)})
+            except OSError as error:  # a job of days doesn't end because its progress can't be shown
+                _log.warning("progress not written to %s: %s", self._folder.url, error)

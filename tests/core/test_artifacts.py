@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from regionclip_core.artifacts import (
     Failure,
@@ -24,6 +26,7 @@ from regionclip_core.artifacts import (
     content_digest,
     done_shards,
     failed_shards,
+    read_manifest,
     read_shard_records,
     write_failure,
     write_records,
@@ -276,3 +279,30 @@ def test_a_failure_counts_until_the_shard_succeeds(folder: Folder) -> None:
     assert failed_shards(folder.names()) == [3]
     write_shard_record(folder, record(3))
     assert failed_shards(folder.names()) == []
+
+
+def test_a_half_removed_artifact_has_no_record_left(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in range(3):
+        folder.write_bytes(f"x-{shard:05d}.bin", b"content")
+        write_shard_record(folder, record(shard))
+    write_records(folder, map(record, range(3)))
+    folder.write_json("manifest.json", {})
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        real = MemoryFileSystem.rm
+        patch.setattr(MemoryFileSystem, "rm", lambda fs, p, **how: killed() if how else real(fs, p))
+        with pytest.raises(KeyboardInterrupt):
+            folder.remove_all()
+    assert folder.names() == [f"x-{shard:05d}.bin" for shard in range(3)]
+    folder.remove_all()
+    assert folder.names() == []
+
+
+def test_a_manifest_of_another_version_is_named(folder: Folder) -> None:
+    folder.write_json("manifest.json", {"stage": "data", "new_field": 1})
+    with pytest.raises(ValueError, match=r"manifest\.json: expected a manifest as this version"):
+        read_manifest(folder)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from regionclip_core import training
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import OptimConfig
 from regionclip_core.training import FitResult, NonFiniteLoss, _batches, fit, step_seed
@@ -169,3 +171,75 @@ def test_batches_come_in_order_from_the_first_asked_for(ahead: bool) -> None:
     assert list(_batches(at, 3, 7, ahead)) == [(step, f"batch {step}") for step in range(3, 7)]
     assert asked == [3, 4, 5, 6]
     assert list(_batches(at, 7, 7, ahead)) == []
+
+
+def test_checkpoints_that_cannot_be_read_do_not_push_out_new_ones(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, die_at=14)
+    for torn in tmp_path.glob("step-*.pt"):
+        torn.write_bytes(b"torn")
+    with pytest.raises(Killed):
+        run(tmp_path, every=3, die_at=7)  # before the torn ones' steps, 8 and 12
+    assert run(tmp_path)[1].resumed_from == 6
+
+
+def test_a_checkpoint_that_cannot_be_fetched_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, die_at=14)
+
+    def away(self: Folder, name: str) -> bytes:
+        raise ConnectionError(f"{name}: the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read_bytes", away)
+        with pytest.raises(ConnectionError, match="step-00000012"):
+            run(tmp_path)
+    assert run(tmp_path)[1].resumed_from == 12
+
+
+class _BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * float("nan")
+
+
+class _BadAt(Toy):
+    """A finite loss whose gradient is not, at one step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        self.left -= 1
+        losses = super().forward(batch)
+        return {k: _BadGradient.apply(v) for k, v in losses.items()} if self.left < 0 else losses
+
+
+@pytest.mark.parametrize("bad_step", [7, 9])  # the step of a checkpoint, and the last one
+def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, bad_step: int) -> None:
+    with pytest.raises(NonFiniteLoss, match=f"not finite after step {bad_step}"):
+        fit(
+            _BadAt(bad_step),
+            batch_at,
+            optim=OPTIM,
+            steps=10,
+            seed=3,
+            checkpoints=Folder(str(tmp_path)),
+            checkpoint_every=4,
+            progress=lambda done, total, note: None,
+        )
+    assert run(tmp_path, steps=10)[1].resumed_from == (4 if bad_step == 7 else 8)
+
+
+def test_ranks_that_see_different_checkpoints_do_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "all_ranks", lambda own: torch.cat([own, own + 8]))  # the second saw one more
+    with pytest.raises(RuntimeError, match=r"different steps \[0, 8\]"):
+        run(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,121 @@
+"""Rare moments in which work could be lost or mixed: locks, listings, roll-ups, a store that is away."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_runs import Toy
+
+from regionclip_core.artifacts import Folder, done_shards
+from stages import runner, work
+from stages.local_backend import LocalBackend
+from stages.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
+from stages.verify import verify_artifact
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pid namespaces are Linux's")
+def test_a_container_of_the_same_host_name_is_another_host(tmp_path: Path) -> None:
+    workspace = Folder(str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with WorkspaceLock(workspace):
+        me = read_holder(workspace)
+        assert me is not None and me.namespace.startswith("pid:[")
+    other = Holder(me.host, ended.pid, me.since, "regionclip run", None, "", "pid:[1]")  # its pid says nothing here
+    workspace.write_json("lock.json", other.__dict__)
+    with pytest.raises(WorkspaceLocked, match=r"delete .*lock\.json"), WorkspaceLock(workspace):
+        pass
+    workspace.write_json("lock.json", {**other.__dict__, "field_of_a_newer_version": 1})
+    with pytest.raises(ValueError, match=r"lock\.json: expected a lock as this version"), WorkspaceLock(workspace):
+        pass
+
+
+def test_a_dead_lock_that_another_run_took_over_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Folder(f"memory://{tmp_path.name}/ws")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = Holder(socket.gethostname(), ended.pid, "2020-01-01T00:00:00+00:00", "regionclip run", None)
+    workspace.write_json("lock.json", dead.__dict__)
+    winner = Holder(dead.host, os.getpid(), dead.since, "regionclip run", None, "winner")
+
+    def slow(holder: Holder) -> bool:  # while this run looks whether the holder lives, another takes over
+        if holder == dead:
+            workspace.write_json("lock.json", winner.__dict__)
+        return holder == dead
+
+    monkeypatch.setattr(Holder, "is_dead", slow)
+    with pytest.raises(WorkspaceLocked), WorkspaceLock(workspace):
+        pass
+    assert read_holder(workspace) == winner
+
+
+def test_a_merge_refuses_a_listing_that_lags(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "done_shards", lambda names: done_shards(names)[:-1])
+        result = toy.run("numbers")
+    assert result.outcomes == {"numbers": "failed"} and "its listing lags" in result.messages["numbers"]
+    assert toy.run("numbers").ok
+
+
+def test_a_roll_up_does_not_speak_for_a_shard_that_is_redone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert toy.run("numbers").ok
+    out = Folder(str(toy.plan()["numbers"].path))
+    rolled = out.read_json("records.json")
+    rolled["shards"][1]["files"][0]["sha256"] = "0" * 64  # as if that shard's bytes had been others, then
+    out.write_json("records.json", rolled)
+    out.remove("manifest.json")
+    out.remove("shard-00001.json")
+
+    write = runner.write_records
+
+    def killed_after_the_shard(folder: Folder, *rest: Any) -> None:
+        if out.exists("shard-00001.json"):
+            raise KeyboardInterrupt
+        write(folder, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_records", killed_after_the_shard)
+        with pytest.raises(KeyboardInterrupt):
+            toy.run("numbers")
+    assert out.exists("shard-00001.json")
+    assert toy.run("numbers").ok
+    assert verify_artifact(out) == []
+
+
+def test_a_store_that_is_away_does_not_end_a_job_by_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object) -> None:
+        raise ConnectionError("the store is away")
+
+    progress = work.ProgressFile(Folder(str(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write_json", away)
+        progress(3, 3, "")
+    assert "the store is away" in caplog.text and not list(tmp_path.iterdir())
+    progress(3, 3, "")
+    assert Folder(str(tmp_path)).read_json("progress.json")["done"] == 3
+
+
+def test_a_job_goes_on_when_its_progress_cannot_be_read(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def job(self: LocalBackend, task: work.StageTask, watch: Callable[[], None]) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "read_json", lambda *_: looks.append(1) or _raise(ConnectionError("away")))
+            watch()
+        return work.job(task)
+
+    monkeypatch.setattr(LocalBackend, "job", job)
+    assert toy.run().ok and looks
+
+
+def _raise(error: Exception) -> None:
+    raise error
