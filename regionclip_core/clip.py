@@ -202,9 +202,14 @@ def build_clip(
 
 def usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of pixels that all published weights of an architecture share; CLIP's where they differ."""
-    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
-    usual = {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
+    usual = published_normalisations(name)
     return usual.pop() if len(usual) == 1 else (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+
+
+def published_normalisations(name: str) -> set[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Each mean and deviation of pixels that some published weights of an architecture have."""
+    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    return {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
 
 
 def lean_clip(architecture: Mapping[str, Any], name: str) -> ClipModel:

@@ -496,6 +496,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _objectness_is_known(self) -> Config:
+        # Their logits are all 0, and so would be every score.
+        raw = [n for n in ("objectness", "finetuned_objectness") if getattr(self.evaluate, n) == "raw_logit"]
+        if raw and self.proposals.method != "rpn":
+            raise ValueError(
+                f"evaluate.{raw[0]}: raw_logit multiplies with the objectness of a proposal network, and "
+                f"proposals.method {self.proposals.method} has none; set evaluate.{raw[0]}: none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _masks_are_read(self) -> Config:
         if self.finetune.mask_head and self.finetune.weights == "train":
             split = self.data.splits[self.finetune.split]

@@ -5,6 +5,7 @@ C names, n stored names, D embedding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from regionclip_core.clip import ClipModel
+
+_log = logging.getLogger(__name__)
 
 
 def text_settings(teacher: TeacherConfig) -> dict[str, Any]:
@@ -89,6 +92,13 @@ def embed_names(clip: ClipModel, names: Sequence[str], teacher: TeacherConfig) -
             )
         given = dict(zip(stored, rows, strict=True)) | given
     others = [name for name in names if name not in given]
+    if teacher.embeddings and others:  # another spelling, such as LVIS's raw names, would look like this
+        _log.warning(
+            "teacher.embeddings: %d of %d names are in none of its folders, such as %s; the text encoder embeds them",
+            len(others),
+            len(names),
+            others[:3],
+        )
     encoded = embed_texts(clip, others, prompt_templates(teacher.prompts), teacher.normalize_prompts)
     if not given:
         return encoded

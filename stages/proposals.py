@@ -13,7 +13,7 @@ class ProposalsStage(ShardStage):
     """Writes `proposals-00007.parquet`; its summary has the recall on annotated splits, novel beside base."""
 
     name = "proposals"
-    version = 1
+    version = 2
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:

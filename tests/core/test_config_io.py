@@ -75,6 +75,15 @@ def test_mistakes_name_path_value_and_nearest_key(file: str, override: str, part
     assert ".world." not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["objectness", "finetuned_objectness"])
+def test_raw_objectness_needs_a_proposal_network(file: str, key: str) -> None:
+    """Other proposals have the logit 0, with which every score would be 0 and nothing would be found."""
+    overrides = [f"evaluate.{key}=raw_logit"]
+    assert getattr(load_config(file, overrides).evaluate, key) == "raw_logit"
+    with pytest.raises(ValueError, match=f"evaluate.{key}: raw_logit .* proposals.method grid .* none"):
+        load_config(file, [*overrides, "proposals.method=grid"])
+
+
 def test_key_given_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("seed: 1\nseed: 2\n")

@@ -11,7 +11,11 @@ from official_files import SMALL, detector_state, full_state, out, same_bits, sa
 from safetensors.torch import save_file
 
 from regionclip_core.clip import ClipModel, load_clip
+from regionclip_core.clip_shapes import Architecture
 from regionclip_core.folders import Folder
+from regionclip_core.import_clip import write_clip
+from regionclip_core.import_report import ImportReport
+from regionclip_core.import_source import Source
 from regionclip_core.importing import import_checkpoint
 from regionclip_core.name_embeddings import read_embeddings
 from regionclip_core.official_export import to_official
@@ -39,6 +43,18 @@ def openai_archive(clip: ClipModel, path: Path) -> None:
         model.register_buffer(name, torch.tensor(number))
     traced = torch.jit.trace(model, (torch.zeros(1, 3, 64, 64), torch.zeros(1, 12, dtype=torch.int64)))
     traced.half().save(str(path))
+
+
+@pytest.mark.parametrize(("name", "told"), [("RN50", False), ("ViT-L-14", True), ("ViT-B-16-SigLIP", False)])
+def test_a_normalisation_that_could_be_another_is_told(tmp_path: Path, name: str, told: bool) -> None:
+    """ViT-L-14 was published with CLIP's mean of pixels and, by LAION, with 0.5."""
+    state = small_clip().model.state_dict()
+    report = ImportReport("w.pt", "", 0, "torch", "clip")
+    folder = Folder(out(tmp_path))
+    write_clip(folder, state, Architecture(name, SMALL), Source("w.pt", state, {}), report)
+    assert any("differ in the mean" in note for note in report.notes) == told
+    mean = folder.read_json("open_clip_config.json")["preprocess_cfg"]["mean"]
+    assert mean == list(open_clip.get_pretrained_cfg(name, "webli" if "SigLIP" in name else "openai")["mean"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -47,6 +47,18 @@ def test_stored_rows_come_before_the_text_encoder_and_earlier_folders_before_lat
     torch.testing.assert_close(found, expected)
 
 
+def test_names_that_no_folder_has_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file imported under LVIS's raw names would give its one-word names alone, and nobody would see it."""
+    folder = write_folder(tmp_path / "a", ["cat", "aerosol_can"], torch.randn(2, WIDTH))
+    embed_names(tiny_clip(), ["cat"], teacher(folder))
+    assert not caplog.messages
+    embed_names(tiny_clip(), ["cat", "aerosol can"], teacher(folder))
+    assert caplog.messages == [
+        "teacher.embeddings: 1 of 2 names are in none of its folders, such as ['aerosol can']; the text encoder embeds "
+        "them"
+    ]
+
+
 def _short() -> tuple[str, ...]:
     from regionclip_core.prompts import SHORT
 

@@ -123,6 +123,18 @@ def test_network_boxes_are_in_original_pixels(rpn: Folder, height: int, width: i
     assert float(found.boxes[:, 3].max()) > 0.7 * height
 
 
+def test_proposals_do_not_depend_on_the_images_beside(rpn: Folder) -> None:
+    """Other sizes in the batch would pad an image, and padding changes the features at its edge."""
+    shapes = [(64, 90), (90, 64), (64, 90), (64, 70)]
+    images = [image(height, width, seed) for seed, (height, width) in enumerate(shapes)]
+    rows = [row(str(seed), width, height) for seed, (height, width) in enumerate(shapes)]
+    proposer = network_boxes(rpn, max_regions=30)
+    for one, pixels, found in zip(rows, images, proposer(rows, images), strict=True):
+        alone = proposer([one], [pixels])[0]
+        torch.testing.assert_close(found.boxes, alone.boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.logits, alone.logits, atol=1e-5, rtol=0)
+
+
 def test_min_objectness_drops_the_improbable(rpn: Folder) -> None:
     pixels, one = image(64, 64), row("x", 64, 64)
     everything = network_boxes(rpn, max_regions=30)([one], [pixels])[0]
