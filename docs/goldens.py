@@ -122,7 +122,7 @@ BUGS = [
     (
         "LVIS's images without annotations are never predicted on.",
         "Every image is, and counts as LVIS says.",
-        "none",
+        "`evaluate.annotated_only: true`; the presets have it",
     ),
     (
         "With soft-NMS the request to report the class probability has no effect.",

@@ -12,7 +12,7 @@ from PIL import Image
 from regionclip_core.config_io import load_config
 from regionclip_core.world import make_sample
 from regionclip_core.world.contact_sheet import contact_sheet
-from stages.detect import detect
+from stages.detect import Request, detect
 
 HERE = Path(__file__).parent
 SCENES = range(8)  # the first of a stream that no split has: not chosen by their looks
@@ -25,14 +25,14 @@ NMS = 0.2  # stricter than the evaluation, where a second box on an object costs
 def main(workspace: str) -> None:
     """Write world.png and detections.png beside this file."""
     contact_sheet().save(HERE / "world.png", optimize=True)
-    config = load_config("pipeline.yaml", [f"workspace={json.dumps(workspace)}", f"evaluate.nms={NMS}"])
+    config = load_config("pipeline.yaml", [f"workspace={json.dumps(workspace)}"])
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for number in SCENES:
             path = Path(folder) / f"{number}.png"
             Image.fromarray(make_sample("scene", config.seed, "readme", number, 128).image).save(path)
             files.append(str(path))
-        detect(config, files, [], folder, None, SCORE)
+        detect(Request(files, folder, SCORE, nms=NMS), config)
         pictures = [Image.open(row["picture"]) for row in json.loads((Path(folder) / "detections.json").read_text())]
         sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(pictures) // COLUMNS) * SIDE), "white")
         for number, picture in enumerate(pictures):

@@ -122,6 +122,8 @@ def test_an_unknown_name_gets_the_nearest(name: str, nearest: str) -> None:
     ],
 )
 def test_what_an_architecture_cannot_do_is_said(model: str, sections: dict[str, Any], match: str) -> None:
+    if "SigLIP" in model:  # without it nothing else is said
+        pytest.importorskip("transformers")
     with pytest.raises(ValueError, match=match):
         with_model(model, **sections)
 

@@ -37,7 +37,7 @@ def test_the_reference_agrees(seed, kind, tmp_path):
     """With ties, more than 300 detections, not exhaustive categories, empty images, categories without objects, and
     objects and detections without area.
     """
-    pytest.importorskip("lvis")
+    pytest.importorskip("lvis", exc_type=ImportError)
     scene, detections = random_scene(seed, lvis=True)
     result = evaluate_detections(scene, detections, VOCABULARY, "lvis", kind)
     reference = lvis_evaluation(truth_dict(scene, 10), result_rows(scene, detections, kind), kind, tmp_path)
