@@ -179,7 +179,11 @@ def _by_image(file: _FileScan, position_of: npt.NDArray[np.int64], images: int) 
 
 
 class EntryReader:
-    """Reads single entries of files by their bytes. A remote file is first copied whole, to this machine's disk."""
+    """Reads single entries of files by their bytes. A remote file is first copied whole, to this machine's disk.
+
+    Files are opened, or copied, when they are first read, and stay so until `close`, or until nobody holds the reader.
+    A pickled reader has none open.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = list(urls)
@@ -203,6 +207,12 @@ class EntryReader:
         """Close the files."""
         while self._open:
             self._open.popitem()[1].close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_urls": self._urls, "_open": {}}
 
     def __enter__(self) -> EntryReader:
         return self

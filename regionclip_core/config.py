@@ -53,9 +53,9 @@ class ExecutionConfig(Section):
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that one worker of a model stage asks of Ray."""
     shard_retries: int = Field(2, ge=0)
-    """How often Ray restarts a shard whose worker died (not one that raised)."""
+    """How often a shard or a training is done again because a worker died (not because it raised)."""
     max_error_rate: float = Field(0.1, ge=0, le=1)
-    """A stage stops when more than this share of its samples is bad."""
+    """A stage stops when more than this share of its samples is bad; a good one that lost a box or caption is not."""
 
 
 # ---------------------------------------------------------------- data
@@ -136,8 +136,8 @@ class DataConfig(Section):
     splits: dict[str, Split]
     """Splits by name; the other stages choose theirs by these names."""
     categories: str = "world"
-    """`world`, a name under data/ (`coco_ovd`), a YAML/JSON file with `base:` and `novel:` lists, or an LVIS
-    annotation file (rare categories are novel, the others base)."""
+    """`world`, a name under data/ (`coco_ovd`), a YAML/JSON file with `base:` and `novel:` lists, a COCO
+    annotation file (all its categories are base), or an LVIS one (rare categories are novel, the others base)."""
     shard_size: int = Field(500, ge=1)
     """Images a shard (tars keep the shards they come in)."""
 
@@ -345,7 +345,8 @@ class PretrainConfig(Section):
     """Region-text pretraining of the student (paper section 3.3, equations 1-4)."""
 
     weights: str = "train"
-    """`train`, or a published student: a folder from `regionclip import`, taken as it is."""
+    """`train`, or a student to take as it is: a folder from `regionclip import`, an exported CLIP folder, or the folder
+    of an artifact that holds one."""
     steps: int = Field(300, ge=1)
     batch_size: int = Field(16, ge=1)
     """Images a step, all workers together."""

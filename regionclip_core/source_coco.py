@@ -45,6 +45,7 @@ class CocoSource(Source):
         self._row_of = {label: row for row, label in enumerate(vocabulary.names)}
         self._kinds = [kind for kind in ("instances", "captions") if getattr(split, kind)]
         self._urls = [absolute(getattr(split, kind)) for kind in self._kinds]
+        self._reader = EntryReader(self._urls)  # of all shards: a remote file is copied once a worker
         self._scan: AnnotationScan | None = None
 
     def pieces(self, shard_size: int) -> list[Piece]:
@@ -54,14 +55,14 @@ class CocoSource(Source):
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[Found]:
         scan = self._scanned()
         categories = self._category_names(scan)
-        with EntryReader(self._urls) as reader:
-            for number in range(plan.piece.start, plan.piece.stop):
-                (image,) = reader.read(int(scan.image_file[number]), scan.images, number, number + 1)
-                annotations = {
-                    kind: reader.read(i, scan.annotations[i], *scan.first[i][number : number + 2].tolist())
-                    for i, kind in enumerate(self._kinds)
-                }
-                yield self._sample(number, image, bool(scan.duplicates[number]), annotations, categories)
+        read = self._reader.read
+        for number in range(plan.piece.start, plan.piece.stop):
+            (image,) = read(int(scan.image_file[number]), scan.images, number, number + 1)
+            annotations = {
+                kind: read(i, scan.annotations[i], *scan.first[i][number : number + 2].tolist())
+                for i, kind in enumerate(self._kinds)
+            }
+            yield self._sample(number, image, bool(scan.duplicates[number]), annotations, categories)
 
     def _scanned(self) -> AnnotationScan:
         """Once a run, by whoever asks first: the driver, when it counts the images."""
@@ -118,7 +119,7 @@ class CocoSource(Source):
             **boxes,
             **labels,
         )
-        lost = {"bad_caption": bad_captions, "bad_box": bad_boxes, "bad_image_labels": bad_labels}
+        lost = {"lost_caption": bad_captions, "lost_box": bad_boxes, "lost_image_labels": bad_labels}
         return Found(row, tuple(status for status, why in lost.items() if why))
 
     def _boxes(

@@ -72,7 +72,7 @@ class FolderSource(Source):
             status="ok" if captions else "bad_caption",
             reason=reasons(dropped),
         )
-        return Found(row, ("bad_caption",) * bool(captions and dropped))
+        return Found(row, ("lost_caption",) * bool(captions and dropped))
 
 
 def read_captions(url: str) -> list[Entry]:

@@ -23,7 +23,7 @@ class LvisSource(CocoSource):
     """As CocoSource, but boxes match the vocabulary by the cleaned name, and the captions are of LVIS's images only.
 
     Categories outside the vocabulary are left out of both lists. A list that is missing or names what is no category
-    costs what is wrong in it: the row is counted as bad_image_labels.
+    costs what is wrong in it: the row is counted as lost_image_labels.
     """
 
     caption_images = False

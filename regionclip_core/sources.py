@@ -48,7 +48,7 @@ class Found:
 
     row: IndexRow
     dropped: tuple[str, ...] = ()
-    """`bad_box`, `bad_caption`: the row is good, but parts were left out; its `reason` says which."""
+    """`lost_box`, `lost_caption`, `lost_image_labels`: the row is good, but parts were left out; see its `reason`."""
 
 
 class Source(ABC):

@@ -56,7 +56,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What `process` returns. `counts`: samples by status, "ok" and "bad_<reason>"."""
+    """What `process` returns. `counts`: samples by status, "ok" and "bad_<reason>"; whatever else has another name."""
 
     rows: int
     counts: dict[str, int]

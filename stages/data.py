@@ -35,8 +35,7 @@ class DataStage(ShardStage):
     ({split: {shards, images}}) and `categories.json` (the Vocabulary that box labels point into).
 
     A bad sample costs its row, never the shard: it is counted as bad_image, bad_caption, bad_duplicate_key,
-    bad_unsafe_member or bad_tar. bad_box, and bad_caption of an image that has other captions, count images that are
-    good but lost a part.
+    bad_unsafe_member or bad_tar. lost_box, lost_caption and lost_image_labels count good images that lost a part.
     """
 
     name = "data"

@@ -1,4 +1,4 @@
-"""Stages on Ray: the only file that imports ray.
+"""Stages on Ray. Only this file, ray_workers.py and ray_training.py import ray.
 
 Ray schedules, restarts workers, retries calls, places GPUs and runs multi-process training. What is written here is
 the hand-out of shard descriptors to workers that live through the run, so that a model is loaded once a worker and
@@ -7,26 +7,25 @@ stage, and starting up is paid once a run. Only records come back.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES of CPU workers alone
 
 import ray
-from ray.exceptions import ActorDiedError, RayError, RuntimeEnvSetupError
+from ray.exceptions import RayError
 
-from regionclip_core.artifacts import Failure, FileRecord, Folder, ShardRecord
+from regionclip_core.artifacts import Failure, ShardRecord
 from regionclip_core.config import ExecutionConfig
-from stages import work
-from stages.work import ShardWorker, StageOutcome, StageTask
+from stages import ray_workers, work
+from stages.ray_workers import NoRoom, Patience, Pool, WorkerDied, alive_nodes, environment, resources, room
+from stages.work import StageOutcome, StageTask
 
 OBJECT_STORE = 128 * 1024 * 1024
 """Bytes of Ray's object store on this machine: only descriptors and records pass through it."""
@@ -34,164 +33,52 @@ TICK = 0.5
 """Seconds between two looks at a running call."""
 LOST_AFTER = 20.0
 """Seconds after a node's death until the calls of its workers go to others, if Ray has not placed them by then."""
-TRAIN_FOLDER = ".train"
-"""Ray Train's own folder inside the artifact's, while a distributed job runs."""
-OUTCOME = "outcome.json"
-
 MOST_MOVES = 3
 """How often a call goes to another worker because its node was lost."""
 
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+"""Variables that say where a store is. Keys are not passed on: Ray shows what is in its dashboard and its logs."""
+
 Call = tuple[Any, str, tuple[Any, ...]]
-"""(key, method of _Worker, arguments after the task)"""
+"""(key, method of the worker, arguments after the task)"""
 Handed = tuple[Any, Call, RayError | None]
 """(worker, call, None); or, while the worker is asked where it is, with the error that ended the call."""
 
 
-class WorkerDied(RuntimeError):
-    """A call ended its worker's process each time that Ray tried it."""
-
-
-class _Worker:
-    """A Ray actor: one process that does shards, merges and jobs, one call at a time."""
-
-    def __init__(self) -> None:
-        self._shards = ShardWorker()
-
-    def node(self) -> str:
-        """Node this worker runs on."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def warm(self, modules: Sequence[str]) -> None:
-        """Import what the next stages will need. A module that is missing is the stage's to complain about."""
-        work.set_threads(1)
-        for module in modules:
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                return
-
-    def process(self, task: StageTask, shard: int) -> ShardRecord | Failure:
-        """Do one shard."""
-        return self._shards.process(task, shard)
-
-    def prepare(self, task: StageTask) -> StageOutcome | Failure:
-        """What a shard stage does once, before its shards."""
-        self._shards.forget()
-        return work.prepare(task)
-
-    def merge(self, task: StageTask) -> StageOutcome | Failure:
-        """Merge a stage."""
-        self._shards.forget()
-        return work.merge(task)
-
-    def job(self, task: StageTask) -> StageOutcome | Failure:
-        """Run a whole job."""
-        self._shards.forget()
-        return work.job(task)
-
-
-class _Pool:
-    """Workers of one kind. A worker counts once it has answered, so one that Ray can't place holds nothing up."""
-
-    def __init__(self, size: int, options: dict[str, Any]) -> None:
-        # max_restarts: a shard that kills its worker is the shard's failure, not the worker's end.
-        actor: Any = ray.remote(_Worker).options(max_restarts=-1, **options)  # Any: Ray's types know no remote methods
-        self.workers: list[Any] = [actor.remote() for _ in range(size)]
-        self.starting: dict[Any, Any] = {}
-        """Worker by the reference to its first answer."""
-        self.nodes: dict[Any, str] = {}
-        """Node of each worker that has answered."""
-        self.idle: list[Any] = []
-        for worker in self.workers:
-            self._ask(worker)
-
-    def _ask(self, worker: Any) -> None:
-        self.starting[self.ask_node(worker)] = worker
-
-    def ask_node(self, worker: Any) -> Any:
-        """Reference to the worker's answer on which node it is."""
-        # No retries by Ray: it would complain aloud about each one in flight when the pool is closed early.
-        return worker.node.options(max_task_retries=0).remote()
-
-    def stayed(self, worker: Any, answer: Any) -> bool:
-        """Whether a worker that answers `ask_node` is where it was; False if its node is lost, or it does not answer.
-
-        Either way it can be used again as soon as it answers.
-        """
-        before = self.nodes.pop(worker)
-        try:
-            self.nodes[worker] = ray.get(answer)
-        except RayError:
-            self._ask(worker)
-            return False
-        self.idle.append(worker)
-        return self.nodes[worker] == before
-
-    def started(self, answer: Any) -> None:
-        """Note a worker's first answer. Raises RuntimeError when Ray can start none."""
-        worker = self.starting.pop(answer)
-        try:
-            self.nodes[worker] = ray.get(answer)
-            self.idle.append(worker)
-        except (ActorDiedError, RuntimeEnvSetupError) as error:  # for good: it could not even be made
-            self.workers.remove(worker)
-            if not self.workers:
-                raise RuntimeError(f"Ray could start no worker: {error}") from error
-        except RayError:  # it died while starting, and Ray starts it again
-            self._ask(worker)
-
-    def drop(self, worker: Any) -> None:
-        """Give a worker up."""
-        ray.kill(worker)
-        self.workers.remove(worker)
-        self.nodes.pop(worker)
-
-    def close(self) -> None:
-        """End all workers."""
-        for worker in self.workers:
-            ray.kill(worker)
-
-
-def _worker_environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """What the driver can import, workers can: its sys.path, made absolute. One thread, until a job asks for more.
+    Where a store is, they know too, but the keys to it must be on each machine.
 
     Waiting threads soon sleep: Ray's own processes share the CPUs, and spinning threads would take their turns.
     """
     path = dict.fromkeys(os.path.abspath(p or os.curdir) for p in sys.path if not p.endswith(".zip"))
     spin = os.environ.get("GOMP_SPINCOUNT", work.SPIN_COUNT)
-    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": spin}
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started in the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    places = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    open_places = {name: value for name, value in places.items() if urlsplit(value).password is None}
+    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": spin, **open_places}
 
 
 class RayBackend:
     """Stages on a Ray cluster, or on Ray started on this machine for the time of the run."""
 
-    def __init__(self, execution: ExecutionConfig, warm: Sequence[str] = ()) -> None:
-        """`warm`: modules that later shard stages need; workers that stand by during a job import them."""
+    def __init__(
+        self, execution: ExecutionConfig, warm: Sequence[str] = (), say: Callable[[str], None] = print
+    ) -> None:
+        """`warm`: modules that later shard stages need; workers that stand by during a job import them.
+
+        say: tells the user a line.
+        """
         self._execution = execution
+        self._say = say
         self._warm = tuple(warm)
-        self._pools: dict[bool, _Pool] = {}
+        self._pools: dict[bool, Pool] = {}
         self._own = not ray.is_initialized()
-        self._runtime_env: dict[str, Any] = {"env_vars": _worker_environment()}
+        self._runtime_env: dict[str, Any] = {"env_vars": worker_environment()}
         self.dashboard: str | None = None
         if self._own:
             self._init()
-        resources = _cluster_resources()
-        self.cpus, self.gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+        there = resources()
+        self.cpus, self.gpus = int(there.get("CPU", 1)), float(there.get("GPU", 0))
         self.pool(gpu=False)  # its workers start while the driver goes on
 
     def _init(self) -> None:
@@ -201,7 +88,7 @@ class RayBackend:
             return
         cpus = max(work.available_cpus(), self._execution.workers or 1, self._execution.train_workers)
         # All processes started from here inherit the environment: a runtime_env does the same 2-3 s slower.
-        with _environment(_worker_environment()):
+        with environment(worker_environment()):
             ray.init(
                 address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **common
             )
@@ -251,7 +138,7 @@ class RayBackend:
     def _uses_gpu(self, task: StageTask) -> bool:
         return task.uses_gpu and self.gpus > 0 and self._execution.device != "cpu"
 
-    def pool(self, gpu: bool) -> _Pool:
+    def pool(self, gpu: bool) -> Pool:
         """The CPU workers (one CPU each), or the GPU workers.
 
         GPU workers ask for no CPU: stages run one at a time, so the CPUs that idle CPU workers hold are free.
@@ -260,10 +147,10 @@ class RayBackend:
             options = {"max_task_retries": self._execution.shard_retries, "runtime_env": self._runtime_env}
             if not gpu:
                 size = min(self._execution.workers or self.cpus, self.cpus)
-                self._pools[gpu] = _Pool(size, {"num_cpus": 1, **options})
+                self._pools[gpu] = Pool(size, {"num_cpus": 1, **options})
             else:
                 size, share = self._gpu_workers()
-                self._pools[gpu] = _Pool(size, {"num_cpus": 0, "num_gpus": share, **options})
+                self._pools[gpu] = Pool(size, {"num_cpus": 0, "num_gpus": share, **options})
         return self._pools[gpu]
 
     def _gpu_workers(self) -> tuple[int, float]:
@@ -295,6 +182,7 @@ class RayBackend:
         waiting = deque(calls)
         busy: dict[Any, Handed] = {}
         lost: dict[Any, float] = {}
+        patience = Patience(self._say)
         moves: Counter[Any] = Counter()
         try:
             while waiting or busy:
@@ -325,11 +213,16 @@ class RayBackend:
                 watch()
                 if not ready:
                     self._take_from_lost(pool, busy, waiting, lost)
+                if busy or pool.idle or not waiting:
+                    patience.go_on()
+                elif patience.wait(f"a worker with {pool.needs}") > ray_workers.GIVE_UP_AFTER:
+                    yield None, _no_room(task, pool)
+                    return
         finally:
             if busy:  # interrupted, or the stage was given up: calls in flight end with their workers
                 self._pools.pop(gpu).close()
 
-    def _warm_idle(self, pool: _Pool) -> None:
+    def _warm_idle(self, pool: Pool) -> None:
         """While one worker runs a job, let the others import what comes next."""
         if self._warm:
             for worker in [*pool.idle, *pool.starting.values()]:
@@ -337,57 +230,35 @@ class RayBackend:
             self._warm = ()
 
     def _take_from_lost(
-        self, pool: _Pool, busy: dict[Any, Handed], waiting: deque[Call], lost: dict[Any, float]
+        self, pool: Pool, busy: dict[Any, Handed], waiting: deque[Call], lost: dict[Any, float]
     ) -> None:
-        """Take back the calls of workers whose node died and that Ray could not place elsewhere.
+        """Take back the calls of workers whose node died, and put new workers in their place, wherever that will be.
 
         A call done twice does no harm: files appear whole, and both write the same.
         """
-        alive = _alive_nodes()
+        alive = alive_nodes()
         now = time.monotonic()
         for answer, (worker, call, _) in list(busy.items()):
             if pool.nodes[worker] in alive:
                 continue
-            if now - lost.setdefault(answer, now) > LOST_AFTER and len(pool.workers) > 1:
+            if now - lost.setdefault(answer, now) > LOST_AFTER:
                 busy.pop(answer)
-                pool.drop(worker)
+                pool.replace(worker)
                 waiting.appendleft(call)
 
     # ------------------------------------------------------------ training in several processes
 
     def _train(self, task: StageTask, watch: Callable[[], None]) -> StageOutcome | Failure:
-        """Run a distributed job through Ray Train's TorchTrainer: gloo on CPUs, nccl on GPUs."""
-        import threading
+        """Run a distributed job through Ray Train."""
+        from stages.ray_training import train
 
         workers, gpu = self._execution.train_workers, self._uses_gpu(task)
-        there = int(self.gpus) if gpu else self.cpus
-        if workers > there:
-            raise ValueError(
-                f"execution.train_workers is {workers}, but the cluster has {there} {'GPUs' if gpu else 'CPUs'}"
-            )
+        kind = "GPU" if gpu else "CPU"
+        there, before = int(resources().get(kind, 0)), int(self.gpus if gpu else self.cpus)
+        if workers > max(there, before):  # a cluster that has lost a machine since may get it back
+            raise ValueError(f"execution.train_workers is {workers}, but the cluster has {there} {kind}s")
         self.close_pools()  # the training's workers need the CPUs that the shard workers hold
-        outcome: list[StageOutcome | Failure] = []
-
-        def fit() -> None:
-            try:
-                outcome.append(_fit(task, workers, gpu, self._runtime_env, self._execution.shard_retries))
-            except Exception as error:  # Ray Train wraps what the job raised in errors of its own
-                outcome.append(work.failure(task.stage, None, error))
-
-        thread = threading.Thread(target=fit, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(TICK)
-            watch()
-        return outcome[0]
-
-
-def _cluster_resources() -> dict[str, float]:
-    return cast(dict[str, float], cast(Any, ray).cluster_resources())
-
-
-def _alive_nodes() -> set[str]:
-    return {node["NodeID"] for node in cast(Any, ray).nodes() if node["Alive"]}
+        return train(task, gpu, self._runtime_env, self._say, watch)
 
 
 def _worker_died(error: RayError, task: StageTask, key: Any) -> Failure:
@@ -398,40 +269,7 @@ def _worker_died(error: RayError, task: StageTask, key: Any) -> Failure:
     return work.failure(task.stage, key, died)
 
 
-def _fit(task: StageTask, workers: int, gpu: bool, runtime_env: dict[str, Any], retries: int) -> StageOutcome:
-    """One TorchTrainer.fit. Rank 0's outcome comes back as a file in Ray Train's own folder, removed afterwards."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    storage = Folder(task.out).child(TRAIN_FOLDER)
-    storage.remove_all()  # a killed run may have left its outcome
-    trainer = TorchTrainer(
-        _train_loop,
-        train_loop_config={"task": task},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=cast(Any, RunConfig)(  # its types are those of an older Ray Train
-            name=task.stage,
-            storage_path=os.path.abspath(storage.url) if storage.is_local else storage.url,
-            failure_config=FailureConfig(max_failures=retries),
-            worker_runtime_env=runtime_env,
-        ),
-    )
-    try:
-        trainer.fit()
-        outcome = storage.read_json(OUTCOME)
-    finally:
-        storage.remove_all()
-    return StageOutcome([FileRecord(**f) for f in outcome["files"]], outcome["summary"])
-
-
-def _train_loop(config: dict[str, Any]) -> None:
-    """What each process of a distributed job runs."""
-    from ray import train
-
-    ctx, task = train.get_context(), config["task"]
-    outcome = work.job(task, ctx.get_world_rank(), ctx.get_world_size(), ctx.get_local_world_size())
-    if isinstance(outcome, Failure):  # other ranks may hang in a collective: raising ends them all
-        raise RuntimeError(f"rank {ctx.get_world_rank()}: {outcome.traceback}")
-    if ctx.get_world_rank() == 0:
-        Folder(task.out).child(TRAIN_FOLDER).write_json(OUTCOME, asdict(outcome))
+def _no_room(task: StageTask, pool: Pool) -> Failure:
+    """A stage that found no place for a worker; without a shard, since no shard is to blame."""
+    limit = f"{ray_workers.GIVE_UP_AFTER:.0f} s"
+    return work.failure(task.stage, None, NoRoom(f"no place for a worker with {pool.needs} in {limit}. {room()}"))

@@ -157,7 +157,8 @@ class _Run:
         self.report.stop()
         result.outcomes[line.stage] = "done"
         seconds = time.perf_counter() - start
-        bad = "".join(f", {n} {status}" for status, n in sorted(manifest.counts.items()) if status.startswith("bad_"))
+        told = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", "lost_")))
+        bad = "".join(f", {n} {status}" for status, n in told)
         self.report.say(f"{line.stage:<10} done    {seconds:.1f} s, {manifest.rows} rows, {manifest.bytes} bytes{bad}")
 
     def _execute(self, line: PlanLine) -> Manifest:
@@ -301,7 +302,7 @@ class _Run:
             else:
                 from stages.ray_backend import RayBackend
 
-                self._backend = ray_backend = RayBackend(self.config.execution, self._warm)
+                self._backend = ray_backend = RayBackend(self.config.execution, self._warm, self.report.say)
                 self.report.say(ray_backend.describe())
         return self._backend
 
@@ -311,7 +312,7 @@ class ErrorRateExceeded(ValueError):
 
 
 class ErrorBudget:
-    """Counts samples by status: `ok` is good, `bad_...` is an error, any other count is no sample's status."""
+    """Counts samples by status: `ok` is good, `bad_...` is bad; any other count (`lost_...`) is no sample's status."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate

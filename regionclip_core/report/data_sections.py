@@ -48,11 +48,14 @@ class Sources:
         return self.manifests[stage].summary if stage in self.manifests else {}
 
     def bad(self, stage: str) -> str:
-        """A line about samples that could not be used; empty when all could."""
+        """A line about samples, or parts of them, that could not be used; empty when all could."""
         counts = self.manifests[stage].counts if stage in self.manifests else {}
-        bad = {name: count for name, count in sorted(counts.items()) if name.startswith("bad_") and count}
-        parts = ", ".join(f"{name.removeprefix('bad_').replace('_', ' ')} {count:,}" for name, count in bad.items())
-        return f"<p class='note'>Bad samples, left out: {escape(parts)}.</p>" if bad else ""
+        told = []
+        for prefix, what in (("bad_", "Bad samples, left out"), ("lost_", "Good images that lost a part")):
+            named = [(name.removeprefix(prefix), n) for name, n in sorted(counts.items()) if name.startswith(prefix)]
+            parts = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in named if n)
+            told += [f"{what}: {escape(parts)}."] if parts else []
+        return f"<p class='note'>{' '.join(told)}</p>" if told else ""
 
 
 # ---------------------------------------------------------------- data

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from regionclip_core.artifacts import Folder
 from regionclip_core.index import IndexRow
 from regionclip_core.report.claims import MARGIN, judge, verdict
 from regionclip_core.report.curves import chart, curve_grid, thin, ticks
+from regionclip_core.report.data_sections import Sources
 from regionclip_core.report.detections import right
 from regionclip_core.report.markup import escape, facts, table
 from regionclip_core.report.pictures import MAX_SIDE, Drawn, PictureBook, crop, data_url, draw
@@ -54,6 +56,16 @@ METRICS = {
         "whole_image_top1": {"novel": 81.0, "base": 79.0, "all": 80.0},
     },
 }
+
+
+def test_bad_samples_and_lost_parts_are_told_apart() -> None:
+    counts = {"ok": 9000, "bad_image": 1200, "lost_box": 3, "lost_caption": 0, "skipped": 5}
+    no_config: Any = None  # the line needs none
+    manifests: Any = {"data": SimpleNamespace(counts=counts), "labels": SimpleNamespace(counts={"ok": 1})}
+    sources = Sources(no_config, {}, manifests, Vocabulary(("a",)))
+    said = "Bad samples, left out: image 1,200. Good images that lost a part: box 3."
+    assert sources.bad("data") == f"<p class='note'>{said}</p>"
+    assert sources.bad("labels") == sources.bad("pairs") == ""
 
 
 # ---------------------------------------------------------------- tables

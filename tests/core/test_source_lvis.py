@@ -146,7 +146,7 @@ def test_damaged_entries_cost_themselves(tmp_path: Path) -> None:
         "ok",
         "ok",
     ]
-    assert [one.dropped for one in found[:3]] == [("bad_image_labels",)] * 3
+    assert [one.dropped for one in found[:3]] == [("lost_image_labels",)] * 3
     assert rows[0].reason == "neg_category_ids is not a list of category ids"
     assert rows[0].neg_labels.tolist() == []
     assert rows[1].reason == "not_exhaustive_category_ids holds ids that are no category of the file"
@@ -154,7 +154,7 @@ def test_damaged_entries_cost_themselves(tmp_path: Path) -> None:
     assert rows[2].reason == "neg_category_ids is not a list of category ids"
     assert rows[4].key == "train2017/four.png"
     assert rows[10].neg_labels.tolist() == [0, 5]
-    assert found[11].dropped == ("bad_box",)
+    assert found[11].dropped == ("lost_box",)
     assert rows[11].reason == "box dropped: a polygon is not a list of x, y pairs"
     assert len(rows[11].boxes) == len(rows[11].box_masks) == len(rows[11].box_labels) == boxes - 1
 

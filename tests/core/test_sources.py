@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from source_samples import VOCABULARY, jpeg, picture, read_all, statuses
 
+from regionclip_core import annotation_scan
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import CocoSplit, FolderSplit
 from regionclip_core.images import ImageReader
@@ -74,7 +76,7 @@ def test_folder_source(tmp_path, kind: str) -> None:
     }
     first, second = found[0].row, found[1].row
     assert first.captions == ["first of a", "second of a"]
-    assert found[0].dropped == ("bad_caption",)
+    assert found[0].dropped == ("lost_caption",)
     assert first.reason == "caption is empty"
     assert second.captions == ["of b, with a comma"]
     assert (second.width, second.height, second.image_id) == (30, 20, 1)
@@ -184,13 +186,32 @@ def test_coco_source(tmp_path) -> None:
     assert seven.box_labels.tolist() == [VOCABULARY.index("dog"), -1]
     assert seven.box_crowd.tolist() == [False, True]
     np.testing.assert_array_equal(seven.box_area, np.float32([120.5, 3]))
-    assert found[0].dropped == ("bad_caption", "bad_box")
+    assert found[0].dropped == ("lost_caption", "lost_box")
     for part in ["caption is empty", "zero area", "outside", "not finite", "category 1234", "2 x box is not four"]:
         assert part in seven.reason
     assert rows["eight.jpg"].captions == []
     twelve = rows["train2017/000000000012.jpg"]
     assert twelve.box_area.tolist() == [20.0]  # none given: the box's
     assert twelve.url == f"{tmp_path}/train2017/000000000012.jpg"
+
+
+def test_remote_annotations_are_copied_once_for_all_shards(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_coco(tmp_path)
+    urls = {name: f"memory://{tmp_path.name}/{name}.json" for name in files}
+    for name, path in files.items():
+        Folder(f"memory://{tmp_path.name}").write_bytes(f"{name}.json", Path(path).read_bytes())
+    copied: list[str] = []
+    copy = annotation_scan.open_location
+    monkeypatch.setattr(annotation_scan, "open_location", lambda url: copied.append(url) or copy(url))
+    source = open_source("s", CocoSplit(source="coco", images=str(tmp_path), **urls), 0, VOCABULARY)
+    plans = plan_shards({"s": source}, 2)
+    assert len(plans) == 5 and copied == []
+    found = [one for plan in plans for one in source.samples(plan, None)]
+    assert statuses(found) == statuses(read_all(CocoSplit(source="coco", images=str(tmp_path), **files)))
+    assert sorted(copied) == sorted(urls.values())
+    again = pickle.loads(pickle.dumps(source))  # with no file open
+    assert statuses(list(again.samples(plans[0], None))) == statuses(list(source.samples(plans[0], None)))
+    assert len(copied) == 4
 
 
 def test_coco_limit_and_parts(tmp_path) -> None:

@@ -103,8 +103,8 @@ def test_images_boxes_and_captions_of_coco(tmp_path: Path, coco: tuple[dict[str,
         assert row["boxes"] == [[1, 1, 7, 7]]
         assert reason in row["reason"]
     counts = manifest(workspace, "data")["counts"]
-    assert counts["bad_box"] == len(BAD_BOXES)
-    assert counts["bad_caption"] == 2
+    assert counts["lost_box"] == len(BAD_BOXES)
+    assert counts["lost_caption"] == 2
     assert counts["bad_image"] == 2  # the files say so; the others are found when they are opened
     status = Counter(status for status, _ in expected.values())
     for stage in ("proposals", "labels"):

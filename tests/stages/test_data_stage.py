@@ -133,7 +133,7 @@ def test_dropped_parts_are_counted_beside_good_rows(tmp_path) -> None:
     split = {"source": "coco", "images": str(tmp_path), "instances": str(tmp_path / "instances.json")}
     config = make_config({"a": split}, categories=str(tmp_path / "categories.json"))
     out, records, _ = run(config, str(tmp_path / "out"))
-    assert records[0].counts == {"bad_box": 1, "ok": 2}
+    assert records[0].counts == {"lost_box": 1, "ok": 2}
     row = read_index(out, 0)[0]
     assert len(row.boxes) == 1
     assert row.reason == "2 x box dropped: zero area (0 x 5)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from toy_runs import Toy
 
 from regionclip_core.artifacts import Folder, read_failure
 from regionclip_core.config import ExecutionConfig
-from stages import base
+from stages import base, ray_backend, ray_workers
 from stages.base import StageRegistry
+from stages.ray_backend import RayBackend, ray, worker_environment
+from stages.ray_training import watched
 
 RAY = {"execution__backend": "ray", "execution__workers": 2}
 
@@ -24,8 +27,6 @@ RAY = {"execution__backend": "ray", "execution__workers": 2}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for the module; a run uses the Ray that is there."""
-    from stages.ray_backend import RayBackend, ray
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "STAGES", toy_stages.REGISTRY)
         backend = RayBackend(ExecutionConfig(workers=2))
@@ -99,10 +100,100 @@ def test_a_distributed_job_runs_in_several_processes(toy: Toy, cluster: None) ->
     assert manifest.files == 1
     assert toy.calls() == ["lonely-0", "lonely-1"]
     assert ".train" not in Folder(str(toy.plan()["lonely"].path)).folders()
-    toy.fault("raise-lonely-1")
-    result = toy.run("lonely", **RAY, execution__train_workers=2, execution__shard_retries=0, finetune__steps=7)
-    assert "told to fail at lonely-1" in read_failure(Folder(str(toy.plan(finetune__steps=7)["lonely"].path))).traceback
-    assert not result.ok
+
+
+@pytest.mark.slow
+def test_a_training_is_done_again_when_it_lost_a_process_and_never_when_it_raised(toy: Toy, cluster: None) -> None:
+    toy.fault("die-lonely-1")
+    toy.fault("raise-lonely-0").rename(later := toy.root / "later")
+    assert toy.run("lonely", **RAY, execution__train_workers=2, execution__shard_retries=1).ok
+    assert toy.calls().count("lonely-1") == 2
+    later.rename(toy.root / "faults" / "raise-lonely-0")
+    result = toy.run("lonely", **RAY, execution__train_workers=2, execution__shard_retries=2, finetune__steps=7)
+    assert result.messages["lonely"].startswith("RuntimeError: told to fail at lonely-0")
+    failure = read_failure(Folder(str(toy.plan(finetune__steps=7)["lonely"].path)))
+    assert "in called" in failure.traceback and "ray" not in failure.traceback  # the stage's own traceback
+    assert toy.calls().count("lonely-0") == 1
+
+
+def test_a_stage_waits_aloud_for_a_place_in_the_cluster_and_gives_up(
+    toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_workers, "SAY_AFTER", 0.2)
+    monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 1.0)
+    cpus = int(ray_workers.resources()["CPU"])
+    others = ray_workers.Pool(cpus, {"num_cpus": 1})
+    ray.get(list(others.starting))
+    result = toy.run("numbers", **RAY)
+    assert result.messages["numbers"].startswith("NoRoom: no place for a worker with 1 CPU in 1 s")
+    shown = capsys.readouterr().out
+    assert shown.count("waiting for a worker with 1 CPU") == 1
+    assert f"The cluster has 0 of {cpus} CPUs and 0 of 0 GPUs free, on 1 machines" in shown
+    threading.Timer(1.0, others.close).start()
+    monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 60.0)
+    assert toy.run("numbers", **RAY).ok
+    assert "the cluster has room again: going on" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_training_waits_aloud_for_a_place_in_the_cluster_and_gives_up(
+    toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_workers, "SAY_AFTER", 0.2)
+    monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 2.0)
+    others = ray_workers.Pool(int(ray_workers.resources()["CPU"]), {"num_cpus": 1})
+    ray.get(list(others.starting))
+    try:
+        result = toy.run("lonely", **RAY, execution__train_workers=2)
+    finally:
+        others.close()
+    assert result.messages["lonely"].startswith("NoRoom: no place for all 2 processes in 2 s")
+    assert capsys.readouterr().out.count("waiting for 2 processes with 1 CPU each") == 1
+    assert toy.calls() == []
+
+
+def test_the_only_worker_of_a_lost_node_is_replaced(toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node is alive here, and only said to be lost: the first worker hangs as if it were."""
+
+    def alive() -> set[str]:
+        hangs = log.exists() and log.read_text().count("numbers-0") == 1
+        return set() if hangs else nodes()
+
+    nodes, log = ray_workers.alive_nodes, toy.root / "log" / "calls"
+    monkeypatch.setattr(ray_backend, "alive_nodes", alive)
+    monkeypatch.setattr(ray_backend, "LOST_AFTER", 0.5)
+    toy.fault("hang-numbers-0")
+    assert toy.run("numbers", **{**RAY, "execution__workers": 1}).ok
+    assert toy.calls() == [*["numbers-0"] * 2, "numbers-1", "numbers-2", "numbers-3"]
+
+
+def test_what_workers_are_told_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://store:9000",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_PROFILE": "work",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_SESSION_TOKEN": "token",
+        "AWS_ENDPOINT_URL_S3": "http://user:word@store",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    told = {name: value for name, value in worker_environment().items() if name.startswith("AWS")}
+    assert told == {
+        "AWS_ENDPOINT_URL": "http://store:9000",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_PROFILE": "work",
+    }
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("x")])
+def test_whatever_ends_the_thread_of_a_training_is_raised(error: BaseException) -> None:
+    def end() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        watched(end, lambda: None)
 
 
 @pytest.mark.slow

@@ -224,6 +224,15 @@ def test_too_many_bad_samples_stop_a_stage(toy: Toy) -> None:
     assert toy.calls() == []
 
 
+def test_good_images_that_lost_parts_are_neither_bad_nor_counted_twice() -> None:
+    budget = runner.ErrorBudget(0.1)
+    budget.add({"ok": 90, "bad_image": 10, "lost_box": 400, "lost_caption": 50})
+    budget.check(final=True)
+    budget.add({"bad_image": 1})
+    with pytest.raises(runner.ErrorRateExceeded, match=r"^10\.9% of 101 samples are bad \(11 bad_image\)"):
+        budget.check(final=True)
+
+
 def test_too_many_bad_samples_stop_a_stage_halfway(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "ENOUGH_TO_JUDGE", 20)
     assert not toy.run("numbers", execution__max_error_rate=0.05).ok

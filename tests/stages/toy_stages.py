@@ -1,7 +1,8 @@
 """A toy pipeline for the frame's tests: numbers -> scaled -> total, and lonely, which stands alone.
 
 Faults are files in the folder `faults` beside the workspace, so that every backend sees them:
-`raise-<stage>-<shard>` raises, `die-...` kills the process once, `kill-...` each time, `interrupt-...` interrupts.
+`raise-<stage>-<shard>` raises, `die-...` kills the process once, `kill-...` each time, `interrupt-...` interrupts,
+`hang-...` waits for a minute, once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,9 @@ def called(config: Config, what: str) -> None:
         raise RuntimeError(f"told to fail at {what}")
     if (faults / f"interrupt-{what}").exists():
         raise KeyboardInterrupt
+    if (hang := faults / f"hang-{what}").exists():
+        hang.unlink()
+        time.sleep(60)
 
 
 class Numbers(ShardStage):
