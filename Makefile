@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow faults lint bench clean
+.PHONY: setup demo test test-slow test-gpu faults lint bench clean
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ test: $(READY)  ## ruff, strict typing of the core, the tests
 
 test-slow: $(READY)  ## the long ones
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)  ## those that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 faults: $(READY)  ## breaks a hundred runs at random moments; each must end with the same bytes
 	$(BIN)/python tests/faults --rounds 100

@@ -77,7 +77,8 @@ def _categories(url: str) -> list[Any] | None:
         # After an opening bracket the rest of the file is an object only if the key stands at the top level.
         with suppress(ValueError, RecursionError):
             rest = decode_entry(b"{" + tail[place:])
-            return rest["categories"] if isinstance(rest["categories"], list) else None
+            if isinstance(rest, dict):
+                return rest["categories"] if isinstance(rest["categories"], list) else None
     return _from_the_start(url)
 
 

@@ -52,6 +52,8 @@ class AnnotationScan:
     """Of each file, [N + 1]: image n's annotations are first[n] to first[n + 1]."""
     categories: tuple[dict[Any, str], ...]
     """Of each file: name by category id."""
+    lost: int
+    """Annotations of all files that are of no image that any of the files lists."""
 
     def __len__(self) -> int:
         return len(self.image_file)
@@ -59,7 +61,7 @@ class AnnotationScan:
     def save(self, folder: Folder, name: str) -> None:
         """Write it to `folder` as `<name>.npz`."""
         arrays: dict[str, Any] = {"image_file": self.image_file, "duplicates": self.duplicates}
-        arrays |= {"image_offsets": self.images.offsets, "image_bytes": self.images.bytes}
+        arrays |= {"image_offsets": self.images.offsets, "image_bytes": self.images.bytes, "lost": np.int64(self.lost)}
         for i, (ranges, first) in enumerate(zip(self.annotations, self.first, strict=True)):
             arrays |= {f"offsets{i}": ranges.offsets, f"bytes{i}": ranges.bytes, f"first{i}": first}
         names = json.dumps([list(one.items()) for one in self.categories]).encode()
@@ -69,10 +71,12 @@ class AnnotationScan:
 
     @classmethod
     def load(cls, folder: Folder, name: str) -> AnnotationScan | None:
-        """What `save` wrote; None if it did not."""
+        """What `save` wrote; None if it did not, or did in an earlier version of this program."""
         if not folder.exists(f"{name}.npz"):
             return None
         with np.load(io.BytesIO(folder.read_bytes(f"{name}.npz")), allow_pickle=False) as found:
+            if "lost" not in found:
+                return None
             categories = tuple(dict(map(tuple, one)) for one in json.loads(found["categories"].tobytes()))
             files = range(len(categories))
             return cls(
@@ -82,6 +86,7 @@ class AnnotationScan:
                 tuple(Ranges(found[f"offsets{i}"], found[f"bytes{i}"]) for i in files),
                 tuple(found[f"first{i}"] for i in files),
                 categories,
+                int(found["lost"]),
             )
 
 
@@ -97,6 +102,8 @@ class _FileScan:
     """Of each annotation, its image's id."""
     offsets: array[int] = field(default_factory=lambda: array("q"))
     bytes: array[int] = field(default_factory=lambda: array("i"))
+    lost: int = 0
+    """Annotations that are no object or name no image."""
     categories: dict[Any, str] = field(default_factory=dict)
 
 
@@ -112,7 +119,7 @@ def scan_annotations(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or not of COCO's form.
+        ValueError: not JSON, not of COCO's form, or a file none of whose annotations is of an image of the split.
     """
     ids: dict[Any, int] = {}
     files = [_scan_file(url, ids, file_name) for url in urls]
@@ -131,6 +138,12 @@ def scan_annotations(
             position_of[image_id] = position
         names.add(name)
     grouped = [_by_image(file, position_of, len(chosen)) for file in files]
+    every_id = list(ids)
+    images = [one for one, position in zip(every_id, position_of, strict=True) if position >= 0]
+    for url, file, (ranges, _) in zip(urls, files, grouped, strict=True):
+        # Images without a usable id are bad samples, each for itself: they don't tell that the file is another's.
+        if len(file.owners) + file.lost and not len(ranges.offsets) and any(isinstance(one, int) for one in images):
+            raise ValueError(_strangers(url, file, every_id, images))
     return AnnotationScan(
         np.array([number for number, _ in chosen], np.int8),
         Ranges(
@@ -141,6 +154,7 @@ def scan_annotations(
         tuple(ranges for ranges, _ in grouped),
         tuple(first for _, first in grouped),
         tuple(file.categories for file in files),
+        _lost(files, len(ids)),
     )
 
 
@@ -160,13 +174,46 @@ def _scan_file(url: str, ids: dict[Any, int], file_name: Callable[[Image], str |
             found.owners.append(ids.setdefault(hashable(value["image_id"]), len(ids)))
             found.offsets.append(offset)
             found.bytes.append(size)
+        elif key == "annotations":
+            found.lost += 1
         elif key == "categories":
-            if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "id" not in value:
-                raise ValueError(f"{url}: expected categories with `id` and `name`, found {str(value)[:200]}")
-            found.categories[hashable(value["id"])] = value["name"]
+            _add_category(found.categories, value, url)
     if not {"images", "annotations"} <= lists:
         raise ValueError(f"{url}: expected a COCO annotation file with the lists `images` and `annotations`")
     return found
+
+
+def _add_category(categories: dict[Any, str], value: Any, url: str) -> None:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "id" not in value:
+        raise ValueError(f"{url}: expected categories with `id` and `name`, found {str(value)[:200]}")
+    key, name = hashable(value["id"]), value["name"]
+    if categories.setdefault(key, name) != name:
+        raise ValueError(
+            f"{url}: the categories {categories[key]!r} and {name!r} both have the id {key!r}, so that it says of no "
+            "box what it shows; give each category its own id"
+        )
+
+
+def _lost(files: Sequence[_FileScan], ids: int) -> int:
+    """Annotations of no listed image. One of an image that was left out on purpose is not lost."""
+    listed = np.zeros(ids, np.bool_)
+    for file in files:
+        listed[file.image_ids] = True
+    return sum(file.lost + int(np.count_nonzero(~listed[np.asarray(file.owners, np.int64)])) for file in files)
+
+
+def _strangers(url: str, file: _FileScan, ids: Sequence[Any], images: Sequence[Any]) -> str:
+    """What is wrong with a file whose annotations are all of other images."""
+    named = list(dict.fromkeys(ids[number] for number in file.owners[:1000]))
+    told = f"their `image_id` are {_some(named)}" if named else "they name no `image_id`"
+    return (
+        f"{url}: none of its {len(file.owners) + file.lost} annotations is of an image of the split: {told}, the "
+        f"images' `id` are {_some(images)}; give files that belong together"
+    )
+
+
+def _some(values: Sequence[Any]) -> str:
+    return ", ".join([repr(value)[:50] for value in values[:5]] + ["..."] * (len(values) > 5))
 
 
 def _by_image(file: _FileScan, position_of: npt.NDArray[np.int64], images: int) -> tuple[Ranges, npt.NDArray[np.int64]]:
@@ -195,13 +242,18 @@ class EntryReader:
         Raises:
             ValueError: the file is not what was scanned.
         """
-        if stop > start and file not in self._open:
-            self._open[file] = _on_disk(self._urls[file])
         for offset, size in zip(ranges.offsets[start:stop].tolist(), ranges.bytes[start:stop].tolist(), strict=True):
+            data = self.read_bytes(file, offset, size)
             try:
-                yield decode_entry(os.pread(self._open[file].fileno(), size, offset))
+                yield decode_entry(data)
             except ValueError as error:
                 raise ValueError(f"{self._urls[file]} has changed since this run began; run again") from error
+
+    def read_bytes(self, file: int, offset: int, size: int) -> bytes:
+        """`size` bytes of file number `file`, fewer at its end."""
+        if file not in self._open:
+            self._open[file] = _on_disk(self._urls[file])
+        return os.pread(self._open[file].fileno(), size, offset)
 
     def close(self) -> None:
         """Close the files."""

@@ -5,7 +5,6 @@ A description is open_clip's `model_cfg`: `embed_dim`, `vision_cfg`, `text_cfg` 
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import re
@@ -13,6 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from regionclip_core.nearest import nearest
 
 if TYPE_CHECKING:
     from regionclip_core.config import ClipArchitecture, Config
@@ -41,10 +42,9 @@ def model_config(name: str) -> dict[str, Any]:
     folder = _configs_folder()
     file = folder / f"{name}.json"
     if "/" in name or not file.is_file():
-        known = {path.stem.lower(): path.stem for path in folder.glob("*.json")}
-        near = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
+        near = nearest(name, ["small", *(path.stem for path in folder.glob("*.json"))], most=3, cutoff=0.5)
         hint = f"; nearest: {', '.join(near)}" if near else ", such as RN50, RN50x4 or ViT-B-16"
-        raise ValueError(f"teacher.model: {name!r} is neither `small` nor an open_clip architecture{hint}")
+        raise ValueError(f"teacher.model: expected `small` or an open_clip architecture (came: {name!r}){hint}")
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return config
 
@@ -107,16 +107,12 @@ def _timm_tower(vision: Mapping[str, Any]) -> Tower:
 
 
 def check_small(architecture: ClipArchitecture) -> None:
-    """ValueError if `teacher.architecture` can't be built."""
-    if architecture.image_size % 32 or architecture.image_size < 32:
-        raise ValueError(f"teacher.architecture.image_size must be a multiple of 32, got {architecture.image_size}")
+    """ValueError if `teacher.architecture`, whose settings are each in range, can't be built."""
     if architecture.text_width % architecture.text_heads:
         raise ValueError(
-            f"teacher.architecture.text_width {architecture.text_width} is not divisible by text_heads "
-            f"{architecture.text_heads}"
+            f"teacher.architecture.text_heads: expected a divisor of text_width, which is {architecture.text_width} "
+            f"(came: {architecture.text_heads})"
         )
-    if architecture.vision_width % 2:
-        raise ValueError(f"teacher.architecture.vision_width must be even, got {architecture.vision_width}")
 
 
 # ---------------------------------------------------------------- what a configuration asks for
@@ -185,4 +181,4 @@ def _check_sides(config: Config, name: str, stride: int) -> None:
         sides.append(("labels.image_size", config.labels.image_size))
     for path, side in sides:
         if side < stride:
-            raise ValueError(f"{path}: {side} px is less than a cell of {name}'s feature map, {stride} px")
+            raise ValueError(f"{path}: expected at least a cell of {name}'s feature map, {stride} px (came: {side})")

@@ -15,34 +15,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from regionclip_core.folders import FileRecord, Folder, canonical_json
+from regionclip_core.folders import REQUESTS, FileRecord, Folder, canonical_json
 
 __all__ = [
     "Failure",
     "FileRecord",
     "Folder",
     "Manifest",
+    "ShardListing",
     "ShardRecord",
+    "StagePlan",
     "canonical_json",
     "content_digest",
     "done_shards",
     "failed_shards",
+    "list_shards",
     "read_failure",
     "read_manifest",
+    "read_plan",
     "read_records",
+    "read_shard_record",
     "read_shard_records",
+    "remove_shard_records",
     "shard_failure_name",
     "shard_record_name",
     "write_failure",
     "write_manifest",
+    "write_plan",
     "write_records",
     "write_shard_record",
 ]
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 RECORDS = "records.json"
@@ -51,7 +60,29 @@ FAILURE = "failed.json"
 PROGRESS = "progress.json"
 
 
+_PAGE = 1000
+"""Names that an object store gives an answer. Five digits of a shard's number: the first two choose one page."""
+
+
 # ---------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage set out to do."""
+
+    total: int | None
+    """Shards; None for a job."""
+    last: int | None = None
+    """The highest shard number, where there are shards and it is known."""
+
+
+@dataclass(frozen=True)
+class ShardListing:
+    """Shards with a record, and those with a failure record and no shard record, rising."""
+
+    done: tuple[int, ...]
+    failed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -140,8 +171,49 @@ def write_failure(folder: Folder, failure: Failure) -> None:
 
 
 def read_failure(folder: Folder, shard: int | None = None) -> Failure:
-    """The failure record of a shard, or of the stage. Raises FileNotFoundError."""
-    return Failure(**folder.read_json(FAILURE if shard is None else shard_failure_name(shard)))
+    """The failure record of a shard, or of the stage. Raises FileNotFoundError, and ValueError for a damaged one."""
+    name = FAILURE if shard is None else shard_failure_name(shard)
+    found = folder.read_json(name)
+    try:
+        return Failure(**found)
+    except TypeError as error:
+        raise ValueError(f"{folder.path(name)}: expected a failure record, but {error}; run again") from error
+
+
+def write_plan(folder: Folder, shards: Sequence[int] | None) -> None:
+    """Say what the stage sets out to do: these shards, or (None) a job."""
+    total = None if shards is None else len(shards)
+    folder.write_json(PLAN, {"total": total, "last": max(shards) if shards else None}, indent=1)
+
+
+def read_plan(folder: Folder) -> StagePlan | None:
+    """What the stage set out to do; None when it has not begun. ValueError for one that is damaged."""
+    try:
+        found = folder.read_json(PLAN)
+    except FileNotFoundError:
+        return None
+    numbers = [found.get("total"), found.get("last")] if isinstance(found, dict) and "total" in found else [""]
+    if not all(number is None or type(number) is int for number in numbers):
+        raise ValueError(f"{folder.path(PLAN)}: expected total and last, two numbers, but it holds {str(found)[:80]!r}")
+    return StagePlan(*numbers)
+
+
+def list_shards(folder: Folder, plan: StagePlan | None = None) -> ShardListing:
+    """Where the shards of an unfinished stage stand, by one look at the names.
+
+    Only names of records are asked for. What the stage planned tells an object store's pages apart beforehand, so that
+    they come at the same time and not one after the other.
+    """
+    names = folder.names(*record_prefixes(plan), "failed-")
+    return ShardListing(tuple(done_shards(names)), tuple(failed_shards(names)))
+
+
+def record_prefixes(plan: StagePlan | None) -> list[str]:
+    """Beginnings of records' names, each of few enough names for one page up to 100,000 shards."""
+    if plan is None or plan.total is None or plan.total <= _PAGE:
+        return ["shard-"]
+    last = 99_999 if plan.last is None else min(plan.last, 99_999)
+    return [f"shard-{block:02d}" for block in range(last // _PAGE + 1)]
 
 
 def done_shards(names: Iterable[str]) -> list[int]:
@@ -156,22 +228,73 @@ def failed_shards(names: Iterable[str]) -> list[int]:
     return sorted(failed - set(done_shards(names)))
 
 
-def read_shard_records(folder: Folder, shards: Iterable[int]) -> list[ShardRecord]:
-    """Records of the given finished shards, in order; from records.json where it has them, else one by one."""
-    from concurrent.futures import ThreadPoolExecutor
+def read_shard_record(folder: Folder, shard: int) -> ShardRecord:
+    """The record of one shard, as it was committed. Raises FileNotFoundError, and ValueError for a damaged one."""
+    found = folder.read_json(shard_record_name(shard))
+    try:
+        record = ShardRecord.from_json(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_record(folder, shard, error) from error
+    if record.shard != shard:
+        raise _no_record(folder, shard, ValueError(f"it is shard {record.shard}'s"))
+    return record
 
+
+def _no_record(folder: Folder, shard: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{folder.path(shard_record_name(shard))}: expected the record of shard {shard}, but "
+        f"{type(error).__name__}: {error}; a run does the shard anew"
+    )
+
+
+def read_shard_records(
+    folder: Folder,
+    shards: Iterable[int],
+    damaged: list[int] | None = None,
+    at_most: int | None = None,
+    rolled_up: bool = True,
+) -> list[ShardRecord]:
+    """Records of the given finished shards, in order; from records.json where it has them, else one by one.
+
+    Args:
+        damaged: takes the shards whose records can't be read or have just been removed; None: that is an error.
+        at_most: records to open one by one; the shards beyond are left out. None: all.
+        rolled_up: False opens all of them, whatever records.json has.
+    """
     known: dict[int, ShardRecord] = {}
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a roll-up is only a cache
-        known = {r["shard"]: ShardRecord.from_json(r) for r in folder.read_json(RECORDS)["shards"]}
+        if rolled_up:
+            known = {r["shard"]: ShardRecord.from_json(r) for r in folder.read_json(RECORDS)["shards"]}
     wanted = sorted(shards)
-    missing = [s for s in wanted if s not in known]
 
-    def read(shard: int) -> ShardRecord:
-        return ShardRecord.from_json(folder.read_json(shard_record_name(shard)))
+    def read(shard: int) -> ShardRecord | None:
+        try:
+            return read_shard_record(folder, shard)
+        except (FileNotFoundError, ValueError):
+            if damaged is None:
+                raise
+            return None
 
-    with ThreadPoolExecutor(max_workers=1 if folder.is_local else 32) as threads:
-        known.update(zip(missing, threads.map(read, missing), strict=True))
-    return [known[s] for s in wanted]
+    missing = [s for s in wanted if s not in known][:at_most]
+    for shard, record in zip(missing, _at_once(folder, read, missing), strict=True):
+        if record is not None:
+            known[shard] = record
+        elif damaged is not None:
+            damaged.append(shard)
+    return [known[s] for s in wanted if s in known]
+
+
+def remove_shard_records(folder: Folder, shards: Iterable[int]) -> None:
+    """Take back the commits of these shards; what records.json says of them is the caller's to mend."""
+    list(_at_once(folder, lambda shard: folder.remove(shard_record_name(shard)), list(shards)))
+
+
+def _at_once(folder: Folder, call: Callable[[int], T], shards: Sequence[int]) -> Iterator[T]:
+    """`call` of each shard, in order; many requests at a time where the folder is remote."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=1 if folder.is_local else REQUESTS) as threads:
+        yield from threads.map(call, shards)
 
 
 def write_records(folder: Folder, shards: Iterable[ShardRecord], stage_files: Iterable[FileRecord] = ()) -> None:
@@ -186,9 +309,14 @@ def write_records(folder: Folder, shards: Iterable[ShardRecord], stage_files: It
 
 
 def read_records(folder: Folder) -> tuple[list[ShardRecord], list[FileRecord]]:
-    """Shard records and stage-level files of a finished artifact."""
+    """Shard records and stage-level files of a finished artifact. ValueError for a damaged roll-up."""
     rolled = folder.read_json(RECORDS)
-    return [ShardRecord.from_json(r) for r in rolled["shards"]], [FileRecord(**f) for f in rolled["stage"]]
+    try:
+        return [ShardRecord.from_json(r) for r in rolled["shards"]], [FileRecord(**f) for f in rolled["stage"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder.path(RECORDS)}: expected the records of shards and of stage, but {type(error).__name__}: {error}"
+        ) from error
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
@@ -197,15 +325,30 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest, or None when the stage is not finished. ValueError for one of another form."""
+    """The manifest, or None when the stage is not finished. ValueError for a damaged one and for another form."""
     try:
         found = folder.read_json(MANIFEST)
     except FileNotFoundError:
         return None
     try:
-        return Manifest(**found)
+        manifest = Manifest(**found)
     except TypeError as error:
-        raise ValueError(
-            f"{folder.path(MANIFEST)}: expected a manifest as this version writes it, but {error}; it was written by "
-            "another version or damaged. Use that version, or delete the file's folder and run again"
-        ) from error
+        raise _no_manifest(folder, str(error)) from error
+    for name, kind in _MANIFEST_TYPES.items():
+        if type(value := getattr(manifest, name)) is not kind:
+            raise _no_manifest(folder, f"its {name} is {str(value)[:60]!r}")
+    return manifest
+
+
+_MANIFEST_TYPES = {
+    **dict.fromkeys(("stage", "fingerprint", "content_digest"), str),
+    **dict.fromkeys(("version", "shards", "rows", "files", "bytes"), int),
+    **dict.fromkeys(("settings", "inputs", "raw_inputs", "summary", "counts", "provenance"), dict),
+}
+
+
+def _no_manifest(folder: Folder, what: str) -> ValueError:
+    return ValueError(
+        f"{folder.path(MANIFEST)}: expected a manifest as this version writes it, but {what}; it was written by "
+        "another version or damaged. Use that version, or run again: it is made anew, and good shards are kept"
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from regionclip_core.boxes import flip_horizontal
 from regionclip_core.image_batch import ImageBatch, batch_images
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import ImageReader
 from regionclip_core.index import IndexRow
 from regionclip_core.mask_targets import ImageMasks
@@ -50,6 +52,16 @@ class BoxBatch:
     masks: list[ImageMasks] | None = None
     """One an image, where the images have masks."""
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`; masks stay coded until a loss draws them."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            boxes=[boxes.to(device) for boxes in self.boxes],
+            labels=[labels.to(device) for labels in self.labels],
+            extra=[boxes.to(device) for boxes in self.extra],
+        )
+
 
 def labelled_boxes(row: IndexRow, allowed: Collection[int]) -> tuple[Tensor, Tensor]:
     """float32[G, 4] boxes and int64[G] labels of the row's objects of the allowed categories, crowds left out."""
@@ -77,6 +89,7 @@ def box_batches(
     world_size: int = 1,
     train_sizes: Sequence[int] = (),
     factors: npt.NDArray[np.float64] | None = None,
+    tally: ImageTally | None = None,
 ) -> Callable[[int], BoxBatch]:
     """A function of the step: this rank's share of a global batch, drawn epoch by epoch from permutations.
 
@@ -85,6 +98,7 @@ def box_batches(
     Args:
         image_size: shorter side of the input, pixels; with `train_sizes` it is drawn from these, image by image.
         factors: how often each image comes in an epoch, see `repeat_factors`; None is once.
+        tally: counts the images that are read, and those that can't be.
 
     Raises:
         ValueError: if `batch_size`, images of all ranks together, is no multiple of `world_size`.
@@ -97,7 +111,7 @@ def box_batches(
     def at(step: int) -> BoxBatch:
         positions = range(rank * share, (rank + 1) * share)
         numbers = [order[step * batch_size + position] for position in positions]
-        chosen = [first_readable(images, number, lambda image: reader.read(image.row)) for number in numbers]
+        chosen = [first_readable(images, number, lambda image: reader.read(image.row), tally) for number in numbers]
         pixels, boxes, extra, flips, sizes = [], [], [], [], []
         for position, (image, array) in zip(positions, chosen, strict=True):
             rng = np.random.default_rng(step_seed(seed, step, position))
@@ -128,18 +142,3 @@ def _batch_masks(images: Sequence[BoxedImage], batch: ImageBatch, flips: Sequenc
         if image.masks is not None
     ]
     return masks if len(masks) == len(images) else None
-
-
-def to_device(batch: BoxBatch, device: str) -> BoxBatch:
-    """The same batch with its tensors on `device`."""
-    if device == "cpu":
-        return batch
-    images = replace(batch.images, tensor=batch.images.tensor.to(device, non_blocking=True))
-    return BoxBatch(
-        images=images,
-        boxes=[b.to(device) for b in batch.boxes],
-        labels=[b.to(device) for b in batch.labels],
-        extra=[b.to(device) for b in batch.extra],
-        seeds=batch.seeds,
-        masks=batch.masks,
-    )

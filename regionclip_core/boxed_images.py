@@ -17,11 +17,15 @@ import torch
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import BoxedImage, labelled_boxes, usable_boxes
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.index import read_index_table, split_shards
 from regionclip_core.proposing import read_proposal_table
 from regionclip_core.row_table import RowTable
 from regionclip_core.schemas import INDEX, PROPOSED
 from regionclip_core.vocabulary import Vocabulary
+
+_PLACE = "place"
+"""Column beside an index's own: the image's row in the split, from 0."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class BoxedImages(Sequence[BoxedImage]):
     """Whether the rows have proposals."""
     numbers: Mapping[int, int] | None = None
     """What each allowed label is called here; None: as in the vocabulary."""
+    split_rows: int = 0
+    """Images of the whole split, trained on or not."""
 
     def __len__(self) -> int:
         """N."""
@@ -61,6 +67,16 @@ class BoxedImages(Sequence[BoxedImage]):
         if self.masks:
             coded = [row.box_masks[i] for i in np.flatnonzero(usable_boxes(row, self.allowed)).tolist()]
         return BoxedImage(replace(row, box_masks=()), boxes, labels, extra, coded)
+
+    def tally(self, max_error_rate: float) -> ImageTally:
+        """Counts the images that a training reads, by their row in the split."""
+        return ImageTally(
+            self.split_rows,
+            max_error_rate,
+            images=len(self),
+            place_of=lambda number: int(self.rows.value(_PLACE, number)),
+            key_of=lambda number: str(self.rows.value("key", number)),
+        )
 
     def labels(self) -> Iterable[npt.NDArray[np.int32]]:
         """int32[G] of each image in order, as in the vocabulary; read anew each time it is gone through."""
@@ -97,7 +113,7 @@ def boxed_images(
         raise ValueError(f"split {split!r} has no image with a box of the wanted categories; training needs some")
     if not len(rows):
         raise ValueError(f"split {split!r}: no image with boxes could be read for proposals")
-    return BoxedImages(rows, selection.allowed, masks, proposals is not None)
+    return BoxedImages(rows, selection.allowed, masks, proposals is not None, split_rows=selection.split_rows)
 
 
 @dataclass
@@ -111,6 +127,8 @@ class _Selection:
     proposals: Folder | None
     with_boxes: int = 0
     """Readable images with a usable box so far, with or without proposals."""
+    split_rows: int = 0
+    """Rows so far, of whatever kind."""
 
     def tables(self) -> Iterator[pa.Table]:
         """One shard's rows at a time."""
@@ -119,6 +137,9 @@ class _Selection:
         columns = [name for name in INDEX.names if self.masks or name != "box_masks"]
         for shard in split_shards(self.data, (self.split,)):
             table = read_index_table(self.data, shard, digest, columns)
+            places = np.arange(self.split_rows, self.split_rows + table.num_rows)
+            self.split_rows += table.num_rows
+            table = table.append_column(_PLACE, pa.array(places))
             table = table.take(np.flatnonzero(_has_box(table, self.allowed)))
             self.with_boxes += table.num_rows
             if self.masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 MAX_CAPTION = 10_000
 """Longest caption kept, in characters: longer ones are pages or markup, never a caption."""
+_UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # Unicode's control, format and separator characters
 
 
 class BadCaption(ValueError):
@@ -17,10 +19,10 @@ class BadCaption(ValueError):
 
 
 def clean_caption(raw: str | bytes) -> str:
-    """A caption as stripped, valid Unicode.
+    """A caption as stripped, valid Unicode, without a byte-order mark.
 
     Raises:
-        BadCaption: not UTF-8, empty, or longer than MAX_CAPTION characters.
+        BadCaption: not UTF-8, empty, nothing to be seen, or longer than MAX_CAPTION characters.
     """
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
@@ -29,8 +31,8 @@ def clean_caption(raw: str | bytes) -> str:
         raise BadCaption(f"caption is not UTF-8 (byte {error.start})") from error
     except UnicodeEncodeError as error:
         raise BadCaption(f"caption is not valid Unicode (character {error.start})") from error
-    text = text.strip()
-    if not text:
+    text = text.removeprefix("\ufeff").strip()
+    if not any(unicodedata.category(character) not in _UNSEEN for character in text):
         raise BadCaption("caption is empty")
     if len(text) > MAX_CAPTION:
         raise BadCaption(f"caption of {len(text)} characters, at most {MAX_CAPTION}")
@@ -89,7 +91,13 @@ def unsafe_name(name: str) -> str | None:
 
 def printable(name: str) -> str:
     """The name with undecodable bytes written as \\xNN, so that it can be stored as UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if _escaped(name) else name
+    if not _escaped(name):
+        return name
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a surrogate pair, from an escape in JSON
+        data = name.encode("utf-8", "surrogatepass")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _escaped(name: str) -> bool:

@@ -9,6 +9,7 @@ Shapes: B samples, S image side, L context length, D embedding.
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from regionclip_core.clip_weights import find_weights, pretrained_config, read_s
 from regionclip_core.config import ClipArchitecture, TeacherConfig
 from regionclip_core.folders import Folder
 from regionclip_core.given_weights import CLIP_LAYOUTS, clip_folder
+from regionclip_core.local_copies import local_copy
+from regionclip_core.locations import is_remote
 from regionclip_core.tokenization import LocalTokenizer, make_tokenizer
 
 Triple = tuple[float, float, float]
@@ -45,6 +48,8 @@ class ClipModel:
     name: str
     architecture: dict[str, Any]
     """open_clip's `model_cfg`: embed_dim, vision_cfg, text_cfg, quick_gelu, ..."""
+    note: str = ""
+    """What had to be assumed because the weights don't tell it; empty: nothing."""
 
     @property
     def logit_scale(self) -> float:
@@ -84,8 +89,9 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
     alone); a path gives a file's weights, or the model in a CLIP folder, or `teacher/` in the folder of an imported
     pretraining file; anything else is an open_clip pretrained tag, which must already be in the local cache: nothing
     is downloaded. Activations follow the weights: OpenAI's need QuickGELU and get it, whatever
-    the architecture's name. Raises ValueError for unknown or unsupported names and weights that do not fit,
-    FileNotFoundError for a tag that is not in the cache.
+    the architecture's name. A bare file doesn't tell the mean and deviation of its pixels: where they don't follow
+    from the architecture either, CLIP's are taken and `note` says so. Raises ValueError for unknown or unsupported
+    names and weights that do not fit, FileNotFoundError for a tag that is not in the cache.
     """
     small = teacher.model == "small"
     architecture = small_architecture(teacher.architecture) if small else named_architecture(teacher.model)
@@ -93,16 +99,19 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
         return build_clip(architecture, teacher.model, seed)
     if (found := _find_folder(teacher.weights)) is not None:
         return _require(load_clip(found), architecture, teacher.model, found)
-    path = find_weights(teacher.model, teacher.weights)
+    where = teacher.weights if is_remote(teacher.weights) else str(find_weights(teacher.model, teacher.weights))
     tag = pretrained_config(teacher.model, teacher.weights)
-    state, from_openai = read_state_dict(path)
+    with local_copy(where) as path:
+        state, from_openai = read_state_dict(path)
     if tag:
         architecture["quick_gelu"] = bool(tag.get("quick_gelu", False))
     elif from_openai:
         architecture["quick_gelu"] = True
-    beside = Folder(str(path.parent))
+    beside = Folder(posixpath.dirname(where) or ".")
     clip = build_clip(architecture, teacher.model, seed, tag.get("mean"), tag.get("std"), beside)
-    _load_weights(clip, state, str(path))
+    _load_weights(clip, state, where)
+    if not (small or tag or from_openai):  # small models are made here, and tags and OpenAI's files are known
+        clip.note = normalisation_note(teacher.model, "the folder that `regionclip import` makes of the file")
     return clip
 
 
@@ -210,6 +219,20 @@ def published_normalisations(name: str) -> set[tuple[tuple[float, ...], tuple[fl
     """Each mean and deviation of pixels that some published weights of an architecture have."""
     tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     return {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
+
+
+def normalisation_note(name: str, place: str) -> str:
+    """Says that a bare file of an architecture's weights leaves the mean and deviation of pixels open, and how to set
+    them in the CLIP folder `place`; empty where all published weights agree.
+    """
+    known = len(published_normalisations(name))
+    if known == 1:
+        return ""
+    others = f"published weights of {name} differ in them" if known else f"no published weights of {name} are known"
+    return (
+        f"the file doesn't tell the mean and deviation of its pixels, and {others}: CLIP's are taken; if it was made "
+        f"with others, set preprocess_cfg in {CLIP_LAYOUTS[0][0]} of {place}"
+    )
 
 
 def lean_clip(architecture: Mapping[str, Any], name: str) -> ClipModel:

@@ -152,9 +152,7 @@ def read_model(model: str) -> Architecture:
         try:
             name, config = model, model_config(model)
         except ValueError as error:
-            raise ValueError(
-                str(error).replace("teacher.model", "--model").replace("neither `small` nor", "not")
-            ) from None
+            raise ValueError(str(error).replace("teacher.model", "--model").replace("`small` or an", "an")) from None
     if reason := why_not_buildable(config):
         raise ValueError(f"--model {model} can't be used: {reason}")
     return Architecture(name, config)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import TeacherTraining
 from regionclip_core.distributed import gather_rows, use_global_batch_norms
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.losses import image_text_contrastive
 from regionclip_core.sampling import EpochOrder, first_readable
 from regionclip_core.training import step_seed
@@ -39,6 +41,10 @@ class ClipBatch:
 
     images: Tensor  # float32[B, 3, S, S], normalised
     captions: list[str]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its pixels on `device`; captions become tokens there."""
+        return replace(self, images=self.images.to(device, non_blocking=True))
 
 
 class ClipTrainer(nn.Module):
@@ -65,10 +71,12 @@ def batch_maker(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    tally: ImageTally | None = None,
 ) -> Callable[[int], ClipBatch]:
     """A function of the step that reads, crops and flips this rank's share of the global batch.
 
-    Every epoch is a new permutation of `pairs`; a caption is drawn anew each time an image comes.
+    Every epoch is a new permutation of `pairs`; a caption is drawn anew each time an image comes. `tally` counts the
+    images that are read, and those that can't be.
 
     Raises:
         ValueError: if there are fewer pairs than one batch takes, or a batch is no multiple of `world_size`.
@@ -86,7 +94,7 @@ def batch_maker(
         images, captions = [], []
         for position in range(rank * share, (rank + 1) * share):
             number = order[step * training.batch_size + position]
-            pair, pixels = first_readable(pairs, number, lambda pair: pair.read())
+            pair, pixels = first_readable(pairs, number, lambda pair: pair.read(), tally)
             # Drawn by the place in the global batch: the same for any number of ranks.
             rng = np.random.default_rng(step_seed(seed, step, position))
             images.append(augment(pixels, clip.image_size, training, rng))

@@ -25,7 +25,7 @@ def read_pool(concepts: Folder) -> Vocabulary:
     Raises:
         ValueError: if the pool is empty.
     """
-    with concepts.open("concepts.parquet") as file:
+    with concepts.open_table("concepts.parquet") as file:
         names = pq.read_table(file, columns=["concept"])["concept"].to_pylist()
     if not names:
         raise ValueError(f"the concept pool in {concepts.url} is empty; lower concepts.min_count")

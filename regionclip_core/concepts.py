@@ -2,8 +2,8 @@
 
 make_parser(config, protected)      a spaCy pipeline that fills doc.noun_chunks, and the phrase rules behind it
 count_captions(parser, images)      -> ConceptCounts, one shard's counts (schemas.PHRASES)
-merge_counts(tables)                -> the counts of all shards
-build_pool(counts, config, names)   -> (schemas.CONCEPTS, schemas.DROPPED_CONCEPTS)
+
+concept_merge.py makes the pool of all shards' counts.
 """
 
 from __future__ import annotations
@@ -29,17 +29,13 @@ __all__ = [
     "CaptionParser",
     "ConceptCounts",
     "Phrase",
-    "build_pool",
     "count_captions",
     "make_parser",
-    "merge_counts",
     "parser_identity",
 ]
 
 logger = logging.getLogger(__name__)
 
-SURFACE_FORMS = 8
-"""Surface forms kept of a concept in the pool, most frequent first."""
 PARSER_KEY = b"parser"
 """Arrow metadata key of a counts table: the parser that made it, as JSON."""
 EXAMPLE_LENGTH = 200
@@ -239,18 +235,6 @@ class ConceptCounts:
                         in_image.add(key)
                         count.images += 1
 
-    def add_table(self, table: pa.Table) -> None:
-        """Add the counts of a schemas.PHRASES table."""
-        for row in table.to_pylist():
-            key = (row["phrase"], row["drop_reason"])
-            count = self._counts.get(key)
-            if count is None:
-                count = self._counts[key] = _Count(row["head"], row["n_words"], example=row["example"])
-            count.captions += row["n_captions"]
-            count.images += row["n_images"]
-            count.mentions += row["n_mentions"]
-            count.surfaces.update(dict(zip(row["surface_forms"], row["surface_counts"], strict=True)))
-
     def to_table(self, parser: Mapping[str, Any] | None = None) -> pa.Table:
         """schemas.PHRASES, most captions first, ties by phrase and reason; `parser` goes into its metadata."""
         import pyarrow as pa
@@ -292,108 +276,3 @@ def count_captions(parser: CaptionParser, images: Iterable[Sequence[str]]) -> Co
     for group in groups:
         counts.add(group, [next(parsed) for _ in group])
     return counts
-
-
-def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
-    """The sum of schemas.PHRASES tables; an example is the first table's that has one.
-
-    Raises:
-        ValueError: the tables were made by different parsers.
-    """
-    total, made_by = ConceptCounts(), set()
-    for table in tables:
-        made_by.add((table.schema.metadata or {}).get(PARSER_KEY, b"").decode())
-        if len(made_by) > 1:
-            raise ValueError(
-                f"the shards were parsed by different parsers: {' and '.join(sorted(made_by))}; install the same on "
-                "every machine, or set concepts.parser to `rules`, and run the stage again"
-            )
-        total.add_table(table)
-    return total.to_table()
-
-
-# ---------------------------------------------------------------- the pool
-
-
-def build_pool(
-    counts: pa.Table, config: ConceptsConfig, class_names: Mapping[str, str] | None = None
-) -> tuple[pa.Table, pa.Table]:
-    """The concept pool and what was left out.
-
-    Args:
-        counts: schemas.PHRASES of the whole corpus.
-        config: count_unit, min_count, max_concepts and protect_categories are used.
-        class_names: the data set's class names by their spelling in the pool (`CaptionParser.class_name`); they fill
-            `dataset_class`, and with protect_categories also `source`. They add no concept.
-
-    Returns:
-        schemas.CONCEPTS, most frequent first (by count_unit, ties by name), and schemas.DROPPED_CONCEPTS in the same
-        order; reasons: the phrase's own, `below_min_count`, `beyond_max_concepts`.
-
-    Raises:
-        ValueError: no concept is left.
-    """
-    import pyarrow as pa
-
-    from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS
-
-    classes = class_names or {}
-    unit = "n_captions" if config.count_unit == "caption" else "n_images"
-    rows = sorted(counts.to_pylist(), key=lambda row: (-row[unit], row["phrase"], row["drop_reason"] or ""))
-    kept: list[dict[str, Any]] = []
-    dropped: list[dict[str, Any]] = []
-    for row in rows:
-        reason = row["drop_reason"]
-        if reason is None and row[unit] < config.min_count:
-            reason = "below_min_count"
-        elif reason is None and config.max_concepts is not None and len(kept) >= config.max_concepts:
-            reason = "beyond_max_concepts"
-        if reason is None:
-            kept.append(_concept_row(row, len(kept), classes, config.protect_categories))
-        else:
-            dropped.append(_dropped_row(row, reason))
-    if not kept:
-        raise ValueError(_empty_pool(rows, unit, config.min_count))
-    return pa.Table.from_pylist(kept, schema=CONCEPTS), pa.Table.from_pylist(dropped, schema=DROPPED_CONCEPTS)
-
-
-def _concept_row(row: dict[str, Any], number: int, classes: Mapping[str, str], protect: bool) -> dict[str, Any]:
-    dataset_class = classes.get(row["phrase"])
-    return {
-        "id": number,
-        "concept": row["phrase"],
-        "head": row["head"],
-        "n_words": row["n_words"],
-        "n_captions": row["n_captions"],
-        "n_images": row["n_images"],
-        "n_mentions": row["n_mentions"],
-        "surface_forms": row["surface_forms"][:SURFACE_FORMS],
-        "source": "dataset" if protect and dataset_class is not None else "parsed",
-        "dataset_class": dataset_class,
-        "example": row["example"],
-    }
-
-
-def _dropped_row(row: dict[str, Any], reason: str) -> dict[str, Any]:
-    return {
-        "concept": row["phrase"],
-        "reason": reason,
-        "n_captions": row["n_captions"],
-        "n_images": row["n_images"],
-        "n_mentions": row["n_mentions"],
-        "example": row["example"],
-    }
-
-
-def _empty_pool(rows: Sequence[dict[str, Any]], unit: str, min_count: int) -> str:
-    usable = [row for row in rows if row["drop_reason"] is None]
-    if not usable:
-        return (
-            "the captions gave no concept at all: check that the splits in concepts.splits have English captions "
-            "(their text is in the column `captions` of the data artifact's index files)"
-        )
-    best = usable[0]
-    return (
-        f"no concept was seen in {min_count} {unit.removeprefix('n_')} or more: the most frequent, "
-        f"{best['phrase']!r}, was seen in {best[unit]}. Lower concepts.min_count, or add captions"
-    )

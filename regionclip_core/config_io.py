@@ -5,20 +5,36 @@ Relative paths in a configuration are relative to the current working directory,
 
 from __future__ import annotations
 
-import difflib
 import os
-import types
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from regionclip_core.config import Config
+from regionclip_core.nearest import nearest
 
 DEFAULT_FILE = "pipeline.yaml"
 PRESETS = Path(__file__).resolve().parent.parent / "stages" / "presets"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but for 1e-3, which it takes for text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for a number."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def preset_names() -> list[str]:
@@ -47,13 +63,17 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(dict(e), raw) for e in error.errors(include_url=False)]
+        from regionclip_core.config_errors import explain
+
+        lines = explain(error, raw)
         raise ValueError("\n".join([f"{source}: {len(lines)} wrong"] + [f"  {line}" for line in lines])) from error
 
 
 def dump_config(config: Config) -> str:
     """The whole configuration as YAML, defaults included; `load_config` reads it back to an equal one."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))
+    return str(
+        yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    )
 
 
 # ---------------------------------------------------------------- reading
@@ -70,7 +90,7 @@ def _find(path: str | None) -> Path:
         return Path(path)
     if "/" not in path and (PRESETS / f"{path}.yaml").is_file():
         return PRESETS / f"{path}.yaml"
-    near = difflib.get_close_matches(path, preset_names(), n=1)
+    near = nearest(path, preset_names())
     hint = f"; did you mean the preset {near[0]!r}?" if near else f"; presets: {', '.join(preset_names()) or 'none'}"
     raise FileNotFoundError(f"no config file {path!r} (looked from {os.getcwd()}){hint}")
 
@@ -78,28 +98,44 @@ def _find(path: str | None) -> Path:
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not valid YAML: {error}") from error
+    raw = _parse(text, str(file))
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: expected a mapping of sections at the top, got {type(raw).__name__}")
     return raw
 
 
-def _refuse_repeated_keys(node: Any, file: Path) -> None:
-    """YAML's own silent last-one-wins hides mistakes."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, file)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise ValueError(f"{file}, line {key.start_mark.line + 1}: key {name!r} given twice")
-            seen.add(name)
-            _refuse_repeated_keys(value, file)
+def _parse(text: str, where: str) -> Any:
+    """A YAML document; ValueError that begins with `where`."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        problem = next(_problems(node, (), set()), None) if node is not None else None
+        if problem is None:
+            return loader.construct_document(node) if node is not None else None
+    except RecursionError as error:
+        raise ValueError(f"{where}: not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date without a day, a number of 5,000 digits
+        raise ValueError(f"{where}: not valid YAML: {error}") from error
+    raise ValueError(f"{where}, {problem}")
+
+
+def _problems(node: yaml.Node, above: tuple[yaml.Node, ...], seen: set[yaml.Node]) -> Iterator[str]:
+    """Keys that stand twice, of which YAML silently takes the last, and aliases that hold themselves."""
+    if node in above:
+        yield f"line {node.start_mark.line + 1}: an alias of what it stands in, which has no end"
+    if node in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(node)
+    keys = set()
+    for item in node.value:
+        if isinstance(node, yaml.MappingNode):
+            key, item = item
+            if str(key.value) in keys:
+                yield f"line {key.start_mark.line + 1}: key {str(key.value)!r} given twice"
+            keys.add(str(key.value))
+        yield from _problems(item, (*above, node), seen)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -107,108 +143,14 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ValueError(f"override {override!r}: expected a.b=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    value = _parse(text, f"override {override if len(override) <= 100 else override[:97] + '...'!r}")
     node = raw
     for depth, key in enumerate(keys[:-1]):
-        inner = node.setdefault(key, {})
-        if inner is None:  # "section:" with nothing under it
-            inner = node[key] = {}
+        inner = node.get(key)
+        inner = {} if inner is None else inner  # "section:" with nothing under it
         if not isinstance(inner, dict):
             here = ".".join(keys[: depth + 1])
             raise ValueError(f"override {override!r}: {here} is {inner!r}, which has no key {keys[depth + 1]!r}")
-        node = inner
+        node[key] = dict(inner)  # a copy: an alias in the file makes two sections one object
+        node = node[key]
     node[keys[-1]] = value
-
-
-# ---------------------------------------------------------------- explaining errors
-
-
-def _explain(error: dict[str, Any], raw: dict[str, Any]) -> str:
-    """One line: path, what is wrong, what came, what it might have been."""
-    keys = _real_keys(error["loc"], raw)
-    path = ".".join(str(k) for k in keys) or "config"
-    came = f" (came: {_shown(error['input'])})"
-    if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key{came}{_suggestion(keys, raw)}"
-    if error["type"] == "missing":
-        return f"{path}: missing; it has no default"
-    if error["type"] == "value_error":  # our own validators say the path and the value themselves
-        return str(error["ctx"]["error"]) if not keys else f"{path}: {error['ctx']['error']}"
-    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        return f"{path}: `source` must be one of world, tars, coco, lvis, folder{came}"
-    message = error["msg"].removeprefix("Input should be ")
-    return f"{path}: expected {message}{came}" if message != error["msg"] else f"{path}: {error['msg']}{came}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _real_keys(loc: tuple[int | str, ...], raw: Any) -> list[int | str]:
-    """pydantic's location without the tags it adds for the members of a union."""
-    keys: list[int | str] = []
-    for part in loc:
-        if isinstance(raw, Mapping) and part not in raw and raw.get("source") == part:
-            continue
-        keys.append(part)
-        if isinstance(raw, Mapping):
-            raw = raw.get(part)
-        elif isinstance(raw, Sequence) and isinstance(part, int) and part < len(raw):
-            raw = raw[part]
-    return keys
-
-
-def _suggestion(keys: Sequence[int | str], raw: Mapping[str, Any]) -> str:
-    wrong = str(keys[-1])
-    parent = ".".join(str(k) for k in keys[:-1])
-    siblings = list(_fields_at(Config, keys[:-1], raw))
-    prefix = f"{parent}." if parent else ""
-    near = difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6)
-    if near:
-        return f"; nearest valid key: {prefix}{near[0]}"
-    everywhere = [p for p in _all_paths(Config, "") if p.rsplit(".", 1)[-1] == wrong]
-    if everywhere:
-        return f"; nearest valid key: {' or '.join(everywhere[:3])}"
-    return f"; valid keys in {parent or 'the top level'}: {', '.join(siblings)}"
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The section classes an annotation allows, through Optional, Union and Annotated."""
-    if get_origin(annotation) is Annotated:
-        return _models(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [m for a in get_args(annotation) for m in _models(a)]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return []
-
-
-def _fields_at(model: type[BaseModel], keys: Sequence[int | str], raw: Any) -> list[str]:
-    """Valid keys of the section at `keys`."""
-    annotation: Any = model
-    for key in keys:
-        if get_origin(annotation) is dict:
-            annotation = get_args(annotation)[1]
-        else:
-            found = [m.model_fields[str(key)].annotation for m in _models(annotation) if str(key) in m.model_fields]
-            annotation = found[0] if found else None
-        raw = raw.get(key) if isinstance(raw, Mapping) else None
-    models = _models(annotation)
-    source = raw.get("source") if isinstance(raw, Mapping) else None
-    chosen = [m for m in models if source is not None and source in get_args(_annotation(m, "source"))]
-    return [name for m in (chosen or models)[:1] for name in m.model_fields]
-
-
-def _annotation(model: type[BaseModel], name: str) -> Any:
-    return model.model_fields[name].annotation if name in model.model_fields else None
-
-
-def _all_paths(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        for inner in _models(field.annotation)[:1]:
-            yield from _all_paths(inner, f"{prefix}{name}.")

@@ -43,6 +43,23 @@ def all_ranks(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def largest_of_ranks(values: Tensor) -> Tensor:
+    """Element-wise maximum of a tensor of one shape over all ranks, without gradient."""
+    if rank_count() == 1:
+        return values.detach()
+    largest = values.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
+def texts_of_ranks(text: str, device: torch.device) -> list[str]:
+    """Every rank's text, in rank order; it travels as bytes on `device`."""
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    lengths = all_ranks(torch.tensor([len(data)], device=device)).tolist()
+    rows = all_ranks(F.pad(data, (0, max(lengths) - len(data)))[None]).cpu()
+    return [bytes(row[:n].tolist()).decode() for row, n in zip(rows, lengths, strict=True)]
+
+
 def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     """This rank's part of the mean of the items of all ranks; a scalar, 0 if there are none.
 
@@ -96,6 +113,29 @@ def common_canvas(images: ImageBatch) -> ImageBatch:
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     bottom, right = int(largest[0]) - height, int(largest[1]) - width
     return replace(images, tensor=F.pad(images.tensor, (0, right, 0, bottom))) if bottom or right else images
+
+
+class _OneUnused(nn.Module):
+    """A model with one parameter more, which no loss knows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.unused = nn.Parameter(torch.zeros(1, device=next(model.parameters()).device))
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """`model` with gradients averaged over ranks, in the same order of summation at every step.
+
+    DistributedDataParallel puts the gradients into other buckets after its first step. From three ranks on the place in
+    a bucket decides in which order the ranks are summed: the step after a resume came out otherwise in its last bits
+    (3e-8). Looking for unused parameters leaves the buckets as they are. Where there is none it prints a long warning,
+    which can't be silenced; hence the one.
+    """
+    return nn.parallel.DistributedDataParallel(_OneUnused(model), find_unused_parameters=True)
 
 
 # ---------------------------------------------------------------- batch norm over ranks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from regionclip_core.encoders import region_encoder
 from regionclip_core.evaluation import Protocol
 from regionclip_core.evaluation_data import EvaluationData, EvaluationImage
 from regionclip_core.finetuning import class_embeddings
-from regionclip_core.image_batch import ImageBatch, batch_images
+from regionclip_core.image_batch import ImageBatch, batch_images, by_input_size
 from regionclip_core.inference import Detections, InferenceSettings, detect_image
 from regionclip_core.vocabulary import Vocabulary
 
@@ -28,6 +29,7 @@ FINETUNED = "finetuned"
 RESTRICTED = {"finetuned_base_only": "base", "finetuned_novel_only": "novel"}
 """Settings in which the detector is asked for the names of one group only, and that group."""
 
+_T = TypeVar("_T")
 Tick = Callable[[int], None]
 """Called with the number of images of a batch that is done."""
 
@@ -70,7 +72,8 @@ def zero_shot(
     given = InferenceSettings(threshold, settings.nms, max_detections=settings.max_detections)
     proposed = replace(InferenceSettings.from_config(settings, finetuned=False), nms_kind="hard")
     for images in evaluation.batches(settings.batch_size):
-        for image, logits in zip(images, _zero_shot_logits(detector, clip, config, images, device), strict=True):
+        every = _by_size(config, images, lambda some: _zero_shot_logits(detector, clip, config, some, device))
+        for image, logits in zip(images, every, strict=True):
             size, count = (image.row.height, image.row.width), len(image.boxes)
             boxes, objectness = image.proposals
             found = {
@@ -112,7 +115,7 @@ def finetuned(
     detector.to(device).eval()
     groups = restricted_labels(evaluation.vocabulary, config.evaluate.protocol)
     for images in evaluation.batches(config.evaluate.batch_size):
-        found = _finetuned_batch(detector, clip, config, images, device, groups)
+        found = _by_size(config, images, lambda some: _finetuned_batch(detector, clip, config, some, device, groups))
         yield from (ImageResult(image, one) for image, one in zip(images, found, strict=True))
         tick(len(images))
 
@@ -148,6 +151,16 @@ def _finetuned_batch(
             if set(labels) & set(image.row.box_labels.tolist()):
                 settings[setting] = one
     return result
+
+
+def _by_size(
+    config: Config, images: Sequence[EvaluationImage], compute: Callable[[Sequence[EvaluationImage]], Sequence[_T]]
+) -> list[_T]:
+    """One result an image, in order; only images of one input size are computed together, see `by_input_size`."""
+    pixels, settings = [image.pixels for image in images], config.evaluate
+    return by_input_size(
+        pixels, settings.image_size, settings.max_size, lambda numbers: compute([images[n] for n in numbers])
+    )
 
 
 def _batch(clip: ClipModel, config: Config, images: Sequence[EvaluationImage], device: str) -> ImageBatch:

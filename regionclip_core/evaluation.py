@@ -16,17 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regionclip_core.average_precision import (
-    AREAS,
-    COCO_RULES,
-    LVIS_RULES,
-    Curves,
-    Kind,
-    Score,
-    category_curves,
-    percent,
-)
-from regionclip_core.detection_store import DetectionStore, ImageDetections, ImageTruth, TruthStore
+from regionclip_core.average_precision import Curves, Score, category_curves, percent
+from regionclip_core.detection_matching import AREAS, COCO_RULES, LVIS_RULES, Kind
+from regionclip_core.detection_store import DetectionStore, TruthStore
+from regionclip_core.evaluation_boxes import ImageDetections, ImageTruth
 from regionclip_core.evaluation_lvis import FREQUENCIES, federated, lvis_standard, lvis_truth
 from regionclip_core.vocabulary import Vocabulary
 
@@ -69,7 +62,8 @@ class Evaluator:
             _require_frequencies(vocabulary)
         self.vocabulary = vocabulary
         self.protocol = protocol
-        self.truth = TruthStore(folder / "truth.parquet", len(vocabulary))
+        self.truth = TruthStore(len(vocabulary))
+        self._rules = LVIS_RULES if protocol == "lvis" else COCO_RULES
         self._folder = folder
         self._stores = 0
 
@@ -77,21 +71,28 @@ class Evaluator:
         """One image; also those without objects. All of them before the first detections.
 
         Raises:
-            ValueError: an id twice, or an image that is not annotated as the protocol needs.
+            ValueError: an image that is not annotated as the protocol needs.
         """
         require_protocol(self.protocol, image)
         self.truth.add(lvis_truth(image) if self.protocol == "lvis" else image)
 
-    def detections(self) -> DetectionStore:
-        """An empty store for one model's detections."""
+    def detections(self, kinds: Sequence[Kind] = ("bbox", "segm")) -> DetectionStore:
+        """An empty store for one model's detections, to be evaluated by `kinds`.
+
+        Raises:
+            ValueError: two images of the truth have the same id.
+        """
         self._stores += 1
-        return DetectionStore(self._folder / f"detections-{self._stores}.parquet", self.truth)
+        return DetectionStore(self._folder / f"detections-{self._stores}", self.truth, self._rules, kinds)
 
     def add(self, store: DetectionStore, image: ImageTruth, found: ImageDetections) -> None:
         """Store the detections of one image as far as the protocol counts them."""
         if image.image_id != found.image_id:
             raise ValueError(f"evaluation: detections of image {found.image_id} beside truth of {image.image_id}")
-        store.add(federated(lvis_truth(image), found) if self.protocol == "lvis" else found)
+        if self.protocol == "lvis":
+            image = lvis_truth(image)
+            found = federated(image, found)
+        store.add(image, found)
 
     def evaluate(self, store: DetectionStore, kind: Kind = "bbox", only: str | None = None) -> Evaluation:
         """The numbers of one model. `only`: one group, whose names alone the model was asked for.
@@ -105,8 +106,7 @@ class Evaluator:
         groups = label_groups(self.vocabulary)
         wanted = groups if only is None else {only: groups[only]}
         labels = set(groups["all" if only is None else only])
-        rules = LVIS_RULES if self.protocol == "lvis" else COCO_RULES
-        curves = category_curves(self.truth, store, kind, rules, labels)
+        curves = category_curves(self.truth, store, kind, self._rules, labels)
         scores = {name: _group(curves.precision, self.truth.counts, rows) for name, rows in wanted.items()}
         standard = lvis_standard(curves, groups) if self.protocol == "lvis" else _coco_standard(curves)
         per_category = {
@@ -158,7 +158,7 @@ def evaluate_detections(
         for image in truth:
             evaluator.add_truth(image)
             by_id[image.image_id] = image
-        store = evaluator.detections()
+        store = evaluator.detections((kind,))
         for found in detections:
             if found.image_id not in by_id:
                 raise ValueError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count as numbers
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import Config
-from regionclip_core.detection_store import ImageTruth
 from regionclip_core.evaluation import require_protocol
+from regionclip_core.evaluation_boxes import ImageTruth
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import BadImage, ImageReader
 from regionclip_core.index import IndexRow, read_index, split_shards
 from regionclip_core.proposing import read_proposals
@@ -54,6 +56,8 @@ class EvaluationData:
     """Images."""
     annotated_only: bool = False
     """Leave out images without an object of the vocabulary, as the official COCO open-vocabulary file does."""
+    tally: ImageTally = field(default_factory=lambda: ImageTally(0))
+    """Counts the images that a pass could read, by their order."""
 
     @classmethod
     def read(cls, config: Config, data: Folder, proposals: Folder, *, annotated_only: bool = False) -> EvaluationData:
@@ -71,7 +75,15 @@ class EvaluationData:
             count += 1
         if not count:
             raise ValueError(f"evaluate.split {split!r} has no readable image with proposals")
-        return cls(data, proposals, vocabulary, found.shards, count, annotated_only)
+        return cls(
+            data,
+            proposals,
+            vocabulary,
+            found.shards,
+            count,
+            annotated_only,
+            ImageTally(count, config.execution.max_error_rate),
+        )
 
     def rows(self) -> Iterator[IndexRow]:
         """The index row of every image."""
@@ -87,17 +99,37 @@ class EvaluationData:
         return (truth_of(row) for row in self.rows())
 
     def batches(self, size: int) -> Iterator[list[EvaluationImage]]:
-        """Images with their pixels, at most `size` at a time; one that can't be read is left out."""
+        """Images with their pixels, at most `size` at a time; one that can't be read is left out and counted."""
         reader = ImageReader(self.data)
-        waiting: list[tuple[IndexRow, Proposals]] = []
+        waiting: list[tuple[int, IndexRow, Proposals]] = []
+        number = numbers()
         for shard in self.shards:
             proposals = read_proposals(self.proposals, shard)
-            waiting += [(row, proposals[row.key]) for row in self._shard_rows(shard, set(proposals))]
+            waiting += [(next(number), row, proposals[row.key]) for row in self._shard_rows(shard, set(proposals))]
             while len(waiting) >= size:
-                yield from _read(reader, waiting[:size])
+                yield from self._read(reader, waiting[:size])
                 waiting = waiting[size:]
         if waiting:
-            yield from _read(reader, waiting)
+            yield from self._read(reader, waiting)
+
+    def _read(
+        self, reader: ImageReader, rows: list[tuple[int, IndexRow, Proposals]]
+    ) -> Iterator[list[EvaluationImage]]:
+        """One batch, or none when no image of it can be read."""
+        batch = []
+        for number, row, proposals in rows:
+            try:
+                pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
+            except BadImage as error:  # its objects stay in the truth, as missed ones
+                if self.tally.bad(number, error, row.key):
+                    _log.warning("evaluation goes on without %s: %s", row.key, error)
+                continue
+            self.tally.good(number)
+            use = (row.box_labels >= 0) & ~row.box_crowd
+            boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
+            batch.append(EvaluationImage(row, pixels, boxes, labels, proposals))
+        if batch:
+            yield batch
 
 
 def truth_of(row: IndexRow) -> ImageTruth:
@@ -125,24 +157,8 @@ def _labels(values: np.ndarray | None) -> np.ndarray:
 
 def _proposed(proposals: Folder, shard: int) -> set[str]:
     """Keys of a shard's images that have proposals; boxes are not read."""
-    with proposals.open(f"proposals-{shard:05d}.parquet") as file:
+    with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
         table = pq.read_table(file, columns=["key", "status"])
     return {
         k for k, status in zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True) if status == "ok"
     }
-
-
-def _read(reader: ImageReader, rows: list[tuple[IndexRow, Proposals]]) -> Iterator[list[EvaluationImage]]:
-    """One batch, or none when no image of it can be read."""
-    batch = []
-    for row, proposals in rows:
-        try:
-            pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
-        except BadImage as error:  # its objects stay in the truth, as missed ones
-            _log.warning("evaluation goes on without %s: %s", row.key, error)
-            continue
-        use = (row.box_labels >= 0) & ~row.box_crowd
-        boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
-        batch.append(EvaluationImage(row, pixels, boxes, labels, proposals))
-    if batch:
-        yield batch

@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from regionclip_core.average_precision import AREAS, LVIS_RULES, Curves, Score, percent
-from regionclip_core.detection_store import ImageDetections, ImageTruth, take_masks
+from regionclip_core.average_precision import Curves, Score, percent
+from regionclip_core.detection_matching import AREAS, LVIS_RULES
+from regionclip_core.evaluation_boxes import ImageDetections, ImageTruth, take_masks
 
 FREQUENCIES = ("rare", "common", "frequent")
 """Groups of the vocabulary behind APr, APc and APf: in at most 10, at most 100 and more training images."""

@@ -24,6 +24,7 @@ from regionclip_core.model_card import (
     Result,
     architecture_text,
     data_text,
+    detect_usage,
     provenance_text,
     results_text,
     settings_text,
@@ -130,11 +131,6 @@ def detector_card(model: LoadedModel, name: str, facts: RunFacts | None) -> Mode
     """The card of a detector; `name` is its name in the run."""
     base, novel = len(model.vocabulary.base), len(model.vocabulary.novel)
     split = f" ({base} base, {novel} novel)" if base and novel else ""
-    usage = "regionclip detect photo.jpg --model FOLDER"
-    if model.network is None:
-        usage += " --rpn RPN_FOLDER"
-    if model.text is not None:
-        usage += f'\n{usage} --classes "cat,traffic light"'
     trained = {
         "regionclip": "finetuned from the student of region-text pretraining on boxes of base categories",
         "clip": "finetuned from CLIP itself on boxes of base categories, as a baseline",
@@ -147,7 +143,7 @@ def detector_card(model: LoadedModel, name: str, facts: RunFacts | None) -> Mode
         library="regionclip",
         summary=f"An open-vocabulary detector (RegionCLIP, arXiv 2112.09106), {trained.get(name, 'as imported')}. "
         f"It comes with {len(model.vocabulary)} names{split}; others can be given in words.",
-        usage=usage,
+        usage=detect_usage(model.network is not None, model.text is not None),
         sections=(
             ("Model", architecture_text(model.config)),
             *_run_sections(facts, "detector"),

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches, to_device
+from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches
 from regionclip_core.boxed_images import boxed_images
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import Config, FinetuneConfig
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.distributed import common_canvas
 from regionclip_core.encoders import region_encoder
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import ImageReader
 from regionclip_core.name_embeddings import embed_names
 from regionclip_core.sampling import repeat_factors
@@ -59,6 +60,8 @@ class FinetuneData:
     names: tuple[str, ...]
     factors: npt.NDArray[np.float64] | None = None
     """How often each image comes in an epoch; None is once."""
+    tally: ImageTally | None = None
+    """Counts the images that are read."""
 
 
 def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
@@ -78,7 +81,8 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
     if config.finetune.sampling == "repeat_factor":
         factors = repeat_factors(images.labels(), config.finetune.repeat_threshold)
     images = replace(images, numbers=row_of)
-    return FinetuneData(images, tuple(vocabulary.names[label] for label in allowed), factors)
+    names = tuple(vocabulary.names[label] for label in allowed)
+    return FinetuneData(images, names, factors, images.tally(config.execution.max_error_rate))
 
 
 def class_embeddings(clip: ClipModel, names: tuple[str, ...], config: Config) -> Tensor:
@@ -131,15 +135,16 @@ def finetune_detector(
         world_size=world_size,
         train_sizes=settings.train_sizes,
         factors=training.factors,
+        tally=training.tally,
     )
     detector.to(device).eval()
     if settings.background == "learnable":
-        first = to_device(batches(0), device)
+        first = batches(0).to(device)
         detector.calibrate_background(common_canvas(first.images).tensor, first.extra, first.images.sizes)
     detector.train()
     result = fit(
         DetectorTrainer(detector, settings),
-        lambda step: to_device(batches(step), device),
+        batches,
         optim=settings.optim,
         steps=settings.steps,
         seed=config.seed,
@@ -149,6 +154,7 @@ def finetune_detector(
         rank=rank,
         world_size=world_size,
         lr_factors={"detector.background_logit": BACKGROUND_LR_FACTOR},
+        tally=training.tally,
     )
     detector.cpu().eval()
     return result

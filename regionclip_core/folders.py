@@ -7,20 +7,23 @@ rename. JSON is written canonically: equal values give equal bytes.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from regionclip_core.local_copies import TEMPORARY, full_disk_named, remove_of_the_dead, scratch_file
 from regionclip_core.locations import remote
 
-TEMPORARY = ".tmp-"
+REQUESTS = 32
+"""Requests that one process sends to an object store at a time."""
 _CHUNK = 1 << 20
 # On these a put is atomic: the object is there whole or not at all. Elsewhere a rename has to follow.
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
@@ -71,6 +74,9 @@ def canonical_json(value: Any, where: str = "value", indent: int | None = None) 
 
 
 # ---------------------------------------------------------------- folders
+
+HALF_REMOVED = "half-removed"
+"""Mark in an artifact that is being removed; its last file."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,18 @@ class Folder:
         rows = [(e["name"].rstrip("/").rsplit("/", 1)[-1], e["type"] == "directory", e.get("size") or 0) for e in found]
         return [row for row, e in zip(rows, found, strict=True) if e["name"].strip("/") != root.strip("/")]
 
-    def names(self) -> list[str]:
-        """Sorted names of the files inside, temporary ones left out; empty when the folder is not there."""
-        return sorted(n for n, is_folder, _ in self._entries() if not is_folder and not n.startswith(TEMPORARY))
+    def names(self, *prefixes: str) -> list[str]:
+        """Sorted names of the files inside, temporary ones left out; empty when the folder is not there.
+
+        `prefixes`: only names that begin with one of these, none of which begins another. An object store, which gives
+        1,000 names an answer, is asked for each of them by itself, 32 at a time.
+        """
+        if prefixes and not self.is_local:
+            with remote(self.url) as (fs, root):
+                if _takes(fs, "_find", "prefix"):  # S3, GCS and Azure choose names by their beginning themselves
+                    return _names_by_prefix(fs, root, prefixes)
+        files = (n for n, is_folder, _ in self._entries() if not is_folder and not n.startswith(TEMPORARY))
+        return sorted(n for n in files if n.startswith(prefixes or ""))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file inside, by name."""
@@ -157,20 +172,25 @@ class Folder:
         with remote(self.url) as (fs, root):
             return cast(BinaryIO, fs.open(f"{root}/{name}", "rb"))
 
-    def local_path(self, name: str) -> Path:
-        """A local file with the content of `name`: itself, or a download kept in the temporary directory."""
-        if self.is_local:
-            return Path(self.path(name))
-        with remote(self.url) as (fs, root):
-            # ukey changes when the object does, so an overwritten object is fetched anew.
-            key = hashlib.sha256(f"{self.path(name)} {fs.ukey(f'{root}/{name}')}".encode()).hexdigest()[:24]
-            folder = _scratch("downloads")
-            target = folder / f"{key}-{name}"
-            if not target.exists():
-                partial = folder / f"{TEMPORARY}{os.getpid()}-{key}"
-                fs.get_file(f"{root}/{name}", str(partial))
-                os.replace(partial, target)
-            return target
+    @contextmanager
+    def open_table(self, name: str) -> Iterator[BinaryIO]:
+        """Open a Parquet file for reading. What Arrow says of a damaged one names neither the file nor a way out.
+
+        Raises:
+            FileNotFoundError; ValueError: Arrow can't read it in the block.
+        """
+        with self.open(name) as stream:
+            try:
+                yield stream
+            except (ValueError, OSError) as error:
+                # Arrow's own OSErrors have no number; a remote store's may have none either.
+                of_arrow = self.is_local and isinstance(error, OSError) and error.errno is None
+                if not of_arrow and not type(error).__module__.startswith("pyarrow"):
+                    raise
+                what = " ".join(str(error).split())
+                raise ValueError(
+                    f"{self.path(name)} can't be read as a table: {what}. `regionclip verify` says what is damaged"
+                ) from error
 
     def read_bytes(self, name: str) -> bytes:
         """Content of the file `name`."""
@@ -180,9 +200,15 @@ class Folder:
         with self.open(name) as f:
             return f.read()
 
+    def _read_small(self, name: str) -> bytes:
+        """Content of a small remote file in one request; S3's client else asks for the size first."""
+        with remote(self.url) as (fs, root):
+            at_once = {"max_concurrency": 1} if _takes(fs, "_cat_file", "max_concurrency") else {}
+            return bytes(fs.cat_file(f"{root}/{name}", **at_once))
+
     def read_json(self, name: str) -> Any:
         """Content of the JSON file `name`. Raises ValueError with the path when it does not parse."""
-        data = self.read_bytes(name)
+        data = self.read_bytes(name) if self.is_local else self._read_small(name)
         try:
             return json.loads(data)
         except ValueError as error:
@@ -198,7 +224,7 @@ class Folder:
             raise ValueError(f"{name!r} is no plain file name; use child() for sub-folders")
         fd, temporary = self._temporary(name)
         try:
-            with os.fdopen(fd, "wb") as f:
+            with full_disk_named(self.path(name) if self.is_local else temporary), os.fdopen(fd, "wb") as f:
                 yield cast(BinaryIO, f)
                 f.flush()
                 os.fsync(f.fileno())
@@ -211,10 +237,10 @@ class Folder:
 
     def _temporary(self, name: str) -> tuple[int, str]:
         """An open temporary file: beside its target when local, so that the rename stays on one file system."""
-        prefix = f"{TEMPORARY}{os.getpid()}-"
         if not self.is_local:
-            return tempfile.mkstemp(prefix=prefix, dir=_scratch("uploads"))
+            return scratch_file("uploads")
         os.makedirs(self.url, exist_ok=True)
+        prefix = f"{TEMPORARY}{os.getpid()}-"
         fd, temporary = tempfile.mkstemp(prefix=prefix, suffix=f"-{name}"[-40:], dir=self.url)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; artifacts follow the umask
         return fd, temporary
@@ -257,25 +283,41 @@ class Folder:
         """Remove the folder and everything inside.
 
         The manifest and the records go first: in a half-removed artifact no record vouches for a file that is gone.
+        Without the manifest and the plan it counts as none; a mark tells what is left from a person's own files.
         """
+        if self.exists("manifest.json") or self.exists("plan.json"):
+            with suppress(OSError):  # a full disk: all the more reason to remove
+                self.write_bytes(HALF_REMOVED, b"")
         self.remove("manifest.json")
+        self.remove("plan.json")
         commits = [name for name in self.names() if name.endswith(".json")]
-        with suppress(FileNotFoundError):
-            if self.is_local:
-                for name in commits:
-                    self.remove(name)
-                shutil.rmtree(self.url)
-            else:
-                with remote(self.url) as (fs, root):
-                    fs.invalidate_cache()
-                    if commits:
-                        fs.rm([f"{root}/{name}" for name in commits])
-                    fs.rm(root, recursive=True)
+        if self.is_local:
+            for name in commits:
+                self.remove(name)
+            while os.path.exists(self.url):  # again where somebody else removed or wrote a file meanwhile
+                with suppress(FileNotFoundError):
+                    for entry in sorted(os.scandir(self.url), key=lambda entry: entry.name == HALF_REMOVED):
+                        if entry.is_dir(follow_symlinks=False):
+                            shutil.rmtree(entry.path)
+                        else:
+                            os.unlink(entry.path)
+                    os.rmdir(self.url)
+            return
+        with remote(self.url) as (fs, root):
+            fs.invalidate_cache()
+            with suppress(FileNotFoundError):
+                if commits:
+                    fs.rm([f"{root}/{name}" for name in commits])
+            with suppress(FileNotFoundError):
+                if files := [path for path in fs.find(root) if not path.endswith(f"/{HALF_REMOVED}")]:
+                    fs.rm(files)
+            with suppress(FileNotFoundError):
+                fs.rm(root, recursive=True)
 
     def remove_temporary(self) -> None:
         """Remove what killed writers left, here and on this machine. Only for the holder of the workspace's lock."""
         if not self.is_local:
-            _remove_uploads_of_the_dead()
+            remove_of_the_dead("uploads")
             if self.url.split("://")[0] in _ATOMIC_PUT:
                 return
         for name, is_folder, _ in self._entries():
@@ -283,23 +325,25 @@ class Folder:
                 self.remove(name)
 
 
-def _scratch(purpose: str) -> Path:
-    """This user's folder for copies of remote files on this machine."""
-    folder = Path(tempfile.gettempdir()) / f"regionclip-{purpose}-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+def _takes(fs: Any, method: str, argument: str) -> bool:
+    """Whether a file system's method knows an argument that not all of them have."""
+    found = getattr(type(fs), method, None)
+    return found is not None and argument in inspect.signature(found).parameters
 
 
-def _remove_uploads_of_the_dead() -> None:
-    """Files that were being written for a remote folder by processes that are gone; their names begin with a pid."""
-    for path in _scratch("uploads").glob(f"{TEMPORARY}*"):
-        pid = path.name.removeprefix(TEMPORARY).split("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (PermissionError, ValueError):
-            continue
+def _names_by_prefix(fs: Any, root: str, prefixes: Sequence[str]) -> list[str]:
+    """Sorted names of the files in the folder `root` that begin with one of the prefixes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(prefix: str) -> list[str]:
+        with suppress(FileNotFoundError):  # what some stores say of a folder without such a file
+            below = (path[len(root) + 1 :] for path in fs.find(root, prefix=prefix))
+            return [name for name in below if "/" not in name and name.startswith(prefix)]
+        return []
+
+    fs.invalidate_cache()  # another process may have written since the last listing
+    with ThreadPoolExecutor(max_workers=min(REQUESTS, len(prefixes))) as threads:
+        return sorted(name for names in threads.map(one, prefixes) for name in names)
 
 
 def _file_record(path: Path, name: str) -> FileRecord:

@@ -5,6 +5,7 @@ Nothing heavy is imported here: the planner asks for the files to take their dig
 
 from __future__ import annotations
 
+import posixpath
 from typing import Literal
 
 from regionclip_core.folders import Folder
@@ -18,6 +19,8 @@ CLIP_LAYOUTS = (
 )
 """Description and weights of a CLIP folder: open_clip's names, and those of our artifacts."""
 DETECTOR_FILES = ("config.json", "model.safetensors", "vocabulary.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Of a Hugging Face tokenizer, such as SigLIP's; without the first there is none."""
 EMBEDDING_FILES = ("embeddings.json", "embeddings.safetensors")
 
 
@@ -32,9 +35,15 @@ def clip_folder(where: str, part: ClipPart) -> Folder:
 
 
 def clip_files(where: str, part: ClipPart) -> list[str]:
-    """The files whose content is the CLIP model at `where`; `where` itself if it is a file, or nothing is there."""
+    """The files whose content is the CLIP model at `where`; `where` itself if it is a file, or nothing is there.
+
+    A tokenizer beside the weights is one of them: it is looked for there first.
+    """
     folder = clip_folder(where, part)
-    return [folder.path(name) for name in _layout(folder)] or [where]
+    model = [folder.path(name) for name in _layout(folder)]
+    beside = folder if model else Folder(posixpath.dirname(where) or ".")
+    tokenizer = [beside.path(name) for name in TOKENIZER_FILES if beside.exists(name)]
+    return (model or [where]) + tokenizer
 
 
 def detector_files(where: str) -> list[str]:

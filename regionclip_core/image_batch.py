@@ -5,9 +5,10 @@ Shapes: B images, (h, w) one image, (H, W) the padded canvas. Boxes are absolute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from regionclip_core.config import Resize
 
+_T = TypeVar("_T")
 _INTERPOLATION: dict[Resize, str] = {"detection": "bilinear", "pretraining": "bicubic"}
 
 
@@ -33,6 +35,10 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its pixels on `device`."""
+        return replace(self, tensor=self.tensor.to(device, non_blocking=True))
 
     def to_input(self, index: int, boxes: Tensor) -> Tensor:
         """Boxes [R, 4] of image `index` from original to input pixels (each axis by its own, rounded, ratio)."""
@@ -80,6 +86,29 @@ def _rounded_down(height: int, width: int, short_side: int, max_side: int) -> tu
     if new_long > max_side:
         new_short, new_long = max(1, max_side * short_side // new_long), max_side
     return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def by_input_size(
+    images: Sequence[Tensor],
+    short_side: int,
+    max_side: int,
+    compute: Callable[[list[int]], Sequence[_T]],
+    resize: Resize = "detection",
+) -> list[_T]:
+    """What a model gives for each image, in their order, when only images of one input size share a batch.
+
+    `compute` takes the numbers of such images and returns one result for each. Padding is convolved like pixels, so it
+    changes the features near it: with other sizes in the batch an image's results would depend on its neighbours.
+    Officially, too, every image of a test is alone.
+    """
+    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, image in enumerate(images):
+        height, width = int(image.shape[1]), int(image.shape[2])
+        groups[resized_shape(height, width, short_side, max_side, resize)].append(number)
+    found: dict[int, _T] = {}
+    for numbers in groups.values():
+        found.update(zip(numbers, compute(numbers), strict=True))
+    return [found[number] for number in range(len(images))]
 
 
 def batch_images(

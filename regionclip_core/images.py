@@ -8,17 +8,21 @@ checked from the header before a pixel is decoded.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import stat
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from regionclip_core.locations import is_absolute, open_location
+from regionclip_core.file_errors import is_of_the_file
+from regionclip_core.locations import is_absolute, is_remote, open_location
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +43,7 @@ EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff
 
 _ORIENTATION = 0x0112  # EXIF tag
 _PNG = b"\x89PNG\r\n\x1a\n"
+_LONGEST_SHOWN = 300  # characters of a URL in a reason
 _REMOTE_BLOCK = 2**23  # bytes fetched at a time from a remote tar; a stage reads a shard's images in order
 
 
@@ -87,7 +92,7 @@ def check_image(data: bytes) -> ImageHeader:
     image = _open(data)
     image.draft("RGB", (image.width // 8, image.height // 8))
     _load(image)
-    _refuse_float(image)
+    _check_range(image)
     return header
 
 
@@ -103,7 +108,7 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     image = _open(data)
     _check_png(data)
     _load(image)
-    _refuse_float(image)
+    _check_range(image)
     if _orientation(image) > 1:
         image = ImageOps.exif_transpose(image)
     return _to_rgb(image)
@@ -113,16 +118,36 @@ def read_image_file(url: str) -> bytes:
     """Encoded bytes of an image that is a file of its own, at a path or URL.
 
     Raises:
-        BadImage: there is no such file, or it has more than MAX_BYTES.
+        BadImage: there is no such file, it can't be opened, or it has more than MAX_BYTES.
+        OSError: what says nothing about this file alone: no connection, wrong credentials, a full disk.
     """
+    shown = url if len(url) <= _LONGEST_SHOWN else f"{url[:_LONGEST_SHOWN]}..."
     try:
-        with open_location(url) as file:
+        with _open_file(url) as file:
             data = file.read(MAX_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadImage("bad_image", f"no file {url}") from error
+    except OSError as error:
+        if not is_of_the_file(error, url):
+            raise
+        absent = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+        reason = f"no file {shown}" if absent else f"can't open {shown} ({error.strerror or error})"
+        raise BadImage("bad_image", reason) from error
     if len(data) > MAX_BYTES:
-        raise BadImage("bad_image", f"{url} has more than {MAX_BYTES} bytes")
+        raise BadImage("bad_image", f"{shown} has more than {MAX_BYTES} bytes")
     return data
+
+
+def _open_file(url: str) -> BinaryIO:
+    """Open a plain file: a named pipe would block for ever, a device never end."""
+    return open_location(url) if is_remote(url) else open(url.removeprefix("file://"), "rb", opener=_open_plain)
+
+
+def _open_plain(path: str, flags: int) -> int:
+    number = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # folders: `open` refuses them itself
+        return number
+    os.close(number)
+    raise OSError(errno.ENXIO, "no plain file", path)
 
 
 def to_tensor(image: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -216,17 +241,18 @@ def _orientation(image: Image.Image) -> int:
     return value if 1 <= value <= 8 else 1
 
 
-def _refuse_float(image: Image.Image) -> None:
+def _check_range(image: Image.Image) -> None:
     if image.mode == "F":
         raise BadImage("bad_image", "floating-point pixels have no fixed range")
+    if image.mode == "I":  # 32 bits, in which 16-bit images are held too
+        low, high = cast(tuple[int, int], image.getextrema())
+        if low < 0 or high > 0xFFFF:
+            raise BadImage("bad_image", f"pixels from {low} to {high}, expected 16 bits")
 
 
 def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's convert would clip it at 255 instead of scaling
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise BadImage("bad_image", f"pixels from {wide.min()} to {wide.max()}, expected 16 bits")
-        grey = (wide.astype(np.uint16) >> 8).astype(np.uint8)
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow wants this step, or it warns

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regionclip_core.clip import build_clip, published_normalisations, usual_normalisation
+from regionclip_core.clip import build_clip, normalisation_note, usual_normalisation
 from regionclip_core.clip_shapes import Architecture, is_resnet, read_model, resnet_architecture, resnet_config
 from regionclip_core.clip_weights import OPENAI_EXTRAS
 from regionclip_core.folders import Folder
@@ -144,11 +144,9 @@ def write_clip(
     config_file, weights_file = CLIP_LAYOUTS[0]
     folder.write_bytes(weights_file, save({name: t.contiguous() for name, t in state.items()}, {"format": "pt"}))
     mean, std = usual_normalisation(architecture.name)
-    if len(published_normalisations(architecture.name)) > 1:
-        report.notes.append(
-            f"published weights of {architecture.name} differ in the mean and deviation of pixels, and nothing in the "
-            f"file tells them: CLIP's are taken; if it was made with others, set them in {place}{config_file}"
-        )
+    from_openai = OPENAI_EXTRAS & (source.tensors.keys() | source.others.keys())
+    if not from_openai and (note := normalisation_note(architecture.name, place or "this folder")):
+        report.notes.append(note)
     preprocess = {"size": architecture.config["vision_cfg"]["image_size"], "mean": list(mean), "std": list(std)}
     config = {"name": architecture.name, "model_cfg": architecture.config, "preprocess_cfg": preprocess}
     folder.write_json(config_file, config, indent=1)

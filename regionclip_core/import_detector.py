@@ -26,7 +26,7 @@ from regionclip_core.import_report import ImportReport
 from regionclip_core.import_rpn import checked_rpn
 from regionclip_core.import_source import Source, check_fit, leave_over
 from regionclip_core.inference import InferenceSettings
-from regionclip_core.model_card import INTENDED_USE, LIMITS, ModelCard, architecture_text
+from regionclip_core.model_card import INTENDED_USE, LIMITS, ModelCard, architecture_text, detect_usage
 from regionclip_core.model_folder import TEXT as TEXT_FOLDER
 from regionclip_core.model_folder import Preprocess, model_config, write_model
 from regionclip_core.official_keys import (
@@ -95,7 +95,7 @@ def import_detector(source: Source, folder: Folder, report: ImportReport) -> Non
         raise ValueError(f"{source.name}: unknown weights in the detector's heads: {unknown[:5]}; nothing was imported")
     leave_over(report, sorted(rest), "no part of a detector")
     config = _config(architecture, vocabulary, mask_head, section)
-    card = _card(config, report)
+    card = _card(config, has_text, report)
     write_model(folder, tensors | {f"rpn.{name}": t for name, t in network.items()}, config, vocabulary, card)
 
 
@@ -155,7 +155,10 @@ def _proposal_branch(source: Source, report: ImportReport) -> tuple[dict[str, An
     """The `rpn` section and the network's weights; None and nothing where the file has no proposal branch."""
     branch = {name: tensor for name, tensor in source.tensors.items() if name.startswith(OFFLINE)}
     if not branch:
-        report.missing["proposal branch"] = "`detect` takes the network of another file with --rpn"
+        report.missing["proposal branch"] = (
+            "it proposes no boxes by itself: give `detect` the folder of a proposal network, imported from its own "
+            "file, with --rpn"
+        )
         return None, {}
     found = checked_rpn(branch, source, report, "rpn.")
     return official_section(found.backbone), found.state
@@ -178,7 +181,7 @@ def _config(
     )
 
 
-def _card(config: Mapping[str, Any], report: ImportReport) -> str:
+def _card(config: Mapping[str, Any], has_text: bool, report: ImportReport) -> str:
     """README.md: what this is and where it came from."""
     names = config["names"]
     return ModelCard(
@@ -190,7 +193,7 @@ def _card(config: Mapping[str, Any], report: ImportReport) -> str:
             f"with their code, imported from `{report.file}` (sha256 `{report.sha256}`). They were not trained here, "
             "and the licence is their publisher's. `import.json` says what became of every tensor."
         ),
-        usage="regionclip detect photo.jpg --model FOLDER",
+        usage=detect_usage(config["rpn"] is not None, has_text),
         sections=(
             ("Model", architecture_text(config)),
             ("Categories", f"{len(names)}: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"),

@@ -105,7 +105,7 @@ def read_index_table(
     from regionclip_core.schemas import INDEX
 
     names = list(INDEX.names if columns is None else columns)
-    with data.open(index_name(shard)) as file:
+    with data.open_table(index_name(shard)) as file:
         table = pq.read_table(file, columns=names)
     found = (table.schema.metadata or {}).get(VOCABULARY_DIGEST, b"").decode()
     if vocabulary_digest is not None and found != vocabulary_digest:
@@ -144,6 +144,17 @@ def split_shards(data: Folder, splits: Iterable[str]) -> list[int]:
             raise ValueError(f"no split {name!r} in the data artifact {data.url}, which has {sorted(known)}")
         shards.extend(known[name]["shards"])
     return sorted(set(shards))
+
+
+def split_rows(data: Folder, splits: Iterable[str]) -> int:
+    """Rows of the named splits, whatever their status. ValueError as `split_shards`."""
+    import pyarrow.parquet as pq
+
+    rows = 0
+    for shard in split_shards(data, splits):
+        with data.open(index_name(shard)) as file:
+            rows += pq.ParquetFile(file).metadata.num_rows
+    return rows
 
 
 _RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")

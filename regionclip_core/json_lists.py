@@ -16,7 +16,12 @@ LARGEST_ENTRY = 1 << 26
 """Bytes of one entry of a list, and of one value that is no list, at most: what bounds the memory."""
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
+_BOM = "\xef\xbb\xbf"  # UTF-8's byte-order mark, a character a byte
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|["\[\]{}]', re.DOTALL)  # a quote alone: of a text that does not end
+_OPENED_BY = {"]": ord("["), "}": ord("{")}
 _DECODER = json.JSONDecoder()
+# Python converts no integer of more than 4,300 digits (that takes long): such a one becomes infinity.
+_WIDE_DECODER = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 1000 else float(digits))
 
 
 class Entry(NamedTuple):
@@ -30,12 +35,24 @@ class Entry(NamedTuple):
 
 
 def decode_entry(data: bytes) -> Any:
-    """One value from its bytes. An undecodable byte costs its text, not the file: it becomes a lone surrogate.
+    """One value from its bytes. What Python can't hold costs that much of the value, not the file.
+
+    An undecodable byte becomes a lone surrogate, an integer of thousands of digits infinity, and a value nested deeper
+    than Python's stack None.
 
     Raises:
         ValueError: not JSON.
     """
-    return json.loads(data.decode("utf-8", "surrogateescape"))
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError):
+        value, stop = _raw_decode(text, _after_space(text, 0))
+    if _after_space(text, stop) < len(text):
+        raise ValueError(f"something follows the value at character {stop}")
+    return value
 
 
 def list_entries(url: str) -> Iterator[Entry]:
@@ -49,6 +66,43 @@ def list_entries(url: str) -> Iterator[Entry]:
         yield from _Scanner(file, url).entries()
 
 
+def _raw_decode(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at `at`, as of `decode_entry`, and where it ends. ValueError when it is not JSON."""
+    for decoder in (_DECODER, _WIDE_DECODER):
+        try:
+            return decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            raise
+        except RecursionError:
+            break
+        except ValueError:  # too many digits
+            continue
+    return None, _end_of_nested(text, at)
+
+
+def _end_of_nested(text: str, at: int) -> int:
+    """Where the list or object ends that begins at `at`: its brackets are counted, nothing else is looked at."""
+    opened = bytearray()
+    for token in _TOKEN.finditer(text, at):
+        kind = token[0]
+        if kind == '"':
+            break
+        if kind in ("[", "{"):
+            opened.append(ord(kind))
+        elif kind in _OPENED_BY:
+            if opened.pop() != _OPENED_BY[kind]:
+                raise json.JSONDecodeError("brackets do not match", text, token.start())
+            if not opened:
+                return token.end()
+    raise json.JSONDecodeError("a bracket is not closed", text, at)
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
+
+
 class _Scanner:
     """Reads ahead in a window of text in which a character is a byte: offsets are exact, JSON's syntax is ASCII."""
 
@@ -60,6 +114,9 @@ class _Scanner:
         self._ended = False
 
     def entries(self) -> Iterator[Entry]:
+        if self._next() == _BOM[0]:
+            for character in _BOM:
+                self._expect(character)
         self._expect("{")
         if self._next() == "}":
             self._at += 1
@@ -101,14 +158,12 @@ class _Scanner:
         self._next()
         while True:
             try:
-                value, stop = _DECODER.raw_decode(self._text, self._at)
+                value, stop = _raw_decode(self._text, self._at)
                 if len(self._text) - stop > 2 or self._ended:  # else a number may go on, as 1 does in 1e+5
                     break
-            except (ValueError, RecursionError) as error:
+            except json.JSONDecodeError as error:
                 if self._ended or len(self._text) - self._at > LARGEST_ENTRY:
-                    why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                    at = error.pos if isinstance(error, json.JSONDecodeError) else self._at
-                    raise self._error(why, at) from error
+                    raise self._error(error.msg, error.pos) from error
             self._more()
         text, offset = self._text[self._at : stop], self._start + self._at
         self._at = stop
@@ -119,9 +174,7 @@ class _Scanner:
     def _next(self) -> str:
         """The next character that is no space, not taken yet; empty at the end."""
         while True:
-            match = _SPACE.match(self._text, self._at)
-            assert match is not None
-            self._at = match.end()
+            self._at = _after_space(self._text, self._at)
             if self._at < len(self._text):
                 return self._text[self._at]
             if self._ended:

@@ -6,7 +6,7 @@ R regions of one image, C concepts, D embedding.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class Labeller:
         """
         reader = ImageReader(data)
         images = {row.key: row for row in read_index(data, shard)}
-        with proposals.open(f"proposals-{shard:05d}.parquet") as file:
+        with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
             rows = pq.read_table(file).to_pylist()
         labelled = []
         for start in range(0, len(rows), _IMAGES_AT_ONCE):
@@ -118,21 +118,29 @@ def _empty(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def region_embedder(settings: LabelsConfig, clip: Any, device: str) -> EmbedRegions:
-    """The teacher's view of regions: features pooled from the whole image (`roi`), or each region alone (`crop`)."""
+    """The teacher's view of regions: features pooled from the whole image (`roi`), or each region alone (`crop`).
+
+    With `roi` only images of one input size share a batch, so that no label depends on another image's size.
+    """
     if settings.mode == "crop":
         from regionclip_core.crops import CropEncoder
 
         return CropEncoder(clip, settings.context, settings.batch_size)
 
     from regionclip_core.encoders import region_encoder
-    from regionclip_core.image_batch import batch_images
+    from regionclip_core.image_batch import batch_images, by_input_size
 
     encoder = region_encoder(clip).to(device).eval()
 
+    size, limit, resize = settings.image_size, settings.max_size, settings.resize
+
     def embed(images: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std, settings.resize)
-        scaled = [batch.to_input(i, b).to(device) for i, b in enumerate(boxes)]
-        features: Tensor = encoder(batch.tensor.to(device), scaled, batch.sizes)
-        return features
+        def embed_some(numbers: list[int]) -> Sequence[Tensor]:
+            batch = batch_images([images[n] for n in numbers], size, limit, clip.mean, clip.std, resize)
+            scaled = [batch.to_input(i, boxes[n]).to(device) for i, n in enumerate(numbers)]
+            features: Tensor = encoder(batch.tensor.to(device), scaled, batch.sizes)
+            return torch.split(features, [len(boxes[n]) for n in numbers])
+
+        return torch.cat(by_input_size(images, size, limit, embed_some, resize))
 
     return embed

@@ -16,6 +16,11 @@ def is_absolute(url: str) -> bool:
     return "://" in url or os.path.isabs(url)
 
 
+def is_remote(url: str) -> bool:
+    """Whether the url names something that is not a file or folder of this machine."""
+    return "://" in url and not url.startswith("file://")
+
+
 def absolute(url: str) -> str:
     """Local paths as absolute paths, URLs as they are."""
     if "://" in url:
@@ -54,6 +59,14 @@ def open_location(url: str, block_size: int | None = None) -> BinaryIO:
         return open(url, "rb")
     with remote(url) as (filesystem, path):
         return cast(BinaryIO, filesystem.open(path, "rb", block_size=block_size))
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file."""
+    if "://" not in url:
+        return os.path.isfile(url)
+    with remote(url) as (filesystem, path):
+        return bool(filesystem.isfile(path))
 
 
 def read_location(url: str) -> bytes:

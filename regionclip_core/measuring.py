@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from regionclip_core.config import Config
-from regionclip_core.detection_store import DetectionStore, ImageDetections
+from regionclip_core.detection_store import DetectionStore
 from regionclip_core.evaluating import GIVEN, RESTRICTED, ImageResult
 from regionclip_core.evaluation import Evaluator, Top1
+from regionclip_core.evaluation_boxes import ImageDetections
 from regionclip_core.evaluation_data import EvaluationData, truth_of
 from regionclip_core.inference import Detections
 

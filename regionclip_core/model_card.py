@@ -91,6 +91,12 @@ class ModelCard:
         return {"task": {"type": self.task}, "dataset": {"type": slug, "name": dataset}, "metrics": metrics}
 
 
+def detect_usage(has_network: bool, has_text: bool) -> str:
+    """Shell lines that run a detector folder: `--rpn` where it has no proposal network, `--classes` where it can."""
+    line = "regionclip detect photo.jpg --model FOLDER" + ("" if has_network else " --rpn RPN_FOLDER")
+    return line + (f'\n{line} --classes "cat,traffic light"' if has_text else "")
+
+
 # ---------------------------------------------------------------- parts of a run's card
 
 
@@ -168,7 +174,9 @@ def provenance_text(stages: Mapping[str, Mapping[str, Any]]) -> str:
 def architecture_text(config: Mapping[str, Any]) -> str:
     """config.json's description of a detector in words and one JSON line."""
     rpn = config["rpn"]
-    network = "none: give `detect` one with --rpn" if rpn is None else f"`{rpn['backbone']}`, {json.dumps(rpn)}"
+    network = (
+        "none: give `detect` the folder of one with --rpn" if rpn is None else f"`{rpn['backbone']}`, {json.dumps(rpn)}"
+    )
     rows = [
         ["image encoder", f"{config['clip_name']} of CLIP, run on regions by RoIAlign"],
         ["classifier", f"{len(config['names'])} names, cosine / {config['temperature']:.4g}"],

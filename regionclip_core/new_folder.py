@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from regionclip_core.folders import TEMPORARY, Folder
+from regionclip_core.folders import Folder
+from regionclip_core.local_copies import TEMPORARY
 
 
 def free_target(out: str) -> Path:

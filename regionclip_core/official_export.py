@@ -14,8 +14,9 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from regionclip_core.architectures import tower_of
-from regionclip_core.folders import TEMPORARY, Folder
+from regionclip_core.folders import Folder
 from regionclip_core.given_weights import CLIP_LAYOUTS
+from regionclip_core.local_copies import TEMPORARY
 from regionclip_core.model_folder import TEXT, VOCABULARY, is_model_folder, read_config, read_tensors
 from regionclip_core.official_keys import (
     BACKGROUND,

@@ -91,7 +91,7 @@ def labels_digest(labels: Folder, shard: int) -> str:
     """
     import pyarrow.parquet as pq
 
-    with labels.open(_labels_name(shard)) as file:
+    with labels.open_table(_labels_name(shard)) as file:
         metadata = pq.read_schema(file).metadata or {}
     if VOCABULARY_DIGEST not in metadata:
         raise ValueError(f"{labels.url}/{_labels_name(shard)} has no vocabulary digest; run the labels stage again")
@@ -110,7 +110,7 @@ def stored_probabilities(labels: Folder, shards: list[int]) -> int:
 def _label_rows(labels: Folder, shard: int, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    with labels.open(_labels_name(shard)) as file:
+    with labels.open_table(_labels_name(shard)) as file:
         for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
             yield from batch.to_pylist()
 

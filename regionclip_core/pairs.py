@@ -17,19 +17,22 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.images import EXTENSIONS, decode_image, to_tensor
+from regionclip_core.images import EXTENSIONS, BadImage, decode_image, to_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from regionclip_core.image_tally import ImageTally
 
 PAIRS_META = "pairs.json"
 REGION_FIELDS = ("boxes", "concept_id", "score", "top_concepts", "top_probabilities", "residual_mass")
@@ -182,6 +185,9 @@ class RegionPairs:
         }
         if not self._samples:
             raise ValueError(f"{pairs.url} has no region-text pairs; lower labels.threshold or pairs.min_regions")
+        shard_starts = accumulate((self._samples[shard] for shard in sorted(self._samples)), initial=0)
+        self._starts = dict(zip(sorted(self._samples), shard_starts, strict=False))
+        """Samples before each shard's, in the order of the shards."""
         self._pairs, self._seed, self._buffer = pairs, seed, buffer
         self._vocabulary, self._top_k = meta["vocabulary"], meta["top_k"]
 
@@ -191,25 +197,51 @@ class RegionPairs:
 
     def epoch(self, epoch: int, skip: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[RegionSample]:
         """The samples of one epoch at positions >= skip that are `rank` modulo `world_size`."""
-        return self._decoded(epoch, skip, 0, rank, world_size)
+        for position, members in enumerate(self._members(epoch, skip), skip):
+            if position % world_size == rank:
+                yield self._decoded(members)
 
-    def stream(self, position: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[RegionSample]:
+    def stream(
+        self, position: int = 0, rank: int = 0, world_size: int = 1, tally: ImageTally | None = None
+    ) -> Iterator[RegionSample]:
         """Endless epochs from a global position on (samples of all ranks before it), striding over ranks.
 
         Ranks stride over the whole stream, not over each epoch, so that a batch may straddle two epochs.
-        """
-        while True:
-            epoch, skip = divmod(position, len(self))
-            yield from self._decoded(epoch, skip, epoch * len(self), rank, world_size)
-            position = (epoch + 1) * len(self)
 
-    def batches_at(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Callable[[int], list[RegionSample]]:
+        Args:
+            tally: counts what is read. The images are decoded then, and for a bad one comes the next sample of the
+                stream that can be read, the same whichever rank asks.
+
+        Raises:
+            BadImage: with `tally`, of the first, if a hundred in a row are bad, or all.
+        """
+        members = self._endless(position)
+        ahead: deque[dict[str, Any]] = deque()
+        for place in count(position):
+            first = ahead.popleft() if ahead else next(members)
+            if place % world_size != rank:
+                continue
+            if tally is None:
+                yield self._decoded(first)
+            else:
+                yield self._first_readable(first, ahead, members, tally)
+
+    def tally(self, max_error_rate: float) -> ImageTally:
+        """Counts the samples that a training reads, by their place in the tars, one after another."""
+        from regionclip_core.image_tally import ImageTally
+
+        return ImageTally(len(self), max_error_rate, key_of=self._name)
+
+    def batches_at(
+        self, batch_size: int, rank: int = 0, world_size: int = 1, tally: ImageTally | None = None
+    ) -> Callable[[int], list[RegionSample]]:
         """A function from the step to this rank's share of its batch.
 
         Cheap when steps rise by one; any other step opens the stream anew at its place.
 
         Args:
             batch_size: images a step, all ranks together.
+            tally: see `stream`.
 
         Raises:
             ValueError: batch_size is no multiple of world_size.
@@ -222,18 +254,60 @@ class RegionPairs:
         def at(step: int) -> list[RegionSample]:
             nonlocal expected, stream
             if step != expected:
-                stream = self.stream(step * batch_size, rank, world_size)
+                stream = self.stream(step * batch_size, rank, world_size, tally)
             expected = step + 1
             return list(islice(stream, batch_size // world_size))
 
         return at
 
-    def _decoded(self, epoch: int, skip: int, start: int, rank: int, world_size: int) -> Iterator[RegionSample]:
-        """The rank's samples of an epoch that begins at position `start` of the stream."""
+    def _decoded(self, members: dict[str, Any]) -> RegionSample:
+        return decode_sample(members, self._top_k, self._vocabulary)
+
+    def _members(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        """Undecoded samples of one epoch at positions >= skip."""
         samples = self._read(self._order(epoch), self._read_from(epoch, skip))
-        for position, members in enumerate(self._shuffled(epoch, samples)):
-            if position >= skip and (start + position) % world_size == rank:
-                yield decode_sample(members, self._top_k, self._vocabulary)
+        return islice(self._shuffled(epoch, samples), skip, None)
+
+    def _endless(self, position: int) -> Iterator[dict[str, Any]]:
+        """Undecoded samples of endless epochs from a global position on."""
+        first, skip = divmod(position, len(self))
+        for epoch in count(first):
+            yield from self._members(epoch, skip if epoch == first else 0)
+
+    def _first_readable(
+        self, first: dict[str, Any], ahead: deque[dict[str, Any]], members: Iterator[dict[str, Any]], tally: ImageTally
+    ) -> RegionSample:
+        """A sample, or the next one with a readable image; `ahead` takes what is read beyond the first of them."""
+        from regionclip_core.sampling import MOST_BAD_IN_A_ROW, none_readable, skip
+
+        error: BadImage | None = None
+        # An epoch's last samples may come again as the first of the next: two epochs are sure to hold every one.
+        most = min(MOST_BAD_IN_A_ROW, 2 * len(self))
+        for offset in range(most):
+            if offset > len(ahead):
+                ahead.append(next(members))
+            candidate = ahead[offset - 1] if offset else first
+            sample, place = self._decoded(candidate), self._place(candidate)
+            try:
+                _ = sample.image  # kept by the sample
+            except BadImage as bad:
+                skip(place, bad, tally)
+                error = error or bad
+                continue
+            tally.good(place)
+            return sample
+        assert error is not None
+        raise none_readable(error, most) from error
+
+    def _place(self, members: dict[str, Any]) -> int:
+        """A sample's place in the tars, from the name that `sample_name` gave it."""
+        shard, number = members["__key__"].split("-")
+        return self._starts[int(shard)] + int(number)
+
+    def _name(self, place: int) -> str:
+        """The inverse of `_place`: the name of the sample's members."""
+        shard = max(shard for shard, start in self._starts.items() if start <= place)
+        return sample_name(shard, place - self._starts[shard])
 
     def _order(self, epoch: int) -> list[int]:
         shards = sorted(self._samples)

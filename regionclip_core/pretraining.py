@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -37,6 +38,18 @@ class RegionBatch:
     top_probabilities_RK: Tensor
     residual_mass_R: Tensor
     captions: list[str]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            boxes=[boxes.to(device) for boxes in self.boxes],
+            concept_id_R=self.concept_id_R.to(device),
+            top_concepts_RK=self.top_concepts_RK.to(device),
+            top_probabilities_RK=self.top_probabilities_RK.to(device),
+            residual_mass_R=self.residual_mass_R.to(device),
+        )
 
 
 class RegionPretrainer(nn.Module):
@@ -187,13 +200,14 @@ def pretrain_student(
     settings = config.pretrain
     pool, embeddings_CD = load_embeddings(labels)
     samples = RegionPairs(pairs, config.seed, vocabulary=pool.digest)
-    samples_at = samples.batches_at(settings.batch_size, rank, world_size)
+    tally = samples.tally(config.execution.max_error_rate)
+    samples_at = samples.batches_at(settings.batch_size, rank, world_size, tally)
     temperature = settings.temperature or 1 / clip.logit_scale
     trainer = RegionPretrainer(student, clip, embeddings_CD, temperature, settings).to(device)
     student.train()
     result = fit(
         trainer,
-        lambda step: to_device(collate(samples_at(step), settings, clip, config.seed, step, rank, world_size), device),
+        lambda step: collate(samples_at(step), settings, clip, config.seed, step, rank, world_size),
         optim=settings.optim,
         steps=settings.steps,
         seed=config.seed,
@@ -202,22 +216,8 @@ def pretrain_student(
         progress=progress,
         rank=rank,
         world_size=world_size,
+        tally=tally,
     )
     student.cpu().eval()
     clip.model.cpu()
     return result, len(samples)
-
-
-def to_device(batch: RegionBatch, device: str) -> RegionBatch:
-    """The same batch with its tensors on `device`."""
-    if device == "cpu":
-        return batch
-    return RegionBatch(
-        images=replace(batch.images, tensor=batch.images.tensor.to(device, non_blocking=True)),
-        boxes=[b.to(device) for b in batch.boxes],
-        concept_id_R=batch.concept_id_R.to(device),
-        top_concepts_RK=batch.top_concepts_RK.to(device),
-        top_probabilities_RK=batch.top_probabilities_RK.to(device),
-        residual_mass_R=batch.residual_mass_R.to(device),
-        captions=batch.captions,
-    )

@@ -6,9 +6,9 @@ Shapes: C names, P templates, D embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regionclip_core.locations import exists, read_location
 from regionclip_core.vocabulary import DATA_FOLDER
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ SHORT = ("{}.", "a {}.", "a photo of a {}.", "a picture of a {}.", "a small {}."
 
 
 def prompt_templates(spec: str) -> tuple[str, ...]:
-    """Templates with one `{}` each: `single`, `short`, `clip81` (the paper's), or a text file, one a line.
+    """Templates with one `{}` each: `single`, `short`, `clip81` (the paper's), or a text file at a path or URL, one a
+    line.
 
     Blank lines and lines that start with # are skipped. FileNotFoundError if there is no such file, ValueError if a
     line does not hold exactly one `{}`.
@@ -30,10 +31,10 @@ def prompt_templates(spec: str) -> tuple[str, ...]:
         return SINGLE
     if spec == "short":
         return SHORT
-    path = DATA_FOLDER / "prompts_clip81.txt" if spec == "clip81" else Path(spec)
-    if not path.is_file():
+    path = str(DATA_FOLDER / "prompts_clip81.txt") if spec == "clip81" else spec
+    if not exists(path):
         raise FileNotFoundError(f"teacher.prompts: {spec!r} is not `single`, `short`, `clip81` or a text file")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_location(path).decode("utf-8").splitlines()]
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     for template in templates:
         if template.count("{}") != 1:

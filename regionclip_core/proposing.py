@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import labelled_boxes
 from regionclip_core.config import Config, ProposalsConfig, RpnConfig
-from regionclip_core.image_batch import batch_images, resized_shape
+from regionclip_core.image_batch import batch_images, by_input_size
 from regionclip_core.images import BadImage, ImageReader
 from regionclip_core.index import IndexRow, ragged_column, read_index, split_ragged, split_shards
 from regionclip_core.proposals import ProposalNetwork, RecallCount, grid_boxes, min_objectness, random_boxes
@@ -83,19 +83,13 @@ class NetworkBoxes:
         self.network = network.to(device)
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """Propose for a few images, those of one input size together.
-
-        Padding changes the features near it, and so the boxes: with other sizes in the batch an image's proposals
-        would depend on its neighbours. Officially, too, every image of a test is alone.
-        """
-        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        for number, image in enumerate(images):
-            height, width = int(image.shape[1]), int(image.shape[2])
-            groups[resized_shape(height, width, self.rpn.image_size, self.rpn.max_size)].append(number)
-        found: dict[int, Proposals] = {}
-        for numbers in groups.values():
-            found.update(zip(numbers, self._propose([images[number] for number in numbers]), strict=True))
-        return [found[number] for number in range(len(images))]
+        """Propose for a few images, those of one input size together."""
+        return by_input_size(
+            images,
+            self.rpn.image_size,
+            self.rpn.max_size,
+            lambda numbers: self._propose([images[number] for number in numbers]),
+        )
 
     def _propose(self, images: Sequence[Tensor]) -> list[Proposals]:
         batch = batch_images(images, self.rpn.image_size, self.rpn.max_size, self.network.mean, self.network.std)
@@ -188,7 +182,7 @@ def read_proposals(proposals: Folder, shard: int) -> dict[str, Proposals]:
 
 def read_proposal_table(proposals: Folder, shard: int, columns: Sequence[str]) -> pa.Table:
     """Some columns of a shard's proposals, schemas.PROPOSALS."""
-    with proposals.open(f"proposals-{shard:05d}.parquet") as file:
+    with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
         return pq.read_table(file, columns=list(columns)).combine_chunks()
 
 

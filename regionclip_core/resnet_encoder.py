@@ -8,12 +8,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
+import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from regionclip_core.architectures import RESNET_STRIDE
 from regionclip_core.attention_pool import pool_single_query
 from regionclip_core.encoders import Part, RegionEncoder, Sizes
+
+_SMALLEST_SIDE = 15  # pixels of which the four halvings up to stage 3 leave one
 
 
 class ResNetEncoder(RegionEncoder):
@@ -52,7 +55,13 @@ class ResNetEncoder(RegionEncoder):
         self.train(visual.training)
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Stage-3 map (`res4`) [B, 16 * width, ~H/16, ~W/16]; padding is convolved too, as in the official code."""
+        """Stage-3 map (`res4`) [B, 16 * width, ~H/16, ~W/16]; padding is convolved too, as in the official code.
+
+        A canvas that is too narrow for the four halvings (an image of 30,000 x 10 pixels, alone) is padded for them.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < _SMALLEST_SIDE:
+            images = F.pad(images, (0, max(0, _SMALLEST_SIDE - width), 0, max(0, _SMALLEST_SIDE - height)))
         x = self.avgpool(self._stem(images))
         for stage in (self.layer1, self.layer2, self.layer3):
             x = stage(x)

@@ -6,6 +6,7 @@ The artifact of the `rpn` stage is one, and `regionclip import` makes them of pu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import ProposalsConfig, RpnConfig
+from regionclip_core.config import RPN_FIELDS, ProposalsConfig, RpnConfig
+from regionclip_core.local_copies import local_copy
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.rpn_weights import RpnWeights, read_layout
 
@@ -22,8 +24,6 @@ WEIGHTS = "rpn.safetensors"
 DESCRIPTION = "rpn.json"
 FORMAT = 1
 
-RPN_FIELDS = ("backbone", "width", "anchor_sizes", "image_size", "max_size")
-"""What of RpnConfig builds a network and feeds it."""
 PROPOSAL_FIELDS = ("pre_nms", "nms", "max_regions", "min_objectness")
 """What of ProposalsConfig makes proposals of its output."""
 
@@ -124,14 +124,13 @@ def read_rpn_weights(place: str) -> RpnWeights:
         return read_layout(load_tensors(folder.read_bytes(WEIGHTS)), folder.path(WEIGHTS))
     from regionclip_core.checkpoint_files import read_checkpoint
 
-    parent, _, name = place.rpartition("/")
-    path = Folder(parent or ("/" if place.startswith("/") else ".")).local_path(name)
-    if path.is_dir():
+    if Path(place).is_dir():
         raise ValueError(
             f"{place} is no folder of a proposal network: expected {DESCRIPTION} or rpn/{DESCRIPTION} in it; make one "
             "with `regionclip import`, or give the file of weights"
         )
-    return read_layout(read_checkpoint(path).tensors, place)
+    with local_copy(place) as path:
+        return read_layout(read_checkpoint(path).tensors, place)
 
 
 def load_weights(network: ProposalNetwork, settings: RpnConfig) -> RpnWeights:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.box_data import BoxBatch, box_batches, to_device
+from regionclip_core.box_data import BoxBatch, box_batches
 from regionclip_core.boxed_images import boxed_images
 from regionclip_core.config import RpnConfig
 from regionclip_core.images import ImageReader
@@ -45,10 +45,16 @@ def train_network(
     device: str,
     checkpoints: Folder,
     progress: Progress,
+    max_error_rate: float = 1.0,
 ) -> FitResult:
-    """Train on the base boxes of `settings.split`; the network ends on the CPU in evaluation mode."""
+    """Train on the base boxes of `settings.split`; the network ends on the CPU in evaluation mode.
+
+    Raises:
+        ErrorRateExceeded: if more than this share of the images can't be read.
+    """
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     images = boxed_images(data, settings.split, set(vocabulary.base_ids))
+    tally = images.tally(max_error_rate)
     batches = box_batches(
         images,
         ImageReader(data),
@@ -59,17 +65,19 @@ def train_network(
         mean=network.mean,
         std=network.std,
         seed=seed,
+        tally=tally,
     )
     network.to(device).to(memory_format=torch.channels_last).train()
     result = fit(
         _RpnTrainer(network),
-        lambda step: to_device(batches(step), device),
+        batches,
         optim=settings.optim,
         steps=settings.steps,
         seed=seed,
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         progress=progress,
+        tally=tally,
     )
     network.cpu().eval()
     return result

@@ -13,13 +13,15 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import BadImage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Key = TypeVar("Key")
 _log = logging.getLogger(__name__)
-_MOST_BAD_IN_A_ROW = 100
+MOST_BAD_IN_A_ROW = 100
+"""Images that a training passes over in search of one that it can read."""
 
 
 class EpochOrder:
@@ -120,21 +122,45 @@ class ImageCache(Generic[Key]):
         return image
 
 
-def first_readable(items: Sequence[Item], index: int, read: Callable[[Item], Result]) -> tuple[Item, Result]:
+def first_readable(
+    items: Sequence[Item], index: int, read: Callable[[Item], Result], tally: ImageTally | None = None
+) -> tuple[Item, Result]:
     """`items[index]` and what `read` gives for it; where that is a bad image, the next item that can be read.
 
-    The substitute depends on the data alone, so a resumed run takes the same one. Each bad image is logged.
+    The substitute depends on the data alone, so a resumed run takes the same one. Each bad image is logged, with
+    `tally` once, which counts what was read and what not.
 
     Raises:
-        BadImage: of the first, if a hundred in a row are bad.
+        BadImage: of the first, if a hundred in a row are bad, or all.
     """
     first: BadImage | None = None
-    for offset in range(_MOST_BAD_IN_A_ROW):
-        item = items[(index + offset) % len(items)]
+    most = min(MOST_BAD_IN_A_ROW, len(items))
+    for offset in range(most):
+        number = (index + offset) % len(items)
+        item = items[number]
         try:
-            return item, read(item)
+            result = read(item)
         except BadImage as error:
-            _log.warning("skipping an image in training: %s", error)
+            skip(number, error, tally)
             first = first or error
+            continue
+        if tally is not None:
+            tally.good(number)
+        return item, result
     assert first is not None
-    raise first
+    raise none_readable(first, most) from first
+
+
+def skip(number: int, error: BadImage, tally: ImageTally | None) -> None:
+    """Log that a training goes on without an image, and count it."""
+    if tally is None or tally.bad(number, error):
+        _log.warning("skipping an image in training: %s", error)
+
+
+def none_readable(first: BadImage, count: int) -> BadImage:
+    """What to raise when this many images in a row, from `first` on, leave a training nothing to go on with."""
+    return BadImage(
+        first.status,
+        f"{first.reason}; {count} images in a row can't be read, and a training can't go on without any. Mend the "
+        "input and do the stage over (run it with --force)",
+    )

@@ -103,28 +103,3 @@ LABELS = pa.schema(
 
 # Beside the columns of INDEX in a training's own copy of a split (row_table.py); never part of an artifact.
 PROPOSED = pa.field("proposals", pa.list_(BOX), nullable=False)
-
-# Scratch of the evaluation, one row a box; never part of an artifact.
-_CORNERS = [pa.field(name, pa.float64(), nullable=False) for name in ("x0", "y0", "x1", "y1")]  # xyxy, original pixels
-
-STORED_TRUTH = pa.schema(
-    [
-        pa.field("label", pa.int32(), nullable=False),  # row in the Vocabulary
-        pa.field("image_id", pa.int64(), nullable=False),
-        *_CORNERS,
-        pa.field("crowd", pa.bool_(), nullable=False),
-        pa.field("area", pa.float64(), nullable=False),
-        pa.field("mask", pa.binary()),  # COCO's compressed run lengths; null where none were read
-    ]
-)
-
-STORED_DETECTIONS = pa.schema(
-    [
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("image_id", pa.int64(), nullable=False),
-        *_CORNERS,
-        pa.field("score", pa.float64(), nullable=False),
-        pa.field("exempt", pa.bool_(), nullable=False),  # no mistake where it is wrong
-        pa.field("mask", pa.binary()),
-    ]
-)

@@ -50,6 +50,9 @@ class CocoSource(Source):
 
     def pieces(self, shard_size: int) -> list[Piece]:
         count = len(self._scanned())
+        if count == 0:
+            files = " and ".join(f"{kind}: {getattr(self._split, kind)}" for kind in self._kinds)
+            raise ValueError(f"data.splits.{self._name}: no images are listed in {files}; give other files or drop it")
         return even_pieces(min(count, self._split.limit or count), shard_size)
 
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[Found]:
@@ -58,11 +61,15 @@ class CocoSource(Source):
         read = self._reader.read
         for number in range(plan.piece.start, plan.piece.stop):
             (image,) = read(int(scan.image_file[number]), scan.images, number, number + 1)
-            annotations = {
-                kind: read(i, scan.annotations[i], *scan.first[i][number : number + 2].tolist())
+            annotations: dict[str, Iterator[Any]] = {
+                kind: map(_as_object, read(i, scan.annotations[i], *scan.first[i][number : number + 2].tolist()))
                 for i, kind in enumerate(self._kinds)
             }
             yield self._sample(number, image, bool(scan.duplicates[number]), annotations, categories)
+
+    def lost(self, plan: ShardPlan) -> dict[str, int]:
+        found = self._scanned().lost
+        return {"lost_annotations": found} if found and plan.piece.ordinal == 0 else {}
 
     def _scanned(self) -> AnnotationScan:
         """Once a run, by whoever asks first: the driver, when it counts the images."""
@@ -96,7 +103,7 @@ class CocoSource(Source):
         annotations: dict[str, Iterator[Any]],
         categories: dict[Any, str],
     ) -> Found:
-        image = image if isinstance(image, dict) else {}
+        image = _as_object(image)
         name = self._file_name(image)
         problem = _image_problem(image, image.get("id"), name, duplicate)
         if problem is not None:
@@ -171,6 +178,11 @@ class CocoSource(Source):
     def _image_labels(self, image: Image, categories: dict[Any, str]) -> tuple[dict[str, Any], list[str]]:
         """Columns about categories of the image as a whole, and what was wrong with them: COCO has none."""
         return {}, []
+
+
+def _as_object(entry: Any) -> dict[str, Any]:
+    """An entry of a list; without fields if it is no object, or one nested too deep to be read."""
+    return entry if isinstance(entry, dict) else {}
 
 
 def url_name(image: Image) -> str | None:

@@ -119,7 +119,7 @@ def _captions(sample: TarSample, file: BinaryIO) -> tuple[list[str], list[str]]:
     if member[1] > _MAX_TEXT:
         return [], [f"json member of {member[1]} bytes"]
     try:
-        body = json.loads(_read(file, member).decode("utf-8", "surrogateescape"))
+        body = json.loads(_read(file, member).decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return [], ["json member is not valid JSON"]
     caption = body.get("caption") if isinstance(body, dict) else None

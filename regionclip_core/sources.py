@@ -69,6 +69,10 @@ class Source(ABC):
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[Found]:
         """All samples of a shard, good and bad; images go to `store` if the source stores them."""
 
+    def lost(self, plan: ShardPlan) -> dict[str, int]:
+        """What of the source belongs to none of its samples, by kind (`lost_annotations`); told by its first shard."""
+        return {}
+
 
 def even_pieces(count: int, shard_size: int) -> list[Piece]:
     """`count` samples in shards of `shard_size`, the last one smaller."""
@@ -103,7 +107,7 @@ def open_source(name: str, split: Split, seed: int, vocabulary: Vocabulary, scra
         case FolderSplit():
             from regionclip_core.source_folder import FolderSource
 
-            return FolderSource(name, split)
+            return FolderSource(name, split, scratch)
 
 
 def open_sources(

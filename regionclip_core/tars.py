@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from regionclip_core.checks import printable, unsafe_name
 
@@ -73,6 +73,9 @@ class BadTar(ValueError):
     """A tar that can't be read from some point on; the message says where."""
 
 
+# What tarfile raises on damaged headers: it lets most errors of its parsing through.
+_PARSING = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError)
+_LARGEST_HEADER = 2**24  # bytes; a name or an extended header
 _META = re.compile(r"__[^/]*__($|/)")
 _NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 
@@ -131,23 +134,35 @@ def _add(sample: TarSample, extension: str, member: tarfile.TarInfo) -> None:
         sample.members[extension] = (member.offset_data, member.size)
 
 
+class _Headers:
+    """What tarfile is given to read: small pieces. A damaged header may say that the next one has petabytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise ValueError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
 def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Members of the tar. Damage raises BadTar, after the whole members before it."""
     end = file.seek(0, 2)
     file.seek(0)
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the caller closes the file)
-    except tarfile.TarError as error:
+        tar = tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:")  # noqa: SIM115 (the caller closes it)
+    except _PARSING as error:
         raise BadTar(f"no uncompressed tar ({error})") from error
     while True:
         try:
             member = tar.next()
-        except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile lets some header errors through
+        except _PARSING as error:
             raise BadTar(f"broken header at byte {tar.offset} of {end} ({error})") from error
         if member is None:
             break
-        if member.isreg() and not member.issparse() and member.offset_data + member.size > end:
-            raise BadTar(f"ends at byte {end}, in the middle of {printable(member.name)!r}")
+        _check_extent(member, tar.offset, end)
         yield member
         tar.members = []  # type: ignore[attr-defined]  # or it would remember every header
     # tarfile takes a broken header after the first for the end: only a block of zeros is one.
@@ -159,6 +174,16 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise BadTar(f"broken header at byte {tar.offset} of {end}")
 
 
+def _check_extent(member: tarfile.TarInfo, following: int, end: int) -> None:
+    """Refuse a member that ends after the tar, or so early that the next header, at byte `following`, is before it."""
+    if following <= member.offset:
+        raise BadTar(f"broken header at byte {member.offset} of {end}: {printable(member.name)!r} of negative size")
+    plain = member.isreg() and not member.issparse()
+    last = member.offset_data + member.size if plain else following - tarfile.BLOCKSIZE
+    if last > end:
+        raise BadTar(f"ends at byte {end}, in the middle of {printable(member.name)!r}")
+
+
 def _problem(member: tarfile.TarInfo) -> str | None:
     """Why a member must not be read; None if it may."""
     if member.issym() or member.islnk():
@@ -166,4 +191,6 @@ def _problem(member: tarfile.TarInfo) -> str | None:
         return f"{kind} link {printable(member.name)!r} to {printable(member.linkname)!r}"
     if not member.isreg() or member.issparse():
         return f"member {printable(member.name)!r} is no plain file"
+    if member.size < 0:
+        return f"member {printable(member.name)!r} of negative size"
     return unsafe_name(member.name)

@@ -18,6 +18,7 @@ from regionclip_core.crops import CropEncoder
 from regionclip_core.evaluation import Top1
 from regionclip_core.evaluation_data import EvaluationData
 from regionclip_core.finetuning import class_embeddings
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import BadImage, ImageReader
 from regionclip_core.index import IndexRow, read_index, split_shards
 from regionclip_core.vocabulary import Vocabulary
@@ -39,23 +40,32 @@ class _Namer:
         self.top1.add(cosines.cpu().numpy(), np.array(list(labels), dtype=np.int64))
 
 
-def whole_image_top1(clip: ClipModel, config: Config, data: Folder, split: str) -> Accuracy:
+def whole_image_top1(
+    clip: ClipModel, config: Config, data: Folder, split: str, tally: ImageTally | None = None
+) -> Accuracy:
     """Top-1, percent, over images of `split` that hold exactly one annotated object.
 
-    Each image is seen as CLIP sees images: one square around all of it, at CLIP's own input size.
+    Each image is seen as CLIP sees images: one square around all of it, at CLIP's own input size. `tally`
+    counts those that could be read, and those that couldn't, by their row in the split.
     """
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     reader = ImageReader(data)
     encoder = CropEncoder(clip, context=1.0)
     namer = _Namer(clip, config, vocabulary)
+    place = -1
     for shard in split_shards(data, (split,)):
         for row in read_index(data, shard):
+            place += 1
             if not _has_one_object(row):
                 continue
             try:
                 image = reader.read(row)
-            except BadImage:
-                continue  # it has no pixels to be right or wrong about
+            except BadImage as error:  # it has no pixels to be right or wrong about
+                if tally is not None:
+                    tally.bad(place, error, row.key)
+                continue
+            if tally is not None:
+                tally.good(place)
             whole = torch.tensor([[0.0, 0.0, image.shape[1], image.shape[0]]])
             pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
             namer.add(encoder([pixels], [whole]), [int(row.box_labels[0])])

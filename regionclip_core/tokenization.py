@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from regionclip_core.given_weights import TOKENIZER_FILES
+
 if TYPE_CHECKING:
     from regionclip_core.artifacts import Folder
 
-MAIN_FILE = "tokenizer.json"
-OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MAIN_FILE = TOKENIZER_FILES[0]
 
 
 def make_tokenizer(text_config: dict[str, Any], folder: Folder | None = None) -> Callable[[list[str]], Tensor]:
@@ -66,10 +67,10 @@ class LocalTokenizer:
         folder = self._folder
         if folder is None:
             return {}
-        return {name: folder.read_bytes(name) for name in (MAIN_FILE, *OTHER_FILES) if folder.exists(name)}
+        return {name: folder.read_bytes(name) for name in TOKENIZER_FILES if folder.exists(name)}
 
     def _from_path(self) -> dict[str, bytes]:
-        paths = [Path(self.name) / name for name in (MAIN_FILE, *OTHER_FILES)]
+        paths = [Path(self.name) / name for name in TOKENIZER_FILES]
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
     def _from_cache(self) -> dict[str, bytes]:
@@ -77,7 +78,7 @@ class LocalTokenizer:
 
         if self.name.count("/") > 1 or self.name.startswith(("/", ".")):
             return {}  # a path, of which the cache knows nothing
-        paths = {name: try_to_load_from_cache(self.name, name) for name in (MAIN_FILE, *OTHER_FILES)}
+        paths = {name: try_to_load_from_cache(self.name, name) for name in TOKENIZER_FILES}
         return {name: Path(path).read_bytes() for name, path in paths.items() if isinstance(path, str)}
 
     @cached_property

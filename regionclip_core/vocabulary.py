@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from regionclip_core.locations import exists, read_location
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 """The repository's small committed inputs: category splits and prompts."""
@@ -112,7 +115,7 @@ def clean_lvis_name(name: str) -> str:
 
 
 def load_categories(spec: str) -> Vocabulary:
-    """The detection categories: `world`, a name under data/ (`coco_ovd`), or a path to a YAML or JSON file.
+    """The detection categories: `world`, a name under data/ (`coco_ovd`), or a path or URL of a YAML or JSON file.
 
     A file has `base:` and `novel:` lists, and optionally `order:`, all names in the order of their indices; without
     it, base comes first. Or it is a COCO or LVIS annotation file, see `annotation_vocabulary`. FileNotFoundError if
@@ -125,26 +128,24 @@ def load_categories(spec: str) -> Vocabulary:
             names=tuple(category.name for category in CATEGORIES),
             base=tuple(category.name for category in CATEGORIES if not category.novel),
         )
-    path = Path(spec)
-    if not path.suffix:
-        path = DATA_FOLDER / f"{spec}.yaml"
-    if not path.is_file():
+    url = spec if os.path.splitext(spec)[1] else str(DATA_FOLDER / f"{spec}.yaml")
+    if not exists(url):
         known = sorted(file.stem for file in DATA_FOLDER.glob("*.yaml"))
         raise FileNotFoundError(f"data.categories: {spec!r} is not `world`, one of {known}, or a YAML or JSON file")
-    if path.suffix == ".json":
+    if url.endswith(".json"):
         from regionclip_core.annotation_categories import annotation_vocabulary
 
-        found = annotation_vocabulary(str(path))
+        found = annotation_vocabulary(url)
         if found is not None:
             return found
-    return _read_categories(path)
+    return _read_categories(url)
 
 
-def _read_categories(path: Path) -> Vocabulary:
+def _read_categories(path: str) -> Vocabulary:
     import yaml
 
-    text = path.read_text(encoding="utf-8")
-    loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    text = read_location(path).decode("utf-8")
+    loaded = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     if not isinstance(loaded, dict) or set(loaded) - {"base", "novel", "order"} or "base" not in loaded:
         raise ValueError(
             f"{path} must hold the lists base:, novel: and optionally order:, and nothing else, or be a COCO or LVIS "

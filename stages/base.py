@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from regionclip_core.artifacts import Folder, ShardRecord
@@ -52,6 +52,8 @@ class StageContext:
     """Rank in torch.distributed; 0 when the job runs alone."""
     world_size: int = 1
     """Processes of this job; above 1 torch.distributed is initialised."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What a job's `run` fills in: samples by status, as a ShardResult's; of all processes."""
 
 
 @dataclass(frozen=True)

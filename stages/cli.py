@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from regionclip_core.artifacts import Folder
     from regionclip_core.config import Config
     from stages.runner import Pipeline
 
@@ -40,6 +41,8 @@ ModelOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
 ]
+SHOWN_STRANGERS = 10
+"""Folders that are no artifacts, named one by one."""
 NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
 
 
@@ -54,6 +57,9 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except (ValueError, OSError, WorkspaceLocked) as error:
+            if isinstance(error, BrokenPipeError) and _reader_is_gone():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+                raise typer.Exit(128 + signal.SIGPIPE) from error
             if os.environ.get("REGIONCLIP_TRACEBACK"):
                 raise
             of_the_user = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
@@ -64,6 +70,15 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from error
 
     return wrapped
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `| head -1`: no reason for a message."""
+    import select
+
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are told without asking
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def load(config: str | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None) -> Config:
@@ -108,12 +123,18 @@ def run(
     if dry_run:
         from stages.show import plan_table
 
-        wanted = pipeline.closure(stages)
-        typer.echo(plan_table([line for line in pipeline.plan() if line.stage in wanted]))
+        wanted = pipeline.closure(stages, force)
+        lines = [line for line in pipeline.plan() if line.stage in wanted]
+        typer.echo(plan_table(lines, forced=(stages or ()) if force else ()))
         return
     signal.signal(signal.SIGTERM, _interrupt)
     result = pipeline.run(stages, force)
-    _show_results(pipeline)
+    try:
+        _show_results(pipeline)
+    except OSError as error:  # what follows says why stages failed, if some did
+        if result.ok:
+            raise
+        typer.echo(f"no results shown: {error}", err=True)
     if not result.ok:
         for stage, outcome in result.outcomes.items():
             if outcome in ("failed", "blocked"):
@@ -126,12 +147,11 @@ def _show_results(pipeline: Pipeline) -> None:
     from regionclip_core.artifacts import Folder
     from regionclip_core.report.results_table import format_results
 
-    lines = {line.stage: line for line in pipeline.plan()}
-    evaluate, report = lines.get("evaluate"), lines.get("report")
-    if evaluate is not None and evaluate.state == "done":
-        typer.echo("\n" + format_results(Folder(str(evaluate.path)).read_json("metrics.json")))
-    if report is not None and report.state == "done":
-        typer.echo(f"\nreport: {Folder(str(report.path)).path('report.html')}")
+    lines = pipeline.finished()
+    if "evaluate" in lines:
+        typer.echo("\n" + format_results(Folder(str(lines["evaluate"].path)).read_json("metrics.json")))
+    if "report" in lines:
+        typer.echo(f"\nreport: {Folder(str(lines['report'].path)).path('report.html')}")
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -157,7 +177,7 @@ def status(
     if as_json:
         typer.echo(json.dumps(status_json(lines), indent=1))
         return
-    typer.echo(status_table(lines))
+    typer.echo(status_table(lines, pipeline.workspace))
     if (holder := read_holder(pipeline.workspace)) is not None:
         typer.echo(f"{'left locked by a process that is gone' if holder.is_dead() else 'running'}: {holder}")
 
@@ -171,13 +191,17 @@ def show(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Look into a stage's artifact: summary, counts, settings, files, first rows."""
+    from stages.finished import undisturbed
     from stages.runner import Pipeline
     from stages.show import show_stage
 
     pipeline = Pipeline(load(config, overrides, workspace))
     pipeline.closure([stage])  # refuses an unknown name
-    [line] = [line for line in pipeline.plan() if line.stage == stage]
-    typer.echo(show_stage(line, pipeline.workspace))
+    line = pipeline.finished().get(stage)
+    if line is None:
+        line = next(line for line in pipeline.plan() if line.stage == stage)
+    with undisturbed([line] if line.state == "done" else []):
+        typer.echo(show_stage(line, pipeline.workspace))
 
 
 @app.command("config")
@@ -193,20 +217,35 @@ def show_config(config: ConfigOption = None, overrides: SetOption = None, worksp
 @user_errors
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
-    from regionclip_core.artifacts import Folder
-    from stages.verify import verify_workspace
+    from stages.record_checks import not_recorded
+    from stages.runner import Pipeline
+    from stages.verify import advice, verify_workspace
 
-    bad: set[str] = set()
+    pipeline = Pipeline(load(config, overrides, workspace))
+    bad: list[tuple[str, Folder]] = []
     checked = 0
-    for stage, _, problems in verify_workspace(Folder(load(config, overrides, workspace).workspace)):
+    for stage, folder, problems in verify_workspace(pipeline.workspace):
         checked += 1
+        bad += [(stage, folder)] * bool(problems)
         for problem in problems:
-            bad.add(stage)
             typer.echo(f"{stage}: {problem}")
-    typer.echo(f"{checked} artifacts read, {len(bad)} stages with problems")
+        for path in not_recorded(folder):
+            typer.echo(f"{stage}: note: {path} is not part of the artifact; nothing reads it")
+    typer.echo(f"{checked} artifacts read, {len({stage for stage, _ in bad})} stages with problems")
     if bad:
-        typer.echo(f"do them over: regionclip run {' '.join(sorted(bad))} --force", err=True)
+        for line in advice(bad, pipeline.plan(), _options(config, overrides, workspace)):
+            typer.echo(line, err=True)
         raise typer.Exit(1)
+
+
+def _options(config: str | None, overrides: list[str] | None, workspace: str | None) -> str:
+    """The common options of a command, to be given to another one."""
+    import shlex
+
+    given = ["--config", config] if config is not None else []
+    given += [part for one in overrides or [] for part in ("--set", one)]
+    given += ["--workspace", workspace] if workspace is not None else []
+    return "".join(f" {shlex.quote(part)}" for part in given)
 
 
 @app.command()
@@ -220,18 +259,21 @@ def gc(
 ) -> None:
     """List, and with --yes delete, what no current config reaches."""
     from regionclip_core.artifacts import Folder
-    from stages.gc import collect, unreachable
+    from stages.gc import collect, strangers, unreachable
     from stages.show import size
 
     configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)
-    garbage, undecided = unreachable(configs, folder)
+    garbage, undecided = (collect if yes else unreachable)(configs, folder)
     if undecided:
         typer.echo(f"kept whole, until what they need has run: {', '.join(undecided)}")
-    if yes:
-        garbage = collect(configs, folder)
     for item in garbage:
         typer.echo(f"{'deleted' if yes else 'unreached'}  {size(item.bytes):>9}  {item.folder.url}")
+    others = strangers(folder)
+    for other in others[:SHOWN_STRANGERS]:
+        typer.echo(f"left alone            {other.url}: no artifact")
+    if len(others) > SHOWN_STRANGERS:
+        typer.echo(f"left alone            {len(others) - SHOWN_STRANGERS} more folders that are no artifacts")
     total = size(sum(item.bytes for item in garbage))
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 

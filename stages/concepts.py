@@ -71,15 +71,16 @@ class ConceptsStage(ShardStage):
         """Sum the shards, cut at min_count, write the pool."""
         import pyarrow.parquet as pq
 
-        from regionclip_core.concepts import build_pool, merge_counts
+        from regionclip_core.concept_merge import build_pool, merge_counts
+        from regionclip_core.row_groups import RowGroupWriter
+        from regionclip_core.schemas import DROPPED_CONCEPTS
 
         parser, section = _parser(ctx), ctx.config.concepts
-        counts = merge_counts(self._tables(ctx))
         classes = {parser.class_name(name): name for name in _categories(ctx)}
-        pool, dropped = build_pool(counts, section, classes)
-        for name, table in (("concepts", pool), ("dropped", dropped)):
-            with ctx.out.write(f"{name}.parquet") as file:
-                pq.write_table(table, file, compression="zstd")
+        with ctx.out.write("dropped.parquet") as file, RowGroupWriter(file, DROPPED_CONCEPTS) as dropped:
+            pool = build_pool(merge_counts(self._tables(ctx)), section, dropped.write, classes)
+            with ctx.out.write("concepts.parquet") as concepts:
+                pq.write_table(pool, concepts, compression="zstd")
         names = pool.column("concept").to_pylist()
         ctx.out.write_bytes("concepts.txt", "".join(f"{name}\n" for name in names).encode())
         seen = sum(value is not None for value in pool.column("dataset_class").to_pylist())
@@ -87,7 +88,7 @@ class ConceptsStage(ShardStage):
         return {
             **parser.description(),
             "concepts": len(names),
-            "dropped": dropped.num_rows,
+            "dropped": dropped.rows,
             "images": images,
             "min_count": section.min_count,
             "categories": len(classes),
@@ -100,7 +101,7 @@ class ConceptsStage(ShardStage):
         import pyarrow.parquet as pq
 
         for shard in self.shards(ctx):
-            with ctx.out.open(phrases_name(shard)) as file:
+            with ctx.out.open_table(phrases_name(shard)) as file:
                 yield pq.read_table(file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,12 @@ class DataStage(ShardStage):
     ({split: {shards, images}}) and `categories.json` (the Vocabulary that box labels point into).
 
     A bad sample costs its row, never the shard: it is counted as bad_image, bad_caption, bad_duplicate_key,
-    bad_unsafe_member or bad_tar. lost_box, lost_caption and lost_image_labels count good images that lost a part.
+    bad_unsafe_member or bad_tar. lost_box, lost_caption and lost_image_labels count good images that lost a part,
+    lost_annotations the entries of annotation files that are of no image.
     """
 
     name = "data"
-    version = 2
+    version = 3
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, what its category list holds, and the names and sizes of tars (never their content)."""
@@ -47,10 +49,10 @@ class DataStage(ShardStage):
 
         vocabulary = load_categories(config.data.categories)
         settings: dict[str, Any] = {
-            "data": config.data.model_dump(mode="json"),
+            # Where the categories were read from makes no difference.
+            "data": {**config.data.model_dump(mode="json"), "categories": vocabulary.digest},
             # Shard numbers follow it, and canonical JSON sorts keys.
             "order": list(config.data.splits),
-            "vocabulary": vocabulary.digest,
         }
         if vocabulary.groups:
             settings["category_groups"] = _digest([[name, list(members)] for name, members in vocabulary.groups])
@@ -102,7 +104,7 @@ class DataStage(ShardStage):
         rows = [one.row for one in found]
         with ctx.out.write(index_name(shard)) as file:
             write_index(file, rows, state.vocabulary.digest)
-        return ShardResult(len(rows), count(found))
+        return ShardResult(len(rows), count(found) | source.lost(plan))
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Say which shards make a split."""
@@ -112,6 +114,7 @@ class DataStage(ShardStage):
             entry = splits[state.plans[record.shard].split]
             entry["shards"].append(record.shard)
             entry["images"] += record.counts.get("ok", 0)
+        _refuse_empty(ctx.config, {state.plans[one.shard].split: one.rows for one in records if one.rows})
         ctx.out.write_json("splits.json", splits)
         ctx.out.write_json("categories.json", state.vocabulary.to_json())
         ctx.out.child(SCRATCH).remove_all()
@@ -126,6 +129,13 @@ def count(found: list[Found]) -> dict[str, int]:
     for one in found:
         counts.update(one.dropped)
     return dict(sorted(counts.items()))
+
+
+def _refuse_empty(config: Config, rows: Mapping[str, int]) -> None:
+    """Tars are counted by reading them; the other sources refuse to be empty when they are planned."""
+    for name, split in config.data.splits.items():
+        if isinstance(split, TarsSplit) and not rows.get(name):
+            raise ValueError(f"data.splits.{name}.urls: no samples are in {split.urls}; give other tars or drop it")
 
 
 def _listing_digest(urls: str) -> str:

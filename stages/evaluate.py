@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regionclip_core.config import Config
 from stages.base import JobStage, StageContext
+
+if TYPE_CHECKING:
+    from regionclip_core.evaluation_data import EvaluationData
+    from regionclip_core.image_tally import ImageTally
 
 _INITS = {"clip": "teacher", "regionclip": "pretrain"}
 
@@ -18,7 +22,7 @@ class EvaluateStage(JobStage):
     """
 
     name = "evaluate"
-    version = 2
+    version = 3
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
@@ -26,12 +30,15 @@ class EvaluateStage(JobStage):
         return ("data", "teacher", "proposals", "pretrain", "finetune")
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """Also what shapes the classifier and the crops."""
+        """Also what shapes the zero-shot classifier and the teacher's crops."""
         from regionclip_core.name_embeddings import text_settings
 
-        section = config.evaluate.model_dump(mode="json")
-        names = text_settings(config.teacher)
-        return {"evaluate": section, "teacher": names, "labels": {"context": config.labels.context}}
+        return {
+            "evaluate": config.evaluate.model_dump(mode="json"),
+            "teacher": text_settings(config.teacher),
+            "labels": config.labels.model_dump(mode="json", include={"context", "batch_size"}),
+            "finetune": config.finetune.model_dump(mode="json", include={"temperature"}),
+        }
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings count by their content."""
@@ -63,7 +70,7 @@ class EvaluateStage(JobStage):
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
-        metrics["teacher"] = self._teacher(ctx, clips["clip"], evaluation)
+        metrics["teacher"], tallies = self._teacher(ctx, clips["clip"], evaluation)
         with tempfile.TemporaryDirectory(prefix="regionclip-evaluate-") as folder:
             evaluator = make_evaluator(config, evaluation, Path(folder))
             for name, clip in clips.items():
@@ -79,16 +86,38 @@ class EvaluateStage(JobStage):
                 with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
                     _put(metrics, name, measure(results, evaluator, settings, {FINETUNED: writer}))
         ctx.out.write_json("metrics.json", metrics, indent=2)
-        return {"images": evaluation.count, **_headline(metrics)}
+        told: dict[str, Any] = {}
+        for split, tally in tallies.items():
+            for status, number in tally.counts().items():
+                ctx.counts[status] = ctx.counts.get(status, 0) + number
+            if unreadable := tally.unreadable():
+                told.setdefault("unreadable", []).extend({"split": split, **one} for one in unreadable)
+        return {"images": evaluation.count, **_headline(metrics), **told}
 
-    def _teacher(self, ctx: StageContext, clip: Any, evaluation: Any) -> dict[str, Any]:
+    def _teacher(
+        self, ctx: StageContext, clip: Any, evaluation: EvaluationData
+    ) -> tuple[dict[str, Any], dict[str, ImageTally]]:
+        """The first look at the pixels: its accuracies, and by split which images could be read.
+
+        Raises:
+            ErrorRateExceeded: too many could not.
+        """
+        import torch
+
+        from regionclip_core.image_tally import ImageTally
+        from regionclip_core.index import split_rows
         from regionclip_core.teacher_accuracy import crop_top1, whole_image_top1
 
-        split = ctx.config.evaluate.whole_image_split
+        settings, data = ctx.config.evaluate, ctx.inputs["data"]
         result = {"crop_top1": crop_top1(clip, ctx.config, evaluation)}
-        if split is not None:
-            result["whole_image_top1"] = whole_image_top1(clip, ctx.config, ctx.inputs["data"], split)
-        return result
+        evaluation.tally.check(torch.device("cpu"), final=True)
+        tallies = {settings.split: evaluation.tally}
+        if (split := settings.whole_image_split) is not None:
+            tally = ImageTally(split_rows(data, (split,)), ctx.config.execution.max_error_rate)
+            result["whole_image_top1"] = whole_image_top1(clip, ctx.config, data, split, tally)
+            tally.check(torch.device("cpu"), final=True)
+            tallies.setdefault(split, tally)  # images of the same split are counted once
+        return result, tallies
 
 
 class _Ticks:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionclip_core.config import Config
-from stages.finished import finished, folder_of
+from stages.finished import finished, folder_of, undisturbed
 from stages.plan import PlanLine
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ def _write_detector(config: Config, folder: Folder, name: str) -> None:
     from stages.run_models import workspace_detector
 
     model, lines = workspace_detector(config, name, "export")
-    card = detector_card(model, name, _facts(config, lines))
+    with undisturbed(lines.values()):
+        facts = _facts(config, lines)
+    card = detector_card(model, name, facts)
     export_detector(folder, model, card, NamePrompts.from_config(config.teacher))
 
 
@@ -113,8 +115,9 @@ def _clip_of_run(config: Config, what: str) -> tuple[ClipModel, NamePrompts, Run
     from regionclip_core.name_prompts import NamePrompts
 
     lines = finished(config, [_STAGE[what]], _USEFUL, "export")
-    clip = load_clip(folder_of(lines[_STAGE[what]]))
-    return clip, NamePrompts.from_config(config.teacher), _facts(config, lines)
+    with undisturbed(lines.values()):
+        clip = load_clip(folder_of(lines[_STAGE[what]]))
+        return clip, NamePrompts.from_config(config.teacher), _facts(config, lines)
 
 
 def _facts(config: Config, lines: dict[str, PlanLine]) -> RunFacts:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regionclip_core.config import Config
 from stages.base import JobStage, StageContext
+
+if TYPE_CHECKING:
+    from regionclip_core.image_tally import ImageTally
 
 
 class FinetuneStage(JobStage):
@@ -29,7 +32,7 @@ class FinetuneStage(JobStage):
             return {"finetune": {"weights": config.finetune.weights}}
         from regionclip_core.name_embeddings import text_settings
 
-        section = config.finetune.model_dump(mode="json")
+        section = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
         return {"finetune": section, "teacher": text_settings(config.teacher), "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
@@ -50,16 +53,22 @@ class FinetuneStage(JobStage):
         runs = [("clip", "teacher", False), ("regionclip", "pretrain", False)]
         if ctx.config.finetune.oracle:
             runs.append(("oracle", "pretrain", True))
+        done = {
+            name: self._finetune(ctx, name, init, everything, (number, len(runs)))
+            for number, (name, init, everything) in enumerate(runs)
+        }
+        tally, *others = (read for _, read in done.values())
+        for other in others:  # of the same split: an image is counted once, whoever learned from it
+            tally.add(other)
+        ctx.counts |= tally.counts()
         return {
-            "detectors": {
-                name: self._finetune(ctx, name, init, everything, (number, len(runs)))
-                for number, (name, init, everything) in enumerate(runs)
-            }
+            "detectors": {name: told for name, (told, _) in done.items()},
+            **tally.summary(),
         }
 
     def _finetune(
         self, ctx: StageContext, name: str, init: str, everything: bool, place: tuple[int, int]
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], ImageTally]:
         from regionclip_core.clip import load_clip
         from regionclip_core.detector import save_detector
         from regionclip_core.finetuning import build_detector, finetune_data, finetune_detector
@@ -84,7 +93,8 @@ class FinetuneStage(JobStage):
         if ctx.rank == 0:
             save_detector(detector, ctx.out, clip.architecture, stem=name)
             ctx.out.write_json(f"history-{name}.json", result.history)
-        return {"images": len(training.images), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        told = {"images": len(training.images), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return told, result.tally
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
         from regionclip_core.artifacts import Folder

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from regionclip_core.artifacts import Folder
+from regionclip_core.artifacts import Folder, read_manifest
 from regionclip_core.config import Config
 from stages.plan import PlanLine, Planner
 
@@ -17,7 +18,10 @@ def finished(
     Raises:
         ValueError: if a needed stage is not done, with what to run; `purpose` begins the message.
     """
-    lines = {line.stage: line for line in Planner(config, Folder(config.workspace)).lines()}
+    planner = Planner(config, Folder(config.workspace))
+    lines = planner.finished()
+    if not set(needed) <= lines.keys():  # to say why, more has to be looked at
+        lines = {line.stage: line for line in planner.lines()}
     for stage in needed:
         line = lines[stage]
         if line.state != "done":
@@ -27,6 +31,26 @@ def finished(
             )
     wanted = {*needed, *useful}
     return {stage: line for stage, line in lines.items() if stage in wanted and line.state == "done"}
+
+
+@contextmanager
+def undisturbed(lines: Iterable[PlanLine]) -> Iterator[None]:
+    """Read finished artifacts in the block, without a lock. If that fails since one was deleted meanwhile, it is said.
+
+    Raises:
+        ValueError: with the stages whose artifacts are gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        gone = [line for line in lines if read_manifest(folder_of(line)) is None]
+        if not gone:
+            raise
+        named = ", ".join(f"{line.stage} ({line.path})" for line in gone)
+        raise ValueError(
+            f"deleted while it was being read, by `gc --yes` or `run --force`: {named}. Look at `regionclip status`, "
+            "then try again"
+        ) from error
 
 
 def folder_of(line: PlanLine) -> Folder:

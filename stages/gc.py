@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import Config
+from regionclip_core.local_copies import is_full
+from regionclip_core.locations import remote
 from stages.lock import WorkspaceLock
 from stages.plan import Planner
-from stages.verify import artifacts
+from stages.verify import artifacts, stage_folders
+
+_log = logging.getLogger(__name__)
+
+ROOM_FOR_A_LOCK = 1 << 16
+"""Bytes of an artifact whose deletion surely makes room for a lock."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +54,55 @@ def unreachable(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garb
     return garbage, undecided
 
 
-def collect(configs: Sequence[Config], workspace: Folder) -> list[Garbage]:
-    """Delete what is unreachable, under the workspace's lock; returns what was deleted."""
-    with WorkspaceLock(workspace):
-        garbage, _ = unreachable(configs, workspace)
+def collect(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garbage], list[str]]:
+    """Delete what is unreachable, under the workspace's lock; returns what was deleted, and the stages kept whole."""
+    early: list[Garbage] = []
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WorkspaceLock(workspace))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            early = _make_room(configs, workspace, error)
+            stack.enter_context(WorkspaceLock(workspace))
+        garbage, undecided = unreachable(configs, workspace)
         for item in garbage:
             item.folder.remove_all()
-    return garbage
+    return early + garbage, undecided
+
+
+def _make_room(configs: Sequence[Config], workspace: Folder, error: OSError) -> list[Garbage]:
+    """Delete the smallest unreached artifact that is larger than a lock, without a lock, as there is no room for one.
+
+    Nobody holds the workspace, else the lock would have been there, and a run that began now would find no room for
+    its lock either. So one artifact goes without, and all others under the lock that then has room.
+    """
+    garbage, _ = unreachable(configs, workspace)
+    enough = sorted((item for item in garbage if item.bytes >= ROOM_FOR_A_LOCK), key=lambda item: item.bytes)
+    if not enough:
+        raise error
+    first = enough[0]
+    _log.warning("the lock found no room (%s): %s is deleted without one, to make some", error, first.folder.url)
+    first.folder.remove_all()
+    return [first]
+
+
+def strangers(workspace: Folder) -> list[Folder]:
+    """Folders in the stages' places that are no artifacts, and that nothing here ever deletes."""
+    known = {folder.url for _, folder in artifacts(workspace)}
+    return [folder for _, folder in stage_folders(workspace) if folder.url not in known]
 
 
 def folder_bytes(folder: Folder) -> int:
-    """Bytes of everything inside, sub-folders included."""
-    if folder.is_local:
-        return sum((Path(root) / name).stat().st_size for root, _, names in os.walk(folder.url) for name in names)
-    return sum(folder.sizes().values()) + sum(folder_bytes(folder.child(name)) for name in folder.folders())
+    """Bytes of everything inside, sub-folders included; a file that a run removes meanwhile counts as none."""
+    if not folder.is_local:
+        with suppress(FileNotFoundError), remote(folder.url) as (filesystem, root):
+            filesystem.invalidate_cache()
+            return int(filesystem.du(root))
+        return 0
+    total = 0
+    for root, _, names in os.walk(folder.url):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(root) / name).stat().st_size
+    return total

@@ -8,12 +8,15 @@ from regionclip_core.artifacts import ShardRecord
 from regionclip_core.config import Config
 from stages.base import ShardResult, ShardStage, StageContext
 
+_NOT_READ_BY = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}
+"""Keys of the section by mode."""
+
 
 class LabelsStage(ShardStage):
     """Writes `labels-00007.parquet`, and once the pool's embeddings, `concept_embeddings.safetensors`."""
 
     name = "labels"
-    version = 1
+    version = 2
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
@@ -25,11 +28,11 @@ class LabelsStage(ShardStage):
         return config.pretrain.weights == "train"
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """What shapes the embeddings of names counts here."""
+        """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
         from regionclip_core.name_embeddings import text_settings
 
-        section = config.labels.model_dump(mode="json")
-        return {"labels": section, "teacher": text_settings(config.teacher), "seed": config.seed}
+        section = config.labels.model_dump(mode="json", exclude=_NOT_READ_BY[config.labels.mode])
+        return {"labels": section, "teacher": text_settings(config.teacher)}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings count by their content."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 import os
 import socket
 import sys
 import tempfile
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from regionclip_core.artifacts import Folder, canonical_json
+from regionclip_core.local_copies import full_disk_named, scratch
 from regionclip_core.locations import remote
+
+_log = logging.getLogger(__name__)
 
 NAME = "lock.json"
 
@@ -46,6 +51,8 @@ class Holder:
             return True
         except PermissionError:
             return False
+        if _is_ended(self.pid):
+            return True
         return self.start is not None and _process_start(self.pid) not in (None, self.start)
 
     def __str__(self) -> str:
@@ -58,10 +65,22 @@ class WorkspaceLocked(RuntimeError):
 
 def _process_start(pid: int) -> int | None:
     try:
-        # Field 22; the second field, the name in parentheses, may itself hold spaces.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return int(_process_fields(pid)[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _is_ended(pid: int) -> bool:
+    """Whether a process has ended and is only waited for by its parent (a zombie), all its threads included."""
+    try:
+        return _process_fields(pid)[0] in ("Z", "X") and len(os.listdir(f"/proc/{pid}/task")) <= 1
+    except (OSError, IndexError):
+        return False
+
+
+def _process_fields(pid: int) -> list[str]:
+    """The kernel's line on a process from the third field on; the second, the name in parentheses, may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _pid_namespace() -> str:
@@ -78,12 +97,22 @@ def read_holder(workspace: Folder) -> Holder | None:
     except FileNotFoundError:
         return None
     try:
-        return Holder(**found)
+        return _checked(Holder(**found))
     except TypeError as error:
         raise ValueError(
             f"{workspace.path(NAME)}: expected a lock as this version writes it, but {error}; if no run of another "
             "version holds the workspace, delete the file"
         ) from error
+
+
+def _checked(holder: Holder) -> Holder:
+    """The holder. TypeError for a field that no lock has; an operating system's pid fits 31 bits."""
+    texts = holder.host, holder.since, holder.command, holder.token, holder.namespace
+    if type(holder.pid) is not int or not 0 < holder.pid < 1 << 31:
+        raise TypeError(f"its pid is {str(holder.pid)[:40]!r}")
+    if not all(isinstance(text, str) for text in texts) or type(holder.start) not in (int, type(None)):
+        raise TypeError("a text or its start is of another type")
+    return holder
 
 
 class WorkspaceLock:
@@ -117,8 +146,15 @@ class WorkspaceLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if read_holder(self.workspace) == self._me:
-            self.workspace.remove(NAME)
+        try:
+            if read_holder(self.workspace) == self._me:
+                self.workspace.remove(NAME)
+        except (OSError, ValueError) as problem:  # it must not take the place of what ended the run
+            _log.warning(
+                "%s was not removed: %s. A later run on this host takes it over; for one elsewhere, delete it",
+                self.workspace.path(NAME),
+                str(problem).rstrip("."),
+            )
 
     def _advice(self, holder: Holder) -> str:
         path = self.workspace.path(NAME)
@@ -137,12 +173,16 @@ class WorkspaceLock:
         os.makedirs(self.workspace.url, exist_ok=True)
         fd, temporary = tempfile.mkstemp(prefix=".tmp-lock-", dir=self.workspace.url)
         try:
-            with os.fdopen(fd, "wb") as f:
+            with full_disk_named(self.workspace.path(NAME)), os.fdopen(fd, "wb") as f:
                 f.write(data)
             os.link(temporary, self.workspace.path(NAME))  # unlike rename, link fails when the target is there
             return True
         except FileExistsError:
             return False
+        except OSError:
+            if os.path.lexists(self.workspace.path(NAME)):  # who holds it says more than what this one met
+                return False
+            raise
         finally:
             os.unlink(temporary)
 
@@ -163,20 +203,24 @@ class WorkspaceLock:
         return read_holder(self.workspace) == self._me
 
     def _discard(self, dead: Holder) -> bool:
-        """Move a dead process's lock away, unless another run was faster."""
-        if not self.workspace.is_local:
-            if read_holder(self.workspace) != dead:  # looked at again, since a remote removal can't be conditional
+        """Remove a dead process's lock, unless another run was faster.
+
+        Only runs of its own host take a lock for dead, and one at a time looks and removes: between the two no lock
+        of a living run can have come to its place.
+        """
+        with _one_at_a_time(self.workspace.url):
+            if read_holder(self.workspace) != dead:
                 return False
             self.workspace.remove(NAME)
             return True
-        path, aside = self.workspace.path(NAME), self.workspace.path(f".tmp-lock-dead-{os.getpid()}")
-        try:
-            os.rename(path, aside)
-        except FileNotFoundError:
-            return False
-        moved = Holder(**json.loads(Path(aside).read_text()))
-        if moved != dead:  # somebody took over in between: give it back
-            with suppress(FileExistsError):
-                os.link(aside, path)
-        os.unlink(aside)
-        return moved == dead
+
+
+@contextmanager
+def _one_at_a_time(url: str) -> Iterator[None]:
+    """Among the processes of this user on this machine; the kernel lets the next one in when one is killed."""
+    import fcntl
+
+    name = hashlib.sha256(os.path.realpath(url).encode() if "://" not in url else url.encode()).hexdigest()[:24]
+    with (scratch("locks") / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -24,10 +24,16 @@ class PretrainStage(JobStage):
         return ("teacher", "labels", "pairs") if config.pretrain.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The section and the seed; of a given student where it lies, and what it must fit."""
-        if config.pretrain.weights == "train":
-            return super().settings(config)
-        return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
+        """The section and the seed; of a given student where it lies, and what it must fit.
+
+        How many processes train counts only where each takes the losses over its own regions.
+        """
+        if config.pretrain.weights != "train":
+            return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
+        settings = {"pretrain": config.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})}
+        if not config.pretrain.gather_regions:
+            settings["execution"] = {"train_workers": config.execution.train_workers}
+        return {**settings, "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """A given student counts by its content."""
@@ -65,7 +71,9 @@ class PretrainStage(JobStage):
             clip.model.visual.load_state_dict(student.state_dict())
             save_clip(clip, ctx.out)
             ctx.out.write_json("history.json", result.history)
-        return {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
+        ctx.counts |= result.tally.counts()
+        told = {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**told, **result.tally.summary()}
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
         from regionclip_core.clip import load_clip, named_architecture, save_clip, small_architecture

@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from regionclip_core.artifacts import ShardRecord
-from regionclip_core.config import Config
+from regionclip_core.config import RPN_FIELDS, Config
 from stages.base import ShardResult, ShardStage, StageContext
+
+_READ_BY = {
+    "rpn": ("max_regions", "pre_nms", "nms", "min_objectness"),
+    "grid": ("max_regions", "grid_scales"),
+    "random": ("max_regions", "grid_scales"),
+    "given": (),
+}
+"""Keys of the section by method."""
 
 
 class ProposalsStage(ShardStage):
@@ -21,13 +29,12 @@ class ProposalsStage(ShardStage):
         return ("data", "rpn") if config.proposals.method == "rpn" else ("data",)
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """How the network is built and run counts here too: its weights alone don't tell its anchors."""
-        network = config.rpn.model_dump(
-            mode="json", include={"backbone", "width", "anchor_sizes", "image_size", "max_size"}
-        )
-        section = config.proposals.model_dump(mode="json")
-        used = {"rpn": network} if config.proposals.method == "rpn" else {}
-        return {"proposals": section, "seed": config.seed, **used}
+        """What the method reads; of a network also how it is built and fed: its weights don't tell its anchors."""
+        method = config.proposals.method
+        section = config.proposals.model_dump(mode="json", include={"splits", "method", *_READ_BY[method]})
+        if method == "rpn":
+            return {"proposals": section, "rpn": config.rpn.model_dump(mode="json", include=set(RPN_FIELDS))}
+        return {"proposals": section, **({"seed": config.seed} if method == "random" else {})}
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The shards of the wanted splits."""

@@ -14,6 +14,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar, cast
 
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
 from regionclip_core.artifacts import Failure, FileRecord, Folder
 from stages import ray_workers, work
 from stages.ray_workers import NoRoom, Patience, WorkerDied, environment
@@ -116,6 +119,7 @@ def _fit(task: StageTask, gpu: bool, runtime_env: dict[str, Any]) -> StageOutcom
 
     storage = Folder(task.out).child(TRAIN_FOLDER)
     storage.remove_all()  # a killed run may have left its outcome
+    groups = set(placement_group_table())
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"task": task},
@@ -134,17 +138,32 @@ def _fit(task: StageTask, gpu: bool, runtime_env: dict[str, Any]) -> StageOutcom
             trainer.fit()
         outcome = storage.read_json(OUTCOME)
     except TrainingFailedError as error:
+        _free_places(groups)
         for name in sorted(storage.names()):
             if name.startswith(RAISED.split("{")[0]):
                 return Failure(**storage.read_json(name))
         reason = getattr(error, "controller_failure", error)
+        if type(reason).__name__ == "InsufficientClusterResourcesError":  # more than an autoscaler may ever add
+            raise NoRoom(str(reason)) from error
         if type(reason).__name__ == "WorkerGroupStartupTimeoutError":
             limit = f"{ray_workers.GIVE_UP_AFTER:.0f} s"
             raise NoRoom(f"no place for all {reason.num_workers} processes in {limit}. {ray_workers.room()}") from error
         raise WorkerDied(f"Ray says: {reason}") from reason
     finally:
         storage.remove_all()
-    return StageOutcome([FileRecord(**f) for f in outcome["files"]], outcome["summary"])
+    return StageOutcome([FileRecord(**f) for f in outcome["files"]], outcome["summary"], outcome["counts"])
+
+
+def _free_places(before: set[str]) -> None:
+    """Free what a failed training held, but for the placement groups `before`.
+
+    Ray Train forgets its placement group when a process dies in the moment in which it is told to begin; then nobody
+    could use these CPUs or GPUs until the driver ends, the next try least of all.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for group, state in placement_group_table().items():
+        if group not in before and group.endswith(job) and state["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
 def _train_loop(config: dict[str, Any]) -> None:

@@ -20,6 +20,10 @@ SAY_AFTER = 60.0
 """Seconds without any process at work until the user is told what the run waits for."""
 GIVE_UP_AFTER = 600.0
 """Seconds without a place for any process until the stage fails."""
+START_LIMIT = 10.0
+"""Seconds that closing a pool waits for workers that are starting."""
+FRESH = 5.0
+"""Seconds that a worker may have been idle and still gets a call without being asked first."""
 
 
 class WorkerDied(RuntimeError):
@@ -70,21 +74,58 @@ class _Worker:
 
 
 class Pool:
-    """Workers of one kind. A worker counts once it has answered, so one that Ray can't place holds nothing up."""
+    """Workers of one kind. A worker counts once it has answered, so one that Ray can't place holds nothing up.
+
+    After a machine was lost there can be more workers than places. Those without one hold nothing and get no calls;
+    the first places of a machine that joins are theirs.
+    """
 
     def __init__(self, size: int, options: dict[str, Any]) -> None:
-        self.needs = f"{options['num_gpus']:g} GPU" if "num_gpus" in options else "1 CPU"
+        self._kind, self._share = ("GPU", options["num_gpus"]) if "num_gpus" in options else ("CPU", 1)
+        self.needs = f"{self._share:g} {self._kind}"
         """What one worker asks of the cluster, in words."""
         # max_restarts: a shard that kills its worker is the shard's failure, not the worker's end.
-        self._actor: Any = ray.remote(_Worker).options(max_restarts=-1, **options)  # Ray's types know no remote methods
+        # max_task_retries: a call made while Ray starts the worker anew waits for it; a lost call comes back to us.
+        options = {"max_restarts": -1, "max_task_retries": -1, **options}
+        self._actor: Any = ray.remote(_Worker).options(**options)  # Ray's types know no remote methods
+        self.size = 0
+        """Workers asked for."""
         self.workers: list[Any] = []
         self.starting: dict[Any, Any] = {}
         """Worker by the reference to its first answer."""
         self.nodes: dict[Any, str] = {}
         """Node of each worker that has answered."""
-        self.idle: list[Any] = []
-        for _ in range(size):
+        self._idle: list[tuple[Any, float]] = []
+        """Workers without a call, and since when."""
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        """Ask for more workers, up to this number; never for one that Ray could not start before."""
+        for _ in range(size - self.size):
             self._add()
+        self.size = max(self.size, size)
+
+    @property
+    def idle(self) -> list[Any]:
+        """Workers without a call."""
+        return [worker for worker, _ in self._idle]
+
+    def free(self, worker: Any) -> None:
+        """A worker that has just answered can take a call."""
+        self._idle.append((worker, time.monotonic()))
+
+    def take(self) -> Any | None:
+        """A worker that can take a call, None if there is none.
+
+        One that was idle for a while is asked first. If it died meanwhile, Ray starts it anew, but maybe in no place,
+        since another worker has taken its own; a call would wait in it for as long.
+        """
+        while self._idle:
+            worker, since = self._idle.pop()
+            if time.monotonic() - since < FRESH:
+                return worker
+            self._ask(worker)
+        return None
 
     def _add(self) -> None:
         self.workers.append(self._actor.remote())
@@ -98,18 +139,25 @@ class Pool:
         # No retries by Ray: it would complain aloud about each one in flight when the pool is closed early.
         return worker.node.options(max_task_retries=0).remote()
 
+    def restarts(self, worker: Any, error: RayError) -> None:
+        """A worker's process is gone. Ray starts it anew, and it can be used as soon as it answers; or never again."""
+        if isinstance(error, ActorDiedError):
+            self.replace(worker)
+        else:
+            self._ask(worker)
+
     def stayed(self, worker: Any, answer: Any) -> bool:
         """Whether a worker that answers `ask_node` is where it was; False if its node is lost, or it does not answer.
 
         Either way it can be used again as soon as it answers.
         """
-        before = self.nodes.pop(worker)
+        before = self.nodes[worker]
         try:
             self.nodes[worker] = ray.get(answer)
-        except RayError:
-            self._ask(worker)
+        except RayError as error:
+            self.restarts(worker, error)
             return False
-        self.idle.append(worker)
+        self.free(worker)
         return self.nodes[worker] == before
 
     def started(self, answer: Any) -> None:
@@ -117,7 +165,7 @@ class Pool:
         worker = self.starting.pop(answer)
         try:
             self.nodes[worker] = ray.get(answer)
-            self.idle.append(worker)
+            self.free(worker)
         except (ActorDiedError, RuntimeEnvSetupError) as error:  # for good: it could not even be made
             self.workers.remove(worker)
             if not self.workers:
@@ -129,11 +177,18 @@ class Pool:
         """Give a worker up for a new one, which starts as soon as there is a place for it."""
         ray.kill(worker)
         self.workers.remove(worker)
-        self.nodes.pop(worker)
+        self.nodes.pop(worker, None)
         self._add()
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers; first those that have a place finish starting.
+
+        Ray does not free the CPU of one that is killed in the moment in which its place is found, and who comes next
+        would wait for it until the driver ends.
+        """
+        coming = min(len(self.starting), places(self._kind, self._share) - len(self.workers) + len(self.starting))
+        if coming > 0:
+            ray.wait(list(self.starting), num_returns=coming, timeout=START_LIMIT)
         for worker in self.workers:
             ray.kill(worker)
 
@@ -186,6 +241,13 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 def resources() -> dict[str, float]:
     """What the cluster's living machines have, by Ray's names."""
     return cast(dict[str, float], cast(Any, ray).cluster_resources())
+
+
+def places(kind: str, share: float) -> int:
+    """How many workers with this share of a CPU or GPU each the living machines can hold."""
+    there = [node["Resources"].get(kind, 0) for node in cast(Any, ray).nodes() if node["Alive"]]
+    # A share below one can't straddle two GPUs, and one above must be whole.
+    return sum(int(one) * int(1 / share + 1e-9) if share <= 1 else int(one // share) for one in there)
 
 
 def alive_nodes() -> set[str]:

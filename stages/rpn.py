@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import Config
+from regionclip_core.config import RPN_FIELDS, Config
 from stages.base import JobStage, StageContext
 
 
@@ -28,10 +28,13 @@ class RpnStage(JobStage):
         return weight_files(config.rpn.weights)
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The section and the seed; nothing but `unused` where another proposer is set."""
+        """What is read of the section; nothing but `unused` where another proposer is set."""
         if config.proposals.method != "rpn":
             return {"unused": config.proposals.method}
-        return super().settings(config)
+        if config.rpn.weights == "train":
+            return {"rpn": config.rpn.model_dump(mode="json", exclude={"checkpoint_every"}), "seed": config.seed}
+        section = config.rpn.model_dump(mode="json", include={"weights", *RPN_FIELDS})
+        return {"rpn": section, **({"seed": config.seed} if config.rpn.weights == "random" else {})}
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Build, train where asked, save."""
@@ -55,9 +58,11 @@ class RpnStage(JobStage):
                 device=ctx.device,
                 checkpoints=ctx.out.child("checkpoints"),
                 progress=ctx.progress,
+                max_error_rate=ctx.config.execution.max_error_rate,
             )
             ctx.out.write_json("history.json", result.history)
-            summary |= {"steps": result.steps, "loss": result.history[-1]["loss"]}
+            summary |= {"steps": result.steps, "loss": result.history[-1]["loss"], **result.tally.summary()}
+            ctx.counts |= result.tally.counts()
         elif settings.weights != "random":
             read = load_weights(network, settings)
             summary |= {"names": read.layout, "matched": len(read.state), "left_over": _by_part(read.left_over)}

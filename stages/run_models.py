@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regionclip_core.config import Config
-from stages.finished import finished, folder_of
+from stages.finished import finished, folder_of, undisturbed
 from stages.plan import PlanLine
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def workspace_detector(config: Config, name: str, purpose: str) -> tuple[LoadedM
     needed = ["finetune", init, *(["rpn"] if has_network else [])]
     lines = finished(config, needed, DETECTOR_STAGES, purpose)
     rpn = folder_of(lines["rpn"]) if has_network else None
-    clip = load_clip(folder_of(lines[init]))
-    vocabulary = run_vocabulary(config, lines)
-    return detector_of_run(config, folder_of(lines["finetune"]), clip, rpn, vocabulary, name), lines
+    with undisturbed(lines.values()):
+        clip = load_clip(folder_of(lines[init]))
+        vocabulary = run_vocabulary(config, lines)
+        return detector_of_run(config, folder_of(lines["finetune"]), clip, rpn, vocabulary, name), lines
 
 
 def run_vocabulary(config: Config, lines: dict[str, PlanLine]) -> Vocabulary:

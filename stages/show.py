@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from regionclip_core.artifacts import Folder, Manifest, read_records
+from regionclip_core.fingerprints import SHORT
 from stages.plan import PlanLine, latest_manifest
 
 SHOWN_ROWS = 5
@@ -27,21 +28,56 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def status_table(lines: Sequence[PlanLine]) -> str:
-    """State of every stage, and why."""
+def status_table(lines: Sequence[PlanLine], workspace: Folder) -> str:
+    """State of every stage, and why. In brackets: numbers and place of the latest result, which is not the current."""
     rows = [("stage", "state", "rows", "size", "seconds", "why", "path")]
     for line in lines:
-        m = line.manifest
         state = f"{line.state} {line.done}/{line.total}" if line.state == "partial" and line.total else line.state
-        numbers = (str(m.rows), size(m.bytes), f"{m.provenance.get('seconds', 0):.1f}") if m else ("", "", "")
-        rows.append((line.stage, state, *numbers, line.reason, line.path or ""))
-    return table(rows)
+        rows.append((line.stage, state, *_numbers(line), line.reason, _shown_path(line, workspace)))
+    brackets = "\n(...): of the latest result, which is not the one that this config asks for"
+    return table(rows) + (brackets if any(map(_shows_previous, lines)) else "")
 
 
-def plan_table(lines: Sequence[PlanLine]) -> str:
-    """What a run would do, and why."""
+def _shows_previous(line: PlanLine) -> bool:
+    return line.manifest is None and line.so_far is None and line.previous is not None
+
+
+def _numbers(line: PlanLine) -> tuple[str, str, str]:
+    """Rows, bytes and seconds of what is there."""
+    totals = line.totals
+    if totals is None:
+        return "", "", ""
+    least = ">= " if totals.missing else ""
+    cells = (f"{least}{totals.rows}", f"{least}{size(totals.bytes)}", f"{least}{totals.seconds:.1f}")
+    return (f"({cells[0]})", f"({cells[1]})", f"({cells[2]})") if _shows_previous(line) else cells
+
+
+def _shown_path(line: PlanLine, workspace: Folder) -> str:
+    if _shows_previous(line) and line.previous is not None:
+        return f"({_artifact(line.stage, line.previous, workspace).url})"
+    return line.path or ""
+
+
+def _artifact(stage: str, manifest: Manifest, workspace: Folder) -> Folder:
+    return workspace.child(stage).child(manifest.fingerprint[:SHORT])
+
+
+def plan_table(lines: Sequence[PlanLine], forced: Collection[str] = ()) -> str:
+    """What a run would do, and why; `forced` are the stages whose results it throws away first."""
     rows = [("stage", "action", "why", "path")]
-    rows += [(line.stage, line.action, line.reason, line.path or "(known after what it needs)") for line in lines]
+    again: set[str] = set()
+    """Stages that run, and what is up to date only if these come out as they were."""
+    for line in lines:
+        action, why = line.action, line.reason
+        depends = [stage for stage in line.inputs if stage in again]
+        if line.stage in forced:
+            was = f"{line.state}, {line.reason}" if line.path is not None else line.reason
+            action, why = "run", f"--force throws away what is there ({was})"
+        elif action == "skip" and depends:
+            why = f"up to date, if {', '.join(depends)} come{'s' * (len(depends) == 1)} out as before; else run"
+        if line.stage in forced or (action == "skip" and depends):
+            again.add(line.stage)
+        rows.append((line.stage, action, why, line.path or "(known after what it needs)"))
     return table(rows)
 
 
@@ -50,9 +86,14 @@ def status_json(lines: Sequence[PlanLine]) -> list[dict[str, Any]]:
     keys = ("stage", "state", "reason", "fingerprint", "path", "done", "total", "settings", "inputs", "raw_inputs")
     return [
         {key: getattr(line, key) for key in keys}
-        | {"action": line.action, "manifest": asdict(line.manifest) if line.manifest else None}
+        | {"action": line.action}
+        | {key: asdict(value) if value else None for key, value in _parts(line).items()}
         for line in lines
     ]
+
+
+def _parts(line: PlanLine) -> dict[str, Any]:
+    return {"manifest": line.manifest, "so_far": line.so_far, "previous": line.previous}
 
 
 def show_stage(line: PlanLine, workspace: Folder) -> str:
@@ -66,7 +107,7 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
         note = f"not the current one: {line.state}, {line.reason}\n"
     if manifest is None:
         raise ValueError(f"{line.stage} has no finished result in {workspace.url}: {line.state}, {line.reason}")
-    folder = workspace.child(line.stage).child(manifest.fingerprint[:12])
+    folder = _artifact(line.stage, manifest, workspace)
     return f"{folder.url}\n{note}\n" + "\n\n".join(_sections(manifest, folder))
 
 

@@ -22,8 +22,18 @@ class TeacherStage(JobStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Prompts and stored embeddings are left out: they concern embeddings of later stages, not this model."""
-        section = config.teacher.model_dump(mode="json", exclude={"prompts", "normalize_prompts", "embeddings"})
-        return {"teacher": section, "seed": config.seed}
+        trained = config.teacher.weights == "train"
+        section = config.teacher.model_dump(
+            mode="json",
+            exclude={
+                "prompts": True,
+                "normalize_prompts": True,
+                "embeddings": True,
+                "training": {"checkpoint_every"} if trained else True,
+            },
+        )
+        seed = {"seed": config.seed} if config.teacher.weights in ("train", "random") else {}
+        return {"teacher": section, **seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """A local file or folder of weights counts by its content."""
@@ -34,7 +44,8 @@ class TeacherStage(JobStage):
         weights = config.teacher.weights
         if weights in ("train", "random"):
             return []
-        is_place = "/" in weights or Path(weights).suffix or Path(weights).is_dir()
+        # What is there is read, whatever its name; what looks like a path must be there; the rest are tags.
+        is_place = Path(weights).exists() or "/" in weights or Path(weights).suffix
         return clip_files(weights, "teacher") if is_place else []
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
@@ -49,6 +60,8 @@ class TeacherStage(JobStage):
         summary: dict[str, Any] = {"model": clip.name, "weights": settings.weights}
         if settings.weights == "train":
             summary |= self._train(ctx, clip)
+        if clip.note:
+            summary["note"] = clip.note
         summary["temperature"] = 1 / clip.logit_scale
         if ctx.rank == 0:
             save_clip(clip, ctx.out)
@@ -64,10 +77,11 @@ class TeacherStage(JobStage):
         training = ctx.config.teacher.training
         assert training is not None  # the config refuses `train` without it
         pairs = captioned_images(ctx.inputs["data"], training.splits)
+        tally = pairs.tally(ctx.config.execution.max_error_rate)
         clip.model.to(ctx.device, memory_format=torch.channels_last)
         result = fit(
             ClipTrainer(clip).train(),
-            batch_maker(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size),
+            batch_maker(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, tally),
             optim=training.optim,
             steps=training.steps,
             seed=ctx.config.seed,
@@ -76,11 +90,14 @@ class TeacherStage(JobStage):
             progress=ctx.progress,
             rank=ctx.rank,
             world_size=ctx.world_size,
+            tally=tally,
         )
         clip.model.eval().cpu()
         if ctx.rank == 0:
             ctx.out.write_json("history.json", result.history)
-        return {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        ctx.counts |= tally.counts()
+        told = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**told, **tally.summary()}
 
 
 STAGE = TeacherStage()

@@ -12,24 +12,27 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from regionclip_core.artifacts import (
+    MANIFEST,
     PLAN,
     PROGRESS,
+    RECORDS,
     Failure,
     FileRecord,
     Folder,
     ShardRecord,
     canonical_json,
-    done_shards,
-    read_shard_records,
+    read_records,
+    shard_record_name,
     write_shard_record,
 )
 from regionclip_core.config import Config
+from regionclip_core.locations import remote
 from stages.base import JobStage, ShardStage, StageContext, load_stage, no_progress
 
 _log = logging.getLogger(__name__)
@@ -62,13 +65,63 @@ class StageOutcome:
 
     files: list[FileRecord]
     summary: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+    """A job's samples by status; empty where it has none."""
 
 
-def context(task: StageTask, threads: int, progress: Callable[[int, int, str], None] = no_progress) -> StageContext:
-    """The context of one call; its `out` remembers only what this call writes."""
+class Committed(Exception):
+    """Somebody else has committed what this call is doing."""
+
+
+class OpenFolder(Folder):
+    """An artifact's folder for one call, in which no file is put in place once the call's work is committed.
+
+    A worker that the network cut off goes on with a call that another one has done meanwhile. Its files may differ from
+    the committed ones (on a GPU in their last bits), and the record would not speak for them. The look comes right
+    before the rename or the put, so only one that is under way in the moment of the commit can still come after it.
+    """
+
+    def __init__(self, url: str, commit: str) -> None:
+        """commit: name of the record that commits what the call does."""
+        super().__init__(url)
+        self._commit = commit
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_commit": self._commit}
+
+    def check(self) -> None:
+        """Raises Committed."""
+        if self._is_committed():
+            raise Committed(f"{self.path(self._commit)} is there already: another worker has done this")
+
+    def _is_committed(self) -> bool:
+        if self.is_local:
+            return self.exists(self._commit)
+        with remote(self.url) as (fs, root):
+            try:  # one request; `exists` lists as well, since it could be a folder
+                fs.cat_file(f"{root}/{self._commit}", start=0, end=1)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def _publish(self, temporary: str, name: str) -> None:
+        self.check()
+        super()._publish(temporary, name)
+
+
+def context(
+    task: StageTask,
+    threads: int,
+    progress: Callable[[int, int, str], None] = no_progress,
+    commit: str = MANIFEST,
+) -> StageContext:
+    """The context of one call; its `out` remembers only what this call writes.
+
+    commit: the record after which the call may write nothing.
+    """
     return StageContext(
         config=task.config,
-        out=Folder(task.out),
+        out=OpenFolder(task.out, commit),
         inputs={name: Folder(url) for name, url in task.inputs.items()},
         device=resolve_device(task.config.execution.device) if task.uses_gpu else "cpu",
         threads=threads,
@@ -127,7 +180,11 @@ class ShardWorker:
         self._state: Any = None
 
     def process(self, task: StageTask, shard: int) -> ShardRecord | Failure:
-        """Do and commit one shard. A Failure without a shard number means that the set-up failed."""
+        """Do and commit one shard. A Failure without a shard number means that the set-up failed.
+
+        A shard that somebody else commits meanwhile stays as it is, and its record is returned. The driver hands out
+        no shard that has a record, so one that is there was written since.
+        """
         set_threads(1, task.uses_gpu)
         stage = load_stage(task.target)
         assert isinstance(stage, ShardStage)
@@ -138,14 +195,20 @@ class ShardWorker:
                 self._out = task.out
         except Exception as error:
             return failure(task.stage, None, error)
+        name = shard_record_name(shard)
+        out = OpenFolder(task.out, name)
         try:
-            ctx = context(task, threads=1)
-            start = time.perf_counter()
-            result = stage.process(ctx, self._state, shard)
-            seconds = round(time.perf_counter() - start, 3)
-            record = ShardRecord(shard, int(result.rows), dict(result.counts), ctx.out.written, seconds)
-            write_shard_record(Folder(task.out), record)
-            return record
+            try:
+                out.check()
+                ctx = context(task, threads=1, commit=name)
+                start = time.perf_counter()
+                result = stage.process(ctx, self._state, shard)
+                seconds = round(time.perf_counter() - start, 3)
+                record = ShardRecord(shard, int(result.rows), dict(result.counts), ctx.out.written, seconds)
+                write_shard_record(out, record)
+                return record
+            except Committed:
+                return ShardRecord.from_json(out.read_json(name))
         except Exception as error:
             return failure(task.stage, shard, error)
 
@@ -170,17 +233,17 @@ def prepare(task: StageTask) -> StageOutcome | Failure:
 
 
 def merge(task: StageTask) -> StageOutcome | Failure:
-    """Merge a stage whose shards are all done; reads their records from the artifact folder."""
+    """Merge a stage whose shards are all done; reads their records from the roll-up."""
     try:
         set_threads(1, task.uses_gpu)
         stage = load_stage(task.target)
         assert isinstance(stage, ShardStage)
         ctx = context(task, threads=1)
-        records = read_shard_records(ctx.out, done_shards(ctx.out.names()))
+        records, _ = read_records(ctx.out)  # which the driver has just rolled up
         if len(records) < (planned := ctx.out.read_json(PLAN)["total"]):
             raise RuntimeError(
-                f"{ctx.out.url} lists the records of {len(records)} shards, but {planned} are done: its listing lags, "
-                "or records were deleted during the run; run again"
+                f"{ctx.out.path(RECORDS)} has {len(records)} shards, but {planned} are done: the store still gives an "
+                "older one; run again"
             )
         summary = stage.merge(ctx, records)
         return _outcome(task, ctx, summary)
@@ -204,7 +267,7 @@ def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: i
 
 def _outcome(task: StageTask, ctx: StageContext, summary: dict[str, Any]) -> StageOutcome:
     canonical_json(summary, f"summary of {task.stage}")  # refuse here, where the traceback leads to the stage
-    return StageOutcome(ctx.out.written, summary)
+    return StageOutcome(ctx.out.written, summary, dict(ctx.counts))
 
 
 class ProgressFile:

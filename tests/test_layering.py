@@ -17,7 +17,8 @@ STAGE_FILES = {
 RAY = {"ray_backend", "ray_workers", "ray_training"}
 # What `regionclip --help` and `status` import: nothing slow at the top of these.
 QUICK = {
-    *(ROOT / "regionclip_core" / f"{name}.py" for name in ("config", "config_io", "architectures")),
+    *(ROOT / "regionclip_core").glob("config*.py"),
+    ROOT / "regionclip_core" / "architectures.py",
     *(ROOT / "regionclip_core" / f"{name}.py" for name in ("artifacts", "folders")),
     *(path for path in STAGES if path.stem not in RAY),
 }

@@ -53,8 +53,11 @@ class Sources:
         told = []
         for prefix, what in (("bad_", "Bad samples, left out"), ("lost_", "Good images that lost a part")):
             named = [(name.removeprefix(prefix), n) for name, n in sorted(counts.items()) if name.startswith(prefix)]
+            named = [one for one in named if one[0] != "annotations"]  # lost_annotations: of no image
             parts = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in named if n)
             told += [f"{what}: {escape(parts)}."] if parts else []
+        orphans = counts.get("lost_annotations", 0)
+        told += [f"Annotations of no image: {orphans:,}."] if orphans else []
         return f"<p class='note'>{' '.join(told)}</p>" if told else ""
 
 

@@ -140,6 +140,8 @@ def _check(
         raise ValueError(f"make_sample: seed and index must not be negative, got seed={seed}, index={index}")
     if image_size < 32:
         raise ValueError(f"make_sample: image_size must be at least 32 pixels, got {image_size}")
+    if kind == "closeup":  # has its own numbers and sizes
+        return
     if not 1 <= objects[0] <= objects[1]:
         raise ValueError(f"make_sample: objects must be (fewest, most) with 1 <= fewest <= most, got {objects}")
     if not 0 < object_size[0] <= object_size[1] <= 0.9 or object_size[0] * image_size < 8:

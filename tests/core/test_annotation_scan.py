@@ -51,6 +51,12 @@ def naive(bodies: list[dict[str, Any]], every_image: bool) -> list[tuple[Any, bo
     return result
 
 
+def naive_lost(bodies: list[dict[str, Any]]) -> int:
+    listed = [image["id"] for body in bodies for image in body["images"]]
+    entries = [entry for body in bodies for entry in body["annotations"]]
+    return sum(not isinstance(e, dict) or "image_id" not in e or e["image_id"] not in listed for e in entries)
+
+
 def read_back(scan: AnnotationScan, urls: list[str]) -> list[tuple[Any, bool, list[list[Any]]]]:
     result = []
     with EntryReader(urls) as reader:
@@ -72,6 +78,7 @@ def test_against_a_naive_join(tmp_path, every_image: bool) -> None:
         urls = [str(path) for path in paths]
         scan = scan_annotations(urls, file_name, every_image)
         assert read_back(scan, urls) == naive(bodies, every_image)
+        assert scan.lost == naive_lost(bodies)
         assert scan.categories == ({3: "cat", "x": "é"},) * 2
 
 
@@ -85,6 +92,10 @@ def test_what_is_kept_is_what_was_found(tmp_path) -> None:
     loaded = AnnotationScan.load(folder, "train")
     assert read_back(loaded, [url]) == read_back(scan, [url])
     assert loaded.categories == scan.categories
+    assert loaded.lost == scan.lost > 0
+    with np.load(tmp_path / "kept" / "train.npz") as found:
+        np.savez(tmp_path / "kept" / "train.npz", **{name: found[name] for name in found if name != "lost"})
+    assert AnnotationScan.load(folder, "train") is None  # of an earlier version
 
 
 def test_remote_files(tmp_path) -> None:
@@ -112,12 +123,59 @@ def test_a_file_that_changed_meanwhile_is_refused(tmp_path) -> None:
         ('{"images": [], "annotations": {}}', "the lists `images` and `annotations`"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "categories with `id` and `name`"),
         ('{"images": [], "annotations": [], "categories": [7]}', "categories with `id` and `name`"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "x.json: the categories 'a' and 'b' both have the id 1",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, text: str, match: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=match):
         scan_annotations([str(tmp_path / "x.json")], file_name)
+
+
+def test_a_category_that_is_listed_twice_is_one(tmp_path) -> None:
+    (tmp_path / "x.json").write_text(
+        '{"images": [], "annotations": [], "categories": [%s, %s]}' % (('{"id": 1, "name": "a"}',) * 2)
+    )
+    assert scan_annotations([str(tmp_path / "x.json")], file_name).categories == ({1: "a"},)
+
+
+def test_annotations_of_other_images_are_refused(tmp_path) -> None:
+    """Both files' ids are told; one annotation that belongs is enough."""
+    urls = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(7)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": []}))
+    others = [{"image_id": f"00{number}"} for number in range(9)]
+    cases = {
+        r"9 .*`image_id` are '000', '001', '002', '003', '004', \.\.\., .*`id` are 0, 1, 2, 3, 4, \.\.\.": others,
+        r"3 .*they name no `image_id`": [{}, "no object", {"id": 4}],
+    }
+    for message, entries in cases.items():
+        (tmp_path / "b.json").write_text(json.dumps({"images": images[:1], "annotations": entries}))
+        with pytest.raises(ValueError, match=r"b\.json: none of its " + message):
+            scan_annotations(urls, file_name)
+        body = {"images": images[:1], "annotations": [*entries, {"image_id": 6}]}
+        (tmp_path / "b.json").write_text(json.dumps(body))
+        assert scan_annotations(urls, file_name).lost == len(entries)
+
+
+def test_images_without_usable_ids_are_no_strangers(tmp_path) -> None:
+    body = {"images": [{"id": float("nan"), "file_name": "a.jpg"}, None], "annotations": [{"image_id": 1}]}
+    (tmp_path / "x.json").write_text(json.dumps(body))
+    scan = scan_annotations([str(tmp_path / "x.json")], file_name)
+    assert (len(scan), scan.lost) == (2, 1)
+
+
+def test_annotations_of_images_that_are_left_out_are_not_lost(tmp_path) -> None:
+    urls = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    entry = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": entry[:1], "annotations": []}))
+    body = {"images": entry, "annotations": [{"image_id": number} for number in (0, 1, 2, 3)]}
+    (tmp_path / "b.json").write_text(json.dumps(body))
+    scan = scan_annotations(urls, file_name, every_image=False)
+    assert (len(scan), scan.lost) == (1, 1)
 
 
 def test_masks_take_no_memory(tmp_path) -> None:

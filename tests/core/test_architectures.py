@@ -96,7 +96,7 @@ def test_most_can_be_built() -> None:
     ("name", "nearest"), [("RN-50", "RN50,"), ("vit-b-16", "ViT-B-16"), ("RN50X4", "RN50x4"), ("../RN50", "RN50")]
 )
 def test_an_unknown_name_gets_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(ValueError, match=rf"teacher.model: '{name}' is neither .*nearest: .*{nearest}"):
+    with pytest.raises(ValueError, match=rf"teacher.model: expected .*came: '{name}'\).*nearest: .*{nearest}"):
         with_model(name)
     with pytest.raises(ValueError, match="such as RN50"):
         with_model("????")
@@ -107,13 +107,27 @@ def test_an_unknown_name_gets_the_nearest(name: str, nearest: str) -> None:
     [
         ("convnext_base", {"labels": {"mode": "roi"}}, r"labels.mode: convnext_base can't label with `roi`: .*timm"),
         ("coca_ViT-B-32", {}, "teacher.model: coca_ViT-B-32 can't be used: .*captioning"),
-        ("ViT-B-32", {"pretrain": {"image_size": 31}}, "pretrain.image_size: 31 px is less than .* 32 px"),
-        ("ViT-B-32", {"finetune": {"train_sizes": (64, 16)}}, "finetune.train_sizes: 16 px"),
-        ("ViT-B-16-SigLIP", {"evaluate": {"image_size": 12}}, "evaluate.image_size: 12 px"),
-        ("RN50", {"labels": {"mode": "roi", "image_size": 15}}, "labels.image_size: 15 px is less .* 16 px"),
-        ("small", {"finetune": {"image_size": 15}}, "finetune.image_size: 15 px"),
+        (
+            "ViT-B-32",
+            {"pretrain": {"image_size": 31}},
+            r"pretrain.image_size: expected at least a cell .*, 32 px \(came: 31\)",
+        ),
+        ("ViT-B-32", {"finetune": {"train_sizes": (64, 16)}}, r"finetune.train_sizes: .*\(came: 16\)"),
+        ("ViT-B-16-SigLIP", {"evaluate": {"image_size": 12}}, r"evaluate.image_size: .*\(came: 12\)"),
+        ("RN50", {"labels": {"mode": "roi", "image_size": 15}}, r"labels.image_size: .* 16 px \(came: 15\)"),
+        ("small", {"finetune": {"image_size": 15}}, r"finetune.image_size: .*\(came: 15\)"),
         ("ViT-B-16", {"pretrain": {"global_box": "padded"}}, "pretrain.global_box: .* is not shown the padding"),
-        ("small", {"teacher": {"architecture": {"image_size": 80}}}, "teacher.architecture.image_size must be"),
+        ("small", {"teacher": {"architecture": {"image_size": 80}}}, r"architecture.image_size\s.*multiple of 32"),
+        (
+            "small",
+            {"teacher": {"architecture": {"text_heads": 0}}},
+            r"architecture.text_heads\s.*greater than or equal",
+        ),
+        (
+            "small",
+            {"teacher": {"architecture": {"text_heads": 3}}},
+            r"teacher.architecture.text_heads: expected a divisor of text_width, which is 128 \(came: 3\)",
+        ),
         (
             "ViT-B-16-SigLIP",
             {"teacher": {"weights": "train", "training": {"splits": ["train"]}}},

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,27 @@ from regionclip_core.artifacts import (
     Failure,
     FileRecord,
     Folder,
+    ShardListing,
     ShardRecord,
+    StagePlan,
     canonical_json,
     content_digest,
     done_shards,
     failed_shards,
+    list_shards,
     read_manifest,
+    read_plan,
     read_shard_records,
+    record_prefixes,
+    shard_record_name,
     write_failure,
+    write_plan,
     write_records,
     write_shard_record,
 )
 from regionclip_core.fingerprints import InputDigests, fingerprint
+from regionclip_core.folders import HALF_REMOVED
+from regionclip_core.local_copies import local_copy
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -49,7 +60,6 @@ def test_write_and_read_back(folder: Folder) -> None:
     data = b"HEADER...."
     assert folder.read_bytes("x.bin") == data
     assert folder.written == [FileRecord("x.bin", len(data), hashlib.sha256(data).hexdigest())]
-    assert folder.local_path("x.bin").read_bytes() == data
     assert folder.exists("x.bin") and not folder.exists("y.bin")
     folder.child("sub").write_bytes("inner", b"1")
     assert folder.names() == ["x.bin"] and folder.folders() == ["sub"]
@@ -68,13 +78,74 @@ def test_write_and_read_back(folder: Folder) -> None:
     assert folder.folders() == []
 
 
-def test_an_overwritten_file_is_downloaded_anew(tmp_path: Path) -> None:
-    folder = Folder(f"memory://{tmp_path.name}/downloads")
+def test_a_file_that_vanishes_meanwhile_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path / "a"))
+    for name in ("one", "two", "three"):
+        folder.child(name).write_bytes("x", b"1")
+    unlink, gone = os.unlink, []
+
+    def raced(path: Any, **more: Any) -> None:
+        unlink(path, **more)
+        if not gone:  # somebody else was first
+            gone.append(path)
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "unlink", raced)
+    folder.remove_all()
+    assert gone
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_name_written_twice_has_one_record(folder: Folder) -> None:
     folder.write_bytes("x", b"one")
-    assert folder.local_path("x").read_bytes() == b"one"
     folder.write_bytes("x", b"two!")
-    assert folder.local_path("x").read_bytes() == b"two!"
-    assert [w.bytes for w in folder.written] == [4]  # one record a name, the last
+    assert folder.read_bytes("x") == b"two!"
+    assert [w.bytes for w in folder.written] == [4]  # the last
+
+
+def test_names_by_their_beginnings(folder: Folder) -> None:
+    for name in ("shard-00001.json", "shard-01000.json", "failed-00002.json", "failed.json", "index-00001.parquet"):
+        folder.write_bytes(name, b"")
+    folder.child("shard-00").write_bytes("shard-00009.json", b"")
+    assert folder.names("shard-00", "failed-") == ["failed-00002.json", "shard-00001.json"]
+    assert folder.names("x") == []
+
+
+def test_a_local_copy_lives_as_long_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Folder(f"memory://{tmp_path.name}/weights")
+    folder.write_bytes("x", b"one")
+    killed = "import os, signal; from regionclip_core.local_copies import scratch_file; scratch_file('downloads'); "
+    killed += "os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", killed], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert len(list(tmp_path.glob("*downloads*/*"))) == 1
+    with local_copy(folder.path("x")) as first, local_copy(folder.path("x")) as second:
+        assert first != second  # two workers don't wait for one another
+        assert first.read_bytes() == second.read_bytes() == b"one"
+        assert set(tmp_path.glob("*downloads*/*")) == {first, second}  # what a killed process left is gone
+    assert list(tmp_path.glob("*downloads*/*")) == []
+    with pytest.raises(FileNotFoundError, match=rf"no file at {folder.path('y')}"), local_copy(folder.path("y")):
+        pass
+    with pytest.raises(ValueError, match=rf"{folder.path('x')} is damaged"), local_copy(folder.path("x")) as copy:
+        raise ValueError(f"{copy} is damaged")
+    assert list(tmp_path.glob("*downloads*/*")) == []
+    (tmp_path / "here").write_bytes(b"2")
+    for name in (str(tmp_path / "here"), f"file://{tmp_path / 'here'}"):
+        with local_copy(name) as copy:
+            assert copy == tmp_path / "here"
+    assert (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_where(folder: Folder, code: int) -> None:
+    def write() -> None:
+        with folder.write("x.bin"):
+            raise OSError(code, os.strerror(code))  # as a write to a file does: without a name
+
+    with pytest.raises(OSError, match=os.strerror(code)) as told:
+        write()
+    # A remote file is written here first, and it is this machine's disk that is full.
+    assert told.value.filename == folder.path("x.bin") if folder.is_local else "uploads" in told.value.filename
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(folder: Folder) -> None:
@@ -208,16 +279,38 @@ def test_input_digests_see_content_and_remember_it(tmp_path: Path, monkeypatch: 
     file = tmp_path / "x.json"
     file.write_bytes(b"one")
     cache = Folder(str(tmp_path / "ws"))
+    monkeypatch.setattr("regionclip_core.fingerprints.SETTLED", 0)
+    cache.write_json("input-digests.json", {f"{file} 3 1": "of an older version"})
     digests = InputDigests(cache)
-    assert digests.digest(str(file)) == hashlib.sha256(b"one").hexdigest()
-    assert digests.digest(f"file://{file}") == hashlib.sha256(b"one").hexdigest()
+    one = hashlib.sha256(b"one").hexdigest()
+    assert digests.digest(str(file)) == digests.digest(f"file://{file}") == one
     digests.save()
-    monkeypatch.setattr("regionclip_core.fingerprints.file_sha256", lambda path: pytest.fail("read again"))
-    assert InputDigests(cache).digest(str(file)) == hashlib.sha256(b"one").hexdigest()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("regionclip_core.fingerprints.file_sha256", lambda path: pytest.fail("read again"))
+        assert InputDigests(cache).digest(str(file)) == one
+        assert InputDigests(cache).changed_since({str(file): one, str(tmp_path / "gone"): one}) == [
+            str(tmp_path / "gone")
+        ]
+    before = os.stat(file)
     file.write_bytes(b"two")
-    os.utime(file, ns=(1, 1))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp --preserve` and `touch -r` do
     assert InputDigests(cache).digest(str(file)) == hashlib.sha256(b"two").hexdigest()
+    assert InputDigests(cache).changed_since({str(file): one}) == [str(file)]
+
+
+def test_what_was_written_a_moment_ago_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two contents of one size within one tick of the clock have the same times."""
+    file, cache = tmp_path / "x.json", Folder(str(tmp_path / "ws"))
+    file.write_bytes(b"one")
+    reads: list[Path] = []
+    monkeypatch.setattr("regionclip_core.fingerprints.file_sha256", lambda path: reads.append(path) or "digest")
+    for settled, expected in ((60.0, 2), (0.0, 3)):
+        monkeypatch.setattr("regionclip_core.fingerprints.SETTLED", settled)
+        digests = InputDigests(cache)
+        assert [digests.digest(str(file)) for _ in range(2)] == ["digest"] * 2
+        digests.save()
+        assert len(reads) == expected
+        assert cache.exists("input-digests.json") == (settled == 0)
 
 
 def test_input_digest_of_a_folder_and_of_a_pattern_is_its_listing(tmp_path: Path) -> None:
@@ -258,11 +351,26 @@ def test_records_read_back_from_the_roll_up_and_from_files(folder: Folder) -> No
         write_shard_record(folder, record(shard))
     write_records(folder, [record(0)])
     assert done_shards(folder.names()) == [0, 2, 100_000]
+    assert list_shards(folder).done == list_shards(folder, StagePlan(100_001)).done == (0, 2, 100_000)
     assert read_shard_records(folder, [2, 0, 100_000]) == [record(0), record(2), record(100_000)]
     folder.remove("shard-00000.json")  # shard 0 is in the roll-up only
     assert read_shard_records(folder, [0, 2]) == [record(0), record(2)]
     folder.write_bytes("records.json", b"{ torn")
     assert read_shard_records(folder, [2]) == [record(2)]
+
+
+def test_a_plan_reads_back_and_tells_the_pages_of_records_apart(folder: Folder) -> None:
+    assert read_plan(folder) is None
+    for shards, plan in ((None, StagePlan(None)), ([], StagePlan(0)), ([3, 1], StagePlan(2, 3))):
+        write_plan(folder, shards)
+        assert read_plan(folder) == plan
+    folder.write_json("plan.json", {"total": 7})  # of an older version
+    assert read_plan(folder) == StagePlan(7)
+    for shards in (range(1500), range(99_000, 100_500), [*range(1001), 250_000]):  # more than one page of names
+        prefixes = record_prefixes(StagePlan(len(shards), max(shards)))
+        names = [shard_record_name(shard) for shard in shards]
+        assert all(sum(name.startswith(prefix) for prefix in prefixes) == 1 for name in names)
+        assert max(sum(name.startswith(prefix) for name in names) for prefix in prefixes) <= 1000
 
 
 def test_a_roll_up_is_canonical(folder: Folder) -> None:
@@ -277,6 +385,7 @@ def test_a_failure_counts_until_the_shard_succeeds(folder: Folder) -> None:
     write_failure(folder, Failure("s", None, "E: x", "Traceback ...", "host", "now"))
     assert folder.names() == ["failed-00003.json", "failed.json"]
     assert failed_shards(folder.names()) == [3]
+    assert list_shards(folder) == ShardListing((), (3,))
     write_shard_record(folder, record(3))
     assert failed_shards(folder.names()) == []
 
@@ -288,16 +397,18 @@ def test_a_half_removed_artifact_has_no_record_left(folder: Folder, monkeypatch:
     write_records(folder, map(record, range(3)))
     folder.write_json("manifest.json", {})
 
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    def killed_at_bin(real: Callable[..., None], paths: Any, *more: Any, **how: Any) -> None:
+        if any(str(path).endswith(".bin") for path in (paths if isinstance(paths, list) else [paths])):
+            raise KeyboardInterrupt
+        real(paths, *more, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        real = MemoryFileSystem.rm
-        patch.setattr(MemoryFileSystem, "rm", lambda fs, p, **how: killed() if how else real(fs, p))
+        unlink, rm = os.unlink, MemoryFileSystem.rm
+        patch.setattr(os, "unlink", lambda path, **how: killed_at_bin(unlink, path, **how))
+        patch.setattr(MemoryFileSystem, "rm", lambda fs, p, **how: killed_at_bin(partial(rm, fs), p, **how))
         with pytest.raises(KeyboardInterrupt):
             folder.remove_all()
-    assert folder.names() == [f"x-{shard:05d}.bin" for shard in range(3)]
+    assert folder.names() == [HALF_REMOVED, *(f"x-{shard:05d}.bin" for shard in range(3))]
     folder.remove_all()
     assert folder.names() == []
 

@@ -25,6 +25,7 @@ from regionclip_core.captioned_images import captioned_images
 from regionclip_core.clip_training import CaptionedImage
 from regionclip_core.config import Config
 from regionclip_core.finetuning import FinetuneData, build_detector, finetune_data, finetune_detector
+from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import ImageReader
 from regionclip_core.proposing import read_proposals, recall_of_splits
 from regionclip_core.rpn_training import build_network, train_network
@@ -32,6 +33,13 @@ from regionclip_core.sampling import repeat_factors
 from stages.base import STAGES, JobStage, StageContext
 
 State = dict[str, Tensor]
+
+
+class Counted(list[Any]):
+    """A list of images that counts what is read of it."""
+
+    def tally(self, max_error_rate: float) -> ImageTally:
+        return ImageTally(len(self), max_error_rate)
 
 
 def plain_list(
@@ -172,7 +180,7 @@ def test_a_proposal_network_from_lists_is_the_same(
             checkpoints=Folder(str(tmp_path / name)), progress=lambda *_: None,
         )  # fmt: skip
         results.append(state_of(network))
-        monkeypatch.setattr("regionclip_core.rpn_training.boxed_images", plain_list)
+        monkeypatch.setattr("regionclip_core.rpn_training.boxed_images", lambda *args: Counted(plain_list(*args)))
     assert_same(*results)
     start = state_of(build_network(settings, 1))
     assert any(not torch.equal(start[name], results[0][name]) for name in start)
@@ -204,6 +212,8 @@ def test_a_teacher_from_lists_is_the_same(
         out = Folder(str(tmp_path / name))
         summary = stage.run(StageContext(config, out, {"data": world["data"]}))
         results.append((out.read_bytes("clip.safetensors"), out.read_bytes("history.json"), summary["pairs"]))
-        monkeypatch.setattr("regionclip_core.captioned_images.captioned_images", captioned_list)
+        monkeypatch.setattr(
+            "regionclip_core.captioned_images.captioned_images", lambda *args: Counted(captioned_list(*args))
+        )
     assert results[0] == results[1]
     assert results[0][0] != world["teacher"].read_bytes("clip.safetensors")  # they did train

@@ -22,6 +22,14 @@ def test_captions() -> None:
     ]
 
 
+def test_what_nobody_can_see_is_no_caption() -> None:
+    unseen = ["\0\0", "\u200b\u200d\u2060", "\ufeff", b"\xef\xbb\xbf \n", "\u3000\u2028\x1b\x07", "\xad"]
+    assert clean_captions(unseen) == ([], ["caption is empty"] * len(unseen))
+    seen = ["a\0b", "\u200bx", "🐕", "!", "\u0301", "\ue000", "一"]
+    assert clean_captions(seen) == (seen, [])
+    assert clean_captions(["\ufeff a dog", "\ufeffcaf\xe9".encode()]) == (["a dog", "café"], [])
+
+
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
@@ -50,7 +58,18 @@ def test_boxes(box: tuple[float, ...], expected: object) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "..\\a.jpg", "C:\\a.jpg", "s3://b/a.jpg", "", "a\0b", "a\udcff.jpg"],
+    [
+        "/etc/passwd",
+        "../a.jpg",
+        "a/../../b.jpg",
+        "..\\a.jpg",
+        "C:\\a.jpg",
+        "s3://b/a.jpg",
+        "",
+        "a\0b",
+        "a\udcff.jpg",
+        "\ud800",
+    ],
 )
 def test_unsafe_names(name: str) -> None:
     reason = unsafe_name(name)

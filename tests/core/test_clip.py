@@ -11,11 +11,14 @@ import torch
 from open_clip.model import CLIPTextCfg, QuickGELU, _build_text_tower
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
+from small_artifacts import tiny_config
 
 import regionclip_core.clip as clip_module
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import build_clip, create_clip, load_clip, named_architecture, save_clip
 from regionclip_core.config import ClipArchitecture, TeacherConfig
+from stages.base import StageContext
+from stages.teacher import STAGE
 
 FOLDER = Path(__file__).parent.parent / "golden"
 TEXT = np.load(FOLDER / "text_encoder.npz")
@@ -132,11 +135,11 @@ def test_small_architecture():
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [({"image_size": 80}, "multiple of 32"), ({"text_heads": 3}, "text_heads"), ({"vision_width": 7}, "even")],
+    [({"image_size": 80}, "multiple of 32"), ({"text_heads": 3}, "text_heads"), ({"vision_width": 7}, "multiple of 2")],
 )
 def test_impossible_architectures_are_refused(change, match):
     with pytest.raises(ValueError, match=match):
-        create_clip(TeacherConfig(weights="random", architecture=TINY.model_copy(update=change)), 0)
+        create_clip(TeacherConfig(weights="random", architecture=ClipArchitecture(**TINY.model_dump() | change)), 0)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +270,31 @@ def test_norm_counters_may_be_absent(tmp_path):
     state = {key: value for key, value in state_of(source).items() if not key.endswith("num_batches_tracked")}
     save_file(state, str(tmp_path / "w.safetensors"))  # as frozen batch norms are stored
     assert same(state_of(create_clip(config(weights=str(tmp_path / "w.safetensors")), 0)), state_of(source))
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "told"),
+    [
+        ("ViT-L-14", "bare", "published weights of ViT-L-14 differ in them"),  # LAION's one has 0.5
+        ("ViT-S-16", "bare", "no published weights of ViT-S-16 are known"),
+        ("RN50", "bare", ""),
+        ("small", "bare", ""),
+        ("ViT-L-14", "openai", ""),
+    ],
+)
+def test_a_normalisation_that_the_file_leaves_open_is_told(tmp_path, tiny_rn50, model, layout, told):
+    """No silent guess: what the teacher stage says of it is in its summary, which the report and `show` print."""
+    state = state_of(create_clip(config(), 7))
+    torch.save(state | ({"input_resolution": torch.tensor(64)} if layout == "openai" else {}), tmp_path / "w.pt")
+    clip = create_clip(config(model=model, weights=str(tmp_path / "w.pt")), 0)
+    assert told in clip.note and bool(clip.note) == bool(told)
+    assert clip.mean == open_clip.OPENAI_DATASET_MEAN
+    run = tiny_config().model_copy(update={"teacher": config(model=model, weights=str(tmp_path / "w.pt"))})
+    summary = STAGE.run(StageContext(run, Folder(str(tmp_path / "out")), {}))
+    assert summary.get("note", "") == clip.note
+    if told:
+        assert "open_clip_config.json of the folder that `regionclip import` makes" in clip.note
+        assert create_clip(config(model=model, weights=str(tmp_path / "out")), 0).note == ""  # a folder tells
 
 
 class Payload:

@@ -17,12 +17,11 @@ from spacy.training import Example
 from regionclip_core import concepts as concepts_module
 from regionclip_core.caption_phrases import Phrase, clean, pieces
 from regionclip_core.caption_rules import blank_pipeline
+from regionclip_core.concept_merge import build_pool, merge_counts
 from regionclip_core.concepts import (
     ConceptCounts,
-    build_pool,
     count_captions,
     make_parser,
-    merge_counts,
     parser_identity,
 )
 from regionclip_core.config import ConceptsConfig
@@ -210,23 +209,31 @@ def test_shards_sum_to_the_whole() -> None:
     parser = make_parser(config())
     whole = count_captions(parser, IMAGES).to_table()
     parts = [count_captions(parser, [group]).to_table() for group in IMAGES]
-    assert merge_counts(parts).equals(whole)
+    assert pool_and_dropped(parts, config()) == pool_and_dropped([whole], config())
 
 
 def test_shards_of_two_parsers_are_refused() -> None:
     counts = count_captions(make_parser(config()), IMAGES)
     tables = [counts.to_table({"parser": "rules"}), counts.to_table({"parser": "spacy:en_core_web_sm"})]
     with pytest.raises(ValueError, match=r"rules.*spacy:en_core_web_sm"):
-        merge_counts(tables)
-    assert merge_counts([tables[0], tables[0]]).num_rows == tables[0].num_rows
+        list(merge_counts(tables))
+    assert pa.concat_tables(merge_counts([tables[0], tables[0]])).num_rows == tables[0].num_rows
 
 
 # ---------------------------------------------------------------- pool
 
 
+def pool_and_dropped(
+    tables: Sequence[pa.Table], settings: ConceptsConfig, names: dict[str, str] | None = None
+) -> tuple[pa.Table, pa.Table]:
+    dropped = [DROPPED_CONCEPTS.empty_table()]
+    pool = build_pool(merge_counts(tables), settings, dropped.append, names)
+    return pool, pa.concat_tables(dropped)
+
+
 def pool_of(**settings: object) -> tuple[pa.Table, pa.Table]:
     cfg = config(**settings)
-    return build_pool(count_captions(make_parser(cfg), IMAGES).to_table(), cfg)
+    return pool_and_dropped([count_captions(make_parser(cfg), IMAGES).to_table()], cfg)
 
 
 def test_the_pool_is_ordered_by_count_then_name() -> None:
@@ -242,7 +249,7 @@ def test_the_pool_is_ordered_by_count_then_name() -> None:
 def test_every_phrase_is_in_the_pool_or_has_a_reason() -> None:
     cfg = config(min_count=2, max_concepts=2)
     counts = count_captions(make_parser(cfg), IMAGES).to_table()
-    pool, dropped = build_pool(counts, cfg)
+    pool, dropped = pool_and_dropped([counts], cfg)
     assert pool.num_rows + dropped.num_rows == counts.num_rows
     assert pool.column("concept").to_pylist() == ["dog", "glass"]
     reasons = {row["concept"]: row["reason"] for row in dropped.to_pylist()}
@@ -263,7 +270,9 @@ def test_an_empty_pool_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"'dog', was seen in 4\. Lower concepts\.min_count"):
         pool_of(min_count=100)
     with pytest.raises(ValueError, match="English captions"):
-        build_pool(ConceptCounts().to_table(), config())
+        pool_and_dropped([ConceptCounts().to_table()], config())
+    with pytest.raises(ValueError, match="English captions"):
+        pool_and_dropped([], config())
 
 
 def test_class_names_mark_concepts_but_add_none() -> None:
@@ -271,13 +280,13 @@ def test_class_names_mark_concepts_but_add_none() -> None:
     parser = make_parser(cfg)
     counts = count_captions(parser, IMAGES).to_table()
     names = {parser.class_name(name): name for name in ("dogs", "Wine Glass", "zebra")}
-    pool, _ = build_pool(counts, cfg, names)
-    plain, _ = build_pool(counts, cfg)
+    pool, _ = pool_and_dropped([counts], cfg, names)
+    plain, _ = pool_and_dropped([counts], cfg)
     assert pool.column("concept").equals(plain.column("concept"))
     marked = {row["concept"]: row["dataset_class"] for row in pool.to_pylist() if row["dataset_class"]}
     assert marked == {"dog": "dogs", "wine glass": "Wine Glass"}
     assert set(pool.column("source").to_pylist()) == {"parsed"}
-    protected, _ = build_pool(counts, config(protect_categories=True), names)
+    protected, _ = pool_and_dropped([counts], config(protect_categories=True), names)
     assert {r["concept"] for r in protected.to_pylist() if r["source"] == "dataset"} == {"dog", "wine glass"}
 
 

@@ -1,12 +1,19 @@
 """Loading, overriding and explaining configurations."""
 
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from regionclip_core import config_io
-from regionclip_core.config_io import dump_config, load_config
+from regionclip_core.config_io import dump_config, load_config, parse_config
 
 MINIMAL = """
 data:
@@ -53,10 +60,61 @@ def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
         ("threshold=0.2", ["threshold", "nearest valid key: labels.threshold"]),
         ("rpn.optim.learning=1", ["rpn.optim.learning", "valid keys in rpn.optim", "lr"]),
         ("labels.threshold=1.5", ["labels.threshold", "less than 1", "1.5"]),
-        ("labels.top_k=many", ["labels.top_k", "integer", "'many'"]),
+        ("labels.top_k=many", ["labels.top_k", "whole number", "'many'"]),
         ("data.splits.train.imagess=3", ["data.splits.train.imagess", "data.splits.train.images"]),
         ("data.splits.val.images=0", ["data.splits.val.images:", "0"]),
-        ("data.splits.val.source=zip", ["data.splits.val", "world, tars, coco, lvis, folder"]),
+        (
+            "data.splits.val.source=zip",
+            ["data.splits.val.source: expected world, tars, coco, lvis, folder (came: 'zip')"],
+        ),
+        ("data.splits.val.source=wrld", ["1 wrong", "data.splits.val.source", "(came: 'wrld'); nearest: world"]),
+        (
+            "data.splits.val={source: Coco, images: x, instnces: y}",
+            ["2 wrong", "val.source", "nearest: coco", "val.instnces: unknown key", "val.instances"],
+        ),
+        ("data.splits.val={sorce: coco}", ["data.splits.val: `source` is missing", "nearest to `source` here: sorce"]),
+        ("data.splits={}", ["data.splits: expected at least 1", "{}"]),
+        ("data.splits=3", ["data.splits: expected a mapping (came: 3)"]),
+        ("labels=3", ["labels: expected a mapping of settings (came: 3)"]),
+        ("concepts.splits=train", ["concepts.splits: expected a list (came: 'train'); write [train]"]),
+        ("concepts.splits=[]", ["concepts.splits: expected at least one split"]),
+        ("concepts.splits=[trian]", ["concepts.splits: ", "['train', 'val'] (came: 'trian'); nearest: train"]),
+        ("labels.splits=[train, train]", ["labels.splits: expected each split once (came: ['train', 'train'])"]),
+        ("concepts.drop=[tyme]", ["concepts.drop.0", "(came: 'tyme'); nearest: time"]),
+        ("proposals.method=gird", ["proposals.method", "(came: 'gird'); nearest: grid"]),
+        ("rpn.optim.LR=3", ["rpn.optim.LR: unknown key (came: 3); nearest valid key: rpn.optim.lr"]),
+        ("labels:threshold=1", ["labels:threshold: unknown key (came: 1); nearest valid key: labels.threshold"]),
+        ("data.splits[train].images=3", ["nearest valid key: data.splits.train"]),
+        ("rpn.optim.lr=.inf", ["rpn.optim.lr: expected a finite number (came: inf)"]),
+        ("rpn.steps=1e3", ["rpn.steps: expected a whole number (came: 1000.0); write 1000"]),
+        ("labels.threshold='0.2'", ["labels.threshold: expected a number (came: '0.2'); write 0.2, without quotes"]),
+        ("execution.threads=true", ["execution.threads: expected a whole number (came: True)"]),
+        ("seed=true", ["seed: expected a whole number (came: True)"]),
+        ("seed=9223372036854775808", ["seed: expected less than"]),
+        ("execution.dashboard=1", ["execution.dashboard: expected true or false (came: 1)"]),
+        ("execution.device=gpu", ["execution.device: expected auto, cpu, cuda or cuda:N (came: 'gpu'); nearest: cuda"]),
+        ("execution.device=cdua", ["(came: 'cdua'); nearest: cuda"]),
+        ("execution.gpus_per_worker=1.5", ["execution.gpus_per_worker: expected a whole number or a share", "1.5"]),
+        ("rpn.anchor_sizes=[]", ["1 wrong", "rpn.anchor_sizes: expected at least 1 of them (came: [])"]),
+        ("rpn.anchor_sizes=[-3]", ["1 wrong", "rpn.anchor_sizes.0", "(came: -3)"]),
+        ("proposals.grid_scales=[5]", ["1 wrong", "proposals.grid_scales.0", "(came: 5)"]),
+        ("proposals.grid_scales=[-1]", ["proposals.grid_scales.0", "(came: -1)"]),
+        ("teacher.architecture.vision_layers=[1, 1]", ["1 wrong", "vision_layers: expected 4 values (came: [1, 1])"]),
+        ("teacher.architecture.vision_layers=[1, 1, 1, 1, 1]", ["vision_layers: expected 4 of them"]),
+        ("data.splits.val.objects=[7, 3]", ["data.splits.val.objects", "(came: [7, 3]); write [3, 7]"]),
+        ("data.splits.val.object_size=[0.3, 0.1]", ["data.splits.val.object_size", "(came: [0.3, 0.1])"]),
+        ("data.splits.val.image_size=64", ["data.splits.val.object_size: ", "0.125 of image_size 64"]),
+        ("rpn.max_size=127", ["rpn.max_size: expected at least rpn.image_size, which is 128 (came: 127)"]),
+        ("finetune.train_sizes=[64, 2000]", ["finetune.train_sizes", "at most finetune.max_size, 1333 (came: 2000)"]),
+        ("pairs.min_regions=17", ["pairs.min_regions: expected at most pairs.max_regions, which is 16 (came: 17)"]),
+        (
+            "pretrain={contrastive_weight: 0, distill_weight: 0, image_text_weight: 0}",
+            ["pretrain.contrastive_weight: expected one of", "above 0 (came: [0.0, 0.0, 0.0])"],
+        ),
+        ("data=&a {splits: *a}", ["override 'data=&a", "line 1: an alias of what it stands in"]),
+        ("seed=\x01", ["override", "not valid YAML", "special characters"]),
+        ("seed=2020-13-45", ["override 'seed=2020-13-45': not valid YAML: month"]),
+        ("seed=" + "[" * 5000, ["override 'seed=[[", "nested too deeply"]),
         ("data.splits.val={source: coco}", ["data.splits.val.images", "missing"]),
         ("data.splits.val={images: 3}", ["data.splits.val", "`source`"]),
         ("teacher.training.step=3", ["teacher.training.step", "teacher.training.steps"]),
@@ -73,6 +131,126 @@ def test_mistakes_name_path_value_and_nearest_key(file: str, override: str, part
     for part in parts:
         assert part in str(caught.value)
     assert ".world." not in str(caught.value)
+
+
+# What passes of -1, 0, NaN, infinities, 1e30, true and "1", setting by setting.
+ZERO_PASSES = {
+    *("seed", "execution.gpus_per_worker", "execution.shard_retries", "execution.max_error_rate", "report.images"),
+    *("proposals.min_objectness", "labels.threshold", "pairs.min_regions", "finetune.focal_gamma"),
+    *("evaluate.score_threshold", "evaluate.given_score_threshold"),
+    *("pretrain.contrastive_weight", "pretrain.distill_weight", "pretrain.image_text_weight"),
+    *(f"{stage}.{key}" for stage in ("pretrain", "finetune") for key in ("flip", "freeze_at")),
+    "teacher.training.flip",
+    *(
+        f"{stage}.optim.{key}"
+        for stage in ("teacher.training", "rpn", "pretrain", "finetune")
+        for key in ("weight_decay", "momentum", "warmup_steps")
+    ),
+}
+UNSET = {  # so that settings that may be null have a number
+    "data.splits.coco": {"source": "coco", "images": "x", "limit": 3},
+    "data.splits.lvis": {"source": "lvis", "images": "x", "instances": "y", "limit": 3},
+    "teacher.training": {"splits": ["train"], "optim": {"clip_norm": 1}},
+    "execution": {"workers": 2, "threads": 2},
+    "concepts.max_concepts": 5,
+    "evaluate.given_score_threshold": 0.1,
+    **{f"{stage}.temperature": 0.1 for stage in ("labels", "pretrain", "finetune")},
+    **{f"{stage}.optim.{key}": v for stage in ("rpn", "finetune") for key, v in [("clip_norm", 1), ("drops", [5])]},
+    "finetune.train_sizes": [64],
+}
+
+
+def numeric_leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from numeric_leaves(value, (*path, key))
+    elif isinstance(node, list):
+        if node and not isinstance(node[0], str):
+            yield path
+    elif isinstance(node, (int, float)) and not isinstance(node, bool):
+        yield path
+
+
+def replaced(node: Any, path: tuple[str, ...], value: Any) -> Any:
+    if path:
+        return {**node, path[0]: replaced(node[path[0]], path[1:], value)}
+    return [value] * len(node) if isinstance(node, list) else value
+
+
+def test_every_number_has_a_range(file: str) -> None:
+    tree = yaml.safe_load(dump_config(load_config(file, [f"{k}={json.dumps(v)}" for k, v in UNSET.items()])))
+    parse_config(tree)
+    leaves = list(numeric_leaves(tree))
+    assert len(leaves) > 110
+    for path in leaves:
+        dotted = ".".join(path)
+        for value in (-1, 0, math.nan, math.inf, -math.inf, 10**30, 1e30, True, "1"):
+            if value == 0 and not isinstance(value, bool) and dotted in ZERO_PASSES:
+                parse_config(replaced(tree, path, value))
+                continue
+            with pytest.raises(ValueError, match=rf"\n  {re.escape(dotted)}\b.*came: "):
+                parse_config(replaced(tree, path, value))
+    assert {".".join(path) for path in leaves} >= ZERO_PASSES
+
+
+def test_numbers_as_yaml_users_write_them(file: str) -> None:
+    overrides = ["rpn.optim.lr=1e-3", "finetune.optim.lr=2E+1", "labels.temperature=1", "rpn.steps=4_000"]
+    config = load_config(file, overrides)
+    assert (config.rpn.optim.lr, config.finetune.optim.lr, config.rpn.steps) == (1e-3, 20.0, 4000)
+    assert config.labels.temperature == 1.0 and isinstance(config.labels.temperature, float)
+
+
+def test_an_alias_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 1\ndata: &a\n  splits: *a\n")
+    with pytest.raises(ValueError, match=r"c\.yaml, line 2: an alias of what it stands in"):
+        load_config(str(path))
+
+
+def test_an_override_spares_the_other_uses_of_an_alias(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(MINIMAL.replace("train: {", "train: &t {").replace("val: {source: world, images: 4}", "val: *t"))
+    splits = load_config(str(path), ["data.splits.train.images=16"]).data.splits
+    assert (splits["train"].images, splits["val"].images) == (16, 8)
+
+
+# ---------------------------------------------------------------- the workspace
+
+
+@pytest.mark.parametrize(
+    ("workspace", "message"),
+    [
+        ("", r"expected a folder or URL \(came: ''\)"),
+        (" ", r"\(came: ' '\)"),
+        ("/", r"not the root of the file system \(came: '/'\)"),
+        ("/tmp/..", "not the root"),
+        ("file:///", "not the root"),
+        ("s3:/bucket/x", r"\(came: 's3:/bucket/x'\); nearest: s3://bucket/x"),
+        ("s3:bucket", "nearest: s3://bucket"),
+        ("file:/tmp/x", "nearest: file:///tmp/x"),
+        ("s3://", "s3://BUCKET/FOLDER"),
+        ("ftpp://host/x", r"ftpp:// is no protocol .*nearest: ftp"),
+        ("~nobody.has.this.name/x", "no user 'nobody.has.this.name'"),
+    ],
+)
+def test_a_workspace_that_is_no_place_is_refused(file: str, workspace: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"workspace: .*{message}"):
+        load_config(file, [f"workspace={json.dumps(workspace)}"])
+
+
+def test_the_workspace_may_be_a_home_a_url_or_a_path(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/homes/me")
+    for given, taken in [("~/runs", "/homes/me/runs"), ("~", "/homes/me"), ("runs/a:b", "runs/a:b"), (".", ".")]:
+        assert load_config(file, [f"workspace={json.dumps(given)}"]).workspace == taken
+    for same in ("s3://bucket", "memory://x/y", "file:///tmp/x", "simplecache::s3://bucket/x", "/tmp/x"):
+        assert load_config(file, [f"workspace={json.dumps(same)}"]).workspace == same
+
+
+def test_text_that_looks_like_a_number_reads_back(file: str, tmp_path: Path) -> None:
+    config = load_config(file, ["workspace='1e3'"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(str(again)) == config
 
 
 @pytest.mark.parametrize("key", ["objectness", "finetuned_objectness"])

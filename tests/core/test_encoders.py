@@ -65,6 +65,18 @@ def test_every_step_matches_the_official_one(encoder, images):
     torch.testing.assert_close(encoder(images, boxes()), golden("region_feats"), **FEATURE_TOLERANCE)
 
 
+@pytest.mark.parametrize("side", [1, 9, 14, 15])
+def test_the_narrowest_image_has_features(encoder, side):
+    """Where the official code fails, those of the image with zeros beside it."""
+    image = torch.randn(1, 3, side, 70)
+    canvas = torch.zeros(1, 3, 15, 70)
+    canvas[:, :, :side] = image
+    for given, padded in ((image, canvas), (image.mT, canvas.mT)):
+        features = encoder.features(given)
+        assert min(features.shape[2:]) == 1
+        assert torch.equal(features, encoder.features(padded))
+
+
 def test_roi_align_matches_the_official_one(encoder):
     features = golden("res4")
     if encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last):

@@ -29,9 +29,9 @@ from regionclip_core import evaluating
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
 from regionclip_core.config import Config
-from regionclip_core.detection_store import ImageDetections
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.evaluating import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
+from regionclip_core.evaluation_boxes import ImageDetections
 from regionclip_core.evaluation_data import EvaluationData
 from regionclip_core.finetuning import build_detector, class_embeddings
 from regionclip_core.images import ImageReader
@@ -155,7 +155,7 @@ def test_images_without_boxes_count(tmp_path: Path) -> None:
     assert found[GIVEN]["all"]["ap50"] == pytest.approx(100)
 
 
-# All of one size, since an image's features feel the padding of its batch; the last batch is not full.
+# All of one size, which the loops below have as numbers; the last batch is not full.
 EVEN = [
     Picture(48, 72, ((4, 6, 20, 30), (30, 10, 60, 26)), (0, 1)),
     Picture(48, 72),
@@ -281,6 +281,34 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
             assert_found(as_found(row.image_id, result.found[setting]), expected, 0.02)
     assert moved > 3
     assert seen == {FINETUNED: 3, "finetuned_base_only": 3, "finetuned_novel_only": 2}
+
+
+def test_an_image_is_measured_as_if_it_were_alone(tmp_path: Path) -> None:
+    """Padding to a shared canvas would change the features at the right and lower edge, and with them scores."""
+    config = tiny_config(evaluate={"split": "val", "batch_size": 4})
+    shapes = [(48, 72), (72, 48), (48, 90), (60, 60)]
+    pictures = [Picture(h, w, ((4, 6, 20, 30), (20, 12, w, h)), (n, 2)) for n, (h, w) in enumerate(shapes)]
+    together, _ = setup(tmp_path / "together", [pictures], config)
+    detector, clip = build_detector(tiny_clip(), ("cat", "bus"), config), tiny_clip()
+
+    def measured(evaluation: EvaluationData) -> list[dict[str, Any]]:
+        both = zip(
+            zero_shot(clip, config, evaluation, "cpu", lambda n: None),
+            finetuned(detector, clip, config, evaluation, "cpu", lambda n: None),
+            strict=True,
+        )
+        return [{**one.found, **other.found, "logits": one.given_logits} for one, other in both]
+
+    found = measured(together)
+    for number, picture in enumerate(pictures):
+        alone, _ = setup(tmp_path / str(number), [[picture]], config)
+        [expected] = measured(alone)
+        assert torch.equal(found[number].pop("logits"), expected.pop("logits"))
+        assert found[number].keys() == expected.keys() >= {GIVEN, PROPOSED, FINETUNED}
+        for setting, detections in expected.items():
+            assert len(detections) > 0
+            assert torch.equal(found[number][setting].scores, detections.scores)
+            assert torch.equal(found[number][setting].boxes, detections.boxes)
 
 
 def test_a_loaded_detector_is_measured_as_it_was_trained(tmp_path: Path) -> None:

@@ -3,16 +3,21 @@
 import json
 import os
 import tempfile
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from reference_evaluators import pycocotools_evaluation, random_scene, result_rows, truth_dict, xywh
 
-from regionclip_core import detection_store
-from regionclip_core.average_precision import COCO_RULES, category_curves
-from regionclip_core.detection_store import DetectionStore, ImageDetections, ImageTruth, TruthStore
+from regionclip_core import average_precision, detection_matching, detection_store, verdict_file
+from regionclip_core.average_precision import category_curves
+from regionclip_core.detection_matching import COCO_RULES, LVIS_RULES
+from regionclip_core.detection_store import DetectionStore, TruthStore
 from regionclip_core.evaluation import Evaluator, Top1, evaluate_detections
+from regionclip_core.evaluation_boxes import ImageDetections, ImageTruth
+from regionclip_core.evaluation_lvis import federated, lvis_truth
 from regionclip_core.metrics_layout import COCO_NUMBERS
 from regionclip_core.vocabulary import Vocabulary
 
@@ -95,64 +100,138 @@ def test_pycocotools_agrees(seed, kind, capfd):
     assert [name for name, value in result.per_category.items() if value is None] == ["c8", "c9"]
 
 
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_category_by_category_is_the_same_as_all_at_once(kind, tmp_path, monkeypatch):
-    """Exactly, and whatever is written and read together: three flushes of a few rows, buckets of several labels."""
-    monkeypatch.setattr(detection_store, "BUCKETS", 4)
-    scene, detections = random_scene(5)
-    objects = TruthStore(tmp_path / "t", 10, flush_rows=20)
+def stored(folder, scene, detections, rules=COCO_RULES):
+    """A scene in the stores, its images' detections in the order given."""
+    objects, of = TruthStore(10), {image.image_id: image for image in scene}
     for image in scene:
         objects.add(image)
-    guesses = DetectionStore(tmp_path / "d", objects, flush_rows=700)
+    guesses = DetectionStore(folder / "d", objects, rules)
     for one in detections:
-        guesses.add(one)
-    assert sorted(map(len, objects.buckets())) == [2, 2, 3, 3]
-    curves = category_curves(objects, guesses, kind, COCO_RULES)
+        guesses.add(of[one.image_id], one)
+    return objects, guesses
 
+
+def small_parts(monkeypatch):
+    """A few boxes at a time, wherever the evaluation takes some at a time."""
+    monkeypatch.setattr(detection_store, "MATCH_ROWS", 90)
+    monkeypatch.setattr(verdict_file, "BLOCK_ROWS", 200)
+    monkeypatch.setattr(average_precision, "ENTRIES", 300)
+    monkeypatch.setattr(average_precision, "PIECE", 7)
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("protocol", ["coco", "lvis"])
+def test_some_images_and_one_category_at_a_time_are_the_same_as_all_at_once(
+    protocol, kind, in_parts, tmp_path, monkeypatch
+):
+    """Exactly: every digit of every curve, whatever is matched, written and accumulated together."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    dataset = truth_dict(scene, 10)
-    everything = COCO(dataset)
-    evaluator = COCOeval_faster(
-        everything, everything.loadRes(result_rows(scene, detections, kind)), kind, print_function=lambda *_: None
-    )
+    if in_parts:
+        small_parts(monkeypatch)
+    scene, detections = random_scene(5, lvis=protocol == "lvis")
+    rules = LVIS_RULES if protocol == "lvis" else COCO_RULES
+    if protocol == "lvis":
+        scene = [lvis_truth(image) for image in scene]
+        of = {image.image_id: image for image in scene}
+        detections = [federated(of[one.image_id], one) for one in detections]
+    objects, guesses = stored(tmp_path, scene, detections, rules)
+    curves = category_curves(objects, guesses, kind, rules)
+
+    everything = COCO(truth_dict(scene, 10))
+    found = everything.loadRes(result_rows(scene, detections, kind))
+    if rules.drop_empty:
+        found = COCO({**found.dataset, "annotations": [one for one in found.dataset["annotations"] if one["area"] > 0]})
+    evaluator = COCOeval_faster(everything, found, kind, lvis_style=protocol == "lvis", print_function=lambda *_: None)
+    evaluator.params.maxDets = list(rules.caps)
     evaluator.evaluate()
     evaluator.accumulate()
     assert np.array_equal(curves.precision, evaluator.eval["precision"][..., -1])
     assert np.array_equal(curves.recall, evaluator.eval["recall"])
-    some = category_curves(objects, guesses, kind, COCO_RULES, {2, 5})
+    assert 0.1 < curves.recall[curves.recall > -1].mean() < 0.9
+    some = category_curves(objects, guesses, kind, rules, {2, 5})
     assert np.array_equal(some.precision[:, :, [2, 5]], curves.precision[:, :, [2, 5]])
     assert (np.delete(some.precision, [2, 5], axis=2) == -1).all()
 
 
-def test_what_is_stored_comes_back_by_category(tmp_path):
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_verdicts_are_those_of_pycocotools(kind, tmp_path, monkeypatch):
+    """Detection by detection, at every threshold and in every area range; also how many objects count."""
+    small_parts(monkeypatch)
     scene, detections = random_scene(3)
-    objects = TruthStore(tmp_path / "t", 10, flush_rows=13)
-    for image in scene:
-        objects.add(image)
-    guesses = DetectionStore(tmp_path / "d", objects, flush_rows=500)
-    for one in detections:
-        guesses.add(one)
-    by_id = sorted(detections, key=lambda one: one.image_id)
-    for bucket, labels in enumerate(objects.buckets()):
-        stored, said = objects.read(bucket, masks=True), guesses.read(bucket, masks=False)
-        for label in labels:
-            rows, expected = stored.category(label), [(i, k) for i in scene for k in np.flatnonzero(i.labels == label)]
-            assert rows.image_id.tolist() == [image.image_id for image, _ in expected]
-            assert rows.boxes.tolist() == [image.boxes[k].tolist() for image, k in expected]
-            assert rows.columns["crowd"].tolist() == [bool(image.crowd[k]) for image, k in expected]
-            assert rows.columns["area"].tolist() == [image.area[k] for image, k in expected]
-            assert rows.masks == [image.masks[k] for image, k in expected]
-            rows, expected = said.category(label), [(i, k) for i in by_id for k in np.flatnonzero(i.labels == label)]
-            assert rows.image_id.tolist() == [image.image_id for image, _ in expected]
-            assert rows.boxes.tolist() == [image.boxes[k].tolist() for image, k in expected]
-            assert rows.columns["score"].tolist() == [image.scores[k] for image, k in expected]
-            assert rows.masks is None
+    objects, guesses = stored(tmp_path, scene, detections)
+    reference = pycocotools_evaluation(truth_dict(scene, 10), result_rows(scene, detections, kind), kind)
+    images = len(scene)
+    per_image = np.array(reference.evalImgs, object).reshape(10, 4, images)
+    matches = 0
+    for label in range(10):
+        rows = guesses.verdicts(kind, label)
+        counted = np.zeros(4, int)
+        for place in range(images):
+            mine = rows[rows["image"] == place]
+            assert mine["rank"].tolist() == list(range(len(mine)))
+            matched, ignored = (
+                np.unpackbits(mine[name], axis=1).reshape(-1, 4, 10).astype(bool) for name in ("matched", "ignored")
+            )
+            for area in range(4):
+                expected = per_image[label, area, place]
+                if expected is None:  # neither objects nor detections
+                    assert not len(mine)
+                    continue
+                counted[area] += int((np.asarray(expected["gtIgnore"]) == 0).sum())
+                assert mine["score"].tolist() == list(expected["dtScores"])
+                assert np.array_equal(matched[:, area].T, np.asarray(expected["dtMatches"]).reshape(10, -1) > 0)
+                assert np.array_equal(ignored[:, area].T, np.asarray(expected["dtIgnore"]).reshape(10, -1) > 0)
+                matches += int(matched[:, area].sum())
+        assert objects.counts_by_area[label].tolist() == counted.tolist()
+    assert matches > 500
     assert objects.counts.tolist() == [
         sum(int((image.labels[~image.crowd] == label).sum()) for image in scene) for label in range(10)
     ]
     guesses.delete()
-    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
+    """Eight times the images: less than 200 bytes more a detection of the largest category. As the library's Python
+    objects they would take 1,200.
+    """
+    import faster_coco_eval  # noqa: F401  # imported before anything is measured
+
+    for module, name, few in (
+        (detection_store, "MATCH_ROWS", 90),
+        (verdict_file, "BLOCK_ROWS", 400),
+        (average_precision, "PIECE", 50),
+    ):
+        monkeypatch.setattr(module, name, few)
+    scene, detections = random_scene(0, images=12, most=40)
+    of = {one.image_id: one for one in detections}
+    largest = int(np.bincount(np.concatenate([one.labels for one in detections])).max())
+
+    def peak(times):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        tracemalloc.start()
+        evaluator = Evaluator(folder, TEN, "coco")
+        for i in range(times):
+            for image in scene:
+                evaluator.add_truth(replace(image, image_id=image.image_id + 1000 * i))
+        store = evaluator.detections(("bbox",))
+        for i in range(times):
+            for image in scene:
+                if image.image_id in of:
+                    moved = image.image_id + 1000 * i
+                    found = replace(of[image.image_id], image_id=moved)
+                    evaluator.add(store, replace(image, image_id=moved), found)
+        evaluator.evaluate(store)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(1)  # caches of the libraries
+    few, many = peak(2), peak(16)
+    assert many - few < 14 * largest * 200
 
 
 def test_only_one_group(tmp_path):
@@ -223,12 +302,23 @@ def test_foreign_images_labels_and_repeated_ids_are_refused(tmp_path):
         evaluate_detections([truth(1, BOX, [0])], [found(9, BOX, [1.0], [0])], VOCABULARY)
     with pytest.raises(ValueError, match=r"0\.\.3: 4\.\.4"):
         evaluate_detections([truth(1, BOX, [0])], [found(1, BOX, [1.0], [4])], VOCABULARY)
-    with pytest.raises(ValueError, match="same image_id"):
-        evaluate_detections([truth(1, BOX, [0]), truth(1, BOX, [0])], [], VOCABULARY)
-    store = TruthStore(tmp_path / "t", 4)
+    with pytest.raises(ValueError, match="same image_id 1"):
+        evaluate_detections([truth(1, BOX, [0]), truth(3, [], []), truth(1, BOX, [0])], [], VOCABULARY)
+    with pytest.raises(ValueError, match="image 1 for the second time"):
+        evaluate_detections([truth(1, BOX, [0])], [found(1, BOX, [1.0], [0])] * 2, VOCABULARY)
+    store = TruthStore(4)
     store.add(truth(1, BOX, [0]))
-    with pytest.raises(ValueError, match="image 2"):
-        DetectionStore(tmp_path / "d", store).add(found(2, BOX, [1.0], [0]))
+    for image_id in (0, 2):
+        with pytest.raises(ValueError, match=f"image {image_id}"):
+            DetectionStore(tmp_path / "d", store, COCO_RULES).add(
+                truth(image_id, [], []), found(image_id, BOX, [1.0], [0])
+            )
+
+
+def test_results_of_another_version_of_the_library_are_not_misread(monkeypatch):
+    monkeypatch.setattr(detection_matching, "_STATE", 7)
+    with pytest.raises(RuntimeError, match=r"faster-coco-eval: expected .* versions 1\.7 and 1\.8"):
+        evaluate_detections([truth(1, BOX, [0])], [found(1, BOX, [1.0], [0])], VOCABULARY)
 
 
 def test_lvis_annotations_need_lvis_rules():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from reference_evaluators import lvis_evaluation, random_scene, result_rows, truth_dict
 
-from regionclip_core.detection_store import ImageDetections, ImageTruth
 from regionclip_core.evaluation import evaluate_detections
+from regionclip_core.evaluation_boxes import ImageDetections, ImageTruth
 from regionclip_core.metrics_layout import LVIS_NUMBERS
 from regionclip_core.vocabulary import Vocabulary
 

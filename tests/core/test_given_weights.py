@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from small_artifacts import tiny_clip, tiny_config
 
 from regionclip_core.clip import ClipModel, load_clip, save_clip
+from regionclip_core.clip_weights import find_weights
 from regionclip_core.detector import OpenVocabularyDetector, load_detector
 from regionclip_core.encoders import region_encoder
 from regionclip_core.folders import Folder
@@ -72,6 +73,34 @@ def test_a_pretrained_folder_holds_both_models(pretrained: Path) -> None:
             f"{inner}/open_clip_model.safetensors",
         ]
     assert clip_files("elsewhere/weights.pt", "teacher") == ["elsewhere/weights.pt"]
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "ckptfile", "weights.v2"])
+def test_a_teachers_file_counts_by_its_content_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """find_weights reads it, although the name could be a tag's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"weights")
+    assert find_weights("RN50", name) == Path(name)
+    files = STAGES["teacher"].raw_inputs
+    assert files(tiny_config(teacher={"weights": name})) == [name]
+    assert files(tiny_config(teacher={"weights": "openai"})) == []
+    assert files(tiny_config(teacher={"weights": "gone/ckptfile"})) == ["gone/ckptfile"]  # and the plan says so
+
+
+def test_a_tokenizer_beside_the_weights_counts(tmp_path: Path, pretrained: Path) -> None:
+    for folder in (tmp_path, pretrained / "student"):
+        for name in ("tokenizer.json", "special_tokens_map.json", "vocab.txt"):
+            (folder / name).write_text("{}")
+    for where, own in [
+        (tmp_path / "weights.pt", ["weights.pt"]),
+        (pretrained, ["student/open_clip_config.json", "student/open_clip_model.safetensors"]),
+    ]:
+        folder = where if where == pretrained else tmp_path
+        beside = Path(own[0]).parent
+        expected = [*own, str(beside / "tokenizer.json"), str(beside / "special_tokens_map.json")]
+        assert clip_files(str(where), "student") == [str(folder / name) for name in expected]
 
 
 @pytest.mark.parametrize("layout", ["open_clip", "artifact"])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
+import re
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from regionclip_core.images import (
     encode_png,
     image_extension,
     read_header,
+    read_image_file,
     to_tensor,
 )
 from regionclip_core.index import IndexRow
@@ -142,6 +147,8 @@ JPEG = encoded(Image.fromarray(picture(240, 320)), "JPEG")
         (png_of_claimed_size(12_000, 9_000), "too large: 12000 x 9000"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n", "no image of a known format"),
         (encoded(Image.fromarray(np.zeros((16, 16), np.float32)), "TIFF"), "floating-point"),
+        (encoded(Image.fromarray(np.full((16, 16), 70_000, np.int32)), "TIFF"), "pixels from 70000 to 70000"),
+        (encoded(Image.fromarray(np.full((16, 16), -1, np.int32)), "TIFF"), "pixels from -1 to -1"),
     ],
 )
 def test_bad_images_say_why(data: bytes, reason: str) -> None:
@@ -209,6 +216,64 @@ def test_tensor_layout() -> None:
     assert tensor.shape == (3, 24, 40)
     assert tensor.is_contiguous()
     np.testing.assert_array_equal(tensor.permute(1, 2, 0).numpy(), picture())
+
+
+def test_thirty_two_bits_that_fit_sixteen_are_read() -> None:
+    wide = np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.int32)
+    data = encoded(Image.fromarray(wide), "TIFF")
+    assert check_image(data).width == 40
+    np.testing.assert_array_equal(decode_image(data)[..., 1], wide // 256)
+
+
+class TestImageFile:
+    def bad(self, url: str) -> str:
+        with pytest.raises(BadImage) as caught:
+            read_image_file(url)
+        assert caught.value.status == "bad_image"
+        assert len(caught.value.reason) < 500
+        return caught.value.reason
+
+    def test_what_is_wrong_with_one_file(self, tmp_path) -> None:
+        (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+        (tmp_path / "dangling.jpg").symlink_to("/nowhere")
+        (tmp_path / "folder.jpg").mkdir()
+        (tmp_path / "plain").write_bytes(b"x")
+        os.mkfifo(tmp_path / "pipe.jpg")
+        reasons = {
+            "x" * 300: "File name too long",
+            "y/" * 3000: "File name too long",
+            "loop.jpg": "symbolic links",
+            "pipe.jpg": "no plain file",
+            **dict.fromkeys(["dangling.jpg", "folder.jpg", "gone.jpg", "plain/x.jpg"], "no file"),
+        }
+        for name, reason in reasons.items():
+            assert reason in self.bad(f"{tmp_path}/{name}")
+        assert self.bad(f"file://{tmp_path}/pipe.jpg").endswith("(no plain file)")
+        assert read_image_file(f"file://{tmp_path}/plain") == read_image_file(f"{tmp_path}/plain") == b"x"
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EINVAL])
+    def test_a_refused_file_is_bad(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        monkeypatch.setattr(images.os, "open", raising(OSError(number, os.strerror(number))))
+        assert f"can't open /a.jpg ({os.strerror(number)})" in self.bad("/a.jpg")
+
+    @pytest.mark.parametrize(
+        "error",
+        [OSError(n, "x") for n in (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)]
+        + [ConnectionError("no connection"), TimeoutError("late"), OSError("of no number")],
+        ids=repr,
+    )
+    def test_a_broken_store_is_no_bad_image(self, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+        monkeypatch.setattr(images.os, "open", raising(error))
+        with pytest.raises(OSError, match=re.escape(str(error))) as caught:
+            read_image_file("/a.jpg")
+        assert caught.value is error
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 class TestReader:

@@ -167,7 +167,7 @@ def test_pretraining_files_with_something_wrong(tmp_path: Path, change: Callable
 def test_models_that_are_not_what_the_user_says(tmp_path: Path) -> None:
     file = save(tmp_path / "w.pth", detector_state())
     refused(tmp_path, file, r"w\.pth is no RN50: its weights say .*width 8.* RN50 has .*width 64", model="RN50")
-    refused(tmp_path, file, r"--model: 'RN51' is not an open_clip architecture; nearest: RN50", model="RN51")
+    refused(tmp_path, file, r"--model: expected an open_clip .*\(came: 'RN51'\); nearest: RN50", model="RN51")
     refused(tmp_path, file, r"no open_clip architecture has these shapes \(blocks \[1, 2, 1, 1\]", model=None)
     refused(tmp_path, file, r"nowhere\.json: no such file", model=str(tmp_path / "nowhere.json"))
     (tmp_path / "strange.json").write_text('{"width": 3}')

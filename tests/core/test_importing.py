@@ -89,6 +89,8 @@ def test_a_full_coco_detector_comes_in_whole_and_goes_back_bit_by_bit(tmp_path: 
     assert model.rpn is not None and model.rpn[0].backbone == "resnet50_c4"
     assert (model.rpn[1].pre_nms, model.rpn[1].nms, model.rpn[1].max_regions) == (6000, 0.7, 1000)
     assert model.config["clip_architecture"] == open_clip.get_model_config("RN50") | {"quick_gelu": True}
+    card = (Path(out(tmp_path)) / "README.md").read_text()
+    assert "\nregionclip detect photo.jpg --model FOLDER\n" in card and "--rpn" not in card
     own = model.detector.state_dict()
     for name, tensor in state.items():
         if name.startswith("backbone."):

@@ -102,8 +102,48 @@ def test_entries_of_any_number_take_no_more_memory(tmp_path, monkeypatch) -> Non
     assert peak < 100_000 < path.stat().st_size
 
 
-def test_deep_nesting_is_refused(tmp_path) -> None:
+DEEP = b"[" * 50_000 + b"]" * 50_000
+DEEP_ODD = b'{"]}\\\\": [' * 5_000 + b'"[{\\\\\\"}"' + b"]}" * 5_000
+LONG = b"9" * 6_000
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_what_python_cannot_hold_costs_its_entry(tmp_path, monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr(json_lists, "_CHUNK", chunk)
     path = tmp_path / "x.json"
-    path.write_text('{"images": [' + "[" * 100_000 + "]" * 100_000 + "]}")
+    entries = [
+        DEEP,
+        DEEP_ODD,
+        b'{"q": %s, "n": 1}' % DEEP,
+        b'{"id": -%s, "n": [12, %s]}' % (LONG, LONG),
+        b"[%s, %s]" % (LONG, DEEP),
+    ]
+    body = b", ".join(b"%d, %s" % (number, entry) for number, entry in enumerate(entries))
+    path.write_bytes(b'{"info": %s, "images": [%s], "annotations": [7], "more": %s}' % (DEEP_ODD, body, LONG))
+    infinity = float("inf")
+    values = [None, None, None, {"id": -infinity, "n": [12, infinity]}, None]
+    expected = [one for number, value in enumerate(values) for one in (number, value)]
+    assert scanned(path) == {"images": expected, "annotations": [7]}
+
+
+@pytest.mark.parametrize(
+    "damage", [b"[" * 9_000, b"[" * 9_000 + b"}" * 9_000, b'["' * 9_000, DEEP + b"]", DEEP + b" 1"]
+)
+def test_damaged_deep_nesting_is_refused(tmp_path, damage: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b'{"images": [' + damage + b"]}")
     with pytest.raises(ValueError, match="not valid JSON"):
+        scanned(path)
+    with pytest.raises(ValueError, match=r"bracket|Expecting|Extra data|follows"):
+        decode_entry(damage)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_a_byte_order_mark_is_left_out(tmp_path, monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr(json_lists, "_CHUNK", chunk)
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf {"images": ["\xef\xbb\xbf", 2]}')
+    assert scanned(path) == {"images": ["\ufeff", 2]}
+    path.write_bytes(b'\xef\xbb{"images": []}')
+    with pytest.raises(ValueError, match="not valid JSON: expected '\xbf' at byte 2"):
         scanned(path)

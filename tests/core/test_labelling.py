@@ -22,10 +22,11 @@ from small_artifacts import (
     write_data,
     write_proposals,
 )
+from small_towers import VIT
 from torch import Tensor
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.clip import ClipModel, save_clip
+from regionclip_core.clip import ClipModel, build_clip, save_clip
 from regionclip_core.concept_embeddings import save_embeddings
 from regionclip_core.images import ImageReader
 from regionclip_core.labelling import Labeller, region_embedder
@@ -34,7 +35,6 @@ from regionclip_core.vocabulary import Vocabulary
 
 POOL = Vocabulary(tuple("abcdefg"))
 LOGITS = torch.linspace(3, -3, 9)
-# All of one size: where sizes differ, an image's features feel the padding of its batch.
 PICTURES = [
     Picture(48, 72, ((4, 6, 20, 30), (30, 10, 60, 26)), (0, 1)),
     Picture(48, 72),
@@ -149,6 +149,45 @@ def test_roi_features_are_of_the_image_resized_by_the_rule_of_the_settings(
         with torch.no_grad():
             expected = region_feature(clip.model.visual, canvas, scaled)
         torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("description", [None, VIT], ids=["resnet", "vit"])
+def test_regions_feel_nothing_of_images_of_other_sizes(description: dict[str, Any] | None) -> None:
+    """Padding to a shared canvas would change the features at an image's right and lower edge."""
+    clip = tiny_clip() if description is None else build_clip(description, "test", seed=0)
+    embed = region_embedder(tiny_config(labels={"mode": "roi", "image_size": 64}).labels, clip, "cpu")
+    shapes = [(48, 72), (72, 48), (48, 60), (50, 50), (48, 90)]
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator) for shape in shapes]
+    boxes = [torch.tensor([[0.0, 0, w, h], [w / 2, h / 3, w, h], [3, 4, 30, 40]]) for h, w in shapes]
+    boxes[3] = boxes[3][:0]
+    with torch.inference_mode():
+        together = torch.split(embed(images, boxes), [len(b) for b in boxes])
+        for image, image_boxes, features in zip(images, boxes, together, strict=True):
+            assert torch.equal(features, embed([image], [image_boxes]))
+
+
+def test_labels_of_an_image_are_the_same_in_every_bit_alone_and_among_others_of_other_sizes(
+    tmp_path: Path, inputs: dict[str, Folder]
+) -> None:
+    """One shard of five pictures, and five of one."""
+    objects = ((4, 6, 20, 30), (16, 10, 44, 46))
+    pictures = [Picture(48 + 8 * (n % 3), 48 + 16 * (n // 3), objects, (n % 4, 1)) for n in range(5)]
+
+    def labelled(name: str, shards: list[list[Picture]]) -> list[list[dict[str, Any]]]:
+        data, proposals = write_data(tmp_path / name, {"train": shards}), Folder(str(tmp_path / f"{name}-proposals"))
+        boxes = {row.key: torch.from_numpy(row.boxes) for row in rows_of(data, "train")}
+        write_proposals(proposals, data, "train", boxes, LOGITS)
+        config = tiny_config(labels={"temperature": 0.05, "mode": "roi"})
+        labeller = Labeller.load(config, inputs["teacher"], inputs["labels"], "cpu")
+        return [labeller.label_shard(data, proposals, shard)[0].to_pylist() for shard in range(len(shards))]
+
+    [together] = labelled("together", [pictures])
+    alone = labelled("alone", [[picture] for picture in pictures])
+    assert [one["key"] for one in together] == [f"train/{n:04d}" for n in range(5)]
+    for found, [expected] in zip(together, alone, strict=True):
+        assert found == expected
+    assert len({tuple(one["score"]) for one in together}) == 5
 
 
 def test_the_threshold_is_strict_and_marks_only(inputs: dict[str, Folder]) -> None:

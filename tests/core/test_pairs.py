@@ -15,7 +15,7 @@ import torch
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.config import PairsConfig
-from regionclip_core.images import encode_png
+from regionclip_core.images import BadImage, encode_png
 from regionclip_core.index import IndexRow, index_name, write_index
 from regionclip_core.pairing import best_regions, labels_digest, stored_probabilities, write_pairs
 from regionclip_core.pairs import REGION_FIELDS, RegionPairs, encode_body, pairs_name, write_meta
@@ -114,7 +114,7 @@ def test_webdataset_reads_the_tars_by_itself(folders) -> None:
     import webdataset as wds
 
     make_pairs(folders, [4])
-    path = str(folders[2].local_path(pairs_name(0)))
+    path = folders[2].path(pairs_name(0))
     samples = list(wds.WebDataset(path, shardshuffle=False).decode("rgb8"))
     assert len(samples) == 4
     assert samples[0]["png"].shape == (20, 24, 3)
@@ -250,6 +250,45 @@ def test_ranks_share_the_same_global_batches(folders, world_size: int) -> None:
         assert {len(part) for part in parts} == {batch // world_size}
         merged = [parts[i % world_size][i // world_size] for i in range(batch)]
         assert merged == keys(alone(step))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_next_readable_sample_stands_in_for_a_bad_one(folders, world_size: int) -> None:
+    make_pairs(folders, [7, 6])
+    pairs = folders[2]
+    torn = {"0/a.b.2", "0/a.b.3", "1/a.b.0"}
+    for shard in range(2):  # the name of a member's image, and so its place, stays
+        data = bytearray(pairs.read_bytes(pairs_name(shard)))
+        with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
+            for member in tar.getmembers():
+                number = int(member.name[6:12])
+                if member.name.endswith("png") and f"{shard}/a.b.{number}" in torn:
+                    data[member.offset_data + 20 : member.offset_data + member.size] = bytes(member.size - 20)
+        pairs.write_bytes(pairs_name(shard), bytes(data))
+    order = keys(RegionPairs(pairs, 0, buffer=4).stream(), 80)
+    expected = [next(key for key in order[place:] if key not in torn) for place in range(42)]
+    loader = RegionPairs(pairs, 0, buffer=4)
+    tallies = [loader.tally(1.0) for _ in range(world_size)]
+    shares = [loader.batches_at(6, rank, world_size, tally) for rank, tally in enumerate(tallies)]
+    for step in (0, 1, 2, 5, 6, 3):  # also a place that is gone to at once
+        parts = [keys(share(step)) for share in shares]
+        merged = [parts[i % world_size][i // world_size] for i in range(6)]
+        assert merged == expected[6 * step : 6 * step + 6]
+    for tally in tallies[1:]:
+        tallies[0].add(tally)
+    assert tallies[0].counts() == {"ok": 10, "bad_image": 3}
+    told = [(one["place"], one["key"]) for one in tallies[0].unreadable()]
+    assert told == [(2, "00000-000002"), (3, "00000-000003"), (7, "00001-000000")]
+
+
+def test_pairs_without_a_readable_image_say_so(folders) -> None:
+    make_pairs(folders, [3])
+    loader = RegionPairs(folders[2], 0)
+
+    plain = loader._read_shard
+    loader._read_shard = lambda shard: ({**members, "png": b"torn"} for members in plain(shard))
+    with pytest.raises(BadImage, match=r"6 images in a row can't be read.*--force"):
+        next(loader.stream(tally=loader.tally(1.0)))
 
 
 def test_stream_from_any_position(folders) -> None:

@@ -59,11 +59,11 @@ METRICS = {
 
 
 def test_bad_samples_and_lost_parts_are_told_apart() -> None:
-    counts = {"ok": 9000, "bad_image": 1200, "lost_box": 3, "lost_caption": 0, "skipped": 5}
+    counts = {"ok": 9000, "bad_image": 1200, "lost_annotations": 40, "lost_box": 3, "lost_caption": 0, "skipped": 5}
     no_config: Any = None  # the line needs none
     manifests: Any = {"data": SimpleNamespace(counts=counts), "labels": SimpleNamespace(counts={"ok": 1})}
     sources = Sources(no_config, {}, manifests, Vocabulary(("a",)))
-    said = "Bad samples, left out: image 1,200. Good images that lost a part: box 3."
+    said = "Bad samples, left out: image 1,200. Good images that lost a part: box 3. Annotations of no image: 40."
     assert sources.bad("data") == f"<p class='note'>{said}</p>"
     assert sources.bad("labels") == sources.bad("pairs") == ""
 

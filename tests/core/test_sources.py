@@ -97,6 +97,18 @@ def test_bytes_that_are_not_utf8_cost_their_caption_only(tmp_path) -> None:
         assert statuses(found) == {"a.png": "bad_caption", "b.png": "ok"}
 
 
+def test_file_names_that_are_no_text_cost_their_row_only(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    lines = ['{"file": "\\ud800.png", "caption": "x"}', '{"file": null, "caption": "\\ud800"}']
+    (tmp_path / "c.jsonl").write_text("\n".join([*lines, '{"file": "a.png", "caption": "fine"}']))
+    found = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.jsonl")))
+    assert list(statuses(found).values()) == ["bad_unsafe_member", "bad_caption", "ok"]
+    reasons = ["is not UTF-8", "line 2: field `file` is empty or no text"]
+    for row, reason in zip([f.row for f in found[:2]], reasons, strict=True):
+        assert reason in row.reason
+        assert (row.key + row.reason).encode()  # can be stored
+
+
 def test_caption_files_that_make_no_sense(tmp_path) -> None:
     for name, text, message in [
         ("c.csv", "image,text\na,b\n", "expected a header with `file` and `caption`"),
@@ -106,6 +118,44 @@ def test_caption_files_that_make_no_sense(tmp_path) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
             read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("c.csv", "file,caption\n"), ("c.tsv", "file\tcaption\n\n"), ("c.jsonl", "")]
+)
+def test_caption_files_without_rows_are_refused(tmp_path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"data\.splits\.train\.captions: no images are named in .*/{name}"):
+        read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / name)))
+
+
+def test_a_quote_left_open_is_told(tmp_path) -> None:
+    """With the line that opens it, where it takes in the rest of the file; else it costs the rows that it takes in."""
+    split = FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.csv"))
+    (tmp_path / "a.png").write_bytes(picture())
+    for before, line in [("", 2), ('a.png,"two\nlines"\r\n"a\n.png",', 5)]:
+        (tmp_path / "c.csv").write_text(f'file,caption\n{before}"a dog\na.png,a cat\na.png,a bird\n', newline="")
+        with pytest.raises(ValueError, match=rf"c\.csv, line {line}: a quote is opened and not closed"):
+            read_all(split)
+    (tmp_path / "c.csv").write_text('file,caption\nx.png,"a dog\nx.png,"a cat"\na.png,"a ""big""\ndog"\n')
+    bad, good = read_all(split)
+    assert (bad.row.key, bad.row.status) == ("c.csv#3", "bad_caption")
+    assert bad.row.reason.startswith("line 3: 2 lines held together by a quote, and text behind the closing one")
+    assert (good.row.status, good.row.captions) == ("ok", ['a "big"\ndog'])
+
+
+def test_files_that_cannot_be_opened_cost_their_row_only(tmp_path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").write_bytes(picture())
+    names = ["loop.png", "x" * 300, "y" * 5000, "pipe.png", "a.png"]
+    (tmp_path / "c.tsv").write_text(
+        "".join(f"{name}\ta dog\n" for name in ["file", *names]).replace("a dog", "caption", 1)
+    )
+    found = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.tsv")))
+    assert list(statuses(found).values()) == ["bad_image"] * 4 + ["ok"]
+    for one, reason in zip(found, ["symbolic links", "too long", "too long", "no plain file"], strict=False):
+        assert reason in one.row.reason
 
 
 def test_tsv_keeps_quotes_and_csv_takes_long_captions(tmp_path) -> None:
@@ -238,6 +288,57 @@ def test_coco_files_that_make_no_sense(tmp_path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):
         read_all(CocoSplit(source="coco", images="x", captions=str(tmp_path / "x.json")))
+
+
+def test_coco_files_without_images_are_refused(tmp_path) -> None:
+    (tmp_path / "x.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(ValueError, match=r"data\.splits\.train: no images are listed in captions: .*/x\.json"):
+        read_all(CocoSplit(source="coco", images="x", captions=str(tmp_path / "x.json")))
+
+
+def test_coco_annotations_of_no_image_are_counted_once(tmp_path) -> None:
+    files = write_coco(tmp_path)
+    body = json.loads(Path(files["captions"]).read_text())
+    body["annotations"] += ["no object", {"caption": "of no image"}, {"image_id": 77, "caption": "of another"}]
+    Path(files["captions"]).write_text(json.dumps(body))
+    source = open_source("train", CocoSplit(source="coco", images="x", limit=6, **files), 0, VOCABULARY)
+    assert [source.lost(plan) for plan in plan_shards({"train": source}, 2)] == [{"lost_annotations": 4}, {}, {}]
+    source = open_source("train", CocoSplit(source="coco", images="x", instances=files["instances"]), 0, VOCABULARY)
+    assert source.lost(plan_shards({"train": source}, 9)[0]) == {"lost_annotations": 1}
+
+
+def test_coco_entries_that_python_cannot_hold_cost_themselves(tmp_path) -> None:
+    """Names that are no Unicode, lists nested thousands deep, integers of thousands of digits; a mark at the start."""
+    size = '"width": 100, "height": 50'
+    deep, long = "[" * 5000 + "]" * 5000, "9" * 6000
+    images = [
+        f'{{"id": 1, "file_name": "\\ud800.jpg", {size}}}',
+        f'{{"id": 2, "file_name": "deep.jpg", "q": {deep}, {size}}}',
+        f'{{"id": 3, "file_name": "long.jpg", "q": {long}, {size}}}',
+        f'{{"id": {long}, "file_name": "long_id.jpg", {size}}}',
+        f'{{"id": 5, "file_name": "wide.jpg", "width": {long}, "height": 50}}',
+    ]
+    box = '"image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4]'
+    boxes = [f"{{{box}}}", f'{{{box}, "area": {long}}}', f'{{{box}, "q": {deep}}}', f"{{{box[:-2]}{long}]}}"]
+    lists = {"images": images, "annotations": boxes, "categories": ['{"id": 2, "name": "dog"}']}
+    text = ", ".join(f'"{key}": [{", ".join(entries)}]' for key, entries in lists.items())
+    (tmp_path / "x.json").write_text(f"{{{text}}}", encoding="utf-8-sig")
+    split = CocoSplit(source="coco", images="x", instances=str(tmp_path / "x.json"))
+    found = read_all(split)
+    assert statuses(found) == {
+        "\\xed\\xa0\\x80.jpg#0": "bad_unsafe_member",
+        "#1": "bad_image",
+        "long.jpg": "ok",
+        "long_id.jpg#3": "bad_image",
+        "wide.jpg#4": "bad_image",
+    }
+    row = found[2].row
+    np.testing.assert_array_equal(row.boxes, [[1, 2, 4, 6]] * 2)
+    np.testing.assert_array_equal(row.box_area, [12, 12])
+    assert (found[2].dropped, row.reason) == (("lost_box",), "box dropped: a coordinate is not finite")
+    assert all((one.row.key + str(one.row.reason)).encode() for one in found)
+    source = open_source("train", split, 0, VOCABULARY)
+    assert source.lost(plan_shards({"train": source}, 9)[0]) == {"lost_annotations": 1}
 
 
 @pytest.mark.skipif(not TINY_COCO.exists(), reason="needs tiny_coco")

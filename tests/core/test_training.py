@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +19,16 @@ from regionclip_core.training import FitResult, NonFiniteLoss, _batches, fit, st
 OPTIM = OptimConfig(lr=0.02, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)
 
 
+class Points(NamedTuple):
+    """x [B, 4] and what to make of them, y [B]."""
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: torch.device | str) -> Points:
+        return Points(self.x.to(device), self.y.to(device))
+
+
 class Toy(nn.Module):
     """Batch statistics and dropout: state beyond parameters, and randomness inside the step."""
 
@@ -26,16 +37,16 @@ class Toy(nn.Module):
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+    def forward(self, batch: Points) -> Mapping[str, Tensor]:
         x, y = batch
         error = self.net(x)[:, 0] - y
         return {"loss_square": error.square().mean(), "loss_abs": 0.1 * error.abs().mean()}
 
 
-def batch_at(step: int) -> tuple[Tensor, Tensor]:
+def batch_at(step: int) -> Points:
     generator = torch.Generator().manual_seed(step_seed(7, step))
     x = torch.randn(16, 4, generator=generator)
-    return x, x.sum(1)
+    return Points(x, x.sum(1))
 
 
 class Killed(Exception):
@@ -43,7 +54,7 @@ class Killed(Exception):
 
 
 def run(folder: Path, steps: int = 25, every: int = 4, die_at: int | None = None) -> tuple[Toy, FitResult]:
-    def at(step: int) -> tuple[Tensor, Tensor]:
+    def at(step: int) -> Points:
         if step == die_at:
             raise Killed
         return batch_at(step)
@@ -84,13 +95,13 @@ def test_matches_a_loop_written_out(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("die_at", [5, 13, 24])
+@pytest.mark.parametrize("die_at", [5, 8, 13, 24])
 def test_a_killed_run_goes_on_bit_equal(tmp_path: Path, die_at: int) -> None:
     unbroken, expected = run(tmp_path / "unbroken")
     with pytest.raises(Killed):
         run(tmp_path / "killed", die_at=die_at)
     resumed, result = run(tmp_path / "killed")
-    assert result.resumed_from == (die_at - 1) // 4 * 4 if die_at % 4 else die_at - 4
+    assert result.resumed_from == {5: 4, 8: 8, 13: 12, 24: 24}[die_at]
     assert result.history == expected.history
     for name, tensor in unbroken.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
@@ -117,6 +128,54 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     )
 
 
+def test_a_checkpoint_from_a_gpu_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint says on which device each tensor was; here it is one that this machine hasn't."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        with pytest.raises(Killed):
+            run(tmp_path, die_at=14)
+    newest = max(tmp_path.glob("step-*.pt"))
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(newest, weights_only=True)
+    resumed, result = run(tmp_path)
+    assert result.resumed_from == 12
+    unbroken, _ = run(tmp_path / "unbroken")
+    assert all(
+        torch.equal(a, b) for a, b in zip(unbroken.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_a_checkpoint_with_a_changed_byte_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, die_at=14)
+    newest = max(tmp_path.glob("step-*.pt"))
+    weights = torch.load(newest, weights_only=True)["parameters"]["net.0.weight"].numpy().tobytes()
+    data = newest.read_bytes()
+    assert weights in data
+    newest.write_bytes(data.replace(weights, bytes(len(weights))))  # torch.load would take the zeros
+    assert run(tmp_path)[1].resumed_from == 8
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("driver")])
+def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, die_at=14)
+    kept = {path.name for path in tmp_path.iterdir()}
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        with pytest.raises(type(error)) as raised:
+            run(tmp_path)
+    assert "step-00000012.pt" in str(raised.value.__notes__)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert run(tmp_path)[1].resumed_from == 12
+
+
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(ValueError, match="another model"):
@@ -137,13 +196,13 @@ class _Wrapped(nn.Module):
         super().__init__()
         self.toy = Toy()
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+    def forward(self, batch: Points) -> Mapping[str, Tensor]:
         return self.toy(batch)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_parts(tmp_path: Path) -> None:
     class Broken(Toy):
-        def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        def forward(self, batch: Points) -> Mapping[str, Tensor]:
             losses = dict(super().forward(batch))
             return losses | {"loss_abs": losses["loss_abs"] * float("nan")}
 
@@ -160,17 +219,33 @@ def test_a_loss_that_is_not_finite_stops_with_its_parts(tmp_path: Path) -> None:
         )
 
 
+class Placed(NamedTuple):
+    """A batch that says where it is, and in which thread it was put there."""
+
+    name: str
+    device: torch.device | None = None
+    thread: str = ""
+
+    def to(self, device: torch.device) -> Placed:
+        return Placed(self.name, device, threading.current_thread().name)
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_batches_come_in_order_from_the_first_asked_for(ahead: bool) -> None:
+    """On the very GPU that is asked for: another thread's "cuda" may be another one."""
     asked: list[int] = []
 
-    def at(step: int) -> str:
+    def at(step: int) -> Placed:
         asked.append(step)
-        return f"batch {step}"
+        return Placed(f"batch {step}")
 
-    assert list(_batches(at, 3, 7, ahead)) == [(step, f"batch {step}") for step in range(3, 7)]
+    device = torch.device("cuda", 1)
+    found = list(_batches(at, 3, 7, device, ahead))
+    assert [(step, batch.name) for step, batch in found] == [(step, f"batch {step}") for step in range(3, 7)]
+    assert {batch.device for _, batch in found} == {device}
+    assert {batch.thread.startswith("batches") for _, batch in found} == {ahead}
     assert asked == [3, 4, 5, 6]
-    assert list(_batches(at, 7, 7, ahead)) == []
+    assert list(_batches(at, 7, 7, device, ahead)) == []
 
 
 def test_checkpoints_that_cannot_be_read_do_not_push_out_new_ones(tmp_path: Path) -> None:
@@ -216,7 +291,7 @@ class _BadAt(Toy):
         super().__init__()
         self.left = step
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+    def forward(self, batch: Points) -> Mapping[str, Tensor]:
         self.left -= 1
         losses = super().forward(batch)
         return {k: _BadGradient.apply(v) for k, v in losses.items()} if self.left < 0 else losses

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -48,6 +48,16 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Rows(NamedTuple):
+    """What the two towers take: images [B, 5] and texts [B, 3]."""
+
+    images: Tensor
+    texts: Tensor
+
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(self.images.to(device), self.texts.to(device))
+
+
 class Towers(nn.Module):
     """Two linear towers and a learned temperature."""
 
@@ -58,13 +68,13 @@ class Towers(nn.Module):
         for n, parameter in enumerate([*self.image.parameters(), *self.text.parameters()]):
             parameter.data = random(*parameter.shape, seed=n)
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
-        image, text = self.image(batch[0]), self.text(batch[1])
+    def forward(self, batch: Rows) -> Mapping[str, Tensor]:
+        image, text = self.image(batch.images), self.text(batch.texts)
         return {"loss": image_text_contrastive(image, text, torch.exp(-self.log_scale), gather=gather_rows)}
 
 
-def towers_batch(rows: slice, step: int = 0) -> tuple[Tensor, Tensor]:
-    return random(BATCH, 5, seed=10 + step)[rows], random(BATCH, 3, seed=20 + step)[rows]
+def towers_batch(rows: slice, step: int = 0) -> Rows:
+    return Rows(random(BATCH, 5, seed=10 + step)[rows], random(BATCH, 3, seed=20 + step)[rows])
 
 
 # ---------------------------------------------------------------- one step of each training

@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "stages"), str(HERE.parent.parent)]
 
 from fault_kinds import KINDS  # noqa: E402
 from fault_processes import Starter  # noqa: E402
-from fault_rounds import OUTCOMES, Round, World  # noqa: E402
+from fault_rounds import OUTCOMES, Round, World, late_too_often  # noqa: E402
 
 WRONG = "WRONG"
 
@@ -75,7 +75,12 @@ def main() -> int:
             seconds[kind] += time.monotonic() - start
             print(f"{kind} {number}: {outcome}, {time.monotonic() - start:.1f} s", flush=True)
     print(table(counts, seconds))
-    if any(found[WRONG] for found in counts.values()):
+    late = late_too_often(counts)
+    for kind in late:
+        print(
+            f"{kind}: more than a fifth of the rounds came too late to break anything; its moments have to be earlier"
+        )
+    if late or any(found[WRONG] for found in counts.values()):
         return 1
     shutil.rmtree(root)
     return 0

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fault_processes import Run, Started, alive, descendants, kill, tail, wait
-from fault_rounds import RERUN, TOO_LATE, WENT_ON, Round, Wrong
+from fault_rounds import CHECKPOINTS, RERUN, TOO_LATE, TRAINING, WENT_ON, Round, Wrong
 
 from regionclip_core.folders import Folder
 
@@ -26,6 +26,22 @@ def kill_driver(round: Round) -> str:
     for _ in range(round.random.choice([1, 1, 2, 3])):
         run = world.starter.start(world.arguments(round.workspace), round.log)
         if wait(run, round.moment()) is not None:
+            break
+        kill(run.pid)
+        wait(run)
+        killed += 1
+        world.check_whole(Folder(str(round.workspace)))
+    return round.rerun(RERUN if killed else TOO_LATE)
+
+
+def kill_training(round: Round) -> str:
+    """SIGKILL trainings, up to three times, each after a random one of its checkpoints: they go on bit-equal."""
+    world = round.world
+    stages = round.random.choices(list(CHECKPOINTS), k=round.random.choice([1, 1, 2, 3]))
+    killed = 0
+    for stage in sorted(stages, key=list(CHECKPOINTS).index):
+        run = world.starter.start(world.arguments(round.workspace), round.log)
+        if wait(run, round.checkpoint(stage)) is not None:
             break
         kill(run.pid)
         wait(run)
@@ -83,7 +99,9 @@ def full_disk(round: Round) -> str:
 
 
 def broken_connection(round: Round) -> str:
-    """Object storage that can't be reached any more after so many bytes; or that cuts connections three times."""
+    """Object storage that can't be reached any more after so many bytes; or that three times cuts the connections, or
+    does what it is asked without saying so.
+    """
     from s3_server import BUCKET, s3_server
 
     world = round.world
@@ -91,14 +109,17 @@ def broken_connection(round: Round) -> str:
         variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         workspace = Folder(f"s3://{BUCKET}/ws")
         run = world.starter.start(world.arguments(workspace.url), round.log, variables)
-        for_good = round.random.random() < 0.7
-        for _ in range(1 if for_good else 3):
-            cuts = s3.proxy.cuts
-            s3.proxy.cut_after(int(round.random.random() ** 2 * world.pages), for_good)
-            if wait(run, lambda cuts=cuts: s3.proxy.cuts > cuts) is not None:
+        how = round.random.choices(["for good", "cut", "lost answer"], [5, 2, 3])[0]
+        for _ in range(1 if how == "for good" else 3):
+            before = s3.proxy.cuts + s3.proxy.lost
+            if how == "lost answer":
+                s3.proxy.lose_answer(round.random.randrange(world.files // 3))
+            else:
+                s3.proxy.cut_after(int(round.random.random() ** 2 * world.pages), how == "for good")
+            if wait(run, lambda before=before: s3.proxy.cuts + s3.proxy.lost > before) is not None:
                 break
         status = wait(run)
-        cut = s3.proxy.cuts > 0
+        cut = s3.proxy.cuts + s3.proxy.lost > 0
         s3.proxy.mend()
         if status not in (0, 1):
             raise Wrong(f"a broken connection ends a run with status {status}\n{tail(round.log)}")
@@ -191,7 +212,8 @@ def lose_node(round: Round) -> str:
 
 
 KINDS: dict[str, tuple[Callable[[Round], str], int]] = {
-    "kill driver": (kill_driver, 40),
+    "kill driver": (kill_driver, 28),
+    TRAINING: (kill_training, 12),
     "full disk": (full_disk, 20),
     "broken connection": (broken_connection, 20),
     "kill ray worker": (kill_ray_worker, 9),

@@ -19,6 +19,8 @@ from typing import Any
 MODULES = (
     *("torch", "torchvision", "open_clip", "webdataset", "s3fs", "pyarrow.parquet", "PIL.Image", "stages.cli"),
     *(f"stages.{name}" for name in ("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs", "runner")),
+    *(f"stages.{name}" for name in ("pretrain", "finetune")),
+    *(f"regionclip_core.{name}" for name in ("clip_training", "rpn_training", "pretraining", "finetuning")),
     *(f"regionclip_core.{name}" for name in ("labelling", "proposing", "pairing", "sources", "concepts", "clip")),
 )
 

@@ -62,6 +62,7 @@ def make_head(test_vocabulary: bool = False) -> OpenVocabularyDetector:
     golden = arrays(FILE)
     head = OpenVocabularyDetector(StoredFeatures(), golden["class_emb"], [f"base {i}" for i in range(12)], 0.01)  # type: ignore[arg-type]
     head.box_regressor.load_state_dict({"weight": golden["w/bbox_pred.weight"], "bias": golden["w/bbox_pred.bias"]})
+    head.to(golden["features"].device)
     if test_vocabulary:
         head.set_vocabulary(golden["openset_emb"], [f"open {i}" for i in range(17)])
     return head
@@ -172,7 +173,7 @@ def detections(mode: str) -> Errors:
             rules,
         )
         # The official indices count the rows that are left after proposals with a negative logit went.
-        left = (objectness >= 0).nonzero().flatten() if rules.objectness == "raw_logit" else torch.arange(65)
+        left = ((objectness >= 0) | (rules.objectness != "raw_logit")).nonzero().flatten()
         place = torch.searchsorted(left, ours.proposal)
         parts = {"boxes": ours.boxes, "scores": ours.scores, "classes": ours.labels, "kept_proposal": place}
         for name, value in parts.items():

@@ -24,7 +24,7 @@ def run() -> dict[str, Tensor]:
     golden = arrays(FILE)
     visual = ModifiedResNet(layers=(2, 2, 2, 2), output_dim=32, heads=4, image_size=224, width=8)
     visual.load_state_dict({k[2:]: v for k, v in golden.items() if k.startswith("w/")}, strict=False)
-    encoder = ResNetEncoder(visual).to(memory_format=torch.channels_last).train()
+    encoder = ResNetEncoder(visual).to(golden["probe"].device, memory_format=torch.channels_last).train()
     encoder.freeze(2)
     images = normalize_and_pad([golden["image0_rgb_u8"], golden["image1_rgb_u8"]], MEAN, STD)
     sizes = [(int(h), int(w)) for h, w in golden["image_sizes"]]

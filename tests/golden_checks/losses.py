@@ -44,7 +44,7 @@ def label_errors() -> Errors:
     golden, found = arrays(FILE), {}
     for group, (student_pool, teacher_pool) in POOLS.items():
         labels = labels_of(group)
-        scores = torch.zeros(len(labels), len(golden[teacher_pool]))
+        scores = labels.top_probabilities.new_zeros(len(labels), len(golden[teacher_pool]))
         scores.scatter_(1, labels.top_concepts, labels.top_probabilities)
         ids = labels.concept_id[labels.kept]
         ours = (scores, labels.kept, ids, scores[labels.kept], golden[student_pool][ids])
@@ -120,17 +120,17 @@ def negative_log_probabilities(logits: Tensor) -> Tensor:
     logits = logits.double()
     temperature = 0.9 / torch.linalg.matrix_norm(logits, 2).item()  # small enough for the Gram matrix to be positive
     cosines = logits * temperature
-    gram = torch.eye(rows + columns, dtype=torch.float64)
+    gram = torch.eye(rows + columns, dtype=torch.float64, device=logits.device)
     gram[:rows, rows:], gram[rows:, :rows] = cosines, cosines.T
     vectors = F.pad(torch.linalg.cholesky(gram), (0, 1))  # one more axis, orthogonal to all
     regions, concepts = vectors[:rows], vectors[rows:]
-    result = torch.empty_like(logits)
+    result, labels = torch.empty_like(logits), torch.arange(columns, device=logits.device)
     for r in range(rows):
         for c in range(columns):
-            batch = torch.zeros(columns, rows + columns + 1, dtype=torch.float64)
+            batch = logits.new_zeros(columns, rows + columns + 1)
             batch[:, -1] = 1.0
             batch[c] = regions[r]
-            mean = region_concept_contrastive(batch, concepts, torch.arange(columns), temperature)
+            mean = region_concept_contrastive(batch, concepts, labels, temperature)
             result[r, c] = mean * columns - (columns - 1) * math.log(columns)
     return result
 

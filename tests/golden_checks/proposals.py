@@ -40,7 +40,7 @@ def network(name: str) -> RegionProposalNetwork:
     prefix = f"{name}/w/"
     stored = {k.replace(prefix, "proposal_generator."): v for k, v in golden.items() if k.startswith(prefix)}
     rpn.load_state_dict({k.removeprefix("rpn."): v for k, v in from_official(stored).items()})
-    return rpn.eval()
+    return rpn.to(next(iter(stored.values())).device).eval()
 
 
 def features(name: str) -> list[Tensor]:

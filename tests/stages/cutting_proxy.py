@@ -1,4 +1,7 @@
-"""A TCP proxy that cuts the connections that run through it: once, or until it is told to mend them."""
+"""A TCP proxy that cuts the connections that run through it: once, or until it is told to mend them.
+
+It can also lose the answer to a request that the server has done.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import socket
 import threading
 
 _BLOCK = 1 << 14
+_WRITING = (b"PUT ", b"POST ", b"DELETE ")
 
 
 class CuttingProxy:
@@ -25,6 +29,9 @@ class CuttingProxy:
         """True while every connection is refused."""
         self.cuts = 0
         """How often connections were cut."""
+        self._requests: int | None = None
+        self.lost = 0
+        """How many answers were lost."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut_after(self, sent: int, for_good: bool = True) -> None:
@@ -32,10 +39,15 @@ class CuttingProxy:
         with self._lock:
             self._left, self._for_good = sent, for_good
 
+    def lose_answer(self, requests: int) -> None:
+        """Let so many requests that write pass, and close the next one's connection in place of its answer."""
+        with self._lock:
+            self._requests = requests
+
     def mend(self) -> None:
         """Let everything through again."""
         with self._lock:
-            self._left, self.broken = None, False
+            self._left, self.broken, self._requests = None, False, None
 
     def __enter__(self) -> CuttingProxy:
         return self
@@ -57,6 +69,7 @@ class CuttingProxy:
 
     def _forward(self, client: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self._target))
+        loses = False
         with self._lock:
             self._open |= {client, server}
         try:
@@ -67,7 +80,12 @@ class CuttingProxy:
                         if not data:
                             return
                         if source is client:
+                            loses = loses or self._is_lost(data)
                             data = self._count(data)
+                        elif loses and not data.startswith(b"HTTP/1.1 100"):  # which only asks for the body
+                            with self._lock:
+                                self.lost += 1
+                            return
                         (server if source is client else client).sendall(data)
                         if self.broken:
                             return
@@ -76,6 +94,14 @@ class CuttingProxy:
         finally:
             with self._lock:
                 self._open -= {client, server}
+
+    def _is_lost(self, data: bytes) -> bool:
+        """Whether the request that a client begins to send is the one without an answer."""
+        with self._lock:
+            if self._requests is None or not data.startswith(_WRITING):
+                return False
+            self._requests = self._requests - 1 if self._requests else None
+            return self._requests is None
 
     def _count(self, data: bytes) -> bytes:
         """What of a client's bytes still goes through."""

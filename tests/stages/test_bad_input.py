@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from bad_inputs import BAD_BOXES, good_images, write_bad_coco, write_bad_tars
+from bad_inputs import BAD_ANNOTATIONS, BAD_BOXES, good_images, write_bad_coco, write_bad_tars
 from small_runs import artifact, manifest, run_small, small_config
 
 from regionclip_core.config import Config
@@ -105,14 +105,16 @@ def test_images_boxes_and_captions_of_coco(tmp_path: Path, coco: tuple[dict[str,
     counts = manifest(workspace, "data")["counts"]
     assert counts["lost_box"] == len(BAD_BOXES)
     assert counts["lost_caption"] == 2
-    assert counts["bad_image"] == 2  # the files say so; the others are found when they are opened
+    assert counts["lost_annotations"] == len(BAD_ANNOTATIONS)
+    assert counts["bad_unsafe_member"] == 1
+    assert counts["bad_image"] == 3  # the files say so; the others are found when they are opened
     status = Counter(status for status, _ in expected.values())
     for stage in ("proposals", "labels"):
         found = rows(workspace, stage, stage)
         opened = {key: (status, reason if status != "ok" else "") for key, (status, reason) in expected.items()}
         assert_rows_say(found, opened)
         assert manifest(workspace, stage)["counts"]["bad_image"] == status["bad_image"]
-    assert manifest(workspace, "pairs")["counts"] == {"ok": status["ok"], "not_labelled": status["bad_image"]}
+    assert manifest(workspace, "pairs")["counts"] == {"ok": status["ok"], "not_labelled": len(expected) - status["ok"]}
 
 
 def test_bad_images_neither_stop_nor_join_the_trainings(
@@ -137,11 +139,11 @@ def test_too_much_that_is_bad_stops_the_run_and_says_what(
     result = Pipeline(limited, Reporter()).run(["concepts"])
     assert result.outcomes == {"data": "failed", "concepts": "blocked"}
     message = result.messages["data"]
-    for part in ("58.3% of 36 samples are bad", "9 bad_image", "1 bad_tar", "execution.max_error_rate is 0.3"):
+    for part in ("61.0% of 41 samples are bad", "10 bad_image", "2 bad_tar", "execution.max_error_rate is 0.3"):
         assert part in message, message
     failure = json.loads((artifact(tmp_path / "ws", "data") / "failed.json").read_text())
     assert failure["error"].startswith("ErrorRateExceeded")
     before = {p: p.stat().st_mtime_ns for p in artifact(tmp_path / "ws", "data").glob("shard-*.json")}
-    assert len(before) == 3
+    assert len(before) == 4
     assert Pipeline(config(tmp_path / "ws", split), Reporter()).run(["data"]).ok
     assert {p: p.stat().st_mtime_ns for p in before} == before  # no shard was done again

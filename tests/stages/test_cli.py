@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,13 +85,14 @@ def test_too_many_bad_samples_stop_the_run_until_it_is_told_to_go_on(toy: Toy, c
     assert "execution.max_error_rate" in refused.stderr and "1.5" in refused.stderr
 
 
-def test_a_full_disk_is_one_message(toy: Toy, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_message_a_stage(toy: Toy, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/x")
     monkeypatch.setattr("stages.runner.write_manifest", Mock(side_effect=full))
     result = cli("run")
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: [Errno 28] No space left on device: '/there/x'\nmend that and run again")
-    monkeypatch.undo()
+    failed = "failed: OSError: [Errno 28] No space left on device: '/there/x'\n"
+    assert [f"{stage}: {failed}" in result.stderr for stage in ("numbers", "lonely")] == [True, True]
+    assert result.stderr.count("\n") == 6 and "Traceback" not in result.output  # two of two lines, and two blocked
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,8 @@ def test_a_full_disk_is_one_message(toy: Toy, cli: Cli, monkeypatch: pytest.Monk
     [
         (["run", "--set", "labels.treshold=1"], "nearest valid key: labels.threshold"),
         (["run", "nothing"], "no stage 'nothing'"),
+        (["run", "totl"], "nearest: total"),
+        (["run", "--workspace", ""], "workspace: expected a folder or URL (came: '')"),
         (["show", "nothing"], "no stage 'nothing'"),
         (["show", "total"], "total has no finished result"),
         (["run", "--force"], "--force needs the stages"),
@@ -111,6 +115,16 @@ def test_what_a_user_gets_wrong_exits_2_with_one_message(cli: Cli, arguments: li
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ") and message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_nothing_is_said_when_the_reader_has_gone() -> None:
+    """As `regionclip status | head -1`: the exit status is that of a program which SIGPIPE ended."""
+    command = [sys.executable, "-m", "stages.cli", "config", "--config", "tiny"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_config_prints_what_reads_back(toy: Toy, cli: Cli, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_protected_categories_are_marked_but_must_be_seen(data: Folder, tmp_path
 def test_min_count_too_high_stops_with_advice(data: Folder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'dog', was seen in 4\. Lower concepts\.min_count"):
         run(make_config(min_count=50), data, tmp_path / "out")
+    assert set(Folder(str(tmp_path / "out")).names()) == {"phrases-00000.parquet", "phrases-00001.parquet"}
 
 
 def test_the_fingerprint_follows_the_parser() -> None:

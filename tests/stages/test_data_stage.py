@@ -93,7 +93,7 @@ def test_same_bytes_again_in_any_order_and_place(tmp_path) -> None:
 def test_images_tar_is_a_plain_tar(tmp_path) -> None:
     out, *_ = run(make_config(WORLD), str(tmp_path))
     rows = read_index(out, 0)
-    with tarfile.open(out.local_path("images-00000.tar")) as tar:
+    with tarfile.open(out.path("images-00000.tar")) as tar:
         assert tar.getnames() == [f"{row.key}.png" for row in rows]
         assert [(m.offset_data, m.size) for m in tar] == [(row.offset, row.size) for row in rows]
 
@@ -165,6 +165,24 @@ def test_raw_inputs_name_the_annotation_files(tmp_path) -> None:
         **WORLD,
     }
     assert STAGE.raw_inputs(make_config(splits)) == ["c.tsv", "caps.json", "inst.json", "lvis.json"]
+
+
+def test_tars_without_samples_are_refused(tmp_path) -> None:
+    (tmp_path / "x.tar").write_bytes(bytes(10240))
+    config = make_config({"a": {"source": "tars", "urls": str(tmp_path / "*.tar")}, **WORLD})
+    with pytest.raises(ValueError, match=r"data\.splits\.a\.urls: no samples are in .*\*\.tar"):
+        run(config, str(tmp_path / "out"))
+
+
+def test_annotations_of_no_image_are_counted(tmp_path) -> None:
+    """By the first shard of the split, whatever its other shards are."""
+    sample = write_lvis(tmp_path / "lvis", 9)
+    body = json.loads(sample.instances.read_text())
+    body["annotations"] += [{"image_id": 10**9}, "no object"]
+    sample.instances.write_text(json.dumps(body))
+    config = make_config({"train": sample.split()}, categories=str(sample.instances))
+    _, records, _ = run(config, str(tmp_path / "a"))
+    assert [r.counts for r in records] == [{"lost_annotations": 2, "ok": 4}, {"ok": 4}, {"ok": 1}]
 
 
 def test_missing_tars_are_named(tmp_path) -> None:

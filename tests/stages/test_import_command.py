@@ -36,7 +36,8 @@ def test_what_became_of_the_file_is_printed_and_kept(tmp_path: Path, model: str)
         "kind detector, small_model: blocks [1, 2, 1, 1], width 8, input 64, embedding 16; 65 categories",
         f"renamed {len(state) - 1} tensors: backbone -> detector.encoder",
         "left over iteration: stands beside the model; pixel_mean: a constant",
-        "missing proposal branch: ",
+        "missing proposal branch: it proposes no boxes by itself: give `detect` the folder of a proposal network",
+        "with --rpn",
         "added detector.class_embeddings: ",
         f"every tensor by name: {tmp_path / 'detector'}/import.json",
     ):
@@ -52,6 +53,8 @@ def test_what_became_of_the_file_is_printed_and_kept(tmp_path: Path, model: str)
     assert stored["renamed"]["backbone.conv1.weight"] == "detector.encoder.conv1.weight"
     card = (tmp_path / "detector" / "README.md").read_text()
     assert card.startswith("---\n") and stored["sha256"] in card and "person, bicycle" in card
+    assert "\nregionclip detect photo.jpg --model FOLDER --rpn RPN_FOLDER\n" in card
+    assert "--classes" not in card  # nothing would embed other names
 
 
 def test_options_reach_the_importer(tmp_path: Path, model: str) -> None:

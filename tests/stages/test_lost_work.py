@@ -6,15 +6,19 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import BUCKET, s3_server
 from toy_runs import Toy
 
-from regionclip_core.artifacts import Folder, done_shards
+from regionclip_core.artifacts import Failure, FileRecord, Folder, ShardRecord, read_records
+from regionclip_core.folders import stream_sha256
 from stages import runner, work
+from stages.base import ShardResult, ShardStage, StageContext
 from stages.local_backend import LocalBackend
 from stages.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
 from stages.verify import verify_artifact
@@ -56,11 +60,11 @@ def test_a_dead_lock_that_another_run_took_over_stays(tmp_path: Path, monkeypatc
     assert read_holder(workspace) == winner
 
 
-def test_a_merge_refuses_a_listing_that_lags(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_refuses_a_roll_up_that_lags(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(work, "done_shards", lambda names: done_shards(names)[:-1])
+        patch.setattr(work, "read_records", lambda folder: (read_records(folder)[0][:-1], []))
         result = toy.run("numbers")
-    assert result.outcomes == {"numbers": "failed"} and "its listing lags" in result.messages["numbers"]
+    assert result.outcomes == {"numbers": "failed"} and "an older one; run again" in result.messages["numbers"]
     assert toy.run("numbers").ok
 
 
@@ -119,3 +123,97 @@ def test_a_job_goes_on_when_its_progress_cannot_be_read(toy: Toy, monkeypatch: p
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+# ---------------------------------------------------------------- two workers with one shard
+
+
+class Unlike(ShardStage):
+    """Writes two files that differ from worker to worker, as a GPU's last bits may; `pauses` is run by each in between.
+
+    Its steps: before the first file, before the second, after both.
+    """
+
+    name, version = "unlike", 1
+
+    def __init__(self) -> None:
+        self.pauses: dict[int, Callable[[int], None]] = {}
+
+    def shards(self, ctx: StageContext) -> list[int]:
+        return [3]
+
+    def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
+        worker = threading.get_ident()
+        pause = self.pauses.get(worker, lambda step: None)
+        for step, name in enumerate(("a", "b")):
+            pause(step)
+            ctx.out.write_bytes(f"{name}-{shard:05d}.txt", f"{worker}".encode())
+        pause(2)
+        return ShardResult(1, {"ok": 1})
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    with s3_server():
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an artifact may lie."""
+    if request.param == "local":
+        return str(tmp_path / "unlike")
+    return f"{request.getfixturevalue('store')}/{tmp_path.name}"
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_worker_that_was_cut_off_writes_nothing_over_a_shard_that_another_committed(
+    step: int, place: str, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, late = Unlike(), []
+    monkeypatch.setattr(work, "load_stage", lambda target: stage)
+    task = work.StageTask("unlike", "", toy.config(), place, {})
+    reached, committed = threading.Event(), threading.Event()
+
+    def wait(now: int) -> None:
+        if now == step:
+            reached.set()
+            assert committed.wait(30)
+
+    def cut_off() -> None:
+        stage.pauses[threading.get_ident()] = wait
+        late.append(work.ShardWorker().process(task, 3))
+
+    thread = threading.Thread(target=cut_off)
+    thread.start()
+    assert reached.wait(30)
+    record = work.ShardWorker().process(task, 3)
+    committed.set()
+    thread.join()
+    assert isinstance(record, ShardRecord) and late == [record]
+    out = Folder(place)
+    assert out.names() == ["a-00003.txt", "b-00003.txt", "shard-00003.json"]
+    assert _files(out) == record.files
+    assert work.ShardWorker().process(task, 3) == record  # nor is it done again
+    out.remove("shard-00003.json")
+    out.write_bytes("a-00003.txt", b"of an interrupted worker")
+    again = work.ShardWorker().process(task, 3)  # but one without a record is, over what is there
+    assert isinstance(again, ShardRecord) and again.files == _files(out)
+
+
+def _files(out: Folder) -> list[FileRecord]:
+    found = []
+    for name in out.names():
+        if name.endswith(".txt"):
+            with out.open(name) as stream:
+                found.append(FileRecord(name, *stream_sha256(stream)))
+    return found
+
+
+def test_a_job_that_was_cut_off_writes_nothing_into_a_finished_artifact(toy: Toy) -> None:
+    assert toy.run().ok
+    line, before = toy.plan()["total"], toy.content()
+    task = work.StageTask("total", "toy_stages:TOTAL", toy.config(pretrain__steps=99), str(line.path), line.upstream)
+    failed = work.job(task)
+    assert isinstance(failed, Failure) and failed.error.startswith("Committed: ") and "manifest.json" in failed.error
+    assert toy.content() == before

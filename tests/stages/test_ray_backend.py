@@ -19,7 +19,7 @@ from regionclip_core.config import ExecutionConfig
 from stages import base, ray_backend, ray_workers
 from stages.base import StageRegistry
 from stages.ray_backend import RayBackend, ray, worker_environment
-from stages.ray_training import watched
+from stages.ray_training import _free_places, watched
 
 RAY = {"execution__backend": "ray", "execution__workers": 2}
 
@@ -91,6 +91,21 @@ def test_asking_for_what_the_cluster_lacks_says_so(toy: Toy, cluster: None) -> N
         toy.run("lonely", **RAY, execution__train_workers=99)
 
 
+def test_places_that_ray_train_forgot_are_freed(cluster: None) -> None:
+    from ray.util.placement_group import placement_group, placement_group_table
+
+    earlier = placement_group([{"CPU": 1}])
+    assert earlier.wait(30)
+    before = set(placement_group_table())
+    forgotten = placement_group([{"CPU": 1}])
+    assert forgotten.wait(30)
+    _free_places(before)
+    assert placement_group_table(forgotten)["state"] == "REMOVED"
+    assert placement_group_table(earlier)["state"] == "CREATED"
+    _free_places(set())
+    assert placement_group_table(earlier)["state"] == "REMOVED"
+
+
 @pytest.mark.slow
 def test_a_distributed_job_runs_in_several_processes(toy: Toy, cluster: None) -> None:
     assert toy.run("lonely", **RAY, execution__train_workers=2).ok
@@ -120,6 +135,7 @@ def test_a_stage_waits_aloud_for_a_place_in_the_cluster_and_gives_up(
     toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_workers, "SAY_AFTER", 0.2)
+    monkeypatch.setattr(ray_workers, "START_LIMIT", 0.5)
     monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 1.0)
     cpus = int(ray_workers.resources()["CPU"])
     others = ray_workers.Pool(cpus, {"num_cpus": 1})
@@ -140,6 +156,7 @@ def test_a_training_waits_aloud_for_a_place_in_the_cluster_and_gives_up(
     toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_workers, "SAY_AFTER", 0.2)
+    monkeypatch.setattr(ray_workers, "START_LIMIT", 0.5)
     monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 2.0)
     others = ray_workers.Pool(int(ray_workers.resources()["CPU"]), {"num_cpus": 1})
     ray.get(list(others.starting))

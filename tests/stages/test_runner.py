@@ -13,7 +13,9 @@ import toy_stages
 import yaml
 from toy_runs import Toy
 
+from regionclip_core import error_budget
 from regionclip_core.artifacts import FileRecord, Folder, ShardRecord, read_failure, read_manifest, write_records
+from regionclip_core.error_budget import ErrorBudget, ErrorRateExceeded
 from stages import runner
 from stages.gc import collect, unreachable
 from stages.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
@@ -225,16 +227,16 @@ def test_too_many_bad_samples_stop_a_stage(toy: Toy) -> None:
 
 
 def test_good_images_that_lost_parts_are_neither_bad_nor_counted_twice() -> None:
-    budget = runner.ErrorBudget(0.1)
+    budget = ErrorBudget(0.1)
     budget.add({"ok": 90, "bad_image": 10, "lost_box": 400, "lost_caption": 50})
     budget.check(final=True)
     budget.add({"bad_image": 1})
-    with pytest.raises(runner.ErrorRateExceeded, match=r"^10\.9% of 101 samples are bad \(11 bad_image\)"):
+    with pytest.raises(ErrorRateExceeded, match=r"^10\.9% of 101 samples are bad \(11 bad_image\)"):
         budget.check(final=True)
 
 
 def test_too_many_bad_samples_stop_a_stage_halfway(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "ENOUGH_TO_JUDGE", 20)
+    monkeypatch.setattr(error_budget, "ENOUGH_TO_JUDGE", 20)
     assert not toy.run("numbers", execution__max_error_rate=0.05).ok
     assert toy.calls() == ["numbers-0", "numbers-1"]
 
@@ -302,7 +304,7 @@ def test_gc_keeps_what_a_config_reaches_and_what_may_yet_be_reached(toy: Toy) ->
     waiting, undecided = unreachable([toy.config(labels__threshold=0.35)], toy.workspace)
     assert undecided == ["total"] and {item.stage for item in waiting} == {"scaled"}
     assert {folder.url for _, folder in artifacts(toy.workspace)} == before  # looking deletes nothing
-    deleted = collect([new], toy.workspace)
+    deleted, _ = collect([new], toy.workspace)
     assert {folder.url for _, folder in artifacts(toy.workspace)} == before - {item.folder.url for item in deleted}
     assert set(states(toy.plan(labels__threshold=0.3)).values()) == {"done"}
 

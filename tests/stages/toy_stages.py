@@ -2,7 +2,7 @@
 
 Faults are files in the folder `faults` beside the workspace, so that every backend sees them:
 `raise-<stage>-<shard>` raises, `die-...` kills the process once, `kill-...` each time, `interrupt-...` interrupts,
-`hang-...` waits for a minute, once.
+`hang-...` waits for a minute, once; `hold-...` waits for as long as the file is there.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def called(config: Config, what: str) -> None:
     if (hang := faults / f"hang-{what}").exists():
         hang.unlink()
         time.sleep(60)
+    while (faults / f"hold-{what}").exists():
+        time.sleep(0.05)
 
 
 class Numbers(ShardStage):

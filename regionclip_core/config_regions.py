@@ -1,0 +1,108 @@
+"""Settings of regions and what is said of them: proposals, pseudo labels, pairs, and average precision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from regionclip_core.config_section import (
+    BatchSize,
+    Count,
+    CountOrNone,
+    Listed,
+    PositiveShare,
+    Section,
+    Share,
+    Side,
+    Temperature,
+)
+
+Resize = Literal["detection", "pretraining"]
+
+
+GridScale = Annotated[float, Field(ge=0.01, le=1)]
+
+
+class ProposalsConfig(Section):
+    """Boxes that may hold an object."""
+
+    splits: Listed[tuple[str, ...]]
+    method: Literal["rpn", "grid", "random", "given"] = "rpn"
+    """`given` takes the annotated boxes, whatever their category."""
+    max_regions: int = Field(100, ge=1, le=10**5)
+    """Boxes kept an image, best objectness first."""
+    pre_nms: Count = 1000
+    nms: PositiveShare = 0.7
+    min_objectness: Share = 0.0
+    """Sigmoid of the RPN logit, smallest kept."""
+    grid_scales: Listed[Annotated[tuple[GridScale, ...], Field(min_length=1)]] = (0.15, 0.25, 0.5)
+    """`grid`: box sides as shares of the shorter image side; `random` draws between the extremes."""
+
+
+class LabelsConfig(Section):
+    """Teacher pseudo labels for proposals (paper section 3.3)."""
+
+    splits: Listed[tuple[str, ...]]
+    mode: Literal["roi", "crop"] = "crop"
+    """`roi`: RoIAlign on the image's feature map, the paper's way. `crop`: each region alone through the teacher."""
+    context: float = Field(1.2, ge=1, le=100)
+    """`crop`: side of the square crop over the longer side of the box."""
+    image_size: Side = 128
+    """`roi`: shorter side of the input, pixels."""
+    max_size: Side = 1333
+    resize: Resize = "detection"
+    """`roi`: `detection` resizes bilinearly and rounds the longer side; `pretraining` is the official pretraining's
+    rule: bicubic, longer side rounded down."""
+    max_regions: Count = 16
+    """Proposals labelled an image, best objectness first."""
+    threshold: float = Field(0.1, ge=0, lt=1)
+    """Regions whose best probability is not above this are marked, and not used."""
+    temperature: Temperature | None = None
+    """null takes the teacher's own, 1 / exp(logit_scale)."""
+    top_k: Count = 16
+    """Teacher probabilities stored a region; the rest is stored as one residual mass."""
+    batch_size: BatchSize = 64
+
+
+class PairsConfig(Section):
+    """Region-text samples as WebDataset tars."""
+
+    max_regions: Count = 16
+    """Kept regions an image, highest score first."""
+    min_regions: CountOrNone = 1
+    """Images with fewer kept regions are left out."""
+
+
+class EvaluateConfig(Section):
+    """Average precision on base, novel and all categories."""
+
+    split: str = "val"
+    protocol: Literal["coco", "lvis"] = "coco"
+    """`lvis`: federated evaluation with APr, APc and APf; takes LVIS splits."""
+    annotated_only: bool = False
+    """Leave out images without an object of any category, as the official validation sets do."""
+    image_size: Side = 128
+    max_size: Side = 1333
+    batch_size: BatchSize = 16
+    score_threshold: Share = 0.001
+    given_score_threshold: Share | None = None
+    """Zero-shot with annotated boxes: replaces `score_threshold`, which null takes (official for LVIS: 0.0001)."""
+    nms: PositiveShare = 0.5
+    """IoU of the per-class NMS (`gaussian` doesn't use it)."""
+    nms_kind: Literal["hard", "gaussian", "linear"] = "hard"
+    """Finetuned detectors: `hard` NMS, or soft-NMS that lowers scores; their official test scripts use `gaussian`.
+    Zero-shot rows always have hard NMS, as officially."""
+    report_probability: bool = False
+    """Report the class probability, though its product with the objectness ranks and is thresholded (as the official
+    drawing tool does). Soft-NMS ignores it, officially too."""
+    max_detections: Count = 100
+    whole_image_split: str | None = None
+    """Split whose one-object images measure the teacher's whole-image accuracy; null leaves that row out."""
+    zero_shot_background: Literal["none", "zero"] = "none"
+    """Zero-shot softmax over the categories alone, or with the official zero embedding as one more column."""
+    objectness: Literal["none", "sigmoid", "raw_logit"] = "sigmoid"
+    """Zero-shot score with proposals: the probability p alone, sqrt(p * sigmoid(logit)), or the official
+    sqrt(p * logit)."""
+    finetuned_objectness: Literal["none", "sigmoid", "raw_logit"] = "none"
+    """The same for finetuned detectors."""

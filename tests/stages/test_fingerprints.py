@@ -1,0 +1,221 @@
+"""What of the config each stage reads while it works on a small world, against what its fingerprint holds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import run_small, small_config
+
+from regionclip_core.config import Config
+from regionclip_core.config_section import Section
+from stages import work
+from stages.base import STAGES
+from stages.plan import setting_changes
+
+Leaves = set[str]
+"""Dotted paths of single settings, such as `labels.threshold`."""
+
+TRAINING = {"splits": ["train"], "steps": 1, "batch_size": 4, "min_crop": 0.5}
+SPLITS = {
+    "train": {"source": "world", "images": 8, "image_size": 80},
+    "val": {"source": "world", "kind": "closeup", "images": 4, "image_size": 80},
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "trained": {
+        "data": {"splits": SPLITS},
+        "teacher": {"weights": "train", "training": TRAINING},
+        "proposals": {"method": "rpn"},
+        "labels": {"mode": "roi"},
+        "pretrain": {"gather_regions": False},
+        "evaluate": {"whole_image_split": "val", "nms_kind": "gaussian", "given_score_threshold": 0.01},
+    },
+    "drawn": {
+        "proposals": {"method": "random"},
+        "labels": {"mode": "crop"},
+        "finetune": {"sampling": "repeat_factor", "train_sizes": [48, 64], "oracle": False},
+    },
+}
+
+
+def walk(section: Section, path: str = "") -> Iterator[tuple[str, Section]]:
+    """The sections inside one, and itself, by their dotted paths."""
+    yield path, section
+    for name, value in dict(section).items():
+        inside = value if isinstance(value, dict) else {"": value}
+        for key, one in inside.items():
+            if isinstance(one, Section):
+                yield from walk(one, ".".join(filter(None, (path, name, key))))
+
+
+def leaves(node: Any, path: str = "") -> Iterator[str]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path
+
+
+class Recorder:
+    """Writes down which settings of a config are read while a stage works."""
+
+    def __init__(self, config: Config, patch: pytest.MonkeyPatch) -> None:
+        self.read: dict[str, Leaves] = defaultdict(set)
+        self._paths = {id(section): path for path, section in walk(config)}
+        self._all = set(leaves(config.model_dump(mode="json")))
+        self._stage: str | None = None
+        get, dump = Section.__getattribute__, Section.model_dump
+
+        def attribute(section: Section, name: str) -> Any:
+            self._note(section, [name])
+            return get(section, name)
+
+        def dumped(section: Section, **options: Any) -> dict[str, Any]:
+            found = dump(section, **options)
+            self._note(section, leaves(found))
+            return found
+
+        patch.setattr(Section, "__getattribute__", attribute)
+        patch.setattr(Section, "model_dump", dumped)
+        for name in ("prepare", "merge", "job"):
+            patch.setattr(work, name, self._during(getattr(work, name)))
+        patch.setattr(work.ShardWorker, "process", self._during(work.ShardWorker.process))
+
+    def _note(self, section: Section, names: Any) -> None:
+        if self._stage is not None and (path := self._paths.get(id(section))) is not None:
+            found = {f"{path}.{name}" if path else name for name in names}
+            self.read[self._stage] |= found & self._all
+
+    def _during(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*arguments: Any, **more: Any) -> Any:
+            [task] = [one for one in arguments if isinstance(one, work.StageTask)]
+            self._stage = task.stage
+            try:
+                return call(*arguments, **more)
+            finally:
+                self._stage = None
+
+        return recorded
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Leaves]]:
+    """The config, and what each stage read of it."""
+    config = small_config(tmp_path_factory.mktemp(request.param) / "ws", **VARIANTS[request.param])
+    with pytest.MonkeyPatch.context() as patch:
+        recorder = Recorder(config, patch)
+        result = run_small(config, "evaluate")
+    assert result.ok, result.messages
+    return config, recorder.read
+
+
+NOT_HELD = {
+    "pretrain": {"pretrain.checkpoint_every"},  # a training goes on bit-equal from wherever it was cut
+    "finetune": {"finetune.checkpoint_every"},
+    "teacher": {"teacher.training.checkpoint_every"},
+    "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
+}
+"""What a stage reads, and its result doesn't depend on; besides where it runs."""
+BESIDES = {
+    "data": {"order", "world_version", "data.categories"},
+    "concepts": {"parser.parser", "parser.tables", "parser.version"},
+    "rpn": {"unused"},
+    "labels": set(),
+    "pairs": {"labels.splits"},
+}
+"""What a fingerprint holds that is no reading of a setting by the stage's work: digests, versions, names, and of the
+labels of which splits pairs are made."""
+IDLE = (
+    *(f".optim.{name}" for name in ("momentum", "drops", "drop_factor", "warmup_factor", "clip_per_tensor")),
+    "finetune.repeat_threshold",
+    "concepts.spacy_model",
+    "concepts.merge.people",
+    ".source",
+)
+"""Ends of settings that another setting of these variants makes idle, or that are read as a whole."""
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "report"])  # which holds the whole config
+def test_a_fingerprint_holds_what_its_stage_reads(run: tuple[Config, dict[str, Leaves]], name: str) -> None:
+    config, read = run
+    held = set(leaves(STAGES[name].settings(config)))
+    assert len(read[name]) >= 3 or name == "rpn"
+    unheld = {leaf for leaf in read[name] - held if not leaf.startswith(("execution.", "workspace"))}
+    assert unheld <= NOT_HELD.get(name, set())
+    assert {leaf for leaf in held - read[name] if not leaf.endswith(IDLE)} <= BESIDES.get(name, set())
+
+
+GIVEN = {"rpn": {"weights": "a/network.pt"}, "proposals": {"method": "rpn"}, "teacher": {"weights": "a/clip.pt"}}
+Change = Mapping[str, Mapping[str, Any]]
+
+
+def held(stage: str, *changes: Change) -> dict[str, Any]:
+    sections: dict[str, dict[str, Any]] = {}
+    for change in changes:
+        for name, values in change.items():
+            sections[name] = {**sections.get(name, {}), **values}
+    return STAGES[stage].settings(small_config("unused", **sections))
+
+
+@pytest.mark.parametrize(
+    ("stage", "base", "change"),
+    [
+        ("pretrain", {}, {"pretrain": {"checkpoint_every": 7}}),
+        ("pretrain", {}, {"execution": {"train_workers": 2}}),
+        ("finetune", {}, {"finetune": {"checkpoint_every": 7}}),
+        ("rpn", {"proposals": {"method": "rpn"}}, {"rpn": {"checkpoint_every": 7}}),
+        ("rpn", GIVEN, {"rpn": {"optim": {"lr": 0.5}, "steps": 9, "batch_size": 3}}),
+        ("teacher", VARIANTS["trained"], {"teacher": {"training": {**TRAINING, "checkpoint_every": 7}}}),
+        ("teacher", GIVEN, {"teacher": {"training": TRAINING}}),
+        ("proposals", {"proposals": {"method": "grid"}}, {"proposals": {"pre_nms": 9, "nms": 0.1}}),
+        ("proposals", {"proposals": {"method": "rpn"}}, {"proposals": {"grid_scales": [0.3]}}),
+        ("labels", {"labels": {"mode": "roi"}}, {"labels": {"context": 2.0, "batch_size": 3}}),
+        ("labels", {"labels": {"mode": "crop"}}, {"labels": {"image_size": 9, "resize": "pretraining"}}),
+    ],
+)
+def test_settings_that_change_nothing_make_nothing_stale(stage: str, base: Change, change: Change) -> None:
+    assert held(stage, base, change) == held(stage, base)
+
+
+def test_the_seed_counts_where_something_is_drawn() -> None:
+    def follows(stage: str, base: Change) -> bool:
+        config = small_config("unused", **base)
+        other = config.model_copy(update={"seed": config.seed + 1})
+        return STAGES[stage].settings(config) != STAGES[stage].settings(other)
+
+    for stage in ("rpn", "teacher", "pretrain", "finetune"):
+        assert follows(stage, VARIANTS["trained"]), stage
+    assert follows("proposals", {"proposals": {"method": "random"}})
+    assert follows("rpn", {**GIVEN, "rpn": {"weights": "random"}})
+    assert follows("teacher", {"teacher": {"weights": "random"}})
+    for stage in ("rpn", "teacher", "proposals", "labels", "evaluate"):
+        assert not follows(stage, GIVEN), stage
+    assert not follows("proposals", {"proposals": {"method": "grid"}})
+
+
+def test_how_many_processes_train_counts_where_each_has_losses_of_its_own() -> None:
+    own = {"pretrain": {"gather_regions": False}}
+    changes = setting_changes(held("pretrain", own), held("pretrain", own, {"execution": {"train_workers": 2}}))
+    assert changes == ["execution.train_workers 1 -> 2"]
+
+
+def test_the_detectors_temperature_is_that_of_zero_shot_too() -> None:
+    taken = {"finetune": {"weights": "a/detector"}}
+    change = {"finetune": {"temperature": 1.0}}
+    assert held("finetune", taken, change) == held("finetune", taken)
+    assert setting_changes(held("evaluate", taken), held("evaluate", taken, change)) == [
+        "finetune.temperature null -> 1.0"
+    ]
+
+
+def test_categories_count_by_what_they_are(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "data"
+    copy = tmp_path / "other.yaml"
+    copy.write_bytes((folder / "coco_ovd.yaml").read_bytes())
+    named, moved, world = (held("data", {"data": {"categories": c}}) for c in ("coco_ovd", str(copy), "world"))
+    assert named == moved
+    [change] = setting_changes(named, world)
+    assert change.startswith("data.categories ")
