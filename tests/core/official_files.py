@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from places import GOLDEN
 from torch import Tensor
 
 from regionclip_core.clip import ClipModel, build_clip
 from regionclip_core.folders import Folder
 from regionclip_core.official_export import save_official
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 SMALL: dict[str, Any] = {
     "embed_dim": 16,
     "quick_gelu": True,

@@ -1,17 +1,16 @@
 """Box arithmetic and assignment against naive loops, torchvision and the official decoding."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from places import GOLDEN as GOLDEN_FOLDER
 from torchvision.models.detection._utils import BoxCoder, Matcher
 
 from regionclip_core import boxes as box_ops
 from regionclip_core.assignment import BACKGROUND, FOREGROUND, IGNORED, match, sample
 from regionclip_core.inference import BOX_WEIGHTS
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "detector_losses.npz")
+GOLDEN = np.load(GOLDEN_FOLDER / "detector_losses.npz")
 
 
 def some_boxes(n, seed=0, side=100.0):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 from caption_gold import GoldCaption, evaluate, read_gold
+from places import GOLDEN, TINY_COCO
 
 from regionclip_core.caption_lemmas import lexicon
 from regionclip_core.concepts import CaptionParser, make_parser
 from regionclip_core.config import ConceptsConfig
 
-GOLD = Path(__file__).parents[1] / "golden" / "captions_gold.txt"
+GOLD = GOLDEN / "captions_gold.txt"
 
 
 def rules(protected: tuple[str, ...] = (), **settings: object) -> CaptionParser:
@@ -294,8 +292,7 @@ def test_the_order_and_number_of_captions_is_kept(parser: CaptionParser) -> None
 def test_real_captions_give_words(parser: CaptionParser) -> None:
     import json
 
-    default = Path(__file__).parents[2].parent / "shared" / "tiny_coco"
-    folder = Path(os.environ.get("REGIONCLIP_TINY_COCO", default)) / "annotations"
+    folder = TINY_COCO / "annotations"
     if not folder.is_dir():
         pytest.skip("tiny_coco is not here")
     captions = [

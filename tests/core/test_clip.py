@@ -2,7 +2,6 @@
 
 import json
 import socket
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -10,6 +9,7 @@ import pytest
 import torch
 from open_clip.model import CLIPTextCfg, QuickGELU, _build_text_tower
 from open_clip.tokenizer import SimpleTokenizer
+from places import GOLDEN
 from safetensors.torch import save_file
 from small_artifacts import tiny_config
 
@@ -20,9 +20,8 @@ from regionclip_core.config import ClipArchitecture, TeacherConfig
 from stages.base import StageContext
 from stages.teacher import STAGE
 
-FOLDER = Path(__file__).parent.parent / "golden"
-TEXT = np.load(FOLDER / "text_encoder.npz")
-TOKENS = json.loads((FOLDER / "tokenizer.json").read_text())
+TEXT = np.load(GOLDEN / "text_encoder.npz")
+TOKENS = json.loads((GOLDEN / "tokenizer.json").read_text())
 TINY = ClipArchitecture(vision_width=8, embed_dim=16, text_width=16, text_heads=2, context_length=12)
 
 

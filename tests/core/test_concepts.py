@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import spacy
 from caption_gold import read_gold
+from places import GOLDEN
 from spacy.tokens import Doc
 from spacy.training import Example
 
@@ -27,7 +28,7 @@ from regionclip_core.concepts import (
 from regionclip_core.config import ConceptsConfig
 from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 
-GOLD = Path(__file__).parents[1] / "golden" / "captions_gold.txt"
+GOLD = GOLDEN / "captions_gold.txt"
 MISSING = "en_no_such_pipeline"
 
 IMAGES = [

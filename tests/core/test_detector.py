@@ -1,10 +1,9 @@
 """The detector head against the official one: logits, deltas, losses and gradients; targets; saving."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from places import GOLDEN as GOLDEN_FOLDER
 from torch import nn
 
 from regionclip_core import boxes as box_ops
@@ -25,7 +24,7 @@ from regionclip_core.encoders import region_encoder
 from regionclip_core.image_batch import batch_images
 from regionclip_core.inference import InferenceSettings
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "detector_losses.npz")
+GOLDEN = np.load(GOLDEN_FOLDER / "detector_losses.npz")
 VARIANTS = {"coco": (0.2, 0.5), "lvis": (0.8, None), "focal_nobgw": (1.0, 0.5), "plain": (1.0, None)}
 ARCHITECTURE = ClipArchitecture(embed_dim=32, vision_width=8, text_width=16, text_heads=2, context_length=16)
 CATEGORIES = 12

@@ -1,12 +1,12 @@
 """RegionEncoder against the official visual encoder, RoIAlign, stage 4, attention pool and gradients."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from places import GOLDEN as GOLDEN_FOLDER
 from torch import nn
 from torchvision.ops import roi_align
 
@@ -17,8 +17,7 @@ from regionclip_core.encoders import region_encoder
 from regionclip_core.image_batch import batch_images, normalize_and_pad, resized_shape
 from regionclip_core.resnet_encoder import ResNetEncoder
 
-FOLDER = Path(__file__).parent.parent / "golden"
-GOLDEN = np.load(FOLDER / "region_features.npz")
+GOLDEN = np.load(GOLDEN_FOLDER / "region_features.npz")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FEATURE_TOLERANCE = {"atol": 5e-6, "rtol": 5e-6}
 
@@ -217,7 +216,7 @@ def test_clip_model_is_not_touched():
     assert clip.model.visual.conv1.weight.requires_grad
 
 
-@pytest.mark.parametrize("case", json.loads((FOLDER / "misc.json").read_text())["image_sizes"])
+@pytest.mark.parametrize("case", json.loads((GOLDEN_FOLDER / "misc.json").read_text())["image_sizes"])
 def test_resized_shape_is_the_official_detection_rule(case):
     assert list(resized_shape(*case["input_hw"], 800, 1333)) == case["detection_test_hw"]
     assert list(resized_shape(*case["input_hw"], 640, 1333)) == case["detection_train640_hw"]

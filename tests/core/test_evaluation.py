@@ -1,14 +1,13 @@
 """Average precision by COCO's rules: worked by hand, and against pycocotools."""
 
 import json
-import os
 import tempfile
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import TINY_COCO
 from reference_evaluators import pycocotools_evaluation, random_scene, result_rows, truth_dict, xywh
 
 from regionclip_core import average_precision, detection_matching, detection_store, verdict_file
@@ -21,8 +20,6 @@ from regionclip_core.evaluation_lvis import federated, lvis_truth
 from regionclip_core.metrics_layout import COCO_NUMBERS
 from regionclip_core.vocabulary import Vocabulary
 
-DEFAULT = Path(__file__).parents[2].parent / "shared" / "tiny_coco"
-TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", DEFAULT))
 ANNOTATIONS = TINY_COCO / "annotations" / "instances_val2017.json"
 NAMES = ("cat", "dog", "zebra", "kite")
 VOCABULARY = Vocabulary(NAMES, base=("cat", "dog"))

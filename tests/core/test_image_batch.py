@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import GOLDEN as GOLDEN_FOLDER
 from torchvision.transforms.functional import resize as torchvision_resize
 
 from regionclip_core.image_batch import _resize_in_steps, batch_images, resized_shape
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())["image_sizes"]
+GOLDEN = json.loads((GOLDEN_FOLDER / "misc.json").read_text())["image_sizes"]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
 

@@ -1,10 +1,9 @@
 """Detections against the official head in every inference mode, and suppression against a literal loop."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from places import GOLDEN as GOLDEN_FOLDER
 from torchvision.ops import batched_nms
 
 from regionclip_core import boxes as box_ops
@@ -12,7 +11,7 @@ from regionclip_core.config import EvaluateConfig
 from regionclip_core.inference import InferenceSettings, detect_image, score_proposals
 from regionclip_core.soft_nms import suppress
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "detector_losses.npz")
+GOLDEN = np.load(GOLDEN_FOLDER / "detector_losses.npz")
 RAW = {"objectness": "raw_logit"}
 LVIS = {"score_threshold": 0.02, "max_detections": 300}
 MODES = {

@@ -1,16 +1,15 @@
 """The pretraining losses against official values and gradients, and against naive loops."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from places import GOLDEN as GOLDEN_FOLDER
 
 from regionclip_core.losses import image_text_contrastive, region_concept_contrastive, region_distillation
 from regionclip_core.matching import pseudo_labels
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "pretrain_losses.npz")
+GOLDEN = np.load(GOLDEN_FOLDER / "pretrain_losses.npz")
 T = 0.01
 POOLS = {
     "shared": ("concept_emb", "concept_emb"),

@@ -1,15 +1,14 @@
 """Pseudo labels against the official ones and against a full sort."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from places import GOLDEN as GOLDEN_FOLDER
 
 from regionclip_core.matching import pseudo_labels
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "pretrain_losses.npz")
+GOLDEN = np.load(GOLDEN_FOLDER / "pretrain_losses.npz")
 
 
 def golden(name):

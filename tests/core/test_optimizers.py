@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from places import GOLDEN
 from torch import nn
 
 from regionclip_core.config import OptimConfig
 from regionclip_core.optimizers import clip_gradients, lr_multiplier, make_optimizer, set_lr
 
-MISC = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())
+MISC = json.loads((GOLDEN / "misc.json").read_text())
 
 
 @pytest.mark.parametrize("name", sorted(MISC["lr_schedule"]))

@@ -1,16 +1,16 @@
 """Templates and filling against the official token ids; averaging against a plain loop."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from places import GOLDEN as GOLDEN_FOLDER
 
 from regionclip_core.clip import create_clip
 from regionclip_core.config import ClipArchitecture, TeacherConfig
 from regionclip_core.prompts import embed_texts, fill_template, prompt_templates
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "tokenizer.json").read_text())
+GOLDEN = json.loads((GOLDEN_FOLDER / "tokenizer.json").read_text())
 
 
 @pytest.fixture(scope="module")

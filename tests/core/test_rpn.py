@@ -1,11 +1,11 @@
 """Anchors, head, selection and losses of the RPN: official outputs, torchvision's losses, naive loops."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import GOLDEN as GOLDEN_FOLDER
 from torch.nn import functional as F
 
 from regionclip_core import boxes as box_ops
@@ -16,8 +16,7 @@ from regionclip_core.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling
 from regionclip_core.rpn_weights import from_official
 from regionclip_core.selection import select_proposals
 
-FOLDER = Path(__file__).parent.parent / "golden"
-GOLDEN = np.load(FOLDER / "rpn.npz")
+GOLDEN = np.load(GOLDEN_FOLDER / "rpn.npz")
 BACKBONES = {"c4": "resnet50_c4", "fpn": "resnet50_fpn", "fpn_lsj": "resnet50_fpn_lsj"}
 LEVELS = {"c4": ["res4"], "fpn": ["p2", "p3", "p4", "p5", "p6"], "fpn_lsj": ["p2", "p3", "p4", "p5", "p6"]}
 VARIANTS = [
@@ -92,7 +91,7 @@ def test_selection_drops_non_finite_and_empty_boxes():
 
 @pytest.mark.parametrize("name", BACKBONES.values())
 def test_official_names_cover_the_network(name):
-    shapes = json.loads((FOLDER / "official_rpn_keys.json").read_text())[name]
+    shapes = json.loads((GOLDEN_FOLDER / "official_rpn_keys.json").read_text())[name]
     official = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     own = {key: value.shape for key, value in ProposalNetwork(RpnConfig(backbone=name)).state_dict().items()}
     assert {key: value.shape for key, value in from_official(official).items()} == own

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from places import GOLDEN
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
@@ -32,7 +33,7 @@ from regionclip_core.rpn_folder import (
 from regionclip_core.rpn_weights import backbone_of, from_official, from_torchvision, read_layout, to_official
 from regionclip_core.selection import Proposals, select_proposals
 
-KEYS = json.loads((Path(__file__).parent.parent / "golden" / "official_rpn_keys.json").read_text())
+KEYS = json.loads((GOLDEN / "official_rpn_keys.json").read_text())
 PRE_NMS, POST_NMS, NMS = 200, 60, 0.7
 
 

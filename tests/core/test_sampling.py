@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN
 
 from regionclip_core.images import BadImage
 from regionclip_core.sampling import EpochOrder, ImageCache, RepeatOrder, first_readable, repeat_factors
@@ -28,7 +28,7 @@ def test_a_position_means_the_same_item_whenever_it_is_asked_for() -> None:
 
 
 def test_repeat_factors_are_the_official_ones() -> None:
-    golden = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())["repeat_factors"]
+    golden = json.loads((GOLDEN / "misc.json").read_text())["repeat_factors"]
     labels = [np.array(ids, np.int64) for ids in golden["image_category_ids"]]
     found = repeat_factors(labels, golden["threshold"])
     np.testing.assert_allclose(found, golden["repeat_factor"], atol=1e-6)

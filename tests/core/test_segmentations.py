@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import TINY_COCO
 from pycocotools import mask as coco_mask
 
 from regionclip_core.segmentations import BadMask, mask_counts
-
-TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", Path(__file__).parents[2].parent / "shared" / "tiny_coco"))
 
 
 def decoded(counts: bytes, height: int, width: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import TINY_COCO
 from source_samples import VOCABULARY, jpeg, picture, read_all, statuses
 
 from regionclip_core import annotation_scan
@@ -18,9 +19,6 @@ from regionclip_core.images import ImageReader
 from regionclip_core.index import IndexRow
 from regionclip_core.sources import even_pieces, open_source, plan_shards
 from regionclip_core.vocabulary import Vocabulary, load_categories
-
-TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", Path(__file__).parents[2].parent / "shared" / "tiny_coco"))
-
 
 # --------------------------------------------------------------- folder
 

@@ -1,18 +1,14 @@
 """Vocabulary: indices, digest, and the category files."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from lvis_samples import BASE, CATEGORIES, NAMES, write_lvis
+from places import GOLDEN, TINY_COCO
 
 from regionclip_core import annotation_categories
 from regionclip_core.annotation_categories import annotation_vocabulary
 from regionclip_core.vocabulary import Vocabulary, clean_lvis_name, digest_names, load_categories
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", Path(__file__).parents[3] / "shared" / "tiny_coco"))
 
 
 def test_indices_follow_the_order_of_names():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from places import TINY_COCO
 from small_runs import artifact
 from typer.testing import CliRunner
 
@@ -14,8 +14,6 @@ from regionclip_core.config_io import load_config
 from regionclip_core.metrics_layout import metric_keys, paper_numbers, paths_of
 from regionclip_core.vocabulary import load_categories
 from stages.cli import app
-
-TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", Path(__file__).parents[3] / "shared" / "tiny_coco"))
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lvis_samples import write_lvis
+from places import TINY_COCO
 
 from regionclip_core import source_coco
 from regionclip_core.artifacts import Folder, ShardRecord
@@ -23,8 +23,6 @@ from regionclip_core.vocabulary import Vocabulary, load_categories
 from regionclip_core.world import make_sample
 from stages.base import StageContext
 from stages.data import STAGE
-
-TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", Path(__file__).parents[2].parent / "shared" / "tiny_coco"))
 
 
 def make_config(splits: dict[str, Any], categories: str = "world", shard_size: int = 4, seed: int = 3) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from export_runs import Run, finished_run, free
 from PIL import Image
+from places import TINY_COCO
 from pycocotools import mask as coco_mask
 from small_runs import artifact
 
@@ -23,8 +23,7 @@ from regionclip_core.finetuning import build_detector
 from regionclip_core.model_folder import LoadedModel, load_model
 from regionclip_core.world import make_sample
 
-DEFAULT = Path(__file__).parents[2].parent / "shared" / "tiny_coco"
-TINY_COCO = Path(os.environ.get("REGIONCLIP_TINY_COCO", DEFAULT)) / "val2017"
+TINY_COCO_IMAGES = TINY_COCO / "val2017"
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +158,9 @@ def test_masks_come_in_the_json_and_in_the_picture(run: Run, images: Path, tmp_p
     assert np.abs(tinted - plain_picture)[y0 + 20 : y1 - 5, x0 + 5 : x1 - 5].max(axis=2).mean() > 20
 
 
-@pytest.mark.skipif(not TINY_COCO.is_dir(), reason=f"needs {TINY_COCO} (or REGIONCLIP_TINY_COCO)")
+@pytest.mark.skipif(not TINY_COCO_IMAGES.is_dir(), reason=f"needs {TINY_COCO_IMAGES} (or REGIONCLIP_TINY_COCO)")
 def test_photographs_are_searched_at_a_reduced_size(model: str, tmp_path: Path) -> None:
-    arguments = (str(TINY_COCO / "0000000[01]*.jpg"), "--model", model, "--score", "0", "--image-size", "96")
+    arguments = (str(TINY_COCO_IMAGES / "0000000[01]*.jpg"), "--model", model, "--score", "0", "--image-size", "96")
     rows = entries(free("detect", *arguments, "--classes", "person,kite", "--out", str(tmp_path)), tmp_path)
     assert len(rows) == 2
     for row in rows:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 from small_runs import run_small, small_config
 
 from regionclip_core.config import Config
@@ -212,7 +213,7 @@ def test_the_detectors_temperature_is_that_of_zero_shot_too() -> None:
 
 
 def test_categories_count_by_what_they_are(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "data"
+    folder = ROOT / "data"
     copy = tmp_path / "other.yaml"
     copy.write_bytes((folder / "coco_ovd.yaml").read_bytes())
     named, moved, world = (held("data", {"data": {"categories": c}}) for c in ("coco_ovd", str(copy), "world"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,13 @@ import torch
 from export_runs import free
 from official_files import full_state
 from PIL import Image
+from places import TINY_COCO
 from pycocotools import mask as coco_mask
 
 from regionclip_core.importing import import_checkpoint
 from regionclip_core.vocabulary import load_categories
 
-DEFAULT = Path(__file__).parents[2].parent / "shared" / "tiny_coco"
-PHOTOGRAPH = Path(os.environ.get("REGIONCLIP_TINY_COCO", DEFAULT)) / "val2017" / "000000006818.jpg"
+PHOTOGRAPH = TINY_COCO / "val2017" / "000000006818.jpg"
 
 pytestmark = pytest.mark.skipif(not PHOTOGRAPH.exists(), reason="needs tiny_coco (or REGIONCLIP_TINY_COCO)")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from places import ROOT
 
 from regionclip_core.config import Config
 from regionclip_core.config_io import load_config, preset_names
@@ -16,7 +16,7 @@ from regionclip_core.inference import InferenceSettings
 from stages.base import STAGES
 from stages.cli import app
 
-PAGE = Path(__file__).parents[2] / "docs" / "REPRODUCE.md"
+PAGE = ROOT / "docs" / "REPRODUCE.md"
 
 # Numbers of the official configurations and scripts, written down apart from the presets.
 SGD = {"optimizer": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "steps"}
