@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from regionclip_core.concepts import count_captions, make_parser
-from regionclip_core.config import ConceptsConfig
+from regionclip_core.config.tree import ConceptsConfig
 
 ROUNDS = 7
 CAPTIONS = 2000

@@ -91,7 +91,7 @@ def in_process(task: str, **arguments: Any) -> dict[str, float]:
 
 def driver_config(workspace: str) -> Any:
     """A config whose `data` stage has as many shards as there are records."""
-    from regionclip_core.config_io import parse_config
+    from regionclip_core.config.loading import parse_config
 
     return parse_config(
         {
@@ -226,7 +226,7 @@ def stage_tree(workspace: str, images: int, shard_size: int) -> dict[str, Any]:
 
 def run_stage(workspace: str, stage: str, images: int, shard_size: int) -> None:
     """One stage in this process; what it needs is done."""
-    from regionclip_core.config_io import parse_config
+    from regionclip_core.config.loading import parse_config
     from stages.progress import Reporter
     from stages.runner import Pipeline
 
@@ -236,7 +236,7 @@ def run_stage(workspace: str, stage: str, images: int, shard_size: int) -> None:
 
 def bench_stages(folder: str, shards: int, shard_size: int, times: int) -> None:
     """Print a table: peak memory of each stage at few and at many shards."""
-    from regionclip_core.config import STAGE_NAMES
+    from regionclip_core.config.tree import STAGE_NAMES
 
     few, many = shards, shards * times
     print(

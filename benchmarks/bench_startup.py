@@ -56,7 +56,7 @@ def report(what: str, seconds: float, target: float) -> None:
 def many_shards(folder: str) -> Callable[[], object]:
     """A workspace whose first stage has 40,000 shard records; returns what plans it."""
     from regionclip_core.artifacts import PLAN, FileRecord, Folder, ShardRecord, shard_record_name, write_records
-    from regionclip_core.config_io import load_config
+    from regionclip_core.config.loading import load_config
     from stages.plan import Planner
 
     config = load_config(f"{folder}/c.yaml", [f"workspace={folder}/many"])
@@ -81,7 +81,7 @@ def resume(folder: str) -> Callable[[], object]:
 def bench_ray() -> None:
     """From nothing to workers that answer, and down again."""
     start = time.perf_counter()
-    from regionclip_core.config import ExecutionConfig
+    from regionclip_core.config.tree import ExecutionConfig
     from stages.ray_backend import RayBackend, ray
 
     imported = time.perf_counter()

@@ -47,7 +47,7 @@ def merge_phrases(folder: str, min_count: int) -> None:
 
     from regionclip_core.artifacts import Folder
     from regionclip_core.concept_merge import build_pool, merge_counts
-    from regionclip_core.config import ConceptsConfig
+    from regionclip_core.config.tree import ConceptsConfig
     from regionclip_core.row_groups import RowGroupWriter
     from regionclip_core.schemas import DROPPED_CONCEPTS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from regionclip_core.config_io import load_config
+from regionclip_core.config.loading import load_config
 from regionclip_core.world import make_sample
 from regionclip_core.world.contact_sheet import contact_sheet
 from stages.detect import Request, detect

@@ -21,9 +21,9 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from regionclip_core.architectures import check_small, model_config, why_not_buildable
 from regionclip_core.clip_weights import find_weights, pretrained_config, read_state_dict
-from regionclip_core.config import ClipArchitecture, TeacherConfig
+from regionclip_core.config.architectures import check_small, model_config, why_not_buildable
+from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.folders import Folder
 from regionclip_core.given_weights import CLIP_LAYOUTS, clip_folder
 from regionclip_core.local_copies import local_copy

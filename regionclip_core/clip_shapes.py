@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from regionclip_core.architectures import model_config, tower_of, why_not_buildable
+from regionclip_core.config.architectures import model_config, tower_of, why_not_buildable
 
 RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 _QUICK = "-quickgelu"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import TeacherTraining
+from regionclip_core.config.tree import TeacherTraining
 from regionclip_core.distributed import gather_rows, use_global_batch_norms
 from regionclip_core.image_tally import ImageTally
 from regionclip_core.losses import image_text_contrastive

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import TeacherConfig
+from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.name_embeddings import embed_names
 from regionclip_core.vocabulary import Vocabulary
 

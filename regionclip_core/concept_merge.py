@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from regionclip_core.concepts import PARSER_KEY
-from regionclip_core.config import ConceptsConfig
+from regionclip_core.config.tree import ConceptsConfig
 from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 from regionclip_core.sorted_runs import MEMORY, sorted_tables
 

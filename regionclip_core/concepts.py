@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionclip_core.caption_phrases import Phrase, PhraseExtractor, class_lemmas, clean, is_foreign, pieces
-from regionclip_core.config import ConceptsConfig
+from regionclip_core.config.tree import ConceptsConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa

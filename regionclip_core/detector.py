@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from regionclip_core import boxes as box_ops
 from regionclip_core.assignment import FOREGROUND, match, sample
 from regionclip_core.clip import lean_clip
-from regionclip_core.config import FinetuneConfig
+from regionclip_core.config.tree import FinetuneConfig
 from regionclip_core.detection_losses import box_loss, classification_loss, mask_loss
 from regionclip_core.distributed import sum_ranks
 from regionclip_core.encoders import RegionEncoder, Sizes, region_encoder

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from regionclip_core.architectures import tower_of
 from regionclip_core.clip import ClipModel
+from regionclip_core.config.architectures import tower_of
 
 Sizes = Sequence[tuple[int, int]]
 Part = list[nn.Module | nn.Parameter]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.encoders import region_encoder
 from regionclip_core.evaluation import Protocol

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.evaluation import require_protocol
 from regionclip_core.evaluation_boxes import ImageTruth
 from regionclip_core.image_tally import ImageTally

@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 
 from regionclip_core.clip import ClipModel, save_clip
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.folders import Folder
 from regionclip_core.given_weights import CLIP_LAYOUTS
 from regionclip_core.metrics_layout import paper_numbers

@@ -14,7 +14,7 @@ from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import BoxBatch, BoxedImage, box_batches
 from regionclip_core.boxed_images import boxed_images
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import Config, FinetuneConfig
+from regionclip_core.config.tree import Config, FinetuneConfig
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.distributed import common_canvas
 from regionclip_core.encoders import region_encoder

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionclip_core.config import Resize
+from regionclip_core.config.tree import Resize
 
 _T = TypeVar("_T")
 _INTERPOLATION: dict[Resize, str] = {"detection": "bilinear", "pretraining": "bicubic"}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.folders import Folder
 from regionclip_core.import_report import ImportReport
 from regionclip_core.import_source import Source, check_fit, leave_over

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regionclip_core import boxes as box_ops
-from regionclip_core.config import EvaluateConfig
+from regionclip_core.config.tree import EvaluateConfig
 from regionclip_core.soft_nms import NmsKind, suppress
 
 BOX_WEIGHTS: box_ops.Weights = (10.0, 10.0, 5.0, 5.0)

@@ -19,7 +19,7 @@ from torch import Tensor
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import load_clip
 from regionclip_core.concept_embeddings import load_embeddings
-from regionclip_core.config import Config, LabelsConfig
+from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.images import BadImage, ImageReader
 from regionclip_core.index import IndexRow, read_index
 from regionclip_core.matching import pseudo_labels

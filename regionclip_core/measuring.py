@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detection_store import DetectionStore
 from regionclip_core.evaluating import GIVEN, RESTRICTED, ImageResult
 from regionclip_core.evaluation import Evaluator, Top1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regionclip_core.clip import ClipModel, Triple, lean_clip, load_clip, save_clip
-from regionclip_core.config import ProposalsConfig, RpnConfig
+from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.encoders import region_encoder
 from regionclip_core.folders import Folder

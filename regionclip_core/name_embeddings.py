@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from regionclip_core.config import TeacherConfig
+from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.folders import Folder
 from regionclip_core.given_weights import EMBEDDING_FILES, embedding_files
 from regionclip_core.prompts import embed_texts, prompt_files, prompt_templates

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from regionclip_core.config import TeacherConfig
+from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.folders import Folder
 from regionclip_core.prompts import embed_texts, prompt_templates
 

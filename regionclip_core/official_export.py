@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from regionclip_core.architectures import tower_of
+from regionclip_core.config.architectures import tower_of
 from regionclip_core.folders import Folder
 from regionclip_core.given_weights import CLIP_LAYOUTS
 from regionclip_core.local_copies import TEMPORARY

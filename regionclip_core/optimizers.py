@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from regionclip_core.config import OptimConfig
+from regionclip_core.config.tree import OptimConfig
 
 
 def lr_multiplier(optim: OptimConfig, step: int, steps: int) -> float:

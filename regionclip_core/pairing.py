@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import PairsConfig
+from regionclip_core.config.tree import PairsConfig
 from regionclip_core.images import BadImage, ImageReader, image_extension
 from regionclip_core.index import VOCABULARY_DIGEST, IndexRow, read_index
 from regionclip_core.pairs import REGION_FIELDS, encode_body, sample_name

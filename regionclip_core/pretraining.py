@@ -17,7 +17,7 @@ from regionclip_core.artifacts import Folder
 from regionclip_core.boxes import flip_horizontal
 from regionclip_core.clip import ClipModel
 from regionclip_core.concept_embeddings import load_embeddings
-from regionclip_core.config import Config, PretrainConfig
+from regionclip_core.config.tree import Config, PretrainConfig
 from regionclip_core.distributed import common_canvas, gather_rows, rank_count, sum_ranks
 from regionclip_core.encoders import RegionEncoder, region_encoder
 from regionclip_core.image_batch import ImageBatch, batch_images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regionclip_core import boxes as box_ops
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling
 from regionclip_core.rpn_backbones import (
     Backbone,

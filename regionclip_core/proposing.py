@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import labelled_boxes
-from regionclip_core.config import Config, ProposalsConfig, RpnConfig
+from regionclip_core.config.tree import Config, ProposalsConfig, RpnConfig
 from regionclip_core.image_batch import batch_images, by_input_size
 from regionclip_core.images import BadImage, ImageReader
 from regionclip_core.index import IndexRow, ragged_column, read_index, split_ragged, split_shards

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from regionclip_core.architectures import RESNET_STRIDE
 from regionclip_core.attention_pool import pool_single_query
+from regionclip_core.config.architectures import RESNET_STRIDE
 from regionclip_core.encoders import Part, RegionEncoder, Sizes
 
 _SMALLEST_SIDE = 15  # pixels of which the four halvings up to stage 3 leave one

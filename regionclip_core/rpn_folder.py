@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import RPN_FIELDS, ProposalsConfig, RpnConfig
+from regionclip_core.config.tree import RPN_FIELDS, ProposalsConfig, RpnConfig
 from regionclip_core.local_copies import local_copy
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.rpn_weights import RpnWeights, read_layout

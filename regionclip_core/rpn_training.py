@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import BoxBatch, box_batches
 from regionclip_core.boxed_images import boxed_images
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.images import ImageReader
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.training import FitResult, Progress, fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detecting import NameEncoder
 from regionclip_core.detector import load_detector
 from regionclip_core.finetuning import class_embeddings

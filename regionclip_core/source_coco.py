@@ -11,7 +11,7 @@ import numpy as np
 from regionclip_core.annotation_scan import AnnotationScan, EntryReader, Image, hashable, scan_annotations
 from regionclip_core.artifacts import Folder
 from regionclip_core.checks import clean_box, clean_captions, printable, reasons, unsafe_name
-from regionclip_core.config import CocoSplit, LvisSplit
+from regionclip_core.config.tree import CocoSplit, LvisSplit
 from regionclip_core.images import MAX_PIXELS, MIN_SIDE
 from regionclip_core.index import WHOLE_FILE, IndexRow
 from regionclip_core.locations import absolute, join

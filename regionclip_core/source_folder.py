@@ -10,7 +10,7 @@ from regionclip_core.artifacts import Folder
 from regionclip_core.caption_rows import CaptionRow
 from regionclip_core.caption_scan import CaptionScan
 from regionclip_core.checks import clean_captions, printable, reasons, unsafe_name
-from regionclip_core.config import FolderSplit
+from regionclip_core.config.tree import FolderSplit
 from regionclip_core.images import BadImage, check_image, read_image_file
 from regionclip_core.index import IndexRow
 from regionclip_core.locations import absolute, join

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from regionclip_core.checks import clean_captions, printable, reasons, stem
-from regionclip_core.config import TarsSplit
+from regionclip_core.config.tree import TarsSplit
 from regionclip_core.images import EXTENSIONS, MAX_BYTES, BadImage, check_image
 from regionclip_core.index import IndexRow
 from regionclip_core.locations import list_files, open_location

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import CocoSplit, DataConfig, FolderSplit, LvisSplit, Split, TarsSplit, WorldSplit
+from regionclip_core.config.tree import CocoSplit, DataConfig, FolderSplit, LvisSplit, Split, TarsSplit, WorldSplit
 from regionclip_core.index import IndexRow, images_name
 from regionclip_core.tars import TarWriter
 from regionclip_core.vocabulary import Vocabulary

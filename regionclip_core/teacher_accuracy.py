@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.crops import CropEncoder
 from regionclip_core.evaluation import Top1
 from regionclip_core.evaluation_data import EvaluationData

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import OptimConfig
+from regionclip_core.config.tree import OptimConfig
 from regionclip_core.distributed import all_ranks, data_parallel, rank_count, sum_ranks
 from regionclip_core.image_tally import ImageTally
 from regionclip_core.optimizers import clip_gradients, lr_multiplier, make_optimizer, set_lr

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from regionclip_core.artifacts import Folder, ShardRecord
-from regionclip_core.config import STAGE_NAMES, Config
+from regionclip_core.config.tree import STAGE_NAMES, Config
 
 __all__ = [
     "STAGES",

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from regionclip_core.artifacts import Folder
-    from regionclip_core.config import Config
+    from regionclip_core.config.tree import Config
     from stages.runner import Pipeline
 
 app = typer.Typer(
@@ -83,7 +83,7 @@ def _reader_is_gone() -> bool:
 
 def load(config: str | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None) -> Config:
     """The config that the common options describe."""
-    from regionclip_core.config_io import load_config
+    from regionclip_core.config.loading import load_config
 
     more = [f"workspace={json.dumps(workspace)}"] if workspace is not None else []
     more += [f"execution.backend={json.dumps(backend)}"] if backend is not None else []
@@ -208,7 +208,7 @@ def show(
 @user_errors
 def show_config(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Print the whole configuration, defaults and overrides included."""
-    from regionclip_core.config_io import dump_config
+    from regionclip_core.config.loading import dump_config
 
     typer.echo(dump_config(load(config, overrides, workspace)), nl=False)
 

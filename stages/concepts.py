@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from regionclip_core.artifacts import ShardRecord
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.base import ShardResult, ShardStage, StageContext
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regionclip_core.artifacts import ShardRecord
-from regionclip_core.config import CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
+from regionclip_core.config.tree import CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
 from stages.base import ShardResult, ShardStage, StageContext
 
 if TYPE_CHECKING:

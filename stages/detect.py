@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 
 if TYPE_CHECKING:
     from regionclip_core.detecting import Finder

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.finished import finished, folder_of, undisturbed
 from stages.plan import PlanLine
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from regionclip_core.artifacts import Folder, read_manifest
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.plan import PlanLine, Planner
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.local_copies import is_full
 from regionclip_core.locations import remote
 from stages.lock import WorkspaceLock

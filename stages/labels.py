@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regionclip_core.artifacts import ShardRecord
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.base import ShardResult, ShardStage, StageContext
 
 _NOT_READ_BY = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from regionclip_core.architectures import check_stages
 from regionclip_core.artifacts import (
     PROGRESS,
     Failure,
@@ -21,10 +20,11 @@ from regionclip_core.artifacts import (
     read_plan,
     read_shard_records,
 )
-from regionclip_core.config import Config
+from regionclip_core.config.architectures import check_stages
+from regionclip_core.config.nearest import nearest_hint
+from regionclip_core.config.tree import Config
 from regionclip_core.fingerprints import SHORT, InputDigests, fingerprint, is_mark
 from regionclip_core.folders import REQUESTS
-from regionclip_core.nearest import nearest_hint
 from stages import base
 from stages.base import JobStage
 

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 from regionclip_core.artifacts import Failure, ShardRecord
-from regionclip_core.config import ExecutionConfig
+from regionclip_core.config.tree import ExecutionConfig
 from stages import ray_workers, work
 from stages.ray_workers import NoRoom, Patience, Pool, WorkerDied, alive_nodes, environment, places, resources, room
 from stages.work import StageOutcome, StageTask

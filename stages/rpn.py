@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import RPN_FIELDS, Config
+from regionclip_core.config.tree import RPN_FIELDS, Config
 from stages.base import JobStage, StageContext
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.finished import finished, folder_of, undisturbed
 from stages.plan import PlanLine
 

@@ -30,7 +30,7 @@ from regionclip_core.artifacts import (
     write_plan,
     write_records,
 )
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.error_budget import ErrorBudget, ErrorRateExceeded, is_bad
 from regionclip_core.folders import HALF_REMOVED
 from stages import base

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.base import JobStage, StageContext
 
 

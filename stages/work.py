@@ -31,7 +31,7 @@ from regionclip_core.artifacts import (
     shard_record_name,
     write_shard_record,
 )
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.locations import remote
 from stages.base import JobStage, ShardStage, StageContext, load_stage, no_progress
 

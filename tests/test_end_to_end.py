@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from regionclip_core.config import STAGE_NAMES
+from regionclip_core.config.tree import STAGE_NAMES
 from stages.cli import app
 
 Cli = Callable[..., Result]

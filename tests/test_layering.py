@@ -17,8 +17,7 @@ STAGE_FILES = {
 RAY = {"ray_backend", "ray_workers", "ray_training"}
 # What `regionclip --help` and `status` import: nothing slow at the top of these.
 QUICK = {
-    *(ROOT / "regionclip_core").glob("config*.py"),
-    ROOT / "regionclip_core" / "architectures.py",
+    *(ROOT / "regionclip_core" / "config").glob("*.py"),
     *(ROOT / "regionclip_core" / f"{name}.py" for name in ("artifacts", "folders")),
     *(path for path in STAGES if path.stem not in RAY),
 }

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from regionclip_core.clip import CLIP_LAYOUTS, create_clip, save_clip
-from regionclip_core.config_io import load_config
+from regionclip_core.config.loading import load_config
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.encoders import region_encoder
 from regionclip_core.folders import Folder

@@ -10,7 +10,7 @@ import torch
 
 from regionclip_core import boxes as box_ops
 from regionclip_core.artifacts import Folder, Manifest
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.index import IndexRow
 from regionclip_core.report.detections import as_box, true_boxes, true_labels, truth_drawn
 from regionclip_core.report.markup import escape, facts, figure, grid, section, table

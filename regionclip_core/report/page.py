@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from regionclip_core.artifacts import Folder, read_manifest
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.report.data_sections import (
     Sources,
     concepts_section,

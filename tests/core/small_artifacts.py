@@ -22,7 +22,7 @@ from torchvision.ops import roi_align
 
 from regionclip_core.artifacts import Folder, ShardRecord
 from regionclip_core.clip import ClipModel, create_clip
-from regionclip_core.config import ClipArchitecture, Config, TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
 from regionclip_core.images import encode_png
 from regionclip_core.index import IndexRow, images_name, index_name, read_index, split_shards, write_index
 from regionclip_core.schemas import PROPOSALS

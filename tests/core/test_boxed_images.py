@@ -23,7 +23,7 @@ from regionclip_core.box_data import BoxedImage
 from regionclip_core.boxed_images import boxed_images
 from regionclip_core.captioned_images import captioned_images
 from regionclip_core.clip_training import CaptionedImage
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.finetuning import FinetuneData, build_detector, finetune_data, finetune_detector
 from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import ImageReader

@@ -8,7 +8,7 @@ from places import GOLDEN, TINY_COCO
 
 from regionclip_core.caption_lemmas import lexicon
 from regionclip_core.concepts import CaptionParser, make_parser
-from regionclip_core.config import ConceptsConfig
+from regionclip_core.config.tree import ConceptsConfig
 
 GOLD = GOLDEN / "captions_gold.txt"
 

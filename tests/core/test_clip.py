@@ -16,7 +16,7 @@ from small_artifacts import tiny_config
 import regionclip_core.clip as clip_module
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import build_clip, create_clip, load_clip, named_architecture, save_clip
-from regionclip_core.config import ClipArchitecture, TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from stages.base import StageContext
 from stages.teacher import STAGE
 

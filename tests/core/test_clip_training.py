@@ -21,7 +21,7 @@ from regionclip_core.clip_training import (
     batch_maker,
     normalise,
 )
-from regionclip_core.config import TeacherTraining
+from regionclip_core.config.tree import TeacherTraining
 from regionclip_core.images import BadImage
 
 

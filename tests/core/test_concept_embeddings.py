@@ -12,7 +12,7 @@ from small_artifacts import tiny_clip
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.concept_embeddings import embed_pool, load_embeddings, read_pool, save_embeddings
-from regionclip_core.config import TeacherConfig
+from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.prompts import prompt_templates
 from regionclip_core.schemas import CONCEPTS
 from regionclip_core.vocabulary import Vocabulary

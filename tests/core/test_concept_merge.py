@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from regionclip_core.concept_merge import SURFACE_FORMS, build_pool, merge_counts
-from regionclip_core.config import ConceptsConfig
+from regionclip_core.config.tree import ConceptsConfig
 from regionclip_core.row_groups import RowGroupWriter
 from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 

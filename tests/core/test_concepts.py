@@ -25,7 +25,7 @@ from regionclip_core.concepts import (
     make_parser,
     parser_identity,
 )
-from regionclip_core.config import ConceptsConfig
+from regionclip_core.config.tree import ConceptsConfig
 from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 
 GOLD = GOLDEN / "captions_gold.txt"

@@ -9,7 +9,7 @@ from small_towers import CONVNEXT, SIGLIP, VIT
 from small_towers import small_clip as small_towers_clip
 
 from regionclip_core.clip import create_clip
-from regionclip_core.config import ClipArchitecture, TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.crops import CropEncoder, crop_windows, cut_crops, fill_colour
 
 FILL = (123, 117, 104)

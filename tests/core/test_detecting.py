@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import save_clip
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detecting import Finder, finder_of_folder, name_encoder, set_names, with_network
 from regionclip_core.detection_pictures import draw
 from regionclip_core.detector import load_detector, save_detector

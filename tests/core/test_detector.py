@@ -10,7 +10,7 @@ from regionclip_core import boxes as box_ops
 from regionclip_core.artifacts import Folder
 from regionclip_core.assignment import FOREGROUND, match
 from regionclip_core.clip import create_clip
-from regionclip_core.config import ClipArchitecture, FinetuneConfig, TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, FinetuneConfig, TeacherConfig
 from regionclip_core.detection_losses import box_loss, classification_loss
 from regionclip_core.detector import (
     FOREGROUND_IOU,

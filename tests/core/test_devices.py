@@ -14,7 +14,7 @@ from two_ranks import job_config, run_jobs
 
 from regionclip_core import training
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.base import STAGES, JobStage, StageContext
 
 

@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 
 from regionclip_core.attention_pool import pool_single_query
 from regionclip_core.clip import create_clip
-from regionclip_core.config import ClipArchitecture, TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.encoders import region_encoder
 from regionclip_core.image_batch import batch_images, normalize_and_pad, resized_shape
 from regionclip_core.resnet_encoder import ResNetEncoder

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from regionclip_core import evaluating
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.evaluating import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
 from regionclip_core.evaluation_boxes import ImageDetections

@@ -13,7 +13,7 @@ from small_artifacts import TRAIN, VOCABULARY, Picture, rows_of, tiny_config, wr
 
 from regionclip_core import evaluation_data
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.evaluation_data import EvaluationData, truth_of
 from regionclip_core.images import ImageReader
 from regionclip_core.index import IndexRow, index_name, read_index, split_shards, write_index

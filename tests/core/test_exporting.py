@@ -16,7 +16,7 @@ from small_artifacts import ARCHITECTURE, VOCABULARY, tiny_clip, tiny_config
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel, build_clip, create_clip, load_clip
-from regionclip_core.config import ClipArchitecture, Config, TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
 from regionclip_core.exporting import (
     RunFacts,
     clip_card,

@@ -25,7 +25,7 @@ from torch import Tensor
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import box_batches
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.finetuning import (
     DetectorTrainer,

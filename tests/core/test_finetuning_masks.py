@@ -14,7 +14,7 @@ from small_artifacts import TRAIN, rows_of, tiny_clip, tiny_config, write_data, 
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import BoxBatch, box_batches
 from regionclip_core.clip import ClipModel
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.finetuning import DetectorTrainer, FinetuneData, build_detector, finetune_data, finetune_detector
 from regionclip_core.images import ImageReader

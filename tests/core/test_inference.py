@@ -7,7 +7,7 @@ from places import GOLDEN as GOLDEN_FOLDER
 from torchvision.ops import batched_nms
 
 from regionclip_core import boxes as box_ops
-from regionclip_core.config import EvaluateConfig
+from regionclip_core.config.tree import EvaluateConfig
 from regionclip_core.inference import InferenceSettings, detect_image, score_proposals
 from regionclip_core.soft_nms import suppress
 

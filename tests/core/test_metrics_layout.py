@@ -17,7 +17,7 @@ from small_artifacts import TRAIN, VOCABULARY, Picture, rows_of, tiny_clip, tiny
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import save_clip
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.detector import OpenVocabularyDetector, load_detector, save_detector
 from regionclip_core.encoders import region_encoder
 from regionclip_core.finetuning import class_embeddings

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_artifacts import tiny_clip
 
 from regionclip_core.clip import ClipModel, save_clip
-from regionclip_core.config import ProposalsConfig, RpnConfig
+from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.encoders import region_encoder
 from regionclip_core.folders import Folder

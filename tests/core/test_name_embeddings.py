@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from small_artifacts import tiny_clip, tiny_config
 
-from regionclip_core.config import TeacherConfig
+from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.folders import Folder
 from regionclip_core.name_embeddings import embed_names, read_embeddings, text_files, text_settings
 from regionclip_core.prompts import embed_texts

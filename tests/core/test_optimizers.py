@@ -9,7 +9,7 @@ import torch
 from places import GOLDEN
 from torch import nn
 
-from regionclip_core.config import OptimConfig
+from regionclip_core.config.tree import OptimConfig
 from regionclip_core.optimizers import clip_gradients, lr_multiplier, make_optimizer, set_lr
 
 MISC = json.loads((GOLDEN / "misc.json").read_text())

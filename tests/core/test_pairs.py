@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import PairsConfig
+from regionclip_core.config.tree import PairsConfig
 from regionclip_core.images import BadImage, encode_png
 from regionclip_core.index import IndexRow, index_name, write_index
 from regionclip_core.pairing import best_regions, labels_digest, stored_probabilities, write_pairs

@@ -23,7 +23,7 @@ from torch import Tensor
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel, load_clip
 from regionclip_core.concept_embeddings import save_embeddings
-from regionclip_core.config import Config, PretrainConfig
+from regionclip_core.config.tree import Config, PretrainConfig
 from regionclip_core.encoders import RegionEncoder
 from regionclip_core.image_batch import batch_images
 from regionclip_core.images import encode_png

@@ -7,7 +7,7 @@ import torch
 from places import GOLDEN as GOLDEN_FOLDER
 
 from regionclip_core.clip import create_clip
-from regionclip_core.config import ClipArchitecture, TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.prompts import embed_texts, fill_template, prompt_templates
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "tokenizer.json").read_text())

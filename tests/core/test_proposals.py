@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regionclip_core import boxes as box_ops
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.proposals import ProposalNetwork, grid_boxes, min_objectness, random_boxes, recall
 from regionclip_core.selection import Proposals
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.images import ImageReader
 from regionclip_core.index import IndexRow, read_index
 from regionclip_core.proposing import (

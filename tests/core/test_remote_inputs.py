@@ -18,8 +18,8 @@ from lvis_samples import write_lvis
 from small_artifacts import tiny_clip, tiny_config
 
 from regionclip_core.clip import create_clip, load_clip, save_clip
-from regionclip_core.config import Config, RpnConfig
-from regionclip_core.config_io import parse_config
+from regionclip_core.config.loading import parse_config
+from regionclip_core.config.tree import Config, RpnConfig
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.encoders import region_encoder
 from regionclip_core.fingerprints import InputDigests

@@ -11,8 +11,8 @@ from small_towers import TEXT, tower
 from torch import nn
 from torchvision.ops import roi_align
 
-from regionclip_core.architectures import model_config, tower_of
 from regionclip_core.clip import build_clip
+from regionclip_core.config.architectures import model_config, tower_of
 from regionclip_core.encoders import region_encoder
 from regionclip_core.resnet_encoder import ResNetEncoder
 

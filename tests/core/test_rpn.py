@@ -9,7 +9,7 @@ from places import GOLDEN as GOLDEN_FOLDER
 from torch.nn import functional as F
 
 from regionclip_core import boxes as box_ops
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.image_batch import batch_images
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling

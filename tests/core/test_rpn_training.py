@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from small_artifacts import BASE_IDS, COLOURS, TRAIN, Picture, tiny_config, write_data
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.rpn_folder import load_network, load_weights, rpn_section, save_rpn_folder
 from regionclip_core.rpn_training import build_network, train_network

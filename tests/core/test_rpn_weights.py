@@ -17,7 +17,7 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import ProposalsConfig, RpnConfig
+from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.image_batch import batch_images
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.rpn_folder import (

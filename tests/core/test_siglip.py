@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import ClipModel, build_clip, create_clip, load_clip, save_clip
-from regionclip_core.config import TeacherConfig
+from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.encoders import region_encoder
 from regionclip_core.matching import pseudo_labels
 from regionclip_core.siglip_encoder import SiglipEncoder

@@ -13,7 +13,7 @@ from lvis_samples import BASE, CATEGORIES, COLOURS, NAMES, LvisSample, write_lvi
 from pycocotools import mask as coco_mask
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import CocoSplit, LvisSplit
+from regionclip_core.config.tree import CocoSplit, LvisSplit
 from regionclip_core.images import ImageReader
 from regionclip_core.sources import Found, open_source, plan_shards
 from regionclip_core.vocabulary import Vocabulary, load_categories

@@ -14,7 +14,7 @@ from source_samples import VOCABULARY, jpeg, picture, read_all, statuses
 
 from regionclip_core import annotation_scan
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import CocoSplit, FolderSplit
+from regionclip_core.config.tree import CocoSplit, FolderSplit
 from regionclip_core.images import ImageReader
 from regionclip_core.index import IndexRow
 from regionclip_core.sources import even_pieces, open_source, plan_shards

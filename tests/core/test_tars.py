@@ -12,7 +12,7 @@ import pytest
 from source_samples import jpeg, picture, read_all, statuses
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import TarsSplit
+from regionclip_core.config.tree import TarsSplit
 from regionclip_core.images import ImageReader
 from regionclip_core.locations import list_files
 from regionclip_core.tars import BadTar, TarWriter, scan_tar

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regionclip_core import training
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import OptimConfig
+from regionclip_core.config.tree import OptimConfig
 from regionclip_core.training import FitResult, NonFiniteLoss, _batches, fit, step_seed
 
 OPTIM = OptimConfig(lr=0.02, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)

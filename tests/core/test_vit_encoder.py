@@ -14,7 +14,7 @@ from small_towers import CONVNEXT, SIGLIP, TEXT, VIT, naive_roi_mean, resized, s
 from torch import Tensor, nn
 
 from regionclip_core.clip import build_clip
-from regionclip_core.config import OptimConfig
+from regionclip_core.config.tree import OptimConfig
 from regionclip_core.encoders import RegionEncoder, region_encoder
 from regionclip_core.optimizers import make_optimizer
 from regionclip_core.patch_grid import resize_positions

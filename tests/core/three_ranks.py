@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import OptimConfig
+from regionclip_core.config.tree import OptimConfig
 from regionclip_core.image_tally import ImageTally
 from regionclip_core.images import BadImage
 from regionclip_core.training import FitResult, fit, step_seed

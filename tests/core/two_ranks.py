@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from regionclip_core.artifacts import Folder
 from regionclip_core.box_data import BoxBatch
 from regionclip_core.clip_training import ClipBatch, ClipTrainer
-from regionclip_core.config import Config, OptimConfig
+from regionclip_core.config.tree import Config, OptimConfig
 from regionclip_core.distributed import common_canvas, gather_rows
 from regionclip_core.finetuning import DetectorTrainer, build_detector
 from regionclip_core.image_batch import ImageBatch

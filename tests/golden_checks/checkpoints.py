@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from golden_checks.table import Errors, Row, arrays
 from regionclip_core.clip import ClipModel, build_clip, named_architecture
-from regionclip_core.config import OptimConfig, RpnConfig
+from regionclip_core.config.tree import OptimConfig, RpnConfig
 from regionclip_core.detector import OpenVocabularyDetector
 from regionclip_core.encoders import RegionEncoder, region_encoder
 from regionclip_core.official_keys import STUDENT, TEACHER, TEXT, split_clip, split_detector

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from golden_checks.table import Errors, Row, arrays, error
 from regionclip_core import boxes as box_ops
 from regionclip_core.assignment import FOREGROUND, match
-from regionclip_core.config import EvaluateConfig, FinetuneConfig
+from regionclip_core.config.tree import EvaluateConfig, FinetuneConfig
 from regionclip_core.detector import FOREGROUND_IOU, HeadOutput, OpenVocabularyDetector, RegionTargets
 from regionclip_core.inference import BOX_WEIGHTS, InferenceSettings, detect_image, score_proposals
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from golden_checks.table import Errors, Row, arrays, error
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.rpn import RegionProposalNetwork
 from regionclip_core.rpn_weights import from_official

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from golden_checks.table import Errors, Row, arrays, error
 from regionclip_core.clip import ClipModel, build_clip, small_architecture
-from regionclip_core.config import ClipArchitecture
+from regionclip_core.config.tree import ClipArchitecture
 from regionclip_core.prompts import embed_texts, fill_template, prompt_templates
 from regionclip_core.vocabulary import clean_lvis_name, load_categories
 

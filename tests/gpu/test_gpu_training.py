@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from two_ranks import finetune_case, pretrain_case
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import OptimConfig
+from regionclip_core.config.tree import OptimConfig
 from regionclip_core.training import fit
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ import yaml
 from small_runs import run_small, small_tree
 from typer.testing import CliRunner, Result
 
-from regionclip_core.config_io import parse_config
+from regionclip_core.config.loading import parse_config
 from stages.cli import app
 
 

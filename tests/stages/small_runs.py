@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regionclip_core.config import STAGE_NAMES, Config
-from regionclip_core.config_io import parse_config
+from regionclip_core.config.loading import parse_config
+from regionclip_core.config.tree import STAGE_NAMES, Config
 from stages.progress import Reporter
 from stages.runner import Pipeline, RunResult
 

@@ -12,7 +12,7 @@ import pytest
 from bad_inputs import BAD_ANNOTATIONS, BAD_BOXES, good_images, write_bad_coco, write_bad_tars
 from small_runs import artifact, manifest, run_small, small_config
 
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.folders import Folder
 from stages.progress import Reporter
 from stages.runner import Pipeline

@@ -13,7 +13,7 @@ from bad_inputs import encoded
 from small_runs import artifact, content, manifest, run_small, small_config
 
 from regionclip_core import training
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.error_budget import ErrorRateExceeded
 from regionclip_core.folders import Folder
 from stages.base import STAGES, JobStage, StageContext

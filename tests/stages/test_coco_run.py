@@ -10,7 +10,7 @@ from places import TINY_COCO
 from small_runs import artifact
 from typer.testing import CliRunner
 
-from regionclip_core.config_io import load_config
+from regionclip_core.config.loading import load_config
 from regionclip_core.metrics_layout import metric_keys, paper_numbers, paths_of
 from regionclip_core.vocabulary import load_categories
 from stages.cli import app

@@ -16,7 +16,7 @@ from places import TINY_COCO
 
 from regionclip_core import source_coco
 from regionclip_core.artifacts import Folder, ShardRecord
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.images import ImageReader, encode_png
 from regionclip_core.index import read_index, split_shards
 from regionclip_core.vocabulary import Vocabulary, load_categories

@@ -17,7 +17,7 @@ from small_runs import artifact
 
 from regionclip_core.artifacts import Folder
 from regionclip_core.clip import load_clip
-from regionclip_core.config_io import load_config
+from regionclip_core.config.loading import load_config
 from regionclip_core.exporting import detector_card, export_detector
 from regionclip_core.finetuning import build_detector
 from regionclip_core.model_folder import LoadedModel, load_model

@@ -11,8 +11,8 @@ import pytest
 from places import ROOT
 from small_runs import run_small, small_config
 
-from regionclip_core.config import Config
-from regionclip_core.config_section import Section
+from regionclip_core.config.section import Section
+from regionclip_core.config.tree import Config
 from stages import work
 from stages.base import STAGES
 from stages.plan import setting_changes

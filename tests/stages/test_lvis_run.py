@@ -10,7 +10,7 @@ import pytest
 from lvis_samples import BASE, NAMES, write_lvis
 from small_runs import artifact, run_small, small_config
 
-from regionclip_core.config import STAGE_NAMES
+from regionclip_core.config.tree import STAGE_NAMES
 from regionclip_core.folders import Folder
 from regionclip_core.index import read_index, split_shards
 from regionclip_core.metrics_layout import metric_keys, paper_numbers, paths_of

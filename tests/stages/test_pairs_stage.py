@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from regionclip_core.artifacts import Folder, ShardRecord
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.images import ImageReader
 from regionclip_core.index import read_index
 from regionclip_core.pairs import RegionPairs

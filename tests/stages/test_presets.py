@@ -10,8 +10,8 @@ import pytest
 import typer
 from places import ROOT
 
-from regionclip_core.config import Config
-from regionclip_core.config_io import load_config, preset_names
+from regionclip_core.config.loading import load_config, preset_names
+from regionclip_core.config.tree import Config
 from regionclip_core.inference import InferenceSettings
 from stages.base import STAGES
 from stages.cli import app

@@ -15,7 +15,7 @@ import yaml
 from toy_runs import Toy
 
 from regionclip_core.artifacts import Folder, read_failure
-from regionclip_core.config import ExecutionConfig
+from regionclip_core.config.tree import ExecutionConfig
 from stages import base, ray_backend, ray_workers
 from stages.base import StageRegistry
 from stages.ray_backend import RayBackend, ray, worker_environment
@@ -219,7 +219,7 @@ def test_a_run_starts_its_own_ray_from_anywhere_and_takes_it_down(toy: Toy, tmp_
     code = (
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
         "from stages import base; import toy_stages; base.STAGES = toy_stages.REGISTRY\n"
-        "from regionclip_core.config_io import load_config; from stages.runner import Pipeline\n"
+        "from regionclip_core.config.loading import load_config; from stages.runner import Pipeline\n"
         "assert Pipeline(load_config('c.yaml')).run().ok\n"
         "import ray; assert not ray.is_initialized()\n"
     )

@@ -13,7 +13,7 @@ import pytest
 from toy_runs import Toy
 
 from regionclip_core.artifacts import ShardRecord
-from regionclip_core.config import ExecutionConfig
+from regionclip_core.config.tree import ExecutionConfig
 from stages import ray_backend, ray_workers
 from stages.ray_backend import RayBackend, ray
 from stages.work import StageTask

@@ -15,7 +15,7 @@ import torch
 
 from regionclip_core.artifacts import Folder, Manifest, content_digest, write_manifest
 from regionclip_core.concept_embeddings import save_embeddings
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from regionclip_core.index import read_index
 from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from regionclip_core.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ import torch
 from small_runs import small_config
 
 from regionclip_core.artifacts import Folder
-from regionclip_core.config import RpnConfig
+from regionclip_core.config.tree import RpnConfig
 from regionclip_core.proposals import ProposalNetwork
 from regionclip_core.rpn_folder import load_rpn_folder, open_network, rpn_section, save_rpn_folder
 from regionclip_core.rpn_weights import to_official

@@ -198,7 +198,7 @@ def test_a_killed_run_leaves_a_workspace_that_a_rerun_finishes_to_the_same_bytes
     other.fault("die-total")
     code = (
         "import sys; from stages import base; import toy_stages; base.STAGES = toy_stages.REGISTRY\n"
-        "from regionclip_core.config_io import load_config; from stages.runner import Pipeline\n"
+        "from regionclip_core.config.loading import load_config; from stages.runner import Pipeline\n"
         "Pipeline(load_config(sys.argv[1])).run()\n"
     )
     (other.root / "c.yaml").write_text(yaml.safe_dump(other.config().model_dump(mode="json")))

@@ -23,7 +23,7 @@ from regionclip_core.artifacts import (
     write_plan,
     write_records,
 )
-from regionclip_core.config import STAGE_NAMES, Config
+from regionclip_core.config.tree import STAGE_NAMES, Config
 from regionclip_core.folders import Folder
 from stages.lock import WorkspaceLock, WorkspaceLocked, read_holder
 from stages.progress import Reporter
@@ -268,7 +268,7 @@ def test_wherever_the_connection_breaks(
 @pytest.mark.slow
 def test_the_preset_tiny_on_ray_in_a_bucket(s3: S3, tmp_path: Path) -> None:
     """Every stage, workers of their own; they find the server by the environment that they inherit."""
-    from regionclip_core.config_io import load_config
+    from regionclip_core.config.loading import load_config
 
     remote = f"s3://{BUCKET}/tiny"
     for workspace, backend in ((remote, "ray"), (str(tmp_path / "ws"), "local")):

@@ -15,7 +15,7 @@ from toy_runs import Toy
 from typer.testing import CliRunner, Result
 
 from regionclip_core.artifacts import Folder, read_manifest
-from regionclip_core.config_io import parse_config
+from regionclip_core.config.loading import parse_config
 from stages import plan
 from stages.cli import app
 from stages.runner import Pipeline

@@ -8,8 +8,8 @@ from typing import Any
 import toy_stages
 import yaml
 
-from regionclip_core.config import Config
-from regionclip_core.config_io import parse_config
+from regionclip_core.config.loading import parse_config
+from regionclip_core.config.tree import Config
 from regionclip_core.folders import Folder
 from stages.plan import PlanLine
 from stages.progress import Reporter

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from regionclip_core.config import Config
+from regionclip_core.config.tree import Config
 from stages.base import JobStage, ShardRecord, ShardResult, ShardStage, StageContext, StageRegistry
 
 REGISTRY = StageRegistry({name: f"toy_stages:{name.upper()}" for name in ("numbers", "scaled", "total", "lonely")})

@@ -3,8 +3,8 @@
 A stage's name is its key here, in pipeline.yaml, on the command line and in the workspace. Every section but
 `workspace` and `execution` enters the fingerprints of the stages that read it (one key of `execution` can: see
 ARCHITECTURE.md, decision 39). The sections are declared by subject
-in `config_data.py`, `config_regions.py` and `config_training.py`; other files import them from here. Loading and
-overriding is `config_io.py`.
+in `data.py`, `regions.py` and `training.py`; other files import them from here. Loading and
+overriding is `loading.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from regionclip_core.config_data import (
+from regionclip_core.config.data import (
     CocoSplit,
     ConceptsConfig,
     DataConfig,
@@ -23,9 +23,9 @@ from regionclip_core.config_data import (
     TarsSplit,
     WorldSplit,
 )
-from regionclip_core.config_regions import EvaluateConfig, LabelsConfig, PairsConfig, ProposalsConfig, Resize
-from regionclip_core.config_section import Section, Share
-from regionclip_core.config_training import (
+from regionclip_core.config.regions import EvaluateConfig, LabelsConfig, PairsConfig, ProposalsConfig, Resize
+from regionclip_core.config.section import Section, Share
+from regionclip_core.config.training import (
     RPN_FIELDS,
     ClipArchitecture,
     FinetuneConfig,
@@ -110,7 +110,7 @@ class ExecutionConfig(Section):
     @field_validator("device")
     @classmethod
     def _device_is_one(cls, device: str) -> str:
-        from regionclip_core.config_checks import checked_device
+        from regionclip_core.config.checks import checked_device
 
         return checked_device(device)
 
@@ -151,13 +151,13 @@ class Config(Section):
     @field_validator("workspace")
     @classmethod
     def _workspace_is_a_place(cls, workspace: str) -> str:
-        from regionclip_core.config_checks import checked_workspace
+        from regionclip_core.config.checks import checked_workspace
 
         return checked_workspace(workspace)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
-        from regionclip_core.config_checks import check_sections
+        from regionclip_core.config.checks import check_sections
 
         check_sections(self)
         return self
@@ -186,7 +186,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _architecture_can(self) -> Config:
-        from regionclip_core.architectures import check_config
+        from regionclip_core.config.architectures import check_config
 
         check_config(self)
         return self

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from regionclip_core.config import Config
-from regionclip_core.nearest import nearest
+from regionclip_core.config.nearest import nearest
+from regionclip_core.config.tree import Config
 
 DEFAULT_FILE = "pipeline.yaml"
-PRESETS = Path(__file__).resolve().parent.parent / "stages" / "presets"
+PRESETS = Path(__file__).resolve().parents[2] / "stages" / "presets"
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,7 +63,7 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        from regionclip_core.config_errors import explain
+        from regionclip_core.config.errors import explain
 
         lines = explain(error, raw)
         raise ValueError("\n".join([f"{source}: {len(lines)} wrong"] + [f"  {line}" for line in lines])) from error

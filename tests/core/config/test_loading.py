@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from regionclip_core import config_io
-from regionclip_core.config_io import dump_config, load_config, parse_config
+from regionclip_core.config import loading as config_io
+from regionclip_core.config.loading import dump_config, load_config, parse_config
 
 MINIMAL = """
 data:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from regionclip_core.config import Config, Split
-from regionclip_core.nearest import nearest, nearest_hint
+from regionclip_core.config.nearest import nearest, nearest_hint
+from regionclip_core.config.tree import Config, Split
 
 # In the place of pydantic's words, which are about Python.
 _EXPECTED = {

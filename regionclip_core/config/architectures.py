@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from regionclip_core.nearest import nearest
+from regionclip_core.config.nearest import nearest
 
 if TYPE_CHECKING:
-    from regionclip_core.config import ClipArchitecture, Config
+    from regionclip_core.config.tree import ClipArchitecture, Config
 
 RESNET_STRIDE = 16
 """Input pixels a cell of the stage-3 map, on which a ResNet's regions are aligned."""

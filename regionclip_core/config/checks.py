@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from regionclip_core.nearest import nearest_hint
+from regionclip_core.config.nearest import nearest_hint
 
 if TYPE_CHECKING:
-    from regionclip_core.config import Config
+    from regionclip_core.config.tree import Config
 
 
 def check_sections(config: Config) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from regionclip_core.config_section import Count, Listed, Section
+from regionclip_core.config.section import Count, Listed, Section
 
 ObjectCount = Annotated[int, Field(ge=1, le=100)]
 ObjectShare = Annotated[float, Field(gt=0, le=0.9)]

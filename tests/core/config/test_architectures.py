@@ -16,9 +16,9 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from small_artifacts import tiny_config
 
-from regionclip_core import architectures
-from regionclip_core.architectures import check_stages, model_config, tower_of, why_not_buildable
 from regionclip_core.artifacts import Folder
+from regionclip_core.config import architectures
+from regionclip_core.config.architectures import check_stages, model_config, tower_of, why_not_buildable
 from stages.plan import Planner
 
 
@@ -183,7 +183,7 @@ def test_a_crop_only_teacher_goes_as_far_as_the_pairs(tmp_path: Any) -> None:
 
 def test_reading_a_configuration_imports_nothing_slow() -> None:
     code = (
-        "import sys; from regionclip_core.config_io import load_config\n"
+        "import sys; from regionclip_core.config.loading import load_config\n"
         "load_config('tiny', ['teacher.model=ViT-B-16', 'teacher.weights=random'])\n"
         "print([name for name in ('torch', 'open_clip', 'timm', 'transformers') if name in sys.modules])"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from regionclip_core.config_section import (
+from regionclip_core.config.section import (
     BatchSize,
     Count,
     CountOrNone,

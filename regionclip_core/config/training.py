@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from regionclip_core.config_regions import Resize
-from regionclip_core.config_section import (
+from regionclip_core.config.regions import Resize
+from regionclip_core.config.section import (
     BatchSize,
     Count,
     CountOrNone,
