@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from regionclip_core.concepts import count_captions, make_parser
+from regionclip_core.concepts.parser import count_captions, make_parser
 from regionclip_core.config.tree import ConceptsConfig
 
 ROUNDS = 7

@@ -109,7 +109,7 @@ def driver_config(workspace: str) -> Any:
 
 def record(shard: int) -> Any:
     """A record of a realistic size."""
-    from regionclip_core.artifacts import FileRecord, ShardRecord
+    from regionclip_core.storage.records import FileRecord, ShardRecord
 
     files = [FileRecord(f"index-{shard:05d}.parquet", 1_234_567, f"{shard:064x}")]
     return ShardRecord(shard, 10_000, {"ok": 9_990, "bad_image": 10}, files, 12.345)
@@ -119,7 +119,7 @@ def write_shards(artifact: Any, put: Callable[[str, bytes], None], count: int, r
     """`count` shard records in an artifact's folder, the first `rolled` of them rolled up."""
     from dataclasses import asdict
 
-    from regionclip_core.artifacts import canonical_json, shard_record_name, write_plan, write_records
+    from regionclip_core.storage.records import canonical_json, shard_record_name, write_plan, write_records
 
     write_plan(artifact, range(RECORDS))
     for shard in range(count):
@@ -129,15 +129,15 @@ def write_shards(artifact: Any, put: Callable[[str, bytes], None], count: int, r
 
 def planner(workspace: str) -> Any:
     """The planner of a driver's workspace."""
-    from regionclip_core.artifacts import Folder
-    from stages.plan import Planner
+    from regionclip_core.storage.records import Folder
+    from stages.engine.plan import Planner
 
     return Planner(driver_config(workspace), Folder(workspace))
 
 
 def resume(artifact: str) -> None:
     """What a resumed run reads before its first shard."""
-    from regionclip_core.artifacts import Folder, done_shards, read_shard_records
+    from regionclip_core.storage.records import Folder, done_shards, read_shard_records
 
     folder = Folder(artifact)
     assert len(read_shard_records(folder, done_shards(folder.names()))) >= RECORDS - 1
@@ -153,7 +153,7 @@ class Instant:
 
     def merge(self, task: Any) -> Any:
         """Nothing to merge."""
-        from stages.work import StageOutcome
+        from stages.engine.work import StageOutcome
 
         return StageOutcome([], {})
 
@@ -164,8 +164,8 @@ class Instant:
 def drive(workspace: str) -> None:
     """A whole stage of 40,000 shards, or what is left of it, but for what the workers do."""
     from stages import data as stage
-    from stages import runner
-    from stages.progress import Reporter
+    from stages.engine import runner
+    from stages.engine.progress import Reporter
 
     stage.DataStage.shards = lambda self, ctx: list(range(RECORDS))  # type: ignore[method-assign]
     runner.LocalBackend = Instant  # type: ignore[assignment,misc]
@@ -227,8 +227,8 @@ def stage_tree(workspace: str, images: int, shard_size: int) -> dict[str, Any]:
 def run_stage(workspace: str, stage: str, images: int, shard_size: int) -> None:
     """One stage in this process; what it needs is done."""
     from regionclip_core.config.loading import parse_config
-    from stages.progress import Reporter
-    from stages.runner import Pipeline
+    from stages.engine.progress import Reporter
+    from stages.engine.runner import Pipeline
 
     result = Pipeline(parse_config(stage_tree(workspace, images, shard_size)), Reporter()).run([stage])
     assert result.outcomes[stage] == "done", result.messages
@@ -265,10 +265,10 @@ def write_rows(folder: str, shards: int, shard_size: int, proposals: int) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from regionclip_core.artifacts import Folder
-    from regionclip_core.index import IndexRow, index_name, ragged_column, write_index
-    from regionclip_core.schemas import PROPOSALS
-    from regionclip_core.vocabulary import Vocabulary
+    from regionclip_core.datasets.index import IndexRow, index_name, ragged_column, write_index
+    from regionclip_core.datasets.vocabulary import Vocabulary
+    from regionclip_core.storage.records import Folder
+    from regionclip_core.storage.tables import PROPOSALS
 
     vocabulary, rng = Vocabulary(tuple(f"class {n}" for n in range(80))), np.random.default_rng(0)
     data, proposed = Folder(f"{folder}/data"), Folder(f"{folder}/proposals")
@@ -307,9 +307,9 @@ def write_rows(folder: str, shards: int, shard_size: int, proposals: int) -> Non
 
 def draw_rows(folder: str) -> None:
     """What finetune does with its rows: read the split, compute repeat factors, draw 2,000 images."""
-    from regionclip_core.artifacts import Folder
-    from regionclip_core.boxed_images import boxed_images
-    from regionclip_core.sampling import RepeatOrder, repeat_factors
+    from regionclip_core.storage.records import Folder
+    from regionclip_core.training.boxed_images import boxed_images
+    from regionclip_core.training.sampling import RepeatOrder, repeat_factors
 
     images = boxed_images(Folder(f"{folder}/data"), "train", range(80), False, Folder(f"{folder}/proposals"))
     order = RepeatOrder(repeat_factors(images.labels(), 0.5), 0)
@@ -318,8 +318,8 @@ def draw_rows(folder: str) -> None:
 
 def sum_recall(folder: str) -> None:
     """The merge of proposals."""
-    from regionclip_core.artifacts import Folder
-    from regionclip_core.proposing import recall_of_splits
+    from regionclip_core.proposals.proposers import recall_of_splits
+    from regionclip_core.storage.records import Folder
 
     assert recall_of_splits(Folder(f"{folder}/data"), Folder(f"{folder}/proposals"), ("train",))
 
@@ -344,9 +344,9 @@ def evaluate_boxes(images: int) -> None:
     """Average precision of random boxes near the objects and anywhere."""
     import numpy as np
 
-    from regionclip_core.evaluation import Evaluator
-    from regionclip_core.evaluation_boxes import ImageDetections, ImageTruth
-    from regionclip_core.vocabulary import Vocabulary
+    from regionclip_core.datasets.vocabulary import Vocabulary
+    from regionclip_core.evaluation.evaluator import Evaluator
+    from regionclip_core.evaluation.truth import ImageDetections, ImageTruth
 
     share = np.array([0.25, *[0.75 / 79] * 79])
 
@@ -391,7 +391,7 @@ def do(task: str, **arguments: Any) -> None:
     if task == "plan":
         planner(arguments["workspace"]).lines()
     elif task == "status":
-        from stages.show import status_table
+        from stages.commands.show import status_table
 
         print(status_table((one := planner(arguments["workspace"])).lines(), one.workspace))
     else:

@@ -55,9 +55,9 @@ def report(what: str, seconds: float, target: float) -> None:
 
 def many_shards(folder: str) -> Callable[[], object]:
     """A workspace whose first stage has 40,000 shard records; returns what plans it."""
-    from regionclip_core.artifacts import PLAN, FileRecord, Folder, ShardRecord, shard_record_name, write_records
     from regionclip_core.config.loading import load_config
-    from stages.plan import Planner
+    from regionclip_core.storage.records import PLAN, FileRecord, Folder, ShardRecord, shard_record_name, write_records
+    from stages.engine.plan import Planner
 
     config = load_config(f"{folder}/c.yaml", [f"workspace={folder}/many"])
     workspace = Folder(config.workspace)
@@ -72,7 +72,7 @@ def many_shards(folder: str) -> Callable[[], object]:
 
 def resume(folder: str) -> Callable[[], object]:
     """What a resumed run reads before its first shard."""
-    from regionclip_core.artifacts import Folder, done_shards, read_shard_records
+    from regionclip_core.storage.records import Folder, done_shards, read_shard_records
 
     [artifact] = (Path(folder) / "many" / "data").iterdir()
     return lambda: read_shard_records(Folder(str(artifact)), done_shards(Folder(str(artifact)).names()))
@@ -82,7 +82,7 @@ def bench_ray() -> None:
     """From nothing to workers that answer, and down again."""
     start = time.perf_counter()
     from regionclip_core.config.tree import ExecutionConfig
-    from stages.ray_backend import RayBackend, ray
+    from stages.engine.ray_backend import RayBackend, ray
 
     imported = time.perf_counter()
     backend = RayBackend(ExecutionConfig())

@@ -29,7 +29,7 @@ def line(store: Store, what: str, task: str, **arguments: Any) -> None:
 
 def bench(store: Store) -> None:
     """Print the driver's times."""
-    from regionclip_core.artifacts import Folder
+    from regionclip_core.storage.records import Folder
 
     line(store, "plan of an empty workspace (start of the process)", "plan", workspace="s3://bucket/empty")
     workspace = "s3://bucket/unfinished"

@@ -17,8 +17,8 @@ def write_phrases(folder: str, shards: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from regionclip_core.artifacts import Folder
-    from regionclip_core.schemas import PHRASES
+    from regionclip_core.storage.records import Folder
+    from regionclip_core.storage.tables import PHRASES
 
     rng, count, out = np.random.default_rng(0), 10_000, Folder(folder)
     for shard in range(shards):
@@ -45,11 +45,11 @@ def merge_phrases(folder: str, min_count: int) -> None:
     """What the stage's merge does with them."""
     import pyarrow.parquet as pq
 
-    from regionclip_core.artifacts import Folder
-    from regionclip_core.concept_merge import build_pool, merge_counts
+    from regionclip_core.concepts.pool import build_pool, merge_counts
+    from regionclip_core.concepts.row_groups import RowGroupWriter
     from regionclip_core.config.tree import ConceptsConfig
-    from regionclip_core.row_groups import RowGroupWriter
-    from regionclip_core.schemas import DROPPED_CONCEPTS
+    from regionclip_core.storage.records import Folder
+    from regionclip_core.storage.tables import DROPPED_CONCEPTS
 
     counts = Folder(folder)
     out = counts.child("merged")
@@ -88,16 +88,16 @@ def write_captions(path: str, rows: int) -> None:
 
 def scan_captions(path: str, scratch: str) -> None:
     """What the driver does with it: count the images."""
-    from regionclip_core.artifacts import Folder
-    from regionclip_core.caption_scan import CaptionScan
+    from regionclip_core.datasets.caption_scan import CaptionScan
+    from regionclip_core.storage.records import Folder
 
     assert len(CaptionScan(path, Folder(scratch), "train")) > 0
 
 
 def read_captions(path: str, scratch: str) -> None:
     """What a worker reads for a shard of 10,000 images, at the end of the file."""
-    from regionclip_core.artifacts import Folder
-    from regionclip_core.caption_scan import CaptionScan
+    from regionclip_core.datasets.caption_scan import CaptionScan
+    from regionclip_core.storage.records import Folder
 
     scan = CaptionScan(path, Folder(scratch), "train")
     assert sum(1 for _ in scan.images(len(scan) - 10_000, len(scan))) == 10_000

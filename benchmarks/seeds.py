@@ -68,7 +68,7 @@ def table(runs: list[Metrics]) -> str:
 def finished_metrics(seed: int) -> Metrics:
     """Bring the run of a seed up to date and read its metrics."""
     from regionclip_core.config.loading import load_config
-    from stages.runner import Pipeline
+    from stages.engine.runner import Pipeline
 
     pipeline = Pipeline(load_config("pipeline.yaml", [f"seed={seed}", f"workspace=runs/seed-{seed}"]))
     if not pipeline.run(["evaluate"]).ok:

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from regionclip_core.config.loading import load_config
-from regionclip_core.world import make_sample
-from regionclip_core.world.contact_sheet import contact_sheet
-from stages.detect import Request, detect
+from regionclip_core.datasets.world import make_sample
+from regionclip_core.datasets.world.contact_sheet import contact_sheet
+from stages.commands.detect import Request, detect
 
 HERE = Path(__file__).parent
 SCENES = range(8)  # the first of a stream that no split has: not chosen by their looks

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from regionclip_core.artifacts import Folder, ShardRecord
 from regionclip_core.config.tree import STAGE_NAMES, Config
+from regionclip_core.storage.records import Folder, ShardRecord
 
 __all__ = [
     "STAGES",

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from regionclip_core.artifacts import Folder
     from regionclip_core.config.tree import Config
-    from stages.runner import Pipeline
+    from regionclip_core.storage.records import Folder
+    from stages.engine.runner import Pipeline
 
 app = typer.Typer(
     name="regionclip",
@@ -52,7 +52,7 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        from stages.lock import WorkspaceLocked
+        from stages.engine.lock import WorkspaceLocked
 
         try:
             command(*args, **kwargs)
@@ -116,12 +116,12 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Throw the named stages' current results away first.")] = False,
 ) -> None:
     """Bring stages, and all they need, up to date."""
-    from stages.runner import Pipeline
+    from stages.engine.runner import Pipeline
 
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
     pipeline = Pipeline(load(config, [*(overrides or []), *limit], workspace, backend))
     if dry_run:
-        from stages.show import plan_table
+        from stages.commands.show import plan_table
 
         wanted = pipeline.closure(stages, force)
         lines = [line for line in pipeline.plan() if line.stage in wanted]
@@ -144,8 +144,8 @@ def run(
 
 def _show_results(pipeline: Pipeline) -> None:
     """The table and where the report is, once there are any."""
-    from regionclip_core.artifacts import Folder
     from regionclip_core.report.results_table import format_results
+    from regionclip_core.storage.records import Folder
 
     lines = pipeline.finished()
     if "evaluate" in lines:
@@ -168,9 +168,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Where every stage stands, and why."""
-    from stages.lock import read_holder
-    from stages.runner import Pipeline
-    from stages.show import status_json, status_table
+    from stages.commands.show import status_json, status_table
+    from stages.engine.lock import read_holder
+    from stages.engine.runner import Pipeline
 
     pipeline = Pipeline(load(config, overrides, workspace))
     lines = pipeline.plan()
@@ -191,9 +191,9 @@ def show(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Look into a stage's artifact: summary, counts, settings, files, first rows."""
-    from stages.finished import undisturbed
-    from stages.runner import Pipeline
-    from stages.show import show_stage
+    from stages.commands.finished import undisturbed
+    from stages.commands.show import show_stage
+    from stages.engine.runner import Pipeline
 
     pipeline = Pipeline(load(config, overrides, workspace))
     pipeline.closure([stage])  # refuses an unknown name
@@ -217,9 +217,9 @@ def show_config(config: ConfigOption = None, overrides: SetOption = None, worksp
 @user_errors
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
-    from stages.record_checks import not_recorded
-    from stages.runner import Pipeline
-    from stages.verify import advice, verify_workspace
+    from stages.commands.record_checks import not_recorded
+    from stages.commands.verify import advice, verify_workspace
+    from stages.engine.runner import Pipeline
 
     pipeline = Pipeline(load(config, overrides, workspace))
     bad: list[tuple[str, Folder]] = []
@@ -258,9 +258,9 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
 ) -> None:
     """List, and with --yes delete, what no current config reaches."""
-    from regionclip_core.artifacts import Folder
-    from stages.gc import collect, strangers, unreachable
-    from stages.show import size
+    from regionclip_core.storage.records import Folder
+    from stages.commands.gc import collect, strangers, unreachable
+    from stages.commands.show import size
 
     configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)
@@ -313,8 +313,8 @@ def detect(
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if classes and not names:
         raise ValueError(f'--classes {classes!r} names no category; expected "a,b,c"')
-    from stages.detect import Request
-    from stages.detect import detect as run_detect
+    from stages.commands.detect import Request
+    from stages.commands.detect import detect as run_detect
 
     source = model_source(model, config, overrides, workspace)
     request = Request(
@@ -351,7 +351,7 @@ def export(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write a model of the workspace for other programs: open_clip, a Hugging Face folder, the official code."""
-    from stages.exporting import export as run_export
+    from stages.commands.export import export as run_export
 
     run_export(what, model_source(model, config, overrides, workspace), out, format, name)
 
@@ -373,7 +373,7 @@ def import_(
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""
-    from stages.importing import import_weights
+    from stages.commands.importing import import_weights
 
     import_weights(file, out, names, model, kind)
 

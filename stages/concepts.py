@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from regionclip_core.artifacts import ShardRecord
 from regionclip_core.config.tree import Config
+from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardStage, StageContext
 
 if TYPE_CHECKING:
-    from regionclip_core.concepts import CaptionParser
+    from regionclip_core.concepts.parser import CaptionParser
 
 
 def phrases_name(shard: int) -> str:
@@ -38,13 +38,13 @@ class ConceptsStage(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and which parser it stands for here: `auto` must not mix two parsers in one pool."""
-        from regionclip_core.concepts import parser_identity
+        from regionclip_core.concepts.parser import parser_identity
 
         return {"concepts": config.concepts.model_dump(mode="json"), "parser": parser_identity(config.concepts)}
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The shards of the wanted splits."""
-        from regionclip_core.index import split_shards
+        from regionclip_core.datasets.index import split_shards
 
         return split_shards(ctx.inputs["data"], ctx.config.concepts.splits)
 
@@ -56,8 +56,8 @@ class ConceptsStage(ShardStage):
         """Parse and count the captions of every good row; a row of the result is one phrase."""
         import pyarrow.parquet as pq
 
-        from regionclip_core.concepts import count_captions
-        from regionclip_core.index import read_index
+        from regionclip_core.concepts.parser import count_captions
+        from regionclip_core.datasets.index import read_index
 
         rows = read_index(ctx.inputs["data"], shard)
         captions = [list(row.captions) for row in rows if row.ok and row.captions]
@@ -71,9 +71,9 @@ class ConceptsStage(ShardStage):
         """Sum the shards, cut at min_count, write the pool."""
         import pyarrow.parquet as pq
 
-        from regionclip_core.concept_merge import build_pool, merge_counts
-        from regionclip_core.row_groups import RowGroupWriter
-        from regionclip_core.schemas import DROPPED_CONCEPTS
+        from regionclip_core.concepts.pool import build_pool, merge_counts
+        from regionclip_core.concepts.row_groups import RowGroupWriter
+        from regionclip_core.storage.tables import DROPPED_CONCEPTS
 
         parser, section = _parser(ctx), ctx.config.concepts
         classes = {parser.class_name(name): name for name in _categories(ctx)}
@@ -107,13 +107,13 @@ class ConceptsStage(ShardStage):
 
 def _categories(ctx: StageContext) -> list[str]:
     """Names of the data set's categories."""
-    from regionclip_core.vocabulary import Vocabulary
+    from regionclip_core.datasets.vocabulary import Vocabulary
 
     return list(Vocabulary.from_json(ctx.inputs["data"].read_json("categories.json")).names)
 
 
 def _parser(ctx: StageContext) -> CaptionParser:
-    from regionclip_core.concepts import make_parser
+    from regionclip_core.concepts.parser import make_parser
 
     section = ctx.config.concepts
     return make_parser(section, _categories(ctx) if section.protect_categories else ())

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from regionclip_core.artifacts import ShardRecord
 from regionclip_core.config.tree import CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
+from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardStage, StageContext
 
 if TYPE_CHECKING:
-    from regionclip_core.sources import Found, ShardPlan, Source
-    from regionclip_core.vocabulary import Vocabulary
+    from regionclip_core.datasets.sources import Found, ShardPlan, Source
+    from regionclip_core.datasets.vocabulary import Vocabulary
 
 
 SCRATCH = "scan"
@@ -45,7 +45,7 @@ class DataStage(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, what its category list holds, and the names and sizes of tars (never their content)."""
-        from regionclip_core.vocabulary import load_categories
+        from regionclip_core.datasets.vocabulary import load_categories
 
         vocabulary = load_categories(config.data.categories)
         settings: dict[str, Any] = {
@@ -57,7 +57,7 @@ class DataStage(ShardStage):
         if vocabulary.groups:
             settings["category_groups"] = _digest([[name, list(members)] for name, members in vocabulary.groups])
         if any(isinstance(split, WorldSplit) for split in config.data.splits.values()):
-            from regionclip_core.world import WORLD_VERSION
+            from regionclip_core.datasets.world import WORLD_VERSION
 
             settings |= {"seed": config.seed, "world_version": WORLD_VERSION}
         tars = {name: split for name, split in config.data.splits.items() if isinstance(split, TarsSplit)}
@@ -81,8 +81,8 @@ class DataStage(ShardStage):
 
     def setup(self, ctx: StageContext) -> State:
         """Open the sources and number the shards."""
-        from regionclip_core.sources import open_sources, plan_shards
-        from regionclip_core.vocabulary import load_categories
+        from regionclip_core.datasets.sources import open_sources, plan_shards
+        from regionclip_core.datasets.vocabulary import load_categories
 
         vocabulary = load_categories(ctx.config.data.categories)
         sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary, ctx.out.child(SCRATCH))
@@ -91,8 +91,8 @@ class DataStage(ShardStage):
 
     def process(self, ctx: StageContext, state: State, shard: int) -> ShardResult:
         """Index one shard."""
-        from regionclip_core.index import images_name, index_name, write_index
-        from regionclip_core.tars import TarWriter
+        from regionclip_core.datasets.index import images_name, index_name, write_index
+        from regionclip_core.storage.tars import TarWriter
 
         plan = state.plans[shard]
         source = state.sources[plan.split]
@@ -139,7 +139,7 @@ def _refuse_empty(config: Config, rows: Mapping[str, int]) -> None:
 
 
 def _listing_digest(urls: str) -> str:
-    from regionclip_core.locations import list_files
+    from regionclip_core.storage.locations import list_files
 
     return _digest([list(entry) for entry in list_files(urls)])
 
@@ -147,7 +147,7 @@ def _listing_digest(urls: str) -> str:
 def _digest(value: Any) -> str:
     import hashlib
 
-    from regionclip_core.artifacts import canonical_json
+    from regionclip_core.storage.records import canonical_json
 
     return hashlib.sha256(canonical_json(value)).hexdigest()
 

@@ -8,8 +8,8 @@ from regionclip_core.config.tree import Config
 from stages.base import JobStage, StageContext
 
 if TYPE_CHECKING:
-    from regionclip_core.evaluation_data import EvaluationData
-    from regionclip_core.image_tally import ImageTally
+    from regionclip_core.evaluation.data import EvaluationData
+    from regionclip_core.training.image_tally import ImageTally
 
 _INITS = {"clip": "teacher", "regionclip": "pretrain"}
 
@@ -18,7 +18,7 @@ class EvaluateStage(JobStage):
     """Writes `metrics.json` and, for each finetuned detector, `detections-<name>.json` in COCO's result format.
 
     In the latter `category_id` is the row in the data stage's vocabulary, and `segmentation` is there where the
-    detector makes masks. What `metrics.json` holds is in `regionclip_core/metrics_layout.py`.
+    detector makes masks. What `metrics.json` holds is in `regionclip_core/evaluation/metrics.py`.
     """
 
     name = "evaluate"
@@ -31,7 +31,7 @@ class EvaluateStage(JobStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Also what shapes the zero-shot classifier and the teacher's crops."""
-        from regionclip_core.name_embeddings import text_settings
+        from regionclip_core.models.text_embeddings import text_settings
 
         return {
             "evaluate": config.evaluate.model_dump(mode="json"),
@@ -42,7 +42,7 @@ class EvaluateStage(JobStage):
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings count by their content."""
-        from regionclip_core.name_embeddings import text_files
+        from regionclip_core.models.text_embeddings import text_files
 
         return text_files(config.teacher)
 
@@ -53,11 +53,18 @@ class EvaluateStage(JobStage):
 
         import torch
 
-        from regionclip_core.clip import load_clip
-        from regionclip_core.detector import load_detector
-        from regionclip_core.evaluating import FINETUNED, GIVEN, PROPOSED, finetuned, restricted_labels, zero_shot
-        from regionclip_core.evaluation_data import EvaluationData
-        from regionclip_core.measuring import ResultsWriter, make_evaluator, measure
+        from regionclip_core.detection.detector import load_detector
+        from regionclip_core.evaluation.data import EvaluationData
+        from regionclip_core.evaluation.measuring import ResultsWriter, make_evaluator, measure
+        from regionclip_core.evaluation.passes import (
+            FINETUNED,
+            GIVEN,
+            PROPOSED,
+            finetuned,
+            restricted_labels,
+            zero_shot,
+        )
+        from regionclip_core.models.clip import load_clip
 
         torch.set_num_threads(ctx.threads)
         config = ctx.config
@@ -104,9 +111,9 @@ class EvaluateStage(JobStage):
         """
         import torch
 
-        from regionclip_core.image_tally import ImageTally
-        from regionclip_core.index import split_rows
-        from regionclip_core.teacher_accuracy import crop_top1, whole_image_top1
+        from regionclip_core.datasets.index import split_rows
+        from regionclip_core.evaluation.teacher_accuracy import crop_top1, whole_image_top1
+        from regionclip_core.training.image_tally import ImageTally
 
         settings, data = ctx.config.evaluate, ctx.inputs["data"]
         result = {"crop_top1": crop_top1(clip, ctx.config, evaluation)}

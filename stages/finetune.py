@@ -8,7 +8,7 @@ from regionclip_core.config.tree import Config
 from stages.base import JobStage, StageContext
 
 if TYPE_CHECKING:
-    from regionclip_core.image_tally import ImageTally
+    from regionclip_core.training.image_tally import ImageTally
 
 
 class FinetuneStage(JobStage):
@@ -30,15 +30,15 @@ class FinetuneStage(JobStage):
         """Also what shapes the embeddings of names; of a given detector only where it lies."""
         if config.finetune.weights != "train":
             return {"finetune": {"weights": config.finetune.weights}}
-        from regionclip_core.name_embeddings import text_settings
+        from regionclip_core.models.text_embeddings import text_settings
 
         section = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
         return {"finetune": section, "teacher": text_settings(config.teacher), "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings, or of a given detector, count by their content."""
-        from regionclip_core.given_weights import detector_files
-        from regionclip_core.name_embeddings import text_files
+        from regionclip_core.models.text_embeddings import text_files
+        from regionclip_core.storage.weight_folders import detector_files
 
         weights = config.finetune.weights
         return text_files(config.teacher) if weights == "train" else detector_files(weights)
@@ -69,9 +69,9 @@ class FinetuneStage(JobStage):
     def _finetune(
         self, ctx: StageContext, name: str, init: str, everything: bool, place: tuple[int, int]
     ) -> tuple[dict[str, Any], ImageTally]:
-        from regionclip_core.clip import load_clip
-        from regionclip_core.detector import save_detector
-        from regionclip_core.finetuning import build_detector, finetune_data, finetune_detector
+        from regionclip_core.detection.detector import save_detector
+        from regionclip_core.detection.finetuning import build_detector, finetune_data, finetune_detector
+        from regionclip_core.models.clip import load_clip
 
         config = ctx.config
         training = finetune_data(config, ctx.inputs["data"], ctx.inputs["proposals"], everything)
@@ -97,9 +97,9 @@ class FinetuneStage(JobStage):
         return told, result.tally
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
-        from regionclip_core.artifacts import Folder
-        from regionclip_core.detector import save_detector
-        from regionclip_core.model_folder import load_model
+        from regionclip_core.detection.detector import save_detector
+        from regionclip_core.detection.model_folder import load_model
+        from regionclip_core.storage.records import Folder
 
         weights = ctx.config.finetune.weights
         model = load_model(Folder(weights))

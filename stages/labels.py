@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.artifacts import ShardRecord
 from regionclip_core.config.tree import Config
+from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardStage, StageContext
 
 _NOT_READ_BY = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}
@@ -29,27 +29,27 @@ class LabelsStage(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
-        from regionclip_core.name_embeddings import text_settings
+        from regionclip_core.models.text_embeddings import text_settings
 
         section = config.labels.model_dump(mode="json", exclude=_NOT_READ_BY[config.labels.mode])
         return {"labels": section, "teacher": text_settings(config.teacher)}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings count by their content."""
-        from regionclip_core.name_embeddings import text_files
+        from regionclip_core.models.text_embeddings import text_files
 
         return text_files(config.teacher)
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The shards of the wanted splits."""
-        from regionclip_core.index import split_shards
+        from regionclip_core.datasets.index import split_shards
 
         return split_shards(ctx.inputs["data"], ctx.config.labels.splits)
 
     def prepare(self, ctx: StageContext) -> None:
         """Embed the concept pool once; the workers only read it."""
-        from regionclip_core.clip import load_clip
-        from regionclip_core.concept_embeddings import embed_pool, save_embeddings
+        from regionclip_core.models.clip import load_clip
+        from regionclip_core.models.concept_embeddings import embed_pool, save_embeddings
 
         clip = load_clip(ctx.inputs["teacher"])
         clip.model.to(ctx.device)
@@ -60,7 +60,7 @@ class LabelsStage(ShardStage):
         """Teacher and concept embeddings, loaded once a worker."""
         import torch
 
-        from regionclip_core.labelling import Labeller
+        from regionclip_core.pretraining.labelling import Labeller
 
         torch.set_num_threads(ctx.threads)
         return Labeller.load(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device)
@@ -76,7 +76,7 @@ class LabelsStage(ShardStage):
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """How many regions were kept, and for annotated images how many of those are right."""
-        from regionclip_core.label_quality import label_quality
+        from regionclip_core.pretraining.label_quality import label_quality
 
         return label_quality(ctx.inputs["data"], ctx.out, ctx.config.labels.splits)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.artifacts import ShardRecord
 from regionclip_core.config.tree import Config
+from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardStage, StageContext
 
 
@@ -29,14 +29,14 @@ class PairsStage(ShardStage):
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The labelled shards."""
-        from regionclip_core.index import split_shards
+        from regionclip_core.datasets.index import split_shards
 
         return split_shards(ctx.inputs["data"], ctx.config.labels.splits)
 
     def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
         """Join one shard."""
-        from regionclip_core.pairing import write_pairs
-        from regionclip_core.pairs import pairs_name
+        from regionclip_core.pretraining.pair_reader import pairs_name
+        from regionclip_core.pretraining.pair_writer import write_pairs
 
         with ctx.out.write(pairs_name(shard)) as file:
             counts = write_pairs(file, ctx.inputs["data"], ctx.inputs["labels"], shard, ctx.config.pairs)
@@ -48,8 +48,8 @@ class PairsStage(ShardStage):
         Raises:
             ValueError: no image has a caption and enough kept regions.
         """
-        from regionclip_core.pairing import labels_digest, stored_probabilities
-        from regionclip_core.pairs import write_meta
+        from regionclip_core.pretraining.pair_reader import write_meta
+        from regionclip_core.pretraining.pair_writer import labels_digest, stored_probabilities
 
         samples = sum(record.rows for record in records)
         if not samples:

@@ -37,7 +37,7 @@ class PretrainStage(JobStage):
 
     def raw_inputs(self, config: Config) -> list[str]:
         """A given student counts by its content."""
-        from regionclip_core.given_weights import clip_files
+        from regionclip_core.storage.weight_folders import clip_files
 
         weights = config.pretrain.weights
         return [] if weights == "train" else clip_files(weights, "student")
@@ -48,8 +48,8 @@ class PretrainStage(JobStage):
             return self._take(ctx)
         import torch
 
-        from regionclip_core.clip import load_clip, save_clip
-        from regionclip_core.pretraining import make_student, pretrain_student
+        from regionclip_core.models.clip import load_clip, save_clip
+        from regionclip_core.pretraining.student import make_student, pretrain_student
 
         torch.set_num_threads(ctx.threads)
         config = ctx.config
@@ -76,8 +76,8 @@ class PretrainStage(JobStage):
         return {**told, **result.tally.summary()}
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
-        from regionclip_core.clip import load_clip, named_architecture, save_clip, small_architecture
-        from regionclip_core.given_weights import clip_folder
+        from regionclip_core.models.clip import load_clip, named_architecture, save_clip, small_architecture
+        from regionclip_core.storage.weight_folders import clip_folder
 
         weights, teacher = ctx.config.pretrain.weights, ctx.config.teacher
         clip = load_clip(clip_folder(weights, "student"))

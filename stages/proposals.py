@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.artifacts import ShardRecord
 from regionclip_core.config.tree import RPN_FIELDS, Config
+from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardStage, StageContext
 
 _READ_BY = {
@@ -38,19 +38,19 @@ class ProposalsStage(ShardStage):
 
     def shards(self, ctx: StageContext) -> list[int]:
         """The shards of the wanted splits."""
-        from regionclip_core.index import split_shards
+        from regionclip_core.datasets.index import split_shards
 
         return split_shards(ctx.inputs["data"], ctx.config.proposals.splits)
 
     def setup(self, ctx: StageContext) -> Any:
         """The proposer, loaded once a worker."""
-        from regionclip_core.proposing import make_proposer
+        from regionclip_core.proposals.proposers import make_proposer
 
         return make_proposer(ctx.config, ctx.inputs.get("rpn"), ctx.device)
 
     def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
         """Propose for every readable image of the shard."""
-        from regionclip_core.proposing import propose_shard
+        from regionclip_core.proposals.proposers import propose_shard
 
         counts, table = propose_shard(state, ctx.inputs["data"], shard)
         import pyarrow.parquet as pq
@@ -61,7 +61,7 @@ class ProposalsStage(ShardStage):
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Recall at IoU 0.5 of the boxes of base and novel categories, per split."""
-        from regionclip_core.proposing import recall_of_splits
+        from regionclip_core.proposals.proposers import recall_of_splits
 
         return {"recall": recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)}
 

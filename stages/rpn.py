@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.config.tree import RPN_FIELDS, Config
+from regionclip_core.storage.records import Folder
 from stages.base import JobStage, StageContext
 
 
@@ -42,8 +42,8 @@ class RpnStage(JobStage):
             return {"unused": f"proposals.method is {ctx.config.proposals.method}"}
         import torch
 
-        from regionclip_core.rpn_folder import load_weights, rpn_section, save_rpn_folder
-        from regionclip_core.rpn_training import build_network, train_network
+        from regionclip_core.proposals.rpn_folder import load_weights, rpn_section, save_rpn_folder
+        from regionclip_core.proposals.training import build_network, train_network
 
         torch.set_num_threads(ctx.threads)
         settings = ctx.config.rpn

@@ -39,7 +39,7 @@ class TeacherStage(JobStage):
         """A local file or folder of weights counts by its content."""
         from pathlib import Path
 
-        from regionclip_core.given_weights import clip_files
+        from regionclip_core.storage.weight_folders import clip_files
 
         weights = config.teacher.weights
         if weights in ("train", "random"):
@@ -52,7 +52,7 @@ class TeacherStage(JobStage):
         """Build or train the model, then save it."""
         import torch
 
-        from regionclip_core.clip import create_clip, save_clip
+        from regionclip_core.models.clip import create_clip, save_clip
 
         torch.set_num_threads(ctx.threads)
         settings = ctx.config.teacher
@@ -70,9 +70,9 @@ class TeacherStage(JobStage):
     def _train(self, ctx: StageContext, clip: Any) -> dict[str, Any]:
         import torch
 
-        from regionclip_core.captioned_images import captioned_images
-        from regionclip_core.clip_training import ClipTrainer, batch_maker
-        from regionclip_core.training import fit
+        from regionclip_core.pretraining.captioned_images import captioned_images
+        from regionclip_core.pretraining.teacher import ClipTrainer, batch_maker
+        from regionclip_core.training.fit import fit
 
         training = ctx.config.teacher.training
         assert training is not None  # the config refuses `train` without it

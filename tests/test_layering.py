@@ -18,8 +18,9 @@ RAY = {"ray_backend", "ray_workers", "ray_training"}
 # What `regionclip --help` and `status` import: nothing slow at the top of these.
 QUICK = {
     *(ROOT / "regionclip_core" / "config").glob("*.py"),
-    *(ROOT / "regionclip_core" / f"{name}.py" for name in ("artifacts", "folders")),
-    *(path for path in STAGES if path.stem not in RAY),
+    *(ROOT / "regionclip_core" / "storage" / f"{name}.py" for name in ("records", "folder")),
+    *(path for path in STAGES if path.stem not in RAY and path.parent.name != "commands"),
+    *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("verify", "gc", "show", "detect", "finished", "export")),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
 

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from regionclip_core.clip import CLIP_LAYOUTS, create_clip, save_clip
 from regionclip_core.config.loading import load_config
-from regionclip_core.detector import OpenVocabularyDetector
-from regionclip_core.encoders import region_encoder
-from regionclip_core.folders import Folder
-from regionclip_core.inference import InferenceSettings
-from regionclip_core.model_folder import Preprocess, save_model
-from regionclip_core.vocabulary import load_categories
+from regionclip_core.datasets.vocabulary import load_categories
+from regionclip_core.detection.detector import OpenVocabularyDetector
+from regionclip_core.detection.inference import InferenceSettings
+from regionclip_core.detection.model_folder import Preprocess, save_model
+from regionclip_core.models.clip import CLIP_LAYOUTS, create_clip, save_clip
+from regionclip_core.models.towers import region_encoder
+from regionclip_core.storage.folder import Folder
 from stages.cli import app
 
 

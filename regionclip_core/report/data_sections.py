@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from regionclip_core import boxes as box_ops
-from regionclip_core.artifacts import Folder, Manifest
 from regionclip_core.config.tree import Config
-from regionclip_core.index import IndexRow
+from regionclip_core.datasets.index import IndexRow
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.ops import boxes as box_ops
 from regionclip_core.report.detections import as_box, true_boxes, true_labels, truth_drawn
 from regionclip_core.report.markup import escape, facts, figure, grid, section, table
 from regionclip_core.report.pictures import Drawn, PictureBook, crop, draw
 from regionclip_core.report.samples import SampleImage, rows_by_key, sample_images, spread
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.storage.records import Folder, Manifest
 
 SPLIT_IMAGES = 4
 """Images shown of each split."""
@@ -278,7 +278,7 @@ def labels_section(sources: Sources) -> str:
 
 
 def _label_crops(sources: Sources) -> str:
-    from regionclip_core.concept_embeddings import load_embeddings
+    from regionclip_core.models.concept_embeddings import load_embeddings
 
     split = sources.config.labels.splits[0]
     images = sample_images(sources.folders["data"], split, CROP_IMAGES)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from regionclip_core import boxes as box_ops
-from regionclip_core.artifacts import Folder
-from regionclip_core.index import IndexRow
+from regionclip_core.datasets.index import IndexRow
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.ops import boxes as box_ops
 from regionclip_core.report.markup import escape, figure
 from regionclip_core.report.pictures import Box, Drawn, Kind, PictureBook, draw
 from regionclip_core.report.samples import Detection, SampleImage, read_detections, sample_images
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.storage.records import Folder
 
 SCORE_THRESHOLD = 0.3
 """Detections below this score are not drawn."""

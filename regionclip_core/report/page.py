@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from regionclip_core.artifacts import Folder, read_manifest
 from regionclip_core.config.tree import Config
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.report.data_sections import (
     Sources,
     concepts_section,
@@ -27,7 +27,7 @@ from regionclip_core.report.training_sections import (
     rpn_section,
     teacher_section,
 )
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.storage.records import Folder, read_manifest
 
 _STAGES = ("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs", "pretrain", "finetune", "evaluate")
 

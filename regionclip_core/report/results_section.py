@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.report.claims import MARGIN, Claim, judge
 from regionclip_core.report.markup import details, escape, grid, section, table
 from regionclip_core.report.results_table import (
@@ -18,7 +19,6 @@ from regionclip_core.report.results_table import (
     result_rows,
     shift_rows,
 )
-from regionclip_core.vocabulary import Vocabulary
 
 _STYLE_OF = {
     "holds here": "good",

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from regionclip_core.artifacts import Folder
-from regionclip_core.images import BadImage, ImageReader
-from regionclip_core.index import IndexRow, read_index, split_shards
+from regionclip_core.datasets.images import BadImage, ImageReader
+from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.report.pictures import Box
+from regionclip_core.storage.records import Folder
 
 MAX_SHARDS = 4
 """Shards of a split that are looked into."""

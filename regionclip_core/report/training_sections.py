@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.report.curves import Rows, curve_grid, legend
 from regionclip_core.report.data_sections import Sources
 from regionclip_core.report.markup import escape, facts, section, table
+from regionclip_core.storage.records import Folder
 
 
 def teacher_section(sources: Sources) -> str:

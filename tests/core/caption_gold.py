@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from regionclip_core.concepts import CaptionParser
+    from regionclip_core.concepts.parser import CaptionParser
 
 Chunk = tuple[int, int, int]
 """First word, word after the last, head: numbers of words separated by spaces."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_artifacts import TRAIN, run_stage, tiny_config, write_data
 
-from regionclip_core.artifacts import Folder
+from regionclip_core.storage.records import Folder
 from stages.base import STAGES, ShardStage, StageContext
 
 

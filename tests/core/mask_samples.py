@@ -9,8 +9,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from small_artifacts import VOCABULARY
 
-from regionclip_core.artifacts import Folder
-from regionclip_core.index import index_name, read_index, write_index
+from regionclip_core.datasets.index import index_name, read_index, write_index
+from regionclip_core.storage.records import Folder
 
 
 def triangle(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:

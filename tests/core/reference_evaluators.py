@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from regionclip_core.evaluation_boxes import ImageDetections, ImageTruth
+from regionclip_core.evaluation.truth import ImageDetections, ImageTruth
 
 HEIGHT, WIDTH = 120, 140
 

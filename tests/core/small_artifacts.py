@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from regionclip_core.artifacts import Folder, ShardRecord
-from regionclip_core.clip import ClipModel, create_clip
 from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
-from regionclip_core.images import encode_png
-from regionclip_core.index import IndexRow, images_name, index_name, read_index, split_shards, write_index
-from regionclip_core.schemas import PROPOSALS
-from regionclip_core.tars import TarWriter
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.datasets.images import encode_png
+from regionclip_core.datasets.index import IndexRow, images_name, index_name, read_index, split_shards, write_index
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.clip import ClipModel, create_clip
+from regionclip_core.storage.records import Folder, ShardRecord
+from regionclip_core.storage.tables import PROPOSALS
+from regionclip_core.storage.tars import TarWriter
 from stages.base import ShardStage, StageContext
 
 VOCABULARY = Vocabulary(("cat", "dog", "bus", "cup"), base=("bus", "cat"))

@@ -13,8 +13,8 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer as TimmVit
 from torch import Tensor, nn
 
-from regionclip_core.clip import ClipModel, build_clip
 from regionclip_core.config.architectures import model_config
+from regionclip_core.models.clip import ClipModel, build_clip
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VIT = {

@@ -7,9 +7,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from regionclip_core.images import encode_png
-from regionclip_core.sources import Found, open_source, plan_shards
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.datasets.images import encode_png
+from regionclip_core.datasets.sources import Found, open_source, plan_shards
+from regionclip_core.datasets.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(("cat", "dog", "kite"), ("cat",))
 

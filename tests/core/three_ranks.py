@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.config.tree import OptimConfig
-from regionclip_core.image_tally import ImageTally
-from regionclip_core.images import BadImage
-from regionclip_core.training import FitResult, fit, step_seed
+from regionclip_core.datasets.images import BadImage
+from regionclip_core.storage.records import Folder
+from regionclip_core.training.fit import FitResult, fit, step_seed
+from regionclip_core.training.image_tally import ImageTally
 
 RANKS, STEPS, DIE_AT = 3, 8, 5
 

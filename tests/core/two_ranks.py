@@ -22,17 +22,17 @@ from small_artifacts import TRAIN, Picture, run_stage, tiny_clip, tiny_config, w
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from regionclip_core.artifacts import Folder
-from regionclip_core.box_data import BoxBatch
-from regionclip_core.clip_training import ClipBatch, ClipTrainer
 from regionclip_core.config.tree import Config, OptimConfig
-from regionclip_core.distributed import common_canvas, gather_rows
-from regionclip_core.finetuning import DetectorTrainer, build_detector
-from regionclip_core.image_batch import ImageBatch
-from regionclip_core.losses import image_text_contrastive
-from regionclip_core.mask_targets import ImageMasks
-from regionclip_core.pretraining import RegionBatch, RegionPretrainer, make_student
-from regionclip_core.training import fit
+from regionclip_core.detection.finetuning import DetectorTrainer, build_detector
+from regionclip_core.ops.image_batch import ImageBatch
+from regionclip_core.ops.masks import ImageMasks
+from regionclip_core.pretraining.losses import image_text_contrastive
+from regionclip_core.pretraining.student import RegionBatch, RegionPretrainer, make_student
+from regionclip_core.pretraining.teacher import ClipBatch, ClipTrainer
+from regionclip_core.storage.records import Folder
+from regionclip_core.training.box_batches import BoxBatch
+from regionclip_core.training.distributed import common_canvas, gather_rows
+from regionclip_core.training.fit import fit
 from stages.base import STAGES, JobStage, ShardStage, StageContext
 
 BATCH = 6

@@ -13,7 +13,7 @@ from pathlib import Path
 from fault_processes import Run, Started, alive, descendants, kill, tail, wait
 from fault_rounds import CHECKPOINTS, RERUN, TOO_LATE, TRAINING, WENT_ON, Round, Wrong
 
-from regionclip_core.folders import Folder
+from regionclip_core.storage.folder import Folder
 
 RAY = ("--backend", "ray", "--set", "execution.workers=2")
 GONE_AFTER = 60.0

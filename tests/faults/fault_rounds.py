@@ -17,9 +17,9 @@ import yaml
 from fault_processes import Run, Starter, tail, wait
 from small_runs import small_tree
 
-from regionclip_core.artifacts import MANIFEST, RECORDS
-from regionclip_core.folders import Folder
-from stages.verify import artifacts, verify_workspace
+from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.records import MANIFEST, RECORDS
+from stages.commands.verify import artifacts, verify_workspace
 
 TARGET = "pairs"
 """The runs go up to here: every stage that is deterministic on any backend."""

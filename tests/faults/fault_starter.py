@@ -18,10 +18,11 @@ from typing import Any
 
 MODULES = (
     *("torch", "torchvision", "open_clip", "webdataset", "s3fs", "pyarrow.parquet", "PIL.Image", "stages.cli"),
-    *(f"stages.{name}" for name in ("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs", "runner")),
-    *(f"stages.{name}" for name in ("pretrain", "finetune")),
-    *(f"regionclip_core.{name}" for name in ("clip_training", "rpn_training", "pretraining", "finetuning")),
-    *(f"regionclip_core.{name}" for name in ("labelling", "proposing", "pairing", "sources", "concepts", "clip")),
+    *(f"stages.{name}" for name in ("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs")),
+    *(f"stages.{name}" for name in ("pretrain", "finetune", "engine.runner")),
+    *(f"regionclip_core.pretraining.{name}" for name in ("teacher", "labelling", "pair_writer", "student")),
+    *(f"regionclip_core.{name}" for name in ("datasets.sources", "concepts.parser", "models.clip")),
+    *(f"regionclip_core.{name}" for name in ("proposals.training", "proposals.proposers", "detection.finetuning")),
 )
 
 

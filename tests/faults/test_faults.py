@@ -12,7 +12,7 @@ from fault_kinds import KINDS
 from fault_processes import Starter, wait
 from fault_rounds import CHECKPOINTS, RERUN, TOO_LATE, WENT_ON, Round, World, Wrong, late_too_often
 
-from regionclip_core.folders import Folder
+from regionclip_core.storage.folder import Folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

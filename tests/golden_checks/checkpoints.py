@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from golden_checks.table import Errors, Row, arrays
-from regionclip_core.clip import ClipModel, build_clip, named_architecture
 from regionclip_core.config.tree import OptimConfig, RpnConfig
-from regionclip_core.detector import OpenVocabularyDetector
-from regionclip_core.encoders import RegionEncoder, region_encoder
-from regionclip_core.official_keys import STUDENT, TEACHER, TEXT, split_clip, split_detector
-from regionclip_core.optimizers import make_optimizer
-from regionclip_core.proposals import ProposalNetwork
-from regionclip_core.rpn_weights import backbone_of, from_official
+from regionclip_core.detection.detector import OpenVocabularyDetector
+from regionclip_core.models.clip import ClipModel, build_clip, named_architecture
+from regionclip_core.models.official_keys import STUDENT, TEACHER, TEXT, split_clip, split_detector
+from regionclip_core.models.towers import RegionEncoder, region_encoder
+from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.rpn_weights import backbone_of, from_official
+from regionclip_core.training.optim import make_optimizer
 
 FILE, RPN_FILE = "state_dict_keys.json", "official_rpn_keys.json"
 Shapes = dict[str, tuple[int, ...]]

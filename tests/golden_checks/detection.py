@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from golden_checks.table import Errors, Row, arrays, error
-from regionclip_core import boxes as box_ops
-from regionclip_core.assignment import FOREGROUND, match
 from regionclip_core.config.tree import EvaluateConfig, FinetuneConfig
-from regionclip_core.detector import FOREGROUND_IOU, HeadOutput, OpenVocabularyDetector, RegionTargets
-from regionclip_core.inference import BOX_WEIGHTS, InferenceSettings, detect_image, score_proposals
+from regionclip_core.detection.detector import FOREGROUND_IOU, HeadOutput, OpenVocabularyDetector, RegionTargets
+from regionclip_core.detection.inference import BOX_WEIGHTS, InferenceSettings, detect_image, score_proposals
+from regionclip_core.ops import boxes as box_ops
+from regionclip_core.ops.assignment import FOREGROUND, match
 
 FILE = "detector_losses.npz"
 LOSSES = {

@@ -9,8 +9,8 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
 from golden_checks.table import Errors, Row, arrays, error
-from regionclip_core.image_batch import ImageBatch, normalize_and_pad
-from regionclip_core.resnet_encoder import ResNetEncoder
+from regionclip_core.models.resnet_encoder import ResNetEncoder
+from regionclip_core.ops.image_batch import ImageBatch, normalize_and_pad
 
 FILE = "region_features.npz"
 VANISHING = "grad/attnpool.k_proj.bias"

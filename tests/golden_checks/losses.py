@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golden_checks.table import Errors, Row, arrays, error
-from regionclip_core.losses import image_text_contrastive, region_concept_contrastive, region_distillation
-from regionclip_core.matching import PseudoLabels, pseudo_labels
+from regionclip_core.pretraining.losses import image_text_contrastive, region_concept_contrastive, region_distillation
+from regionclip_core.pretraining.pseudo_labels import PseudoLabels, pseudo_labels
 
 FILE = "pretrain_losses.npz"
 T = 0.01

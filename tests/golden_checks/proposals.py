@@ -9,9 +9,9 @@ from torch import Tensor
 
 from golden_checks.table import Errors, Row, arrays, error
 from regionclip_core.config.tree import RpnConfig
-from regionclip_core.proposals import ProposalNetwork
-from regionclip_core.rpn import RegionProposalNetwork
-from regionclip_core.rpn_weights import from_official
+from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.rpn import RegionProposalNetwork
+from regionclip_core.proposals.rpn_weights import from_official
 
 FILE = "rpn.npz"
 BACKBONES = {"c4": "resnet50_c4", "fpn": "resnet50_fpn", "fpn_lsj": "resnet50_fpn_lsj"}

@@ -10,9 +10,9 @@ from torch import nn
 
 from golden_checks.table import Errors, Row, arrays, error
 from regionclip_core.config.tree import OptimConfig, Resize
-from regionclip_core.image_batch import resized_shape
-from regionclip_core.optimizers import clip_gradients, lr_multiplier, make_optimizer
-from regionclip_core.sampling import repeat_factors
+from regionclip_core.ops.image_batch import resized_shape
+from regionclip_core.training.optim import clip_gradients, lr_multiplier, make_optimizer
+from regionclip_core.training.sampling import repeat_factors
 
 FILE = "misc.json"
 

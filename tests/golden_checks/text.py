@@ -13,10 +13,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from golden_checks.table import Errors, Row, arrays, error
-from regionclip_core.clip import ClipModel, build_clip, small_architecture
 from regionclip_core.config.tree import ClipArchitecture
-from regionclip_core.prompts import embed_texts, fill_template, prompt_templates
-from regionclip_core.vocabulary import clean_lvis_name, load_categories
+from regionclip_core.datasets.vocabulary import clean_lvis_name, load_categories
+from regionclip_core.models.clip import ClipModel, build_clip, small_architecture
+from regionclip_core.models.prompts import embed_texts, fill_template, prompt_templates
 
 ENCODER, TOKENS = "text_encoder.npz", "tokenizer.json"
 _SPECIAL = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}

@@ -12,15 +12,15 @@ import pytest
 import torch
 from small_artifacts import Picture, rows_of, tiny_clip, tiny_config, write_data, write_proposals
 
-from regionclip_core.artifacts import Folder
-from regionclip_core.boxes import iou
-from regionclip_core.clip import save_clip
-from regionclip_core.concept_embeddings import save_embeddings
-from regionclip_core.images import ImageReader
-from regionclip_core.labelling import Labeller
-from regionclip_core.proposing import NetworkBoxes
-from regionclip_core.rpn_training import build_network
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.clip import save_clip
+from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.ops.boxes import iou
+from regionclip_core.pretraining.labelling import Labeller
+from regionclip_core.proposals.proposers import NetworkBoxes
+from regionclip_core.proposals.training import build_network
+from regionclip_core.storage.records import Folder
 
 pytestmark = pytest.mark.gpu
 PICTURES = [Picture(48 + 8 * (n % 3), 72, ((4, 6, 20, 30), (16, 10, 44, 46)), (n % 4, 1)) for n in range(6)]

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from two_ranks import finetune_case, pretrain_case
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.config.tree import OptimConfig
-from regionclip_core.training import fit
+from regionclip_core.storage.records import Folder
+from regionclip_core.training.fit import fit
 
 pytestmark = pytest.mark.gpu
 DIE_AT = 5

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from small_inputs import NAMES, encoded, picture, tar_bytes
 
-from regionclip_core.folders import Folder
+from regionclip_core.storage.folder import Folder
 
 SIDE = 80
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from regionclip_core.folders import Folder
-from regionclip_core.world import CATEGORIES, make_sample
-from regionclip_core.world.sample import WorldSample
+from regionclip_core.datasets.world import CATEGORIES, make_sample
+from regionclip_core.datasets.world.sample import WorldSample
+from regionclip_core.storage.folder import Folder
 
 NAMES = [category.name for category in CATEGORIES]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import STAGE_NAMES, Config
-from stages.progress import Reporter
-from stages.runner import Pipeline, RunResult
+from stages.engine.progress import Reporter
+from stages.engine.runner import Pipeline, RunResult
 
 DETERMINISTIC = ("data", "concepts", "proposals", "labels", "pairs")
 """Stages whose artifacts are the same bytes on every backend and after any interruption."""

@@ -13,10 +13,10 @@ from bad_inputs import BAD_ANNOTATIONS, BAD_BOXES, good_images, write_bad_coco, 
 from small_runs import artifact, manifest, run_small, small_config
 
 from regionclip_core.config.tree import Config
-from regionclip_core.folders import Folder
-from stages.progress import Reporter
-from stages.runner import Pipeline
-from stages.verify import verify_workspace
+from regionclip_core.storage.folder import Folder
+from stages.commands.verify import verify_workspace
+from stages.engine.progress import Reporter
+from stages.engine.runner import Pipeline
 
 Expected = dict[str, tuple[str, str]]
 

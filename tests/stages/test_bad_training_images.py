@@ -12,12 +12,12 @@ import pytest
 from bad_inputs import encoded
 from small_runs import artifact, content, manifest, run_small, small_config
 
-from regionclip_core import training
 from regionclip_core.config.tree import Config
-from regionclip_core.error_budget import ErrorRateExceeded
-from regionclip_core.folders import Folder
+from regionclip_core.storage.folder import Folder
+from regionclip_core.training import fit as training
+from regionclip_core.training.error_budget import ErrorRateExceeded
 from stages.base import STAGES, JobStage, StageContext
-from stages.verify import verify_workspace
+from stages.commands.verify import verify_workspace
 
 COUNT, GONE, TORN = 12, (2, 5, 9), 4
 NAMES = ("dog", "bus")

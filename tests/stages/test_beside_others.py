@@ -18,13 +18,14 @@ import yaml
 from toy_runs import Toy
 from typer.testing import CliRunner
 
-from regionclip_core.artifacts import Folder, read_failure
-from stages import lock, show, verify
+from regionclip_core.storage.records import Folder, read_failure
 from stages.cli import app
-from stages.gc import folder_bytes
-from stages.lock import Holder, WorkspaceLock, read_holder
-from stages.show import show_stage
-from stages.verify import verify_workspace
+from stages.commands import show, verify
+from stages.commands.gc import folder_bytes
+from stages.commands.show import show_stage
+from stages.commands.verify import verify_workspace
+from stages.engine import lock
+from stages.engine.lock import Holder, WorkspaceLock, read_holder
 
 
 def folder_of(toy: Toy, stage: str) -> Folder:
@@ -86,7 +87,7 @@ def test_status_beside_a_shard_that_just_succeeds(toy: Toy, monkeypatch: pytest.
         folder.remove("failed-00002.json")
         return read_failure(folder, shard)
 
-    monkeypatch.setattr("stages.plan.read_failure", succeeded)
+    monkeypatch.setattr("stages.engine.plan.read_failure", succeeded)
     line = toy.plan()["scaled"]
     assert (line.state, line.reason) == ("partial", "3/4 done")
 

@@ -87,7 +87,7 @@ def test_too_many_bad_samples_stop_the_run_until_it_is_told_to_go_on(toy: Toy, c
 
 def test_a_full_disk_is_a_message_a_stage(toy: Toy, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/x")
-    monkeypatch.setattr("stages.runner.write_manifest", Mock(side_effect=full))
+    monkeypatch.setattr("stages.engine.runner.write_manifest", Mock(side_effect=full))
     result = cli("run")
     assert result.exit_code == 1
     failed = "failed: OSError: [Errno 28] No space left on device: '/there/x'\n"
@@ -137,7 +137,7 @@ def test_config_prints_what_reads_back(toy: Toy, cli: Cli, tmp_path: Path) -> No
 
 
 def test_a_second_run_says_who_holds_the_workspace(toy: Toy, cli: Cli) -> None:
-    from stages.lock import WorkspaceLock
+    from stages.engine.lock import WorkspaceLock
 
     with WorkspaceLock(toy.workspace):
         result = cli("run")

@@ -11,8 +11,8 @@ from small_runs import artifact
 from typer.testing import CliRunner
 
 from regionclip_core.config.loading import load_config
-from regionclip_core.metrics_layout import metric_keys, paper_numbers, paths_of
-from regionclip_core.vocabulary import load_categories
+from regionclip_core.datasets.vocabulary import load_categories
+from regionclip_core.evaluation.metrics import metric_keys, paper_numbers, paths_of
 from stages.cli import app
 
 

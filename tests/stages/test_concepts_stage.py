@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from regionclip_core.artifacts import Folder, ShardRecord
-from regionclip_core.concept_embeddings import read_pool
-from regionclip_core.concepts import count_captions, make_parser
+from regionclip_core.concepts.parser import count_captions, make_parser
 from regionclip_core.config.tree import Config
-from regionclip_core.index import IndexRow, write_index
-from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, PHRASES
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.datasets.index import IndexRow, write_index
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.concept_embeddings import read_pool
+from regionclip_core.storage.records import Folder, ShardRecord
+from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 from stages.base import StageContext
 from stages.concepts import STAGE
 
@@ -143,7 +143,7 @@ def test_the_fingerprint_follows_the_parser() -> None:
 def test_planning_imports_no_spacy() -> None:
     code = (
         "import sys; from stages.concepts import STAGE; from regionclip_core.config.tree import ConceptsConfig;"
-        "from regionclip_core.concepts import parser_identity; parser_identity(ConceptsConfig(splits=('a',)));"
+        "from regionclip_core.concepts.parser import parser_identity; parser_identity(ConceptsConfig(splits=('a',)));"
         "print([m for m in ('spacy', 'torch', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,15 +20,15 @@ import yaml
 from toy_runs import Toy
 from typer.testing import CliRunner, Result
 
-from regionclip_core import error_budget
-from regionclip_core.artifacts import Folder
-from regionclip_core.folders import canonical_json
-from stages import verify
+from regionclip_core.storage.folder import canonical_json
+from regionclip_core.storage.records import Folder
+from regionclip_core.training import error_budget
 from stages.cli import app
-from stages.gc import collect, strangers, unreachable
-from stages.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
-from stages.record_checks import not_recorded
-from stages.verify import artifacts, verify_workspace
+from stages.commands import verify
+from stages.commands.gc import collect, strangers, unreachable
+from stages.commands.record_checks import not_recorded
+from stages.commands.verify import artifacts, verify_workspace
+from stages.engine.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
 
 Cli = Callable[..., Result]
 Output = pytest.CaptureFixture[str]
@@ -336,8 +336,8 @@ def test_advice_throws_no_good_result_away(toy: Toy, cli: Cli) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_zombie_holds_no_lock(toy: Toy) -> None:
-    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom regionclip_core.folders import Folder\n"
-    code += f"from stages.lock import WorkspaceLock\nWorkspaceLock(Folder({toy.workspace.url!r})).__enter__()"
+    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom regionclip_core.storage.folder import Folder\n"
+    code += f"from stages.engine.lock import WorkspaceLock\nWorkspaceLock(Folder({toy.workspace.url!r})).__enter__()"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

@@ -14,13 +14,13 @@ import pytest
 from lvis_samples import write_lvis
 from places import TINY_COCO
 
-from regionclip_core import source_coco
-from regionclip_core.artifacts import Folder, ShardRecord
 from regionclip_core.config.tree import Config
-from regionclip_core.images import ImageReader, encode_png
-from regionclip_core.index import read_index, split_shards
-from regionclip_core.vocabulary import Vocabulary, load_categories
-from regionclip_core.world import make_sample
+from regionclip_core.datasets import coco_source as source_coco
+from regionclip_core.datasets.images import ImageReader, encode_png
+from regionclip_core.datasets.index import read_index, split_shards
+from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+from regionclip_core.datasets.world import make_sample
+from regionclip_core.storage.records import Folder, ShardRecord
 from stages.base import StageContext
 from stages.data import STAGE
 

@@ -15,13 +15,13 @@ from places import TINY_COCO
 from pycocotools import mask as coco_mask
 from small_runs import artifact
 
-from regionclip_core.artifacts import Folder
-from regionclip_core.clip import load_clip
 from regionclip_core.config.loading import load_config
-from regionclip_core.exporting import detector_card, export_detector
-from regionclip_core.finetuning import build_detector
-from regionclip_core.model_folder import LoadedModel, load_model
-from regionclip_core.world import make_sample
+from regionclip_core.datasets.world import make_sample
+from regionclip_core.detection.finetuning import build_detector
+from regionclip_core.detection.model_folder import LoadedModel, load_model
+from regionclip_core.models.clip import load_clip
+from regionclip_core.storage.records import Folder
+from regionclip_core.weights.exporting import detector_card, export_detector
 
 TINY_COCO_IMAGES = TINY_COCO / "val2017"
 

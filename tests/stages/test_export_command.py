@@ -12,10 +12,10 @@ import yaml
 from export_runs import Run, finished_run, free
 from small_runs import artifact
 
-from regionclip_core.artifacts import Folder
-from regionclip_core.clip import load_clip
-from regionclip_core.detector import load_detector
-from regionclip_core.model_folder import load_model
+from regionclip_core.detection.detector import load_detector
+from regionclip_core.detection.model_folder import load_model
+from regionclip_core.models.clip import load_clip
+from regionclip_core.storage.records import Folder
 
 
 @pytest.fixture(scope="module")

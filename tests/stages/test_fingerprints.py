@@ -13,9 +13,9 @@ from small_runs import run_small, small_config
 
 from regionclip_core.config.section import Section
 from regionclip_core.config.tree import Config
-from stages import work
 from stages.base import STAGES
-from stages.plan import setting_changes
+from stages.engine import work
+from stages.engine.plan import setting_changes
 
 Leaves = set[str]
 """Dotted paths of single settings, such as `labels.threshold`."""

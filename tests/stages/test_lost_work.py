@@ -15,13 +15,13 @@ import pytest
 from s3_server import BUCKET, s3_server
 from toy_runs import Toy
 
-from regionclip_core.artifacts import Failure, FileRecord, Folder, ShardRecord, read_records
-from regionclip_core.folders import stream_sha256
-from stages import runner, work
+from regionclip_core.storage.folder import stream_sha256
+from regionclip_core.storage.records import Failure, FileRecord, Folder, ShardRecord, read_records
 from stages.base import ShardResult, ShardStage, StageContext
-from stages.local_backend import LocalBackend
-from stages.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
-from stages.verify import verify_artifact
+from stages.commands.verify import verify_artifact
+from stages.engine import runner, work
+from stages.engine.backend import LocalBackend
+from stages.engine.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pid namespaces are Linux's")

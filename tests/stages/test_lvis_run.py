@@ -11,10 +11,10 @@ from lvis_samples import BASE, NAMES, write_lvis
 from small_runs import artifact, run_small, small_config
 
 from regionclip_core.config.tree import STAGE_NAMES
-from regionclip_core.folders import Folder
-from regionclip_core.index import read_index, split_shards
-from regionclip_core.metrics_layout import metric_keys, paper_numbers, paths_of
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.datasets.index import read_index, split_shards
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.evaluation.metrics import metric_keys, paper_numbers, paths_of
+from regionclip_core.storage.folder import Folder
 
 GROUPS = ("base", "novel", "all", "rare", "common", "frequent")
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regionclip_core.artifacts import Folder, ShardRecord
 from regionclip_core.config.tree import Config
-from regionclip_core.images import ImageReader
-from regionclip_core.index import read_index
-from regionclip_core.pairs import RegionPairs
-from regionclip_core.schemas import LABELS
+from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.index import read_index
+from regionclip_core.pretraining.pair_reader import RegionPairs
+from regionclip_core.storage.records import Folder, ShardRecord
+from regionclip_core.storage.tables import LABELS
 from stages.base import StageContext
 from stages.data import STAGE as DATA
 from stages.pairs import STAGE

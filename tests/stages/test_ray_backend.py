@@ -14,12 +14,13 @@ import toy_stages
 import yaml
 from toy_runs import Toy
 
-from regionclip_core.artifacts import Folder, read_failure
 from regionclip_core.config.tree import ExecutionConfig
-from stages import base, ray_backend, ray_workers
+from regionclip_core.storage.records import Folder, read_failure
+from stages import base
 from stages.base import StageRegistry
-from stages.ray_backend import RayBackend, ray, worker_environment
-from stages.ray_training import _free_places, watched
+from stages.engine import ray_backend, ray_workers
+from stages.engine.ray_backend import RayBackend, ray, worker_environment
+from stages.engine.ray_training import _free_places, watched
 
 RAY = {"execution__backend": "ray", "execution__workers": 2}
 
@@ -219,7 +220,7 @@ def test_a_run_starts_its_own_ray_from_anywhere_and_takes_it_down(toy: Toy, tmp_
     code = (
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
         "from stages import base; import toy_stages; base.STAGES = toy_stages.REGISTRY\n"
-        "from regionclip_core.config.loading import load_config; from stages.runner import Pipeline\n"
+        "from regionclip_core.config.loading import load_config; from stages.engine.runner import Pipeline\n"
         "assert Pipeline(load_config('c.yaml')).run().ok\n"
         "import ray; assert not ray.is_initialized()\n"
     )

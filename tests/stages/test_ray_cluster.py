@@ -12,11 +12,11 @@ from urllib.request import urlopen
 import pytest
 from toy_runs import Toy
 
-from regionclip_core.artifacts import ShardRecord
 from regionclip_core.config.tree import ExecutionConfig
-from stages import ray_backend, ray_workers
-from stages.ray_backend import RayBackend, ray
-from stages.work import StageTask
+from regionclip_core.storage.records import ShardRecord
+from stages.engine import ray_backend, ray_workers
+from stages.engine.ray_backend import RayBackend, ray
+from stages.engine.work import StageTask
 
 
 def task(toy: Toy, **settings: Any) -> StageTask:

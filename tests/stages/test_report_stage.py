@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from regionclip_core.artifacts import Folder, Manifest, content_digest, write_manifest
-from regionclip_core.concept_embeddings import save_embeddings
 from regionclip_core.config.tree import Config
-from regionclip_core.index import read_index
-from regionclip_core.schemas import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
-from regionclip_core.vocabulary import Vocabulary
+from regionclip_core.datasets.index import read_index
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.storage.records import Folder, Manifest, content_digest, write_manifest
+from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import ShardRecord, StageContext
 from stages.data import STAGE as DATA
 from stages.report import STAGE as REPORT

@@ -9,11 +9,11 @@ import pytest
 import torch
 from small_runs import small_config
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.config.tree import RpnConfig
-from regionclip_core.proposals import ProposalNetwork
-from regionclip_core.rpn_folder import load_rpn_folder, open_network, rpn_section, save_rpn_folder
-from regionclip_core.rpn_weights import to_official
+from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.rpn_folder import load_rpn_folder, open_network, rpn_section, save_rpn_folder
+from regionclip_core.proposals.rpn_weights import to_official
+from regionclip_core.storage.records import Folder
 from stages.base import StageContext
 from stages.rpn import STAGE
 

@@ -13,16 +13,16 @@ import toy_stages
 import yaml
 from toy_runs import Toy
 
-from regionclip_core import error_budget
-from regionclip_core.artifacts import FileRecord, Folder, ShardRecord, read_failure, read_manifest, write_records
-from regionclip_core.error_budget import ErrorBudget, ErrorRateExceeded
-from stages import runner
-from stages.gc import collect, unreachable
-from stages.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
-from stages.plan import PlanLine, setting_changes
-from stages.progress import Reporter
-from stages.runner import Pipeline
-from stages.verify import artifacts, verify_artifact
+from regionclip_core.storage.records import FileRecord, Folder, ShardRecord, read_failure, read_manifest, write_records
+from regionclip_core.training import error_budget
+from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded
+from stages.commands.gc import collect, unreachable
+from stages.commands.verify import artifacts, verify_artifact
+from stages.engine import runner
+from stages.engine.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
+from stages.engine.plan import PlanLine, setting_changes
+from stages.engine.progress import Reporter
+from stages.engine.runner import Pipeline
 
 ALL = ["numbers", "scaled", "total", "lonely"]
 
@@ -198,7 +198,7 @@ def test_a_killed_run_leaves_a_workspace_that_a_rerun_finishes_to_the_same_bytes
     other.fault("die-total")
     code = (
         "import sys; from stages import base; import toy_stages; base.STAGES = toy_stages.REGISTRY\n"
-        "from regionclip_core.config.loading import load_config; from stages.runner import Pipeline\n"
+        "from regionclip_core.config.loading import load_config; from stages.engine.runner import Pipeline\n"
         "Pipeline(load_config(sys.argv[1])).run()\n"
     )
     (other.root / "c.yaml").write_text(yaml.safe_dump(other.config().model_dump(mode="json")))

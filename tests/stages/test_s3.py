@@ -16,19 +16,19 @@ from small_inputs import write_coco, write_folder, write_tars
 from small_runs import DETERMINISTIC, small_config
 from toy_runs import Toy
 
-from regionclip_core.artifacts import (
+from regionclip_core.config.tree import STAGE_NAMES, Config
+from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.records import (
     ShardRecord,
     canonical_json,
     shard_record_name,
     write_plan,
     write_records,
 )
-from regionclip_core.config.tree import STAGE_NAMES, Config
-from regionclip_core.folders import Folder
-from stages.lock import WorkspaceLock, WorkspaceLocked, read_holder
-from stages.progress import Reporter
-from stages.runner import Pipeline
-from stages.verify import artifacts, verify_workspace
+from stages.commands.verify import artifacts, verify_workspace
+from stages.engine.lock import WorkspaceLock, WorkspaceLocked, read_holder
+from stages.engine.progress import Reporter
+from stages.engine.runner import Pipeline
 
 MIB = 2**20
 

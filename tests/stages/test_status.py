@@ -14,11 +14,11 @@ import yaml
 from toy_runs import Toy
 from typer.testing import CliRunner, Result
 
-from regionclip_core.artifacts import Folder, read_manifest
 from regionclip_core.config.loading import parse_config
-from stages import plan
+from regionclip_core.storage.records import Folder, read_manifest
 from stages.cli import app
-from stages.runner import Pipeline
+from stages.engine import plan
+from stages.engine.runner import Pipeline
 
 Cli = Callable[..., Result]
 

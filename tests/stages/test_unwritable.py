@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from toy_runs import Toy
 
-from regionclip_core.folders import Folder
-from stages.lock import WorkspaceLock, read_holder
-from stages.plan import Planner
+from regionclip_core.storage.folder import Folder
+from stages.engine.lock import WorkspaceLock, read_holder
+from stages.engine.plan import Planner
 
 Output = pytest.CaptureFixture[str]
 

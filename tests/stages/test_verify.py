@@ -17,7 +17,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from small_runs import artifact, run_small, small_config
 
-from regionclip_core.artifacts import (
+from regionclip_core.storage.fingerprints import fingerprint
+from regionclip_core.storage.folder import file_sha256
+from regionclip_core.storage.records import (
     FileRecord,
     Folder,
     content_digest,
@@ -27,10 +29,8 @@ from regionclip_core.artifacts import (
     write_records,
     write_shard_record,
 )
-from regionclip_core.fingerprints import fingerprint
-from regionclip_core.folders import file_sha256
-from regionclip_core.tars import TarWriter, scan_tar
-from stages.verify import verify_workspace
+from regionclip_core.storage.tars import TarWriter, scan_tar
+from stages.commands.verify import verify_workspace
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import yaml
 
 from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config
-from regionclip_core.folders import Folder
-from stages.plan import PlanLine
-from stages.progress import Reporter
-from stages.runner import Pipeline, RunResult
-from stages.verify import artifacts
+from regionclip_core.storage.folder import Folder
+from stages.commands.verify import artifacts
+from stages.engine.plan import PlanLine
+from stages.engine.progress import Reporter
+from stages.engine.runner import Pipeline, RunResult
 
 
 class Toy:

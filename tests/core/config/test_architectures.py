@@ -16,10 +16,10 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from small_artifacts import tiny_config
 
-from regionclip_core.artifacts import Folder
 from regionclip_core.config import architectures
 from regionclip_core.config.architectures import check_stages, model_config, tower_of, why_not_buildable
-from stages.plan import Planner
+from regionclip_core.storage.records import Folder
+from stages.engine.plan import Planner
 
 
 def with_model(name: str, **sections: Any) -> Any:
@@ -62,7 +62,7 @@ def test_kind_and_stride_are_those_of_the_built_tower(name: str) -> None:
     if tower.kind == "vit" and name in REGIONS:
         assert (tower.stride, tower.stride) == visual.patch_size
     if tower.kind == "siglip":
-        from regionclip_core.siglip_encoder import SiglipEncoder
+        from regionclip_core.models.siglip_encoder import SiglipEncoder
 
         assert SiglipEncoder(visual).stride == tower.stride  # it also checks that no other part is in the way
 

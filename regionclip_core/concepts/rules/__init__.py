@@ -1,0 +1,1 @@
+"""The caption parser that needs no trained model."""

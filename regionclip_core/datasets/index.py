@@ -1,0 +1,201 @@
+"""The data index: one row an image, one Parquet file a shard.
+
+Boxes are float32 [n, 4], absolute xyxy pixels in the original (upright) image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from regionclip_core.storage.records import Folder
+
+WHOLE_FILE = -1
+"""`size` of a row whose url is the image file itself, of a size not looked up."""
+VOCABULARY_DIGEST = b"vocabulary"
+"""Arrow metadata key: digest of the Vocabulary that `box_labels` points into."""
+
+
+def _no_boxes() -> npt.NDArray[np.float32]:
+    return np.zeros((0, 4), np.float32)
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One image of a split; fields as in schemas.INDEX. `n` boxes in the four box arrays."""
+
+    key: str
+    image_id: int
+    url: str = ""
+    offset: int = 0
+    size: int = 0
+    width: int = 0
+    height: int = 0
+    captions: Sequence[str] = ()
+    boxes: npt.NDArray[np.float32] = field(default_factory=_no_boxes)
+    box_labels: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    box_crowd: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    box_area: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    box_masks: Sequence[bytes] = ()
+    """COCO's compressed run lengths (`counts`) of [height, width] masks, one a box; empty where none were read."""
+    neg_labels: npt.NDArray[np.int32] | None = None
+    """LVIS: categories known to be absent. None: every category is annotated in every image (COCO)."""
+    not_exhaustive_labels: npt.NDArray[np.int32] | None = None
+    """LVIS: categories of which not every object is annotated."""
+    status: str = "ok"
+    reason: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether readers may use the row."""
+        return self.status == "ok"
+
+
+def index_name(shard: int) -> str:
+    """File name of a shard's index."""
+    return f"index-{shard:05d}.parquet"
+
+
+def images_name(shard: int) -> str:
+    """File name of the tar that holds a shard's images, where the data stage stores them."""
+    return f"images-{shard:05d}.tar"
+
+
+def write_index(file: BinaryIO, rows: Sequence[IndexRow], vocabulary_digest: str) -> None:
+    """Write rows as Parquet with schemas.INDEX; the same rows give the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from regionclip_core.storage.tables import INDEX
+
+    columns = {name: _column(name, rows, INDEX.field(name).type) for name in INDEX.names}
+    table = pa.table(columns, schema=INDEX.with_metadata({VOCABULARY_DIGEST: vocabulary_digest.encode()}))
+    pq.write_table(table, file, compression="zstd")
+
+
+def read_index(data: Folder, shard: int, vocabulary_digest: str | None = None) -> list[IndexRow]:
+    """All rows of a shard, also the ones whose status is not `ok`; arguments and errors as of `read_index_table`."""
+    return rows_of_table(read_index_table(data, shard, vocabulary_digest))
+
+
+def read_index_table(
+    data: Folder, shard: int, vocabulary_digest: str | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """A shard's index as an Arrow table with the columns of schemas.INDEX.
+
+    Args:
+        data: finished data artifact.
+        shard: global shard number.
+        vocabulary_digest: what the caller's class ids mean; None skips the check.
+        columns: only these, in this order; None is all.
+
+    Raises:
+        ValueError: the index was written with another vocabulary.
+    """
+    import pyarrow.parquet as pq
+
+    from regionclip_core.storage.tables import INDEX
+
+    names = list(INDEX.names if columns is None else columns)
+    with data.open_table(index_name(shard)) as file:
+        table = pq.read_table(file, columns=names)
+    found = (table.schema.metadata or {}).get(VOCABULARY_DIGEST, b"").decode()
+    if vocabulary_digest is not None and found != vocabulary_digest:
+        raise ValueError(
+            f"{index_name(shard)}: its box labels are of vocabulary {found}, expected {vocabulary_digest}; "
+            "run the data stage with the same data.categories"
+        )
+    return table.select(names).combine_chunks()
+
+
+def rows_of_table(table: pa.Table) -> list[IndexRow]:
+    """Index rows from a table with columns of schemas.INDEX; fields whose column it lacks have their defaults."""
+    from regionclip_core.storage.tables import INDEX
+
+    columns: dict[str, list[Any]] = {
+        name: split_ragged(table[name], name) if name in _RAGGED else table[name].to_pylist()
+        for name in INDEX.names
+        if name in table.column_names
+    }
+    for name in ("neg_labels", "not_exhaustive_labels"):
+        if name in columns:
+            columns[name] = [None if v is None else np.asarray(v, np.int32) for v in columns[name]]
+    return [IndexRow(**{name: values[i] for name, values in columns.items()}) for i in range(table.num_rows)]
+
+
+def split_shards(data: Folder, splits: Iterable[str]) -> list[int]:
+    """Shard numbers of the named splits, ascending.
+
+    Raises:
+        ValueError: the artifact has no such split.
+    """
+    known = data.read_json("splits.json")
+    shards: list[int] = []
+    for name in splits:
+        if name not in known:
+            raise ValueError(f"no split {name!r} in the data artifact {data.url}, which has {sorted(known)}")
+        shards.extend(known[name]["shards"])
+    return sorted(set(shards))
+
+
+def split_rows(data: Folder, splits: Iterable[str]) -> int:
+    """Rows of the named splits, whatever their status. ValueError as `split_shards`."""
+    import pyarrow.parquet as pq
+
+    rows = 0
+    for shard in split_shards(data, splits):
+        with data.open(index_name(shard)) as file:
+            rows += pq.ParquetFile(file).metadata.num_rows
+    return rows
+
+
+_RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")
+
+
+def _column(name: str, rows: Sequence[IndexRow], kind: pa.DataType) -> pa.Array:
+    """One column of an index."""
+    import pyarrow as pa
+
+    values = [getattr(row, name) for row in rows]
+    if name not in _RAGGED:
+        lists = name in ("captions", "box_masks")
+        return pa.array([list(v) for v in values] if lists else values, kind)
+    return ragged_column(values, name, kind)
+
+
+def ragged_column(values: Sequence[npt.NDArray[Any]], name: str, kind: pa.DataType) -> pa.Array:
+    """Inverse of `split_ragged`: a column of lists, built from flat arrays without an object a number."""
+    import pyarrow as pa
+
+    if not values:
+        return pa.array([], kind)
+    offsets = pa.array(np.cumsum([0, *(len(v) for v in values)]), pa.int32())
+    flat = np.concatenate(values)
+    if name == "boxes":
+        inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1).astype(np.float32)), 4)
+        return pa.ListArray.from_arrays(offsets, inner).cast(kind)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, kind.value_type))
+
+
+def split_ragged(column: pa.ChunkedArray, name: str) -> list[npt.NDArray[Any]]:
+    """One numpy array a row of a column of lists of numbers; [n, 4] a row where its name is `boxes`."""
+    import pyarrow as pa
+
+    if column.num_chunks == 0:
+        return []
+    array = pa.concat_arrays(column.chunks)
+    bounds = array.offsets.to_numpy()
+    flat = array.values
+    if name == "boxes":
+        values = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+    else:
+        values = flat.to_numpy(zero_copy_only=False)
+    return [values[start:stop].copy() for start, stop in pairwise(bounds)]

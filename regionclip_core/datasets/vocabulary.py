@@ -1,0 +1,164 @@
+"""Vocabulary: the ordered names behind class indices, and their digest. The only source of class indices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from regionclip_core.storage.locations import exists, read_location
+
+_CORE = Path(__file__).resolve().parents[1]
+DATA_FOLDER = next(folder for folder in (_CORE.parent / "data", _CORE / "data") if (folder / "coco_ovd.yaml").exists())
+"""The small committed inputs, category splits and prompts: beside the package in a checkout, inside it where it is
+installed."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ordered names. A name's place is its class index, everywhere; a concept pool has no `base`."""
+
+    names: tuple[str, ...]
+    base: tuple[str, ...] = ()
+    """Names whose boxes training may see; the others are novel."""
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Further groups of names that evaluation reports on, such as LVIS's (`rare`, ...); no part of the digest. Kept in
+    the alphabetical order of their names, so that a vocabulary that was stored equals itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(sorted(self.groups)))
+        for field, values in [("names", self.names), ("base", self.base)]:
+            repeated = [name for name, count in Counter(values).items() if count > 1]
+            if repeated:
+                raise ValueError(f"Vocabulary.{field} repeats {repeated[:5]}: a name must stand for one index")
+            blank = [name for name in values if not isinstance(name, str) or not name.strip()]
+            if blank:
+                raise ValueError(f"Vocabulary.{field} holds {blank[0]!r}: every entry must be a text that is not blank")
+        for field, values in [("base", self.base), *((f"groups {name}", members) for name, members in self.groups)]:
+            strangers = sorted(set(values) - set(self.names))
+            if strangers:
+                raise ValueError(f"Vocabulary.{field} holds {strangers[:5]}, which are not among the names")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the names in order and of the base set: equal if and only if all class indices mean the same."""
+        return digest_names(self.names, self.base)
+
+    def index(self, name: str) -> int:
+        """The class index of `name`; ValueError if it is not in the vocabulary."""
+        try:
+            return self._index_of[name]
+        except KeyError:
+            raise ValueError(f"{name!r} is not among the {len(self)} names, {list(self.names[:5])} ...") from None
+
+    @cached_property
+    def base_ids(self) -> list[int]:
+        """Indices of base names, rising."""
+        return sorted(self._index_of[name] for name in self.base)
+
+    @cached_property
+    def novel_ids(self) -> list[int]:
+        """Indices of all other names, rising."""
+        base = set(self.base)
+        return [i for i, name in enumerate(self.names) if name not in base]
+
+    @property
+    def novel(self) -> tuple[str, ...]:
+        """Names that are not base, in order."""
+        return tuple(self.names[i] for i in self.novel_ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"names", "base", "digest"} and, where there are any, "groups": what `from_json` reads."""
+        groups = {"groups": {name: list(members) for name, members in self.groups}} if self.groups else {}
+        return {"names": list(self.names), "base": list(self.base), "digest": self.digest, **groups}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> Vocabulary:
+        """The inverse of `to_json`; ValueError if a stored digest does not match the names."""
+        groups = tuple((name, tuple(members)) for name, members in obj.get("groups", {}).items())
+        vocabulary = cls(tuple(obj["names"]), tuple(obj.get("base", ())), groups)
+        vocabulary.require(obj.get("digest", vocabulary.digest), "this vocabulary's own file")
+        return vocabulary
+
+    def require(self, digest: str, source: str) -> None:
+        """Refuse class indices made with another vocabulary: ValueError that names both digests."""
+        if digest != self.digest:
+            raise ValueError(
+                f"{source} was made with the vocabulary {digest[:12]}, but the one here is {self.digest[:12]} "
+                f"({len(self)} names): class indices would not mean the same. Run the stage that made it again"
+            )
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+
+def digest_names(names: Sequence[str], base: Sequence[str] = ()) -> str:
+    """sha256 (hex) over names in their order and the base names as a set, free of spacing and encoding choices."""
+    canonical = json.dumps([list(names), sorted(base)], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def clean_lvis_name(name: str) -> str:
+    """An LVIS category's name as text: `bow_(decorative_ribbons)` is "bow decorative ribbons".
+
+    Underscores become spaces and parentheses go, as in the official code: these are the names that get embedded.
+    """
+    return name.replace("_", " ").replace("(", "").replace(")", "")
+
+
+def load_categories(spec: str) -> Vocabulary:
+    """The detection categories: `world`, a name under data/ (`coco_ovd`), or a path or URL of a YAML or JSON file.
+
+    A file has `base:` and `novel:` lists, and optionally `order:`, all names in the order of their indices; without
+    it, base comes first. Or it is a COCO or LVIS annotation file, see `annotation_vocabulary`. FileNotFoundError if
+    there is no such file, ValueError if the lists do not fit.
+    """
+    if spec == "world":
+        from regionclip_core.datasets.world import CATEGORIES
+
+        return Vocabulary(
+            names=tuple(category.name for category in CATEGORIES),
+            base=tuple(category.name for category in CATEGORIES if not category.novel),
+        )
+    url = spec if os.path.splitext(spec)[1] else str(DATA_FOLDER / f"{spec}.yaml")
+    if not exists(url):
+        known = sorted(file.stem for file in DATA_FOLDER.glob("*.yaml"))
+        raise FileNotFoundError(f"data.categories: {spec!r} is not `world`, one of {known}, or a YAML or JSON file")
+    if url.endswith(".json"):
+        from regionclip_core.datasets.categories import annotation_vocabulary
+
+        found = annotation_vocabulary(url)
+        if found is not None:
+            return found
+    return _read_categories(url)
+
+
+def _read_categories(path: str) -> Vocabulary:
+    import yaml
+
+    text = read_location(path).decode("utf-8")
+    loaded = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    if not isinstance(loaded, dict) or set(loaded) - {"base", "novel", "order"} or "base" not in loaded:
+        raise ValueError(
+            f"{path} must hold the lists base:, novel: and optionally order:, and nothing else, or be a COCO or LVIS "
+            "annotation file with a list `categories`"
+        )
+    base, novel = tuple(loaded["base"] or ()), tuple(loaded.get("novel") or ())
+    order = tuple(loaded.get("order") or base + novel)
+    both = sorted(set(base) & set(novel))
+    if both:
+        raise ValueError(f"{path}: {both[:5]} are both base and novel")
+    if set(order) != set(base) | set(novel):
+        wrong = sorted(set(order) ^ (set(base) | set(novel)))
+        raise ValueError(f"{path}: order: must hold all base and novel names and no other; check {wrong[:5]}")
+    return Vocabulary(names=order, base=base)

@@ -1,0 +1,1 @@
+"""The open-vocabulary detector: heads, losses, inference, finetuning, a model folder, drawing."""

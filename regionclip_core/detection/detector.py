@@ -1,0 +1,356 @@
+"""Open-vocabulary detector: region embeddings classified by the embeddings of category names (paper section 3.4).
+
+Legend: B images, R regions of the batch, K categories of the vocabulary in use (label K is the background),
+D embedding. Boxes are xyxy pixels of the network's input; sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regionclip_core.config.tree import FinetuneConfig
+from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
+from regionclip_core.detection.losses import box_loss, classification_loss, mask_loss
+from regionclip_core.detection.mask_head import MaskHead
+from regionclip_core.models.clip import lean_clip
+from regionclip_core.models.towers import RegionEncoder, Sizes, region_encoder
+from regionclip_core.ops import boxes as box_ops
+from regionclip_core.ops.assignment import FOREGROUND, match, sample
+from regionclip_core.ops.image_batch import ImageBatch
+from regionclip_core.ops.mask_inference import encode_masks
+from regionclip_core.ops.masks import ImageMasks
+from regionclip_core.training.distributed import sum_ranks
+
+if TYPE_CHECKING:
+    from regionclip_core.storage.records import Folder
+
+Background = Literal["zero", "learnable"]
+
+FOREGROUND_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class RegionTargets:
+    """The regions that a loss looks at, and what they should be.
+
+    `boxes`: per image [R_i, 4]; `labels` [R] (K is background), `truth` [R, 4] and `truth_row` [R] int64, its row
+    among the annotated boxes of the image (both meaningful for the foreground), run over all images, in order.
+    """
+
+    boxes: list[Tensor]
+    labels: Tensor
+    truth: Tensor
+    truth_row: Tensor
+
+
+class HeadOutput(NamedTuple):
+    """`logits` [R, K + 1], background last; `deltas` [R, 4]."""
+
+    logits: Tensor
+    deltas: Tensor
+
+
+class ClassifiedProposals(NamedTuple):
+    """`features`: the encoder's map of the images; `output`: of all their proposals."""
+
+    features: Tensor
+    output: HeadOutput
+
+
+class OpenVocabularyDetector(nn.Module):
+    """A region encoder, a fixed text classifier that can be exchanged, and a class-agnostic box regressor.
+
+    With a mask head (LVIS) also a class-agnostic mask a region.
+    """
+
+    class_embeddings: Tensor
+
+    def __init__(
+        self,
+        encoder: RegionEncoder,
+        class_embeddings: Tensor,
+        names: Sequence[str],
+        temperature: float,
+        background: Background = "zero",
+        mask_head: bool = False,
+    ) -> None:
+        """`class_embeddings` [K, D] of `names`, of any norm; `temperature` divides the cosines."""
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}")
+        self.encoder = encoder
+        self.temperature = temperature
+        self.background = background
+        self.register_buffer("class_embeddings", torch.empty(0, encoder.embed_dim))
+        self.set_vocabulary(class_embeddings, names)
+        self.background_logit = nn.Parameter(torch.zeros(()), requires_grad=background == "learnable")
+        self.box_regressor = nn.Linear(encoder.embed_dim, 4)
+        nn.init.normal_(self.box_regressor.weight, std=0.001)
+        nn.init.zeros_(self.box_regressor.bias)
+        self.mask_head = MaskHead(encoder.feature_dim) if mask_head else None
+
+    def set_vocabulary(self, embeddings: Tensor, names: Sequence[str]) -> None:
+        """Classify into `names` from now on; `embeddings` [K, D] are normalised here."""
+        wanted = (len(names), self.encoder.embed_dim)
+        if tuple(embeddings.shape) != wanted:
+            raise ValueError(
+                f"class embeddings: expected shape {wanted} for {len(names)} names and this encoder, "
+                f"got {tuple(embeddings.shape)}; embed the names with the CLIP model that the encoder comes from"
+            )
+        self.names = tuple(names)
+        device = self.class_embeddings.device
+        self.class_embeddings = F.normalize(embeddings.detach().float(), dim=1).to(device)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Region embeddings [R, D] (any norm) -> logits [R, K + 1]: cosine / temperature, then the background's."""
+        cosines = F.normalize(features, dim=1) @ self.class_embeddings.T
+        background = self.background_logit.expand(len(features), 1)
+        return torch.cat((cosines / self.temperature, background), dim=1)
+
+    def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> HeadOutput:
+        """Images [B, 3, H, W] and per image boxes [R_i, 4] -> logits and deltas of all regions, image by image.
+
+        `sizes`: each image without its padding; None: no image is padded.
+        """
+        return self._head(self.encoder(images, boxes, sizes))
+
+    def _head(self, features: Tensor) -> HeadOutput:
+        # The regressor sees the raw embedding, as in the official code: its norm carries signal.
+        return HeadOutput(self.classify(features), self.box_regressor(features))
+
+    # ------------------------------------------------------------ training
+
+    @torch.no_grad()
+    def targets(
+        self,
+        proposals: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        config: FinetuneConfig,
+        generators: Sequence[torch.Generator | None] | None = None,
+    ) -> RegionTargets:
+        """Per image: proposals and ground truth together, matched at IoU 0.5, and a sample of them.
+
+        Args:
+            proposals: per image [P, 4]; boxes: per image [G, 4]; labels: per image [G] rows of the vocabulary.
+            generators: of the sampling, one an image; None draws from torch's own.
+        """
+        chosen, chosen_labels, chosen_truth, chosen_rows = [], [], [], []
+        generators = generators or [None] * len(proposals)
+        for image_proposals, image_boxes, image_labels, generator in zip(
+            proposals, boxes, labels, generators, strict=True
+        ):
+            self._check_labels(image_labels)
+            candidates = torch.cat((image_proposals, image_boxes))
+            truth_row, kind = match(box_ops.iou(image_boxes, candidates), FOREGROUND_IOU, FOREGROUND_IOU)
+            rows = sample(kind, config.regions_per_image, config.positive_fraction, generator)
+            label = torch.full_like(rows, len(self.names))
+            truth = candidates[rows].clone()
+            hit = kind[rows] == FOREGROUND
+            label[hit] = image_labels[truth_row[rows[hit]]]
+            truth[hit] = image_boxes[truth_row[rows[hit]]]
+            chosen.append(candidates[rows])
+            chosen_labels.append(label)
+            chosen_truth.append(truth)
+            chosen_rows.append(truth_row[rows])
+        return RegionTargets(chosen, torch.cat(chosen_labels), torch.cat(chosen_truth), torch.cat(chosen_rows))
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(self.names)):
+            raise ValueError(
+                f"labels: expected rows of the vocabulary, 0..{len(self.names) - 1}, got {int(labels.min())}.."
+                f"{int(labels.max())}; leave boxes of other categories out"
+            )
+
+    def target_losses(self, output: HeadOutput, targets: RegionTargets, config: FinetuneConfig) -> dict[str, Tensor]:
+        """`loss_cls` and `loss_box_reg` of the head's output on the sampled regions."""
+        loss_cls = classification_loss(output.logits, targets.labels, config.background_weight, config.focal_gamma)
+        regions = torch.cat(targets.boxes)
+        loss_box = box_loss(output.deltas, targets.labels, len(self.names), regions, targets.truth)
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box}
+
+    def loss(
+        self,
+        images: Tensor,
+        proposals: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        config: FinetuneConfig,
+        generators: Sequence[torch.Generator | None] | None = None,
+        masks: Sequence[ImageMasks] | None = None,
+        sizes: Sizes | None = None,
+    ) -> dict[str, Tensor]:
+        """Training losses of a batch, to be summed: `loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`.
+
+        See :meth:`targets` and :meth:`forward` for the arguments. `masks`: one an image, for a mask head.
+        """
+        targets = self.targets(proposals, boxes, labels, config, generators)
+        if self.mask_head is None:
+            return self.target_losses(self(images, targets.boxes, sizes), targets, config)
+        if masks is None:
+            raise ValueError("masks: a detector with a mask head is trained on masks, but the batch has none")
+        maps = self.encoder.regions(self.encoder.features(images, sizes), targets.boxes)
+        losses = self.target_losses(self._head(self.encoder.pool(maps)), targets, config)
+        return losses | {"loss_mask": self._mask_loss(self.mask_head, maps, targets, masks)}
+
+    def _mask_loss(self, head: MaskHead, maps: Tensor, targets: RegionTargets, masks: Sequence[ImageMasks]) -> Tensor:
+        foreground = targets.labels != len(self.names)
+        logits = head(maps[foreground])
+        counts = [len(boxes) for boxes in targets.boxes]
+        parts = zip(
+            masks, targets.boxes, torch.split(targets.truth_row, counts), torch.split(foreground, counts), strict=True
+        )
+        wanted = [image.crop(rows[hit], boxes[hit], logits.shape[-1]) for image, boxes, rows, hit in parts]
+        return mask_loss(logits, torch.cat(wanted))
+
+    @torch.no_grad()
+    def calibrate_background(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> float:
+        """Start the learnable background logit where it neither wins nor loses against the K categories.
+
+        Sets it to the mean log-sum-exp of the category logits of the given regions, so that a typical region is
+        background with probability 1/2 before training. From 0, the official value, it would have to travel many
+        units at a temperature well above 0.01, and would drag the encoder along meanwhile. Returns the logit.
+        With several ranks it is the mean over the regions of all.
+        """
+        if self.background != "learnable":
+            raise ValueError(f"background: {self.background} is fixed; only a learnable background can be calibrated")
+        logits = self(images, boxes, sizes).logits[:, :-1]
+        sums = sum_ranks(torch.stack((logits.logsumexp(dim=1).double().sum(), logits.new_tensor(len(logits)).double())))
+        if not sums[1]:
+            raise ValueError("calibrate_background: got no region; give it at least one box")
+        self.background_logit.copy_(sums[0] / sums[1])
+        return float(self.background_logit)
+
+    # ------------------------------------------------------------ inference
+
+    @torch.no_grad()
+    def detect(
+        self,
+        batch: ImageBatch,
+        proposals: Sequence[Tensor],
+        objectness_logits: Sequence[Tensor] | None,
+        settings: InferenceSettings,
+        box_deltas: bool,
+        masks: bool = True,
+    ) -> list[Detections]:
+        """Detections of each image, in ORIGINAL pixels (call eval() before).
+
+        Args:
+            proposals: per image [P, 4] in input pixels; objectness_logits: per image [P], see InferenceSettings.
+            box_deltas: refine the boxes with the regressor; False (zero-shot: it isn't trained) keeps the proposals.
+            masks: where there is a mask head, make masks; boxes alone are faster.
+        """
+        classified = self.classify_proposals(batch, proposals)
+        return self.choose(classified, batch, proposals, objectness_logits, settings, box_deltas, masks)
+
+    @torch.no_grad()
+    def classify_proposals(self, batch: ImageBatch, proposals: Sequence[Tensor]) -> ClassifiedProposals:
+        """The network's part of :meth:`detect`."""
+        features = self.encoder.features(batch.tensor, batch.sizes)
+        return ClassifiedProposals(features, self._head(self.encoder.pool(self.encoder.regions(features, proposals))))
+
+    @torch.no_grad()
+    def choose(
+        self,
+        classified: ClassifiedProposals,
+        batch: ImageBatch,
+        proposals: Sequence[Tensor],
+        objectness_logits: Sequence[Tensor] | None,
+        settings: InferenceSettings,
+        box_deltas: bool,
+        masks: bool = True,
+        labels: Sequence[int] | None = None,
+    ) -> list[Detections]:
+        """The rest of :meth:`detect`. `labels`: only these categories and the background exist, in their own softmax,
+        as if the vocabulary had no others; detections still carry rows of the whole vocabulary.
+        """
+        features, output = classified
+        if labels is not None:
+            output = output._replace(logits=output.logits[:, [*labels, len(self.names)]])
+        counts = [len(boxes) for boxes in proposals]
+        result = []
+        for i, (logits, deltas) in enumerate(
+            zip(torch.split(output.logits, counts), torch.split(output.deltas, counts), strict=True)
+        ):
+            detections = detect_image(
+                logits,
+                deltas if box_deltas else None,
+                proposals[i],
+                None if objectness_logits is None else objectness_logits[i],
+                batch.sizes[i],
+                settings,
+            )
+            detections = detections.rescaled(batch.sizes[i], batch.original_sizes[i])
+            if labels is not None:
+                detections = replace(detections, labels=detections.labels.new_tensor(labels)[detections.labels])
+            if masks and self.mask_head is not None:
+                detections = replace(detections, masks=self._masks(self.mask_head, features, batch, i, detections))
+            result.append(detections)
+        return result
+
+    def _masks(
+        self, head: MaskHead, features: Tensor, batch: ImageBatch, image: int, detections: Detections
+    ) -> list[bytes]:
+        """Masks of one image's final boxes, from region maps of these boxes (not of the proposals they came from)."""
+        # One proposal has one box and so one mask, whatever number of categories it is reported for.
+        first: dict[int, int] = {}
+        for row, proposal in enumerate(detections.proposal.tolist()):
+            first.setdefault(proposal, row)
+        if not first:
+            return []
+        boxes = detections.boxes[list(first.values())]
+        regions = box_ops.clip(batch.to_input(image, boxes), batch.sizes[image])
+        probabilities = torch.sigmoid(head(self.encoder.regions(features[image : image + 1], [regions])))
+        coded = dict(zip(first, encode_masks(probabilities, boxes, batch.original_sizes[image]), strict=True))
+        return [coded[proposal] for proposal in detections.proposal.tolist()]
+
+
+def save_detector(
+    detector: OpenVocabularyDetector, folder: Folder, architecture: dict[str, Any], stem: str = "detector"
+) -> None:
+    """Write `<stem>.safetensors` (all weights) and `<stem>.json` (what rebuilds the module around them).
+
+    `architecture` is the ClipModel.architecture of the model that the encoder was taken from.
+    """
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    description = {
+        "names": list(detector.names),
+        "temperature": detector.temperature,
+        "background": detector.background,
+        "mask_head": detector.mask_head is not None,
+        "clip_architecture": architecture,
+    }
+    folder.write_bytes(f"{stem}.safetensors", save(state))
+    folder.write_json(f"{stem}.json", description)
+
+
+def load_detector(folder: Folder, stem: str = "detector") -> OpenVocabularyDetector:
+    """What save_detector wrote, on the CPU, in eval mode. ValueError if the two files don't fit each other."""
+    from safetensors.torch import load
+
+    description = folder.read_json(f"{stem}.json")
+    state = load(folder.read_bytes(f"{stem}.safetensors"))
+    encoder = region_encoder(lean_clip(description["clip_architecture"], f"{stem}.json"))
+    detector = OpenVocabularyDetector(
+        encoder,
+        state["class_embeddings"],
+        description["names"],
+        description["temperature"],
+        description["background"],
+        description.get("mask_head", False),
+    )
+    try:
+        detector.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder.url}: the weights in {stem}.safetensors don't fit the architecture in {stem}.json: {error}"
+        ) from error
+    return detector.eval()

@@ -1,0 +1,160 @@
+"""Finetuning: an open-vocabulary detector from base boxes and precomputed proposals (paper section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from regionclip_core.config.tree import Config, FinetuneConfig
+from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.detection.detector import OpenVocabularyDetector
+from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.text_embeddings import embed_names
+from regionclip_core.models.towers import region_encoder
+from regionclip_core.storage.records import Folder
+from regionclip_core.training.box_batches import BoxBatch, BoxedImage, box_batches
+from regionclip_core.training.boxed_images import boxed_images
+from regionclip_core.training.distributed import common_canvas
+from regionclip_core.training.fit import FitResult, Progress, fit
+from regionclip_core.training.image_tally import ImageTally
+from regionclip_core.training.sampling import repeat_factors
+
+BACKGROUND_LR_FACTOR = 10.0  # one scalar that has units to travel while the weights move by thousandths
+
+
+class DetectorTrainer(nn.Module):
+    """A detector whose forward is its losses."""
+
+    def __init__(self, detector: OpenVocabularyDetector, settings: FinetuneConfig) -> None:
+        super().__init__()
+        self.detector = detector
+        self.settings = settings
+
+    def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
+        """The detector's losses; the batch's `extra` boxes are the proposals."""
+        images = common_canvas(batch.images)
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        return self.detector.loss(
+            images.tensor,
+            batch.extra,
+            batch.boxes,
+            batch.labels,
+            self.settings,
+            generators,
+            batch.masks,
+            images.sizes,
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """What a detector is finetuned on: images with boxes, their proposals, and the names of the labels."""
+
+    images: Sequence[BoxedImage]
+    names: tuple[str, ...]
+    factors: npt.NDArray[np.float64] | None = None
+    """How often each image comes in an epoch; None is once."""
+    tally: ImageTally | None = None
+    """Counts the images that are read."""
+
+
+def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
+    """Images of `finetune.split` with the boxes of base categories (or of all: the oracle) and their proposals.
+
+    Labels are renumbered to rows of `names`. Images without proposals (unreadable ones) are left out. Masks come
+    with `finetune.mask_head`.
+
+    Raises:
+        ValueError: if no image is left, or a mask head is to be trained and an image has no masks.
+    """
+    vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
+    allowed = list(range(len(vocabulary))) if all_categories else vocabulary.base_ids
+    row_of = {label: row for row, label in enumerate(allowed)}
+    images = boxed_images(data, config.finetune.split, allowed, config.finetune.mask_head, proposals)
+    factors = None
+    if config.finetune.sampling == "repeat_factor":
+        factors = repeat_factors(images.labels(), config.finetune.repeat_threshold)
+    images = replace(images, numbers=row_of)
+    names = tuple(vocabulary.names[label] for label in allowed)
+    return FinetuneData(images, names, factors, images.tally(config.execution.max_error_rate))
+
+
+def class_embeddings(clip: ClipModel, names: tuple[str, ...], config: Config) -> Tensor:
+    """float32[K, D]: embeddings of category names, published ones where `teacher.embeddings` has them."""
+    return embed_names(clip, names, config.teacher)
+
+
+def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
+    """A detector around the CLIP model's visual encoder, seeded, not trained yet."""
+    encoder = region_encoder(clip)
+    encoder.freeze(config.finetune.freeze_at)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return OpenVocabularyDetector(
+            encoder,
+            class_embeddings(clip, names, config),
+            names,
+            config.finetune.temperature or 1 / clip.logit_scale,
+            config.finetune.background,
+            config.finetune.mask_head,
+        )
+
+
+def finetune_detector(
+    detector: OpenVocabularyDetector,
+    clip: ClipModel,
+    training: FinetuneData,
+    data: Folder,
+    config: Config,
+    *,
+    device: str,
+    checkpoints: Folder,
+    progress: Progress,
+    rank: int = 0,
+    world_size: int = 1,
+) -> FitResult:
+    """Train `detector` in place; it ends on the CPU in evaluation mode."""
+    settings = config.finetune
+    batches: Callable[[int], BoxBatch] = box_batches(
+        training.images,
+        ImageReader(data),
+        batch_size=settings.batch_size,
+        image_size=settings.image_size,
+        max_size=settings.max_size,
+        flip=settings.flip,
+        mean=clip.mean,
+        std=clip.std,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        train_sizes=settings.train_sizes,
+        factors=training.factors,
+        tally=training.tally,
+    )
+    detector.to(device).eval()
+    if settings.background == "learnable":
+        first = batches(0).to(device)
+        detector.calibrate_background(common_canvas(first.images).tensor, first.extra, first.images.sizes)
+    detector.train()
+    result = fit(
+        DetectorTrainer(detector, settings),
+        batches,
+        optim=settings.optim,
+        steps=settings.steps,
+        seed=config.seed,
+        checkpoints=checkpoints,
+        checkpoint_every=settings.checkpoint_every,
+        progress=progress,
+        rank=rank,
+        world_size=world_size,
+        lr_factors={"detector.background_logit": BACKGROUND_LR_FACTOR},
+        tally=training.tally,
+    )
+    detector.cpu().eval()
+    return result

@@ -1,0 +1,133 @@
+"""From the detector's logits to an image's detections.
+
+Legend: R proposals of one image, K classes (the last logit, K, is the background), N detections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regionclip_core.config.tree import EvaluateConfig
+from regionclip_core.ops import boxes as box_ops
+from regionclip_core.ops.nms import NmsKind, suppress
+
+BOX_WEIGHTS: box_ops.Weights = (10.0, 10.0, 5.0, 5.0)
+
+Objectness = Literal["none", "sigmoid", "raw_logit"]
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How detections are scored and chosen."""
+
+    score_threshold: float = 0.001
+    """Pairs of box and class need a score above this; it acts on the score after the objectness product."""
+    nms: float = 0.5
+    """IoU of the per-class NMS (not used by the gaussian kind)."""
+    nms_kind: NmsKind = "hard"
+    sigma: float = 0.5
+    """Width of the gaussian soft-NMS."""
+    prune: float = 0.001
+    """Soft-NMS drops pairs whose decayed score isn't above this."""
+    max_detections: int = 100
+    objectness: Objectness = "none"
+    """`sigmoid`: sqrt(p * sigmoid(logit)); `raw_logit`: the official sqrt(p * logit), which drops negative logits."""
+    report_probability: bool = False
+    """Report the class probability p, though the product ranks, is thresholded and suppressed. As in the official
+    code, soft-NMS ignores this: its decayed score is reported."""
+
+    @classmethod
+    def from_config(cls, config: EvaluateConfig, finetuned: bool) -> InferenceSettings:
+        """The settings of a zero-shot or a finetuned detector."""
+        return cls(
+            score_threshold=config.score_threshold,
+            nms=config.nms,
+            nms_kind=config.nms_kind,
+            max_detections=config.max_detections,
+            objectness=config.finetuned_objectness if finetuned else config.objectness,
+            report_probability=config.report_probability,
+        )
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's detections, best first.
+
+    `boxes` [N, 4], `scores` [N], `labels` [N] int64 rows of the vocabulary, `proposal` [N] int64 rows of the
+    proposals that were given. `masks`: N masks of the whole image in the pixels of the boxes, as COCO's compressed
+    run lengths (`counts`), runs down the columns; None without a mask head.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    proposal: Tensor
+    masks: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def rescaled(self, source: tuple[int, int], target: tuple[int, int]) -> Detections:
+        """The same detections in an image of size `target` (height, width) instead of `source`; empty boxes go."""
+        assert self.masks is None, "masks are made of the final boxes, and not resized"
+        boxes = box_ops.clip(box_ops.rescale(self.boxes, source, target), target)
+        kept = box_ops.nonempty(boxes)
+        return Detections(boxes[kept], self.scores[kept], self.labels[kept], self.proposal[kept])
+
+
+def score_proposals(logits: Tensor, objectness_logits: Tensor | None, objectness: Objectness) -> Tensor:
+    """Scores [R, K + 1] from logits [R, K + 1] and raw RPN logits [R]; NaN rows where `raw_logit` is negative."""
+    probability = logits.softmax(dim=1)
+    if objectness == "none":
+        return probability
+    if objectness_logits is None:
+        raise ValueError(
+            f"objectness: {objectness} needs the proposals' RPN logits, which given boxes don't have; use `none` there"
+        )
+    factor = torch.sigmoid(objectness_logits) if objectness == "sigmoid" else objectness_logits
+    return torch.sqrt(probability * factor[:, None])
+
+
+@torch.no_grad()
+def detect_image(
+    logits: Tensor,
+    deltas: Tensor | None,
+    proposals: Tensor,
+    objectness_logits: Tensor | None,
+    size: tuple[int, int],
+    settings: InferenceSettings,
+) -> Detections:
+    """Detections of one image, in the proposals' pixels.
+
+    Order of the official code: decode, softmax, objectness product, drop non-finite rows, drop the background
+    column, clip, threshold, per-class NMS, keep the best.
+
+    Args:
+        logits: [R, K + 1], background last.
+        deltas: [R, 4] box deltas, or None to keep the proposals as they are.
+        proposals: [R, 4]; objectness_logits: [R] raw logits, needed unless settings.objectness is `none`.
+        size: (height, width) of the unpadded image in the same pixels.
+    """
+    boxes = proposals if deltas is None else box_ops.decode(proposals, deltas, BOX_WEIGHTS)
+    scores = score_proposals(logits, objectness_logits, settings.objectness)
+    rows = (torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)).nonzero().flatten()
+    boxes = box_ops.clip(boxes[rows], size)
+    picked = suppress(
+        boxes,
+        scores[rows, :-1],
+        settings.score_threshold,
+        settings.max_detections,
+        settings.nms_kind,
+        settings.nms,
+        settings.sigma,
+        settings.prune,
+    )
+    proposal = rows[picked.box]
+    reported = picked.score
+    if settings.report_probability and settings.nms_kind == "hard":
+        reported = logits.softmax(dim=1)[proposal, picked.label]
+    return Detections(boxes[picked.box], reported, picked.label, proposal)

@@ -1,0 +1,1 @@
+"""CLIP models and their weights, text embeddings, and one region encoder per kind of image tower."""

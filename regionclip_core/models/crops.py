@@ -1,0 +1,116 @@
+"""Region embeddings the other way: every region as an image of its own, through all of CLIP.
+
+Shapes: R regions, S CLIP's input side, D embedding. Boxes are absolute xyxy pixels in the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+
+from regionclip_core.models.attention_pool import pool_single_query
+from regionclip_core.models.clip import ClipModel
+
+
+class CropEncoder(nn.Module):
+    """Square crops around boxes through a frozen CLIP model: labels.mode `crop`.
+
+    Works with every CLIP architecture. A box's crop has the side `context` * max(w, h) and the box's centre; what
+    lies outside the image has the mean colour, which is 0 once normalised.
+    """
+
+    def __init__(self, clip: ClipModel, context: float = 1.2, batch_size: int = 64) -> None:
+        """Uses `clip` itself, no copy. `batch_size` crops go through the model at once."""
+        super().__init__()
+        if context <= 0 or batch_size < 1:
+            raise ValueError(f"CropEncoder wants context > 0 and batch_size >= 1, got {context} and {batch_size}")
+        self.clip = clip
+        self.context = context
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def forward(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Embeddings [R, D], not normalised, of `boxes` (one [R_i, 4] an image) of uint8 images [3, h, w].
+
+        Order: image by image, in the order of the boxes. The crops are cut on the images' device.
+        """
+        if len(images) != len(boxes):
+            raise ValueError(f"CropEncoder got {len(images)} images and boxes of {len(boxes)}")
+        clip = self.clip
+        fill = fill_colour(clip.mean)
+        pieces = [cut_crops(i, b, self.context, clip.image_size, fill) for i, b in zip(images, boxes, strict=True)]
+        crops = torch.cat(pieces) if pieces else torch.zeros((0, 3, clip.image_size, clip.image_size))
+        parts = [self._encode(part) for part in torch.split(crops, self.batch_size) if len(part)]
+        return torch.cat(parts) if parts else torch.zeros((0, clip.embed_dim), device=clip.device)
+
+    def _encode(self, crops: Tensor) -> Tensor:
+        clip = self.clip
+        mean = torch.tensor(clip.mean, device=clip.device).view(3, 1, 1)
+        std = torch.tensor(clip.std, device=clip.device).view(3, 1, 1)
+        x = crops.to(clip.device).float().div_(255).sub_(mean).div_(std)
+        visual = clip.model.visual
+        if not isinstance(visual, ModifiedResNet):
+            return clip.encode_images(x)
+        x = visual.stem(x)
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = stage(x)
+        return pool_single_query(visual.attnpool, x)
+
+
+def fill_colour(mean: Sequence[float]) -> tuple[int, int, int]:
+    """The mean colour (RGB in 0..1) in whole uint8 levels."""
+    red, green, blue = (round(255 * value) for value in mean)
+    return red, green, blue
+
+
+def crop_windows(boxes: Tensor, context: float) -> list[tuple[int, int, int]]:
+    """(left, top, side) in whole pixels of the square around each box [R, 4]; side at least 1.
+
+    The square's centre is the box's, to the nearest pixel; it may reach outside the image. Raises ValueError for
+    boxes that are not finite.
+    """
+    if not bool(torch.isfinite(boxes).all()):
+        raise ValueError("crop_windows got a box with NaN or infinity")
+    x0, y0, x1, y1 = boxes.double().reshape(-1, 4).unbind(1)
+    sides = (context * torch.maximum(x1 - x0, y1 - y0)).add(0.5).floor().clamp(min=1)
+    lefts = ((x0 + x1 - sides) / 2 + 0.5).floor()
+    tops = ((y0 + y1 - sides) / 2 + 0.5).floor()
+    rows = torch.stack([lefts, tops, sides], dim=1).long().tolist()
+    return [(left, top, side) for left, top, side in rows]
+
+
+def cut_crops(image: Tensor, boxes: Tensor, context: float, size: int, fill: tuple[int, int, int]) -> Tensor:
+    """The squares around `boxes` [R, 4] of a uint8 image [3, h, w], resized: uint8 [R, 3, size, size].
+
+    Resizing is antialiased bilinear on uint8, as PIL does it.
+    """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"cut_crops wants an image uint8 [3, h, w], got {image.dtype} {tuple(image.shape)}")
+    height, width = image.shape[1:]
+    # Interleaved colours (channels last) go through the uint8 kernels without a copy a crop: about a tenth faster.
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    colour = torch.tensor(fill, dtype=torch.uint8, device=image.device).view(1, 3, 1, 1)
+    windows = crop_windows(boxes, context)
+    crops = torch.empty((len(windows), 3, size, size), dtype=torch.uint8, device=image.device)
+    for row, (left, top, side) in enumerate(windows):
+        x0, y0 = max(left, 0), max(top, 0)
+        x1, y1 = min(left + side, width), min(top + side, height)
+        window = image[:, :, y0:y1, x0:x1] if x0 < x1 and y0 < y1 else image[:, :, :0, :0]
+        if window.shape[2] != side or window.shape[3] != side:
+            square = colour.expand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+            if window.numel():
+                square[:, :, y0 - top : y1 - top, x0 - left : x1 - left] = window
+            window = square
+        crops[row] = _resize(window, size)[0]
+    return crops
+
+
+def _resize(window: Tensor, size: int) -> Tensor:
+    if window.is_cuda:  # antialiased resizing of uint8 exists on the CPU only
+        smooth = F.interpolate(window.float(), (size, size), mode="bilinear", antialias=True)
+        return smooth.round_().clamp_(0, 255).to(torch.uint8)
+    return F.interpolate(window, (size, size), mode="bilinear", antialias=True)

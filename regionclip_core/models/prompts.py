@@ -1,0 +1,85 @@
+"""Prompts: names into sentences, sentences into one text embedding a name.
+
+Shapes: C names, P templates, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from regionclip_core.datasets.vocabulary import DATA_FOLDER
+from regionclip_core.storage.locations import exists, read_location
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regionclip_core.models.clip import ClipModel
+
+SINGLE = ("a photo of a {}.",)
+SHORT = ("{}.", "a {}.", "a photo of a {}.", "a picture of a {}.", "a small {}.", "a large {}.", "there is a {} here.")
+
+
+def prompt_templates(spec: str) -> tuple[str, ...]:
+    """Templates with one `{}` each: `single`, `short`, `clip81` (the paper's), or a text file at a path or URL, one a
+    line.
+
+    Blank lines and lines that start with # are skipped. FileNotFoundError if there is no such file, ValueError if a
+    line does not hold exactly one `{}`.
+    """
+    if spec == "single":
+        return SINGLE
+    if spec == "short":
+        return SHORT
+    path = str(DATA_FOLDER / "prompts_clip81.txt") if spec == "clip81" else spec
+    if not exists(path):
+        raise FileNotFoundError(f"teacher.prompts: {spec!r} is not `single`, `short`, `clip81` or a text file")
+    lines = [line.strip() for line in read_location(path).decode("utf-8").splitlines()]
+    templates = tuple(line for line in lines if line and not line.startswith("#"))
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"{path}: the template {template!r} must hold {{}} exactly once, where the name goes")
+    if not templates:
+        raise ValueError(f"{path} holds no template")
+    return templates
+
+
+def prompt_files(spec: str) -> list[str]:
+    """The text file that `spec` names, if it is none of the built-in sets: what a fingerprint has to look into."""
+    return [] if spec in ("single", "short", "clip81") else [spec]
+
+
+def fill_template(template: str, name: str) -> str:
+    """`name` in place of `{}`, by the official rule: commas removed, "+" to a space, nothing else touched."""
+    return template.replace("{}", name.replace(",", "").replace("+", " "))
+
+
+def embed_texts(
+    clip: ClipModel,
+    names: Sequence[str],
+    templates: Sequence[str],
+    normalize_prompts: bool,
+    batch_size: int = 256,
+) -> Tensor:
+    """One text embedding a name, the average over its prompts: float32 [C, D] on the model's device, no gradient.
+
+    `normalize_prompts`: every prompt's embedding is normalised, then averaged, and rows have norm 1 (CLIP's
+    ensembling). False: the plain mean of raw embeddings, not normalised, as the official RegionCLIP tool stores it.
+    `batch_size` prompts go through the model at once.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if not templates:
+        raise ValueError("embed_texts got no templates; see prompt_templates")
+    texts = [fill_template(template, name) for name in names for template in templates]
+    sums = torch.zeros((len(names), clip.embed_dim), device=clip.device)
+    with torch.no_grad():
+        for start in range(0, len(texts), batch_size):
+            features = clip.encode_text(texts[start : start + batch_size]).float()
+            if normalize_prompts:
+                features = F.normalize(features, dim=1)
+            name_of = torch.arange(start, start + len(features), device=clip.device) // len(templates)
+            sums.index_add_(0, name_of, features)
+    mean = sums / len(templates)
+    return F.normalize(mean, dim=1) if normalize_prompts else mean

@@ -1,0 +1,1 @@
+"""Arithmetic on boxes and masks, non-maximum suppression, batches of images."""

@@ -1,0 +1,1 @@
+"""Teacher, pseudo labels, region-text pairs, the losses, the student."""

@@ -1,0 +1,223 @@
+"""Region-text pretraining: the student and its three losses (paper section 3.3).
+
+B images, R regions (all images together), C concepts, D embedding, K stored teacher probabilities a region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regionclip_core.config.tree import Config, PretrainConfig
+from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.concept_embeddings import load_embeddings
+from regionclip_core.models.towers import RegionEncoder, region_encoder
+from regionclip_core.ops.boxes import flip_horizontal
+from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.pretraining.losses import image_text_contrastive, region_concept_contrastive, region_distillation
+from regionclip_core.pretraining.pair_reader import RegionPairs, RegionSample
+from regionclip_core.storage.records import Folder
+from regionclip_core.training.distributed import common_canvas, gather_rows, rank_count, sum_ranks
+from regionclip_core.training.fit import FitResult, Progress, fit, step_seed
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """One rank's part of a step: images with their labelled regions and one caption each."""
+
+    images: ImageBatch
+    boxes: list[Tensor]
+    """One float32[R_i, 4] an image, xyxy, pixels of the network's input."""
+    concept_id_R: Tensor
+    top_concepts_RK: Tensor
+    top_probabilities_RK: Tensor
+    residual_mass_R: Tensor
+    captions: list[str]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            boxes=[boxes.to(device) for boxes in self.boxes],
+            concept_id_R=self.concept_id_R.to(device),
+            top_concepts_RK=self.top_concepts_RK.to(device),
+            top_probabilities_RK=self.top_probabilities_RK.to(device),
+            residual_mass_R=self.residual_mass_R.to(device),
+        )
+
+
+class RegionPretrainer(nn.Module):
+    """The student with its losses: only the student's visual encoder is trained.
+
+    Args:
+        student: region encoder, starting from the teacher's weights.
+        clip: the model whose text encoder, frozen, embeds the captions.
+        concept_embeddings_CD: the pool, float32[C, D], rows of unit length.
+        temperature: divides every cosine; the same for the three losses.
+    """
+
+    concept_embeddings_CD: Tensor
+
+    def __init__(
+        self,
+        student: RegionEncoder,
+        clip: ClipModel,
+        concept_embeddings_CD: Tensor,
+        temperature: float,
+        settings: PretrainConfig,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.text_model = clip.model.requires_grad_(False).eval()
+        self.tokenizer = clip.tokenizer
+        self.register_buffer("concept_embeddings_CD", concept_embeddings_CD, persistent=False)
+        self.temperature = temperature
+        self.settings = settings
+
+    def forward(self, batch: RegionBatch) -> Mapping[str, Tensor]:
+        """`loss_region_contrastive`, `loss_region_distill` and `loss_image_text`, each with its weight applied."""
+        regions_RD, global_BD = self._encode(batch)
+        counts_C, divisor = self._all_regions(batch.concept_id_R)
+        with torch.no_grad():
+            tokens = self.tokenizer(batch.captions).to(regions_RD.device)
+            text_BD = self.text_model.encode_text(tokens)
+        return {
+            "loss_region_contrastive": self.settings.contrastive_weight
+            * region_concept_contrastive(
+                regions_RD, self.concept_embeddings_CD, batch.concept_id_R, self.temperature, counts_C, divisor
+            ),
+            "loss_region_distill": self.settings.distill_weight
+            * region_distillation(
+                regions_RD,
+                self.concept_embeddings_CD,
+                batch.top_concepts_RK,
+                batch.top_probabilities_RK,
+                batch.residual_mass_R,
+                self.temperature,
+                divisor,
+            ),
+            "loss_image_text": self.settings.image_text_weight
+            * image_text_contrastive(global_BD, text_BD, self.temperature, gather=gather_rows),
+        }
+
+    def _all_regions(self, concept_id_R: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the region losses take of the other ranks: regions a concept, int64[C], and their sum a rank.
+
+        A column of the contrast is the embedding of a concept, which every rank has: counts are all it takes.
+        """
+        if not self.settings.gather_regions:
+            return None, None
+        counts_C = sum_ranks(torch.bincount(concept_id_R, minlength=len(self.concept_embeddings_CD)))
+        return counts_C, counts_C.sum() / rank_count()
+
+    def _encode(self, batch: RegionBatch) -> tuple[Tensor, Tensor]:
+        """Region features [R, D] and global features [B, D] in one pass: the global box is one more region."""
+        images = common_canvas(batch.images)
+        boxes = [
+            torch.cat([boxes, whole])
+            for boxes, whole in zip(batch.boxes, images.global_boxes(self.settings.global_box), strict=True)
+        ]
+        features = self.student(images.tensor, boxes, images.sizes)
+        is_global = torch.cat([torch.tensor([False] * (len(b) - 1) + [True]) for b in boxes]).to(features.device)
+        return features[~is_global], features[is_global]
+
+
+def collate(
+    samples: Sequence[RegionSample],
+    settings: PretrainConfig,
+    clip: ClipModel,
+    seed: int,
+    step: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> RegionBatch:
+    """Decode, flip, resize and stack: regions are a random subset where an image has more than asked for.
+
+    `samples` stand at every `world_size`-th position of the global batch from `rank` on, and draw by their position:
+    a sample comes out the same whichever rank has it.
+    """
+    images, boxes, picks, captions = [], [], [], []
+    for number, sample in enumerate(samples):
+        rng = np.random.default_rng(step_seed(seed, step, number * world_size + rank))
+        image = sample.image
+        box = sample.boxes
+        pick = np.sort(rng.permutation(len(box))[: settings.regions_per_image])
+        box = box[pick]
+        if rng.uniform() < settings.flip:
+            image = torch.flip(image, [2])
+            box = flip_horizontal(box, image.shape[2])
+        images.append(image)
+        boxes.append(box)
+        picks.append(pick)
+        captions.append(sample.captions[rng.integers(len(sample.captions))])
+    batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std, settings.resize)
+
+    def regions(name: str) -> Tensor:
+        return torch.cat([getattr(s, name)[p] for s, p in zip(samples, picks, strict=True)])
+
+    return RegionBatch(
+        images=batch,
+        boxes=[batch.to_input(i, b.float()) for i, b in enumerate(boxes)],
+        concept_id_R=regions("concept_id").long(),
+        top_concepts_RK=regions("top_concepts").long(),
+        top_probabilities_RK=regions("top_probabilities"),
+        residual_mass_R=regions("residual_mass"),
+        captions=captions,
+    )
+
+
+def make_student(clip: ClipModel, settings: PretrainConfig) -> RegionEncoder:
+    """The student: the teacher's visual encoder, copied, with its first parts frozen."""
+    student = region_encoder(clip)
+    student.freeze(settings.freeze_at)
+    return student
+
+
+def pretrain_student(
+    student: RegionEncoder,
+    clip: ClipModel,
+    labels: Folder,
+    pairs: Folder,
+    config: Config,
+    *,
+    device: str,
+    checkpoints: Folder,
+    progress: Progress,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[FitResult, int]:
+    """Train `student` in place; it ends on the CPU in evaluation mode. Returns the result and the samples an epoch.
+
+    Raises:
+        ValueError: if pairs and embeddings are of different concept pools, or there are no pairs.
+    """
+    settings = config.pretrain
+    pool, embeddings_CD = load_embeddings(labels)
+    samples = RegionPairs(pairs, config.seed, vocabulary=pool.digest)
+    tally = samples.tally(config.execution.max_error_rate)
+    samples_at = samples.batches_at(settings.batch_size, rank, world_size, tally)
+    temperature = settings.temperature or 1 / clip.logit_scale
+    trainer = RegionPretrainer(student, clip, embeddings_CD, temperature, settings).to(device)
+    student.train()
+    result = fit(
+        trainer,
+        lambda step: collate(samples_at(step), settings, clip, config.seed, step, rank, world_size),
+        optim=settings.optim,
+        steps=settings.steps,
+        seed=config.seed,
+        checkpoints=checkpoints,
+        checkpoint_every=settings.checkpoint_every,
+        progress=progress,
+        rank=rank,
+        world_size=world_size,
+        tally=tally,
+    )
+    student.cpu().eval()
+    clip.model.cpu()
+    return result, len(samples)

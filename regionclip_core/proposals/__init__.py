@@ -1,0 +1,1 @@
+"""The proposal network and its training, the other proposers, recall."""

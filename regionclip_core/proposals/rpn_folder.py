@@ -1,0 +1,168 @@
+"""Folders of a proposal network: `rpn.safetensors` and `rpn.json`, which says how it is built and run.
+
+The artifact of the `rpn` stage is one, and `regionclip import` makes them of published files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from regionclip_core.config.tree import RPN_FIELDS, ProposalsConfig, RpnConfig
+from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.rpn_weights import RpnWeights, read_layout
+from regionclip_core.storage.local_files import local_copy
+from regionclip_core.storage.records import Folder
+
+WEIGHTS = "rpn.safetensors"
+DESCRIPTION = "rpn.json"
+FORMAT = 1
+
+PROPOSAL_FIELDS = ("pre_nms", "nms", "max_regions", "min_objectness")
+"""What of ProposalsConfig makes proposals of its output."""
+
+# What the official configurations feed their networks, and how they choose among the boxes.
+_OFFICIAL_SIZE = {"image_size": 800, "max_size": 1333}
+_OFFICIAL_CHOICE = {"nms": 0.7, "max_regions": 1000, "min_objectness": 0.0}
+_OFFICIAL_PRE_NMS = {"resnet50_c4": 6000}
+
+
+def rpn_section(network: RpnConfig, proposals: ProposalsConfig | None = None) -> dict[str, Any]:
+    """How a network is built, fed and, with `proposals`, made proposals of: one flat JSON object."""
+    only_small = set() if network.backbone == "small" else {"width", "anchor_sizes"}
+    built = network.model_dump(mode="json", include=set(RPN_FIELDS) - only_small)
+    return built | ({} if proposals is None else proposals.model_dump(mode="json", include=set(PROPOSAL_FIELDS)))
+
+
+def official_section(backbone: str) -> dict[str, Any]:
+    """The `rpn_section` of a published network: the official input size and choice of boxes."""
+    network = RpnConfig.model_validate({"backbone": backbone, **_OFFICIAL_SIZE})
+    pre_nms = _OFFICIAL_PRE_NMS.get(backbone, 1000)
+    return rpn_section(network, ProposalsConfig.model_validate({"splits": (), "pre_nms": pre_nms, **_OFFICIAL_CHOICE}))
+
+
+def read_section(section: Mapping[str, Any], source: str) -> tuple[RpnConfig, ProposalsConfig]:
+    """The settings of an `rpn_section`, official ones where it is silent; ValueError for keys and values unknown."""
+    strange = sorted(set(section) - {*RPN_FIELDS, *PROPOSAL_FIELDS, "format"})
+    if "backbone" not in section or strange or section.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{source}: expected the settings of a proposal network in format {FORMAT}, with the keys "
+            f"{[*RPN_FIELDS, *PROPOSAL_FIELDS]}, got {strange or dict(section)}; import or export it again"
+        )
+    known = official_section(section["backbone"]) | dict(section)
+    network = RpnConfig.model_validate({name: known[name] for name in RPN_FIELDS if name in known})
+    return network, ProposalsConfig.model_validate({"splits": (), **{name: known[name] for name in PROPOSAL_FIELDS}})
+
+
+def save_rpn_folder(folder: Folder, network: ProposalNetwork, section: Mapping[str, Any]) -> None:
+    """Write `rpn.safetensors` and `rpn.json`; `section` is an `rpn_section` or `official_section`."""
+    write_rpn_folder(folder, network.state_dict(), section)
+
+
+def write_rpn_folder(folder: Folder, state: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
+    """As `save_rpn_folder`, from ProposalNetwork's `state`; tensors keep their dtype."""
+    read_section(section, folder.path(DESCRIPTION))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    folder.write_bytes(WEIGHTS, save_tensors(plain))
+    folder.write_json(DESCRIPTION, {"format": FORMAT, **section}, indent=1)
+
+
+def load_rpn_folder(folder: Folder) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfig]:
+    """The network of an RPN folder in evaluation mode, and what it is built and run with."""
+    rpn, proposals = read_section(folder.read_json(DESCRIPTION), folder.path(DESCRIPTION))
+    return load_network(folder, rpn), rpn, proposals
+
+
+def open_network(place: str) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfig]:
+    """The network at `place`, a folder or a file as `read_rpn_weights` takes it; a file's runs with official settings.
+
+    Raises:
+        ValueError: also for the file of a small network, whose anchors are in its folder's rpn.json only.
+    """
+    folder = find_rpn_folder(place)
+    if folder is not None:
+        return load_rpn_folder(folder)
+    found = read_rpn_weights(place)
+    if found.backbone == "small":
+        raise ValueError(
+            f"{place} is a small network, whose anchors are not in the file: give the folder with rpn.json"
+        )
+    rpn, proposals = read_section(official_section(found.backbone), place)
+    network = ProposalNetwork(rpn)
+    load_exactly(network, found.state, place)
+    return network.eval().to(memory_format=torch.channels_last), rpn, proposals
+
+
+def load_network(folder: Folder, settings: RpnConfig) -> ProposalNetwork:
+    """The network of an RPN folder, built with `settings`, on the CPU in evaluation mode."""
+    network = ProposalNetwork(settings)
+    load_exactly(network, load_tensors(folder.read_bytes(WEIGHTS)), folder.path(WEIGHTS))
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+def find_rpn_folder(place: str) -> Folder | None:
+    """The RPN folder at `place` (itself, or `rpn/` in the folder of an imported pretrained file), if there is one."""
+    folder = Folder(place)
+    return next((inside for inside in (folder, folder.child("rpn")) if inside.exists(DESCRIPTION)), None)
+
+
+def read_rpn_weights(place: str) -> RpnWeights:
+    """A proposal network's weights from an RPN folder, a pretrained folder, or a file of any known naming.
+
+    Raises:
+        ValueError: if there is no proposal network in it, with what was expected.
+        FileNotFoundError: if nothing is there.
+    """
+    folder = find_rpn_folder(place)
+    if folder is not None:
+        return read_layout(load_tensors(folder.read_bytes(WEIGHTS)), folder.path(WEIGHTS))
+    from regionclip_core.models.checkpoint_files import read_checkpoint
+
+    if Path(place).is_dir():
+        raise ValueError(
+            f"{place} is no folder of a proposal network: expected {DESCRIPTION} or rpn/{DESCRIPTION} in it; make one "
+            "with `regionclip import`, or give the file of weights"
+        )
+    with local_copy(place) as path:
+        return read_layout(read_checkpoint(path).tensors, place)
+
+
+def load_weights(network: ProposalNetwork, settings: RpnConfig) -> RpnWeights:
+    """Load `rpn.weights` into a network built with `settings`; returns what was read.
+
+    Raises:
+        ValueError: if the file's network is another one, with the `rpn.backbone` that it is.
+    """
+    found = read_rpn_weights(settings.weights)
+    if found.backbone != settings.backbone:
+        raise ValueError(
+            f"rpn.weights: {settings.weights} holds a {found.backbone} network ({found.layout} names), but "
+            f"rpn.backbone is {settings.backbone}; set rpn.backbone: {found.backbone}"
+        )
+    load_exactly(network, found.state, settings.weights)
+    return found
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load `state` if it is the network's own list of tensors; ValueError with the differences if not.
+
+    Counters of batch norms, which nothing reads, may be absent.
+    """
+    own = network.state_dict()
+    state = {name: tensor for name, tensor in own.items() if name.endswith(".num_batches_tracked")} | dict(state)
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
+    shapes = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"{source} does not fit this proposal network: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}, {len(shapes)} of another shape {shapes[:3]}; "
+            "check rpn.backbone, rpn.width and rpn.anchor_sizes"
+        )
+    network.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Folders at any fsspec URL, records and manifests, fingerprints, Arrow tables, tars."""

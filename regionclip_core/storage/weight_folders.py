@@ -1,0 +1,63 @@
+"""Where weights and embeddings that were imported lie, for the stages that take them as they are.
+
+Nothing heavy is imported here: the planner asks for the files to take their digests.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Literal
+
+from regionclip_core.storage.folder import Folder
+
+ClipPart = Literal["teacher", "student"]
+"""Which of the two CLIP models of an imported pretraining file is meant."""
+
+CLIP_LAYOUTS = (
+    ("open_clip_config.json", "open_clip_model.safetensors"),
+    ("clip.json", "clip.safetensors"),
+)
+"""Description and weights of a CLIP folder: open_clip's names, and those of our artifacts."""
+DETECTOR_FILES = ("config.json", "model.safetensors", "vocabulary.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Of a Hugging Face tokenizer, such as SigLIP's; without the first there is none."""
+EMBEDDING_FILES = ("embeddings.json", "embeddings.safetensors")
+
+
+def clip_folder(where: str, part: ClipPart) -> Folder:
+    """The CLIP folder that `where` names: itself, or the wanted part of an imported pretraining file.
+
+    `where` is a path or fsspec URL. Whether there is a CLIP model at all is for the reader to say.
+    """
+    folder = Folder(where)
+    inner = folder.child(part)
+    return inner if _layout(inner) else folder
+
+
+def clip_files(where: str, part: ClipPart) -> list[str]:
+    """The files whose content is the CLIP model at `where`; `where` itself if it is a file, or nothing is there.
+
+    A tokenizer beside the weights is one of them: it is looked for there first.
+    """
+    folder = clip_folder(where, part)
+    model = [folder.path(name) for name in _layout(folder)]
+    beside = folder if model else Folder(posixpath.dirname(where) or ".")
+    tokenizer = [beside.path(name) for name in TOKENIZER_FILES if beside.exists(name)]
+    return (model or [where]) + tokenizer
+
+
+def detector_files(where: str) -> list[str]:
+    """The files whose content is the detector in the folder `where`."""
+    return [Folder(where).path(name) for name in DETECTOR_FILES]
+
+
+def embedding_files(folders: tuple[str, ...]) -> list[str]:
+    """The files whose content is the stored embeddings in `folders`."""
+    return [Folder(where).path(name) for where in folders for name in EMBEDDING_FILES]
+
+
+def _layout(folder: Folder) -> tuple[str, ...]:
+    for names in CLIP_LAYOUTS:
+        if folder.exists(names[0]):
+            return names
+    return ()

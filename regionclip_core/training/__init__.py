@@ -1,0 +1,1 @@
+"""fit(): the loop, optimisers, sampling, checkpoints, several processes."""

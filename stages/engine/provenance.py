@@ -1,0 +1,56 @@
+"""Where an artifact came from: for the reader, never part of a fingerprint."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pyarrow", "pillow", "spacy", "ray", "webdataset")
+
+
+def provenance(started: datetime, seconds: float) -> dict[str, Any]:
+    """git commit, package versions, host, times (UTC, ISO 8601) and seconds of a stage that ends now."""
+    return {
+        "git_commit": git_commit(),
+        "packages": versions(),
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "started": started.isoformat(timespec="milliseconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "seconds": seconds,
+    }
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the checkout this code runs from, with "+changes" when files differ; None without git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root)]
+        head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run(
+            [*command, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages whose numbers may show in an artifact."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

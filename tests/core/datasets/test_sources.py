@@ -1,0 +1,393 @@
+"""Folder and COCO sources: what each one reads, and that every bad sample is a row with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from places import TINY_COCO
+from source_samples import VOCABULARY, jpeg, picture, read_all, statuses
+
+from regionclip_core.config.tree import CocoSplit, FolderSplit
+from regionclip_core.datasets import annotation_scan
+from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.index import IndexRow
+from regionclip_core.datasets.sources import even_pieces, open_source, plan_shards
+from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+from regionclip_core.storage.records import Folder
+
+# --------------------------------------------------------------- folder
+
+
+def write_folder(folder: Path, kind: str) -> str:
+    for name, data in {
+        "a.png": picture(1),
+        "sub/b.v2.png": picture(2),
+        "cut.jpg": jpeg()[:2000],
+        "empty.jpg": b"",
+        "plain.png": picture(3),
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    rows = [
+        ("a.png", "first of a"),
+        ("sub/b.v2.png", "of b, with a comma"),
+        ("a.png", "second of a"),
+        ("a.png", ""),
+        ("cut.jpg", "truncated"),
+        ("empty.jpg", "zero bytes"),
+        ("gone.jpg", "not there"),
+        ("../up.png", "outside"),
+        ("plain.png", ""),
+    ]
+    path = folder / f"captions.{kind}"
+    if kind == "jsonl":
+        lines = [json.dumps({"file": f, "caption": c}) for f, c in rows]
+        text = "\n".join([*lines[:4], "{broken", '["no", "object"]', *lines[4:]])
+    elif kind == "csv":
+        text = "caption,file\r\n" + "".join(f'"{c}",{f}\r\n' for f, c in rows[:4])
+        text += "only one field\r\n" + "".join(f'"{c}",{f}\r\n' for f, c in rows[4:])
+    else:
+        text = "\n".join(["file\tcaption", *("\t".join(r) for r in rows[:4]), "x", *("\t".join(r) for r in rows[4:])])
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_folder_source(tmp_path, kind: str) -> None:
+    captions = write_folder(tmp_path, kind)
+    found = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=captions), shard_size=4)
+    broken = {"jsonl": ["captions.jsonl#5", "captions.jsonl#6"], "csv": ["captions.csv#6"], "tsv": ["captions.tsv#6"]}
+    assert statuses(found) == {
+        "a.png": "ok",
+        "sub/b.v2.png": "ok",
+        **dict.fromkeys(broken[kind], "bad_caption"),
+        "cut.jpg": "bad_image",
+        "empty.jpg": "bad_image",
+        "gone.jpg": "bad_image",
+        "../up.png": "bad_unsafe_member",
+        "plain.png": "bad_caption",
+    }
+    first, second = found[0].row, found[1].row
+    assert first.captions == ["first of a", "second of a"]
+    assert found[0].dropped == ("lost_caption",)
+    assert first.reason == "caption is empty"
+    assert second.captions == ["of b, with a comma"]
+    assert (second.width, second.height, second.image_id) == (30, 20, 1)
+    with ImageReader(Folder(str(tmp_path))) as reader:
+        assert int(reader.read(second)[0, 0, 0]) == 2
+
+
+def test_bytes_that_are_not_utf8_cost_their_caption_only(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "b.png").write_bytes(picture())
+    for kind, text in {
+        "tsv": b"file\tcaption\na.png\tcaf\xe9\nb.png\tfine\n",
+        "csv": b"file,caption\na.png,caf\xe9\nb.png,fine\n",
+        "jsonl": b'{"file": "a.png", "caption": "caf\xe9"}\n{"file": "b.png", "caption": "fine"}\n',
+    }.items():
+        (tmp_path / f"c.{kind}").write_bytes(text)
+        found = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / f"c.{kind}")))
+        assert statuses(found) == {"a.png": "bad_caption", "b.png": "ok"}
+
+
+def test_file_names_that_are_no_text_cost_their_row_only(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    lines = ['{"file": "\\ud800.png", "caption": "x"}', '{"file": null, "caption": "\\ud800"}']
+    (tmp_path / "c.jsonl").write_text("\n".join([*lines, '{"file": "a.png", "caption": "fine"}']))
+    found = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.jsonl")))
+    assert list(statuses(found).values()) == ["bad_unsafe_member", "bad_caption", "ok"]
+    reasons = ["is not UTF-8", "line 2: field `file` is empty or no text"]
+    for row, reason in zip([f.row for f in found[:2]], reasons, strict=True):
+        assert reason in row.reason
+        assert (row.key + row.reason).encode()  # can be stored
+
+
+def test_caption_files_that_make_no_sense(tmp_path) -> None:
+    for name, text, message in [
+        ("c.csv", "image,text\na,b\n", "expected a header with `file` and `caption`"),
+        ("c.tsv", "", "expected a header"),
+        ("c.txt", "x", "expected .jsonl, .csv or .tsv"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("c.csv", "file,caption\n"), ("c.tsv", "file\tcaption\n\n"), ("c.jsonl", "")]
+)
+def test_caption_files_without_rows_are_refused(tmp_path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"data\.splits\.train\.captions: no images are named in .*/{name}"):
+        read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / name)))
+
+
+def test_a_quote_left_open_is_told(tmp_path) -> None:
+    """With the line that opens it, where it takes in the rest of the file; else it costs the rows that it takes in."""
+    split = FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.csv"))
+    (tmp_path / "a.png").write_bytes(picture())
+    for before, line in [("", 2), ('a.png,"two\nlines"\r\n"a\n.png",', 5)]:
+        (tmp_path / "c.csv").write_text(f'file,caption\n{before}"a dog\na.png,a cat\na.png,a bird\n', newline="")
+        with pytest.raises(ValueError, match=rf"c\.csv, line {line}: a quote is opened and not closed"):
+            read_all(split)
+    (tmp_path / "c.csv").write_text('file,caption\nx.png,"a dog\nx.png,"a cat"\na.png,"a ""big""\ndog"\n')
+    bad, good = read_all(split)
+    assert (bad.row.key, bad.row.status) == ("c.csv#3", "bad_caption")
+    assert bad.row.reason.startswith("line 3: 2 lines held together by a quote, and text behind the closing one")
+    assert (good.row.status, good.row.captions) == ("ok", ['a "big"\ndog'])
+
+
+def test_files_that_cannot_be_opened_cost_their_row_only(tmp_path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").write_bytes(picture())
+    names = ["loop.png", "x" * 300, "y" * 5000, "pipe.png", "a.png"]
+    (tmp_path / "c.tsv").write_text(
+        "".join(f"{name}\ta dog\n" for name in ["file", *names]).replace("a dog", "caption", 1)
+    )
+    found = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.tsv")))
+    assert list(statuses(found).values()) == ["bad_image"] * 4 + ["ok"]
+    for one, reason in zip(found, ["symbolic links", "too long", "too long", "no plain file"], strict=False):
+        assert reason in one.row.reason
+
+
+def test_tsv_keeps_quotes_and_csv_takes_long_captions(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "c.tsv").write_text('file\tcaption\na.png\t"a \u2028 quote\n')
+    (found,) = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.tsv")))
+    assert found.row.captions == ['"a \u2028 quote']
+    (tmp_path / "c.csv").write_text(f"file,caption\na.png,{'x' * 200_000}\n")
+    (found,) = read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.csv")))
+    assert found.row.status == "bad_caption"
+    assert "200000 characters" in found.row.reason
+
+
+# --------------------------------------------------------------- coco
+
+
+def write_coco(folder: Path) -> dict[str, str]:
+    size = {"width": 100, "height": 50}
+    instances = {
+        "images": [
+            {"id": 7, "file_name": "seven.jpg", **size},
+            {"id": 8, "file_name": "eight.jpg", **size},
+            {"id": 7, "file_name": "again.jpg", **size},
+            {"id": 9, "file_name": "../nine.jpg", **size},
+            {"id": 10, "file_name": "ten.jpg", "width": 30_000, "height": 30_000},
+            {"id": 11, "file_name": "eleven.jpg", "width": 1, "height": 1},
+            {"file_name": "no_id.jpg", **size},
+            {"id": 2**63, "file_name": "large_id.jpg", **size},
+            {"id": 12, "coco_url": "http://images.cocodataset.org/train2017/000000000012.jpg", **size},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 2, "bbox": [10, 5, 20, 10], "area": 120.5, "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 99, "bbox": [-5, 40, 10, 100], "iscrowd": 1, "area": 3},
+            {"id": 3, "image_id": 7, "category_id": 2, "bbox": [1, 1, 0, 5], "area": 0},
+            {"id": 4, "image_id": 7, "category_id": 2, "bbox": [200, 1, 5, 5], "area": 25},
+            {"id": 5, "image_id": 7, "category_id": 2, "bbox": [float("nan"), 1, 5, 5], "area": 25},
+            {"id": 6, "image_id": 7, "category_id": 1234, "bbox": [1, 1, 5, 5], "area": 25},
+            {"id": 7, "image_id": 7, "category_id": 2, "bbox": [1, 1, 5], "area": 25},
+            {"id": 10, "image_id": 7, "category_id": 2, "bbox": [1, 1, 10**400, 5], "area": 25},
+            {"id": 8, "image_id": 12, "category_id": 5, "bbox": [2, 3, 4, 5], "segmentation": [[1, 2, 3]]},
+            {"id": 9, "image_id": 555, "category_id": 5, "bbox": [2, 3, 4, 5]},
+        ],
+        "categories": [{"id": 2, "name": "dog"}, {"id": 5, "name": "cat"}, {"id": 99, "name": "submarine"}],
+    }
+    captions = {
+        "images": [*instances["images"][:2], {"id": 13, "file_name": "captions_only.jpg", **size}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "caption": "A dog. "},
+            {"id": 2, "image_id": 7, "caption": ""},
+            {"id": 3, "image_id": 7, "caption": "Another one"},
+            {"id": 4, "image_id": 13, "caption": "Third"},
+        ],
+    }
+    (folder / "instances.json").write_text(json.dumps(instances))
+    (folder / "captions.json").write_text(json.dumps(captions))
+    return {name: str(folder / f"{name}.json") for name in ("instances", "captions")}
+
+
+def test_coco_source(tmp_path) -> None:
+    files = write_coco(tmp_path)
+    found = read_all(CocoSplit(source="coco", images=str(tmp_path), **files), shard_size=3)
+    assert statuses(found) == {
+        "seven.jpg": "ok",
+        "eight.jpg": "ok",
+        "again.jpg#2": "bad_duplicate_key",
+        "../nine.jpg#3": "bad_unsafe_member",
+        "ten.jpg#4": "bad_image",
+        "eleven.jpg#5": "bad_image",
+        "no_id.jpg#6": "bad_image",
+        "large_id.jpg#7": "bad_image",
+        "train2017/000000000012.jpg": "ok",
+        "captions_only.jpg": "ok",
+    }
+    rows = {f.row.key: f.row for f in found}
+    seven = rows["seven.jpg"]
+    assert seven.captions == ["A dog.", "Another one"]
+    np.testing.assert_array_equal(seven.boxes, [[10, 5, 30, 15], [0, 40, 5, 50]])
+    assert seven.box_labels.tolist() == [VOCABULARY.index("dog"), -1]
+    assert seven.box_crowd.tolist() == [False, True]
+    np.testing.assert_array_equal(seven.box_area, np.float32([120.5, 3]))
+    assert found[0].dropped == ("lost_caption", "lost_box")
+    for part in ["caption is empty", "zero area", "outside", "not finite", "category 1234", "2 x box is not four"]:
+        assert part in seven.reason
+    assert rows["eight.jpg"].captions == []
+    twelve = rows["train2017/000000000012.jpg"]
+    assert twelve.box_area.tolist() == [20.0]  # none given: the box's
+    assert twelve.url == f"{tmp_path}/train2017/000000000012.jpg"
+
+
+def test_remote_annotations_are_copied_once_for_all_shards(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_coco(tmp_path)
+    urls = {name: f"memory://{tmp_path.name}/{name}.json" for name in files}
+    for name, path in files.items():
+        Folder(f"memory://{tmp_path.name}").write_bytes(f"{name}.json", Path(path).read_bytes())
+    copied: list[str] = []
+    copy = annotation_scan.open_location
+    monkeypatch.setattr(annotation_scan, "open_location", lambda url: copied.append(url) or copy(url))
+    source = open_source("s", CocoSplit(source="coco", images=str(tmp_path), **urls), 0, VOCABULARY)
+    plans = plan_shards({"s": source}, 2)
+    assert len(plans) == 5 and copied == []
+    found = [one for plan in plans for one in source.samples(plan, None)]
+    assert statuses(found) == statuses(read_all(CocoSplit(source="coco", images=str(tmp_path), **files)))
+    assert sorted(copied) == sorted(urls.values())
+    again = pickle.loads(pickle.dumps(source))  # with no file open
+    assert statuses(list(again.samples(plans[0], None))) == statuses(list(source.samples(plans[0], None)))
+    assert len(copied) == 4
+
+
+def test_coco_limit_and_parts(tmp_path) -> None:
+    files = write_coco(tmp_path)
+    found = read_all(CocoSplit(source="coco", images="x", limit=2, **files))
+    assert list(statuses(found)) == ["seven.jpg", "eight.jpg"]
+    found = read_all(CocoSplit(source="coco", images="x", captions=files["captions"]))
+    assert list(statuses(found)) == ["seven.jpg", "eight.jpg", "captions_only.jpg"]
+    assert len(found[0].row.boxes) == 0
+    with pytest.raises(ValueError, match="needs `instances:`, `captions:` or both"):
+        read_all(CocoSplit(source="coco", images="x"))
+
+
+def test_coco_with_a_foreign_vocabulary_is_refused(tmp_path) -> None:
+    files = write_coco(tmp_path)
+    split = CocoSplit(source="coco", images="x", instances=files["instances"])
+    source = open_source("train", split, 0, Vocabulary(("teapot",), ()))
+    with pytest.raises(ValueError, match=r"none of the categories .* is in data.categories"):
+        list(source.samples(plan_shards({"train": source}, 9)[0], None))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{}", "{cut", '{"images": [], "annotations": {}}'])
+def test_coco_files_that_make_no_sense(tmp_path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        read_all(CocoSplit(source="coco", images="x", captions=str(tmp_path / "x.json")))
+
+
+def test_coco_files_without_images_are_refused(tmp_path) -> None:
+    (tmp_path / "x.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(ValueError, match=r"data\.splits\.train: no images are listed in captions: .*/x\.json"):
+        read_all(CocoSplit(source="coco", images="x", captions=str(tmp_path / "x.json")))
+
+
+def test_coco_annotations_of_no_image_are_counted_once(tmp_path) -> None:
+    files = write_coco(tmp_path)
+    body = json.loads(Path(files["captions"]).read_text())
+    body["annotations"] += ["no object", {"caption": "of no image"}, {"image_id": 77, "caption": "of another"}]
+    Path(files["captions"]).write_text(json.dumps(body))
+    source = open_source("train", CocoSplit(source="coco", images="x", limit=6, **files), 0, VOCABULARY)
+    assert [source.lost(plan) for plan in plan_shards({"train": source}, 2)] == [{"lost_annotations": 4}, {}, {}]
+    source = open_source("train", CocoSplit(source="coco", images="x", instances=files["instances"]), 0, VOCABULARY)
+    assert source.lost(plan_shards({"train": source}, 9)[0]) == {"lost_annotations": 1}
+
+
+def test_coco_entries_that_python_cannot_hold_cost_themselves(tmp_path) -> None:
+    """Names that are no Unicode, lists nested thousands deep, integers of thousands of digits; a mark at the start."""
+    size = '"width": 100, "height": 50'
+    deep, long = "[" * 5000 + "]" * 5000, "9" * 6000
+    images = [
+        f'{{"id": 1, "file_name": "\\ud800.jpg", {size}}}',
+        f'{{"id": 2, "file_name": "deep.jpg", "q": {deep}, {size}}}',
+        f'{{"id": 3, "file_name": "long.jpg", "q": {long}, {size}}}',
+        f'{{"id": {long}, "file_name": "long_id.jpg", {size}}}',
+        f'{{"id": 5, "file_name": "wide.jpg", "width": {long}, "height": 50}}',
+    ]
+    box = '"image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4]'
+    boxes = [f"{{{box}}}", f'{{{box}, "area": {long}}}', f'{{{box}, "q": {deep}}}', f"{{{box[:-2]}{long}]}}"]
+    lists = {"images": images, "annotations": boxes, "categories": ['{"id": 2, "name": "dog"}']}
+    text = ", ".join(f'"{key}": [{", ".join(entries)}]' for key, entries in lists.items())
+    (tmp_path / "x.json").write_text(f"{{{text}}}", encoding="utf-8-sig")
+    split = CocoSplit(source="coco", images="x", instances=str(tmp_path / "x.json"))
+    found = read_all(split)
+    assert statuses(found) == {
+        "\\xed\\xa0\\x80.jpg#0": "bad_unsafe_member",
+        "#1": "bad_image",
+        "long.jpg": "ok",
+        "long_id.jpg#3": "bad_image",
+        "wide.jpg#4": "bad_image",
+    }
+    row = found[2].row
+    np.testing.assert_array_equal(row.boxes, [[1, 2, 4, 6]] * 2)
+    np.testing.assert_array_equal(row.box_area, [12, 12])
+    assert (found[2].dropped, row.reason) == (("lost_box",), "box dropped: a coordinate is not finite")
+    assert all((one.row.key + str(one.row.reason)).encode() for one in found)
+    source = open_source("train", split, 0, VOCABULARY)
+    assert source.lost(plan_shards({"train": source}, 9)[0]) == {"lost_annotations": 1}
+
+
+@pytest.mark.skipif(not TINY_COCO.exists(), reason="needs tiny_coco")
+def test_tiny_coco_against_pycocotools() -> None:
+    from pycocotools.coco import COCO
+
+    vocabulary = load_categories("coco_ovd")
+    files = {kind: str(TINY_COCO / "annotations" / f"{kind}_train2017.json") for kind in ("instances", "captions")}
+    split = CocoSplit(source="coco", images=str(TINY_COCO / "train2017"), **files)
+    source = open_source("train", split, 0, vocabulary)
+    rows: list[IndexRow] = [f.row for plan in plan_shards({"t": source}, 20) for f in source.samples(plan, None)]
+    coco = COCO(files["instances"])
+    texts = json.loads(Path(files["captions"]).read_text())["annotations"]
+    assert [row.image_id for row in rows] == [image["id"] for image in coco.dataset["images"]]
+    assert sum(len(row.boxes) for row in rows) == len(coco.anns) == 470
+    with ImageReader(Folder("unused")) as reader:
+        for row in rows:
+            assert row.ok
+            assert reader.read(row).shape == (row.height, row.width, 3)
+            wanted = [one["caption"].strip() for one in texts if one["image_id"] == row.image_id]
+            assert list(row.captions) == wanted
+            anns = coco.loadAnns(coco.getAnnIds(imgIds=row.image_id))
+            for i, ann in enumerate(anns):
+                x, y, w, h = ann["bbox"]
+                np.testing.assert_allclose(row.boxes[i], [x, y, x + w, y + h], atol=0.02)
+                name = coco.cats[ann["category_id"]]["name"]
+                wanted_label = vocabulary.index(name) if name in vocabulary.names else -1
+                assert row.box_labels[i] == wanted_label
+                assert row.box_crowd[i] == bool(ann["iscrowd"])
+                assert row.box_area[i] == np.float32(ann["area"])
+
+
+# --------------------------------------------------------------- plan
+
+
+def test_pieces_cover_everything_once() -> None:
+    for count, size in [(0, 5), (1, 5), (10, 5), (11, 5)]:
+        numbers = [n for piece in even_pieces(count, size) for n in range(piece.start, piece.stop)]
+        assert numbers == list(range(count))
+
+
+def test_shard_numbers_run_over_all_splits(tmp_path) -> None:
+    files = write_coco(tmp_path)
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "c.tsv").write_text("file\tcaption\na.png\tx\n")
+    sources = {
+        "z": open_source("z", CocoSplit(source="coco", images="x", **files), 0, VOCABULARY),
+        "a": open_source(
+            "a", FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.tsv")), 0, VOCABULARY
+        ),
+    }
+    plans = plan_shards(sources, 4)
+    assert [(p.shard, p.split) for p in plans] == [(0, "z"), (1, "z"), (2, "z"), (3, "a")]
+    assert plans == plan_shards(sources, 4)

@@ -1,0 +1,186 @@
+"""metrics.json of whole runs of the evaluate stage: every number that the paper's tables need, and no other keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from reference_evaluators import pycocotools_evaluation
+from small_artifacts import TRAIN, VOCABULARY, Picture, rows_of, tiny_clip, tiny_config, write_data, write_proposals
+
+from regionclip_core.config.tree import Config
+from regionclip_core.datasets.index import index_name, read_index, split_shards, write_index
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector, save_detector
+from regionclip_core.detection.finetuning import class_embeddings
+from regionclip_core.evaluation.metrics import PAPER_TABLES, metric_keys, paper_numbers, paths_of
+from regionclip_core.models.clip import save_clip
+from regionclip_core.models.towers import region_encoder
+from regionclip_core.report.samples import stream_rows
+from regionclip_core.storage.folder import canonical_json
+from regionclip_core.storage.records import Folder
+from stages.base import STAGES, JobStage, StageContext
+
+GROUPS = (("rare", ("dog", "cup")), ("common", ("cat",)), ("frequent", ("bus",)))
+LVIS = Vocabulary(VOCABULARY.names, VOCABULARY.base, GROUPS)
+ONE_OBJECT = [[Picture(40, 40, ((4, 4, 30, 30),), (1,))]]
+
+
+def box_mask(box: Sequence[float], height: int, width: int) -> bytes:
+    mask = np.zeros((height, width), np.uint8, order="F")
+    x0, y0, x1, y1 = (int(v) for v in box)
+    mask[y0:y1, x0:x1] = 1
+    return coco_mask.encode(mask)["counts"]  # type: ignore[no-any-return]
+
+
+def annotate(data: Folder, masks: bool, lvis: bool) -> None:
+    """Give every object its box as a mask, and every image its absent categories."""
+    for shard in split_shards(data, ("val",)):
+        rows = read_index(data, shard)
+        if masks:
+            rows = [replace(r, box_masks=[box_mask(box, r.height, r.width) for box in r.boxes]) for r in rows]
+        if lvis:
+            absent = [np.setdiff1d(np.arange(4), row.box_labels).astype(np.int32)[:2] for row in rows]
+            none = np.zeros(0, np.int32)
+            rows = [
+                replace(row, neg_labels=a, not_exhaustive_labels=none, box_crowd=np.zeros(len(row.boxes), bool))
+                for row, a in zip(rows, absent, strict=True)
+            ]
+        with data.write(index_name(shard)) as file:
+            write_index(file, rows, VOCABULARY.digest)
+
+
+def make_inputs(
+    root: Path, config: Config, detectors: Sequence[str], masks: bool = False, mask_head: bool = False
+) -> dict[str, Folder]:
+    """What the evaluate stage reads: untrained models, annotated boxes and some others as proposals."""
+    lvis = config.evaluate.protocol == "lvis"
+    inputs = {name: Folder(str(root / name)) for name in ("data", "teacher", "proposals", "pretrain", "finetune")}
+    write_data(root / "data", {"val": TRAIN, "closeup": ONE_OBJECT})
+    annotate(inputs["data"], masks, lvis)
+    inputs["data"].write_json("categories.json", (LVIS if lvis else VOCABULARY).to_json())
+    boxes = {
+        row.key: torch.cat([torch.from_numpy(row.boxes), torch.tensor([[1.0, 1, 30, 40]])])
+        for row in rows_of(inputs["data"], "val")
+        if row.status == "ok"
+    }
+    write_proposals(inputs["proposals"], inputs["data"], "val", boxes, torch.linspace(3, -3, 20))
+    clips = {"teacher": tiny_clip(0), "pretrain": tiny_clip(1)}
+    for stage, clip in clips.items():
+        save_clip(clip, inputs[stage])
+    for name in detectors:
+        clip = clips["teacher" if name == "clip" else "pretrain"]
+        classes = class_embeddings(clip, ("cat", "bus"), config)
+        torch.manual_seed(0)
+        detector = OpenVocabularyDetector(region_encoder(clip), classes, ("cat", "bus"), 0.07, mask_head=mask_head)
+        save_detector(detector, inputs["finetune"], clip.architecture, stem=name)
+    return inputs
+
+
+def run(root: Path, config: Config, inputs: dict[str, Folder]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """metrics.json and the summary."""
+    stage = STAGES["evaluate"]
+    assert isinstance(stage, JobStage)
+    summary = stage.run(StageContext(config, Folder(str(root / "evaluate")), inputs))
+    return json.loads((root / "evaluate" / "metrics.json").read_text()), summary
+
+
+def settings(**changes: Any) -> Config:
+    splits = {name: {"source": "world", "images": 5, "image_size": 80} for name in ("train", "val", "closeup")}
+    limits = {"split": "val", "score_threshold": 0.0, **changes}
+    return tiny_config(data={"splits": splits}, evaluate=limits)
+
+
+def test_coco_run(tmp_path: Path) -> None:
+    """With the numbers of table 1 and of both zero-shot tables."""
+    config = settings(whole_image_split="closeup")
+    names = ("clip", "regionclip", "oracle")
+    metrics, summary = run(tmp_path, config, make_inputs(tmp_path, config, names))
+    assert paths_of(metrics) == metric_keys(VOCABULARY, "coco", whole_image=True)
+    assert metrics["images"] == summary["images"] == 7
+    assert set(summary["finetuned"]["oracle"]) == {"base", "novel", "all"}
+    for group, only in (("base", "finetuned_base_only"), ("novel", "finetuned_novel_only")):
+        assert list(metrics[only]["clip"]["per_category"]) == sorted(getattr(VOCABULARY, group))
+        assert metrics[only]["clip"][group]["boxes"] == metrics["finetuned"]["clip"][group]["boxes"]
+    tables = paper_numbers(metrics)
+    assert list(tables) == list(PAPER_TABLES["coco"])
+    first = tables["open-vocabulary detection (table 1), AP50"]["regionclip"]
+    assert list(first) == ["novel (17)", "base (48)", "generalised novel", "generalised base", "generalised all"]
+    assert first["novel (17)"] == metrics["finetuned_novel_only"]["regionclip"]["novel"]["ap50"]
+    assert None not in [value for table in tables.values() for row in table.values() for value in row.values()]
+    assert set(tables["zero-shot, RPN boxes, AP50"]) == {"clip", "regionclip"}
+
+
+def test_lvis_run_with_masks(tmp_path: Path) -> None:
+    """With the numbers of table 2 and of both zero-shot tables; only one detector was given."""
+    config = settings(protocol="lvis", max_detections=300)
+    inputs = make_inputs(tmp_path, config, ("regionclip",), masks=True, mask_head=True)
+    metrics, summary = run(tmp_path, config, inputs)
+    assert paths_of(metrics) == metric_keys(LVIS, "lvis", detectors=("regionclip",), masks=True)
+    assert set(summary["finetuned"]["regionclip"]) == {"APr", "APc", "APf", "AP"}
+    scores = metrics["finetuned"]["regionclip"]
+    assert scores["segm"] != {key: value for key, value in scores.items() if key != "segm"}
+    assert scores["rare"] == scores["novel"]
+    tables = paper_numbers(metrics)
+    assert list(tables) == list(PAPER_TABLES["lvis"])
+    masks = tables["open-vocabulary detection (table 2), mask AP"]
+    assert masks == {"regionclip": {name: scores["segm"]["lvis"][name] for name in ("APr", "APc", "APf", "AP")}}
+    assert None not in [value for table in tables.values() for row in table.values() for value in row.values()]
+
+
+def test_detections_as_results(tmp_path: Path) -> None:
+    """The file is canonical JSON, pycocotools reads it with its masks, and the report reads it in pieces."""
+    config = settings()
+    inputs = make_inputs(tmp_path, config, ("clip",), masks=True, mask_head=True)
+    metrics, _ = run(tmp_path, config, inputs)
+    data = (tmp_path / "evaluate" / "detections-clip.json").read_bytes()
+    rows = json.loads(data)
+    assert data == canonical_json(rows)
+    assert len(rows) > 20
+    assert set(rows[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+    with (tmp_path / "evaluate" / "detections-clip.json").open("rb") as file:
+        assert list(stream_rows(file, chunk=100)) == rows
+    truth = {"info": {}, "images": [], "annotations": [], "categories": [{"id": i, "name": str(i)} for i in range(4)]}
+    for row in rows_of(inputs["data"], "val"):
+        truth["images"].append({"id": row.image_id, "height": row.height, "width": row.width})
+        for i in np.flatnonzero(row.box_labels >= 0) if row.status == "ok" else ():
+            x0, y0, x1, y1 = row.boxes[i].tolist()
+            mask = {"size": [row.height, row.width], "counts": row.box_masks[i].decode()}
+            one = {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": mask, "iscrowd": int(row.box_crowd[i])}
+            place = {"id": len(truth["annotations"]) + 1, "image_id": row.image_id}
+            truth["annotations"].append(
+                {**one, **place, "area": float(row.box_area[i]), "category_id": int(row.box_labels[i])}
+            )
+    for kind, scores in (("bbox", metrics["finetuned"]["clip"]), ("segm", metrics["finetuned"]["clip"]["segm"])):
+        dropped = "segmentation" if kind == "bbox" else "bbox"
+        found = [{key: value for key, value in row.items() if key != dropped} for row in rows]
+        reference = pycocotools_evaluation(truth, found, kind)
+        # The file's scores and boxes are rounded, which may reorder ties.
+        assert scores["coco"]["AP"] == pytest.approx(100 * reference.stats[0], abs=0.3)
+        assert scores["coco"]["AR100"] == pytest.approx(100 * reference.stats[8], abs=0.3)
+
+
+def test_masks_without_annotated_ones_leave_out_mask_ap(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = settings()
+    inputs = make_inputs(tmp_path, config, ("clip",), masks=False, mask_head=True)
+    metrics, _ = run(tmp_path, config, inputs)
+    assert "segm" not in metrics["finetuned"]["clip"]
+    assert "no mask AP: the objects of the evaluated split have no masks" in caplog.text
+    rows = json.loads((tmp_path / "evaluate" / "detections-clip.json").read_text())
+    assert all("segmentation" in row for row in rows)
+
+
+def test_the_detector_is_asked_for_every_name(tmp_path: Path) -> None:
+    config = settings()
+    inputs = make_inputs(tmp_path, config, ("clip",))
+    assert load_detector(inputs["finetune"], stem="clip").names == ("cat", "bus")
+    run(tmp_path, config, inputs)
+    rows = json.loads((tmp_path / "evaluate" / "detections-clip.json").read_text())
+    assert {row["category_id"] for row in rows} == {0, 1, 2, 3}

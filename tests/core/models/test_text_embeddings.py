@@ -1,0 +1,140 @@
+"""Embeddings of names: published rows where there are any, the text encoder's otherwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_artifacts import tiny_clip, tiny_config
+
+from regionclip_core.config.tree import TeacherConfig
+from regionclip_core.models.prompts import embed_texts
+from regionclip_core.models.text_embeddings import embed_names, read_embeddings, text_files, text_settings
+from regionclip_core.storage.folder import Folder
+
+WIDTH = 16
+
+
+def write_folder(path: Path, names: list[str], rows: torch.Tensor) -> str:
+    path.mkdir()
+    save_file({"embeddings": rows}, str(path / "embeddings.safetensors"))
+    (path / "embeddings.json").write_text(json.dumps({"names": names}))
+    return str(path)
+
+
+def teacher(*folders: str, normalize: bool = False) -> TeacherConfig:
+    return TeacherConfig(weights="random", prompts="short", normalize_prompts=normalize, embeddings=folders)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_stored_rows_come_before_the_text_encoder_and_earlier_folders_before_later_ones(
+    tmp_path: Path, normalize: bool
+) -> None:
+    clip = tiny_clip()
+    first, second = torch.randn(2, WIDTH), torch.randn(3, WIDTH) * 5
+    folders = (
+        write_folder(tmp_path / "a", ["cat", "aerosol can"], first),
+        write_folder(tmp_path / "b", ["dog", "cat", "kite"], second),
+    )
+    found = embed_names(clip, ["bus", "cat", "dog", "cup", "aerosol can"], teacher(*folders, normalize=normalize))
+    encoded = embed_texts(clip, ["bus", "cup"], ("{}.", *_short()), normalize)
+    expected = torch.stack([encoded[0], first[0], second[0], encoded[1], first[1]])
+    if normalize:
+        expected = expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found, expected)
+
+
+def test_names_that_no_folder_has_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file imported under LVIS's raw names would give its one-word names alone, and nobody would see it."""
+    folder = write_folder(tmp_path / "a", ["cat", "aerosol_can"], torch.randn(2, WIDTH))
+    embed_names(tiny_clip(), ["cat"], teacher(folder))
+    assert not caplog.messages
+    embed_names(tiny_clip(), ["cat", "aerosol can"], teacher(folder))
+    assert caplog.messages == [
+        "teacher.embeddings: 1 of 2 names are in none of its folders, such as ['aerosol can']; the text encoder embeds "
+        "them"
+    ]
+
+
+def _short() -> tuple[str, ...]:
+    from regionclip_core.models.prompts import SHORT
+
+    assert SHORT[0] == "{}."
+    return SHORT[1:]
+
+
+def test_without_folders_it_is_the_text_encoder(tmp_path: Path) -> None:
+    clip = tiny_clip()
+    expected = embed_texts(clip, ["cat"], ("{}.", *_short()), False)
+    torch.testing.assert_close(embed_names(clip, ["cat"], teacher()), expected)
+    strangers = write_folder(tmp_path / "a", ["zebra"], torch.ones(1, WIDTH))
+    torch.testing.assert_close(embed_names(clip, ["cat"], teacher(strangers)), expected)
+
+
+def test_stored_names_need_no_text_encoder(tmp_path: Path) -> None:
+    rows = torch.randn(2, WIDTH)
+    folder = write_folder(tmp_path / "a", ["cat", "dog"], rows.half())
+    clip = tiny_clip()
+    clip.tokenizer = lambda texts: pytest.fail(f"{texts} were tokenized")
+    torch.testing.assert_close(embed_names(clip, ["dog", "cat"], teacher(folder)), rows.half().float().flip(0))
+
+
+def test_class_embeddings_and_pool_take_them(tmp_path: Path) -> None:
+    from test_concept_embeddings import write_pool
+
+    from regionclip_core.detection.finetuning import class_embeddings
+    from regionclip_core.models.concept_embeddings import embed_pool
+
+    rows = torch.randn(2, WIDTH)
+    folder = write_folder(tmp_path / "a", ["cat", "zebra"], rows)
+    config = tiny_config(teacher={"embeddings": [folder], "normalize_prompts": False})
+    clip = tiny_clip()
+    torch.testing.assert_close(class_embeddings(clip, ("dog", "cat"), config)[1], rows[0])
+    _, pool = embed_pool(clip, write_pool(tmp_path / "pool", ("zebra", "cup")), config.teacher)
+    torch.testing.assert_close(pool[0], rows[1] / rows[1].norm())
+
+
+def test_another_width_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "x4", ["cat"], torch.randn(1, 640))
+    with pytest.raises(ValueError, match=r"x4 has embeddings of width 640, but small makes 16"):
+        embed_names(tiny_clip(), ["cat"], teacher(folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "match"),
+    [
+        (["cat"], torch.ones(2, 3), r"1 names.*got \(2, 3\)"),
+        (["cat"], torch.ones(3), r"got \(3,\)"),
+        (["cat", "cat"], torch.ones(2, 3), "'cat' twice"),
+        (["cat"], torch.zeros(1, 3), "zero or not finite"),
+        (["cat"], torch.full((1, 3), float("nan")), "zero or not finite"),
+    ],
+)
+def test_folders_that_make_no_sense_are_refused(
+    tmp_path: Path, names: list[str], rows: torch.Tensor, match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        read_embeddings(Folder(write_folder(tmp_path / "a", names, rows)))
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"embeddings\.json"):
+        read_embeddings(Folder(str(tmp_path / "nowhere")))
+    folder = write_folder(tmp_path / "a", ["cat"], torch.ones(1, 3))
+    whole = (tmp_path / "a" / "embeddings.safetensors").read_bytes()
+    (tmp_path / "a" / "embeddings.safetensors").write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match="damaged"):
+        read_embeddings(Folder(folder))
+
+
+def test_folders_count_in_fingerprints_by_content_and_order(tmp_path: Path) -> None:
+    folders = [write_folder(tmp_path / name, [name], torch.ones(1, WIDTH)) for name in ("a", "b")]
+    config = teacher(*folders)
+    assert text_files(config) == [
+        f"{folder}/{name}" for folder in folders for name in ("embeddings.json", "embeddings.safetensors")
+    ]
+    assert text_settings(config)["embeddings"] == folders
+    assert text_settings(config) != text_settings(teacher(*folders[::-1]))

@@ -1,0 +1,281 @@
+"""Pseudo labels of a shard against a loop over regions that shares no code with it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from small_artifacts import (
+    Picture,
+    network_input,
+    pillow_crop,
+    region_feature,
+    rows_of,
+    tear,
+    tiny_clip,
+    tiny_config,
+    write_data,
+    write_proposals,
+)
+from small_towers import VIT
+from torch import Tensor
+
+from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.clip import ClipModel, build_clip, save_clip
+from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.pretraining.labelling import Labeller, region_embedder
+from regionclip_core.storage.records import Folder
+from regionclip_core.storage.tables import LABELS
+
+POOL = Vocabulary(tuple("abcdefg"))
+LOGITS = torch.linspace(3, -3, 9)
+PICTURES = [
+    Picture(48, 72, ((4, 6, 20, 30), (30, 10, 60, 26)), (0, 1)),
+    Picture(48, 72),
+    Picture(48, 72, ((10, 10, 40, 40),), (3,)),
+    Picture(48, 72, ((0, 0, 64, 20), (8, 24, 28, 44)), (0, 2)),
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
+    """Data, teacher, concept embeddings, and proposals: objects, odd places, more than are labelled, none."""
+    root = tmp_path_factory.mktemp("inputs")
+    names = ("teacher", "labels", "proposals")
+    folders = {name: Folder(str(root / name)) for name in names}
+    folders["data"] = write_data(root / "data", {"train": [PICTURES]})
+    save_clip(tiny_clip(), folders["teacher"])
+    generator = torch.Generator().manual_seed(0)
+    save_embeddings(folders["labels"], POOL, torch.randn(len(POOL), 16, generator=generator))
+    rows = rows_of(folders["data"], "train")
+    boxes = {
+        rows[0].key: torch.tensor([[4.0, 6, 20, 30], [30, 10, 60, 26], [0, 0, 72, 48]]),
+        rows[1].key: torch.zeros(0, 4),
+        rows[2].key: torch.tensor([[10.0, 10, 40, 40], [0.5, 0.25, 9.75, 40.5], [60, 40, 72, 48], [3, 3, 5, 5]] * 2),
+        rows[3].key: torch.tensor([[8.0, 24, 28, 44]]),
+    }
+    write_proposals(folders["proposals"], folders["data"], "train", boxes, LOGITS)
+    return folders
+
+
+def label(inputs: dict[str, Folder], **settings: Any) -> tuple[list[dict[str, Any]], Any, pa.Table]:
+    settings = {"temperature": 0.05, **settings}
+    labeller = Labeller.load(tiny_config(labels=settings), inputs["teacher"], inputs["labels"], "cpu")
+    table, counts = labeller.label_shard(inputs["data"], inputs["proposals"], 0)
+    return table.to_pylist(), counts, table
+
+
+def crop_feature(clip: ClipModel, pixels: np.ndarray, box: list[float], context: float) -> Tensor:
+    with torch.no_grad():
+        return clip.model.encode_image(pillow_crop(pixels, box, context, clip)[None])[0]
+
+
+def roi_feature(clip: ClipModel, pixels: np.ndarray, box: list[float]) -> Tensor:
+    """The paper's way on one image of 48 x 72 at a short side of 64."""
+    scaled = [v * f for v, f in zip(box, (96 / 72, 64 / 48) * 2, strict=True)]
+    with torch.no_grad():
+        return region_feature(clip.model.visual, network_input(pixels, (64, 96), clip.mean, clip.std), scaled)
+
+
+def naive_label(feature: Tensor, inputs: dict[str, Folder], temperature: float) -> list[tuple[float, int]]:
+    """(probability, concept), best first."""
+    from safetensors.torch import load
+
+    concepts = load(inputs["labels"].read_bytes("concept_embeddings.safetensors"))["embeddings"].double().numpy()
+    vector = feature.double().numpy()
+    cosines = [float(vector @ c / np.linalg.norm(vector) / np.linalg.norm(c)) for c in concepts]
+    weights = [np.exp(cosine / temperature) for cosine in cosines]
+    return sorted(((w / sum(weights), i) for i, w in enumerate(weights)), key=lambda pair: -pair[0])
+
+
+@pytest.mark.parametrize("mode", ["crop", "roi"])
+def test_rows_against_a_loop_over_regions(inputs: dict[str, Folder], mode: str) -> None:
+    everything, _, _ = label(inputs, mode=mode, max_regions=5)
+    cut = float(np.median([score for row in everything for score in row["score"]])) + 1e-4
+    found, counts, table = label(inputs, mode=mode, max_regions=5, top_k=3, threshold=cut)
+    assert table.schema.equals(LABELS)
+    clip, reader = tiny_clip(), ImageReader(inputs["data"])
+    from regionclip_core.proposals.proposers import read_proposals
+
+    proposals = read_proposals(inputs["proposals"], 0)
+    rows = rows_of(inputs["data"], "train")
+    assert [row["key"] for row in found] == [row.key for row in rows]
+    kept = []
+    for row, one in zip(rows, found, strict=True):
+        boxes = proposals[row.key].boxes[:5].tolist()
+        assert one["boxes"] == boxes
+        assert one["objectness_logit"] == LOGITS[: len(boxes)].tolist()
+        assert len(one["concept_id"]) == len(boxes)
+        pixels = reader.read(row)
+        for i, box in enumerate(boxes):
+            feature = crop_feature(clip, pixels, box, 1.2) if mode == "crop" else roi_feature(clip, pixels, box)
+            best = naive_label(feature, inputs, 0.05)
+            assert one["concept_id"][i] == best[0][1] == one["top_concepts"][i][0]
+            assert one["top_concepts"][i] == [concept for _, concept in best[:3]]
+            np.testing.assert_allclose(one["top_probabilities"][i], [p for p, _ in best[:3]], rtol=2e-3)
+            assert one["score"][i] == one["top_probabilities"][i][0]
+            assert one["residual_mass"][i] == pytest.approx(sum(p for p, _ in best[3:]), rel=2e-3, abs=1e-6)
+            assert one["kept"][i] == (best[0][0] > cut)
+            kept.append(one["kept"][i])
+    assert len(kept) == 3 + 0 + 5 + 1
+    assert 0 < sum(kept) < len(kept)
+    assert counts == {"ok": 4, "regions": 9, "regions_kept": sum(kept)}
+
+
+@pytest.mark.parametrize("resize", ["detection", "pretraining"])
+def test_roi_features_are_of_the_image_resized_by_the_rule_of_the_settings(
+    inputs: dict[str, Folder], resize: str
+) -> None:
+    """48 x 72 to 33 x 49.5: rounded or cut off, bilinear or bicubic."""
+    clip, row = tiny_clip(), rows_of(inputs["data"], "train")[0]
+    pixels = ImageReader(inputs["data"]).read(row)
+    settings = tiny_config(labels={"mode": "roi", "image_size": 33, "resize": resize}).labels
+    boxes = torch.tensor([[4.0, 6, 20, 30], [30, 10, 60, 26], [0, 0, 72, 48]])
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        found = region_embedder(settings, clip, "cpu")([image], [boxes])
+    shape = (33, 50) if resize == "detection" else (33, 49)
+    method = "bilinear" if resize == "detection" else "bicubic"
+    resized = torch.nn.functional.interpolate(image[None], shape, mode=method, antialias=True)[0].numpy()
+    canvas = network_input(resized.transpose(1, 2, 0), shape, clip.mean, clip.std)
+    for box, feature in zip(boxes.tolist(), found, strict=True):
+        scaled = [v * f for v, f in zip(box, (shape[1] / 72, 33 / 48) * 2, strict=True)]
+        with torch.no_grad():
+            expected = region_feature(clip.model.visual, canvas, scaled)
+        torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("description", [None, VIT], ids=["resnet", "vit"])
+def test_regions_feel_nothing_of_images_of_other_sizes(description: dict[str, Any] | None) -> None:
+    """Padding to a shared canvas would change the features at an image's right and lower edge."""
+    clip = tiny_clip() if description is None else build_clip(description, "test", seed=0)
+    embed = region_embedder(tiny_config(labels={"mode": "roi", "image_size": 64}).labels, clip, "cpu")
+    shapes = [(48, 72), (72, 48), (48, 60), (50, 50), (48, 90)]
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator) for shape in shapes]
+    boxes = [torch.tensor([[0.0, 0, w, h], [w / 2, h / 3, w, h], [3, 4, 30, 40]]) for h, w in shapes]
+    boxes[3] = boxes[3][:0]
+    with torch.inference_mode():
+        together = torch.split(embed(images, boxes), [len(b) for b in boxes])
+        for image, image_boxes, features in zip(images, boxes, together, strict=True):
+            assert torch.equal(features, embed([image], [image_boxes]))
+
+
+def test_labels_of_an_image_are_the_same_in_every_bit_alone_and_among_others_of_other_sizes(
+    tmp_path: Path, inputs: dict[str, Folder]
+) -> None:
+    """One shard of five pictures, and five of one."""
+    objects = ((4, 6, 20, 30), (16, 10, 44, 46))
+    pictures = [Picture(48 + 8 * (n % 3), 48 + 16 * (n // 3), objects, (n % 4, 1)) for n in range(5)]
+
+    def labelled(name: str, shards: list[list[Picture]]) -> list[list[dict[str, Any]]]:
+        data, proposals = write_data(tmp_path / name, {"train": shards}), Folder(str(tmp_path / f"{name}-proposals"))
+        boxes = {row.key: torch.from_numpy(row.boxes) for row in rows_of(data, "train")}
+        write_proposals(proposals, data, "train", boxes, LOGITS)
+        config = tiny_config(labels={"temperature": 0.05, "mode": "roi"})
+        labeller = Labeller.load(config, inputs["teacher"], inputs["labels"], "cpu")
+        return [labeller.label_shard(data, proposals, shard)[0].to_pylist() for shard in range(len(shards))]
+
+    [together] = labelled("together", [pictures])
+    alone = labelled("alone", [[picture] for picture in pictures])
+    assert [one["key"] for one in together] == [f"train/{n:04d}" for n in range(5)]
+    for found, [expected] in zip(together, alone, strict=True):
+        assert found == expected
+    assert len({tuple(one["score"]) for one in together}) == 5
+
+
+def test_the_threshold_is_strict_and_marks_only(inputs: dict[str, Folder]) -> None:
+    everything, _, _ = label(inputs, threshold=0.0)
+    scores = [score for row in everything for score in row["score"]]
+    cut = sorted(scores)[4]
+    some, _, _ = label(inputs, threshold=cut)
+    assert [k for row in some for k in row["kept"]] == [score > cut for score in scores]
+    for a, b in zip(everything, some, strict=True):
+        assert {k: v for k, v in a.items() if k != "kept"} == {k: v for k, v in b.items() if k != "kept"}
+
+
+def test_all_concepts_leave_no_residual_mass(inputs: dict[str, Folder]) -> None:
+    rows, _, _ = label(inputs, top_k=50)
+    for row in rows:
+        for top, mass in zip(row["top_probabilities"], row["residual_mass"], strict=True):
+            assert len(top) == len(POOL)
+            assert sum(top) == pytest.approx(1, abs=1e-6)
+            assert mass == 0
+
+
+def test_no_temperature_takes_the_teachers_own(inputs: dict[str, Folder]) -> None:
+    assert tiny_clip().logit_scale == pytest.approx(1 / 0.07)
+    default, _, _ = label(inputs, temperature=None)
+    given, _, _ = label(inputs, temperature=0.07)
+    other, _, _ = label(inputs, temperature=0.08)
+    np.testing.assert_allclose(default[0]["score"], given[0]["score"], rtol=1e-5)
+    assert np.abs(np.array(other[0]["score"]) - given[0]["score"]).max() > 1e-3
+
+
+def test_the_pools_digest_travels_with_the_table(inputs: dict[str, Folder], tmp_path: Path) -> None:
+    assert label(inputs)[2].schema.metadata == {b"vocabulary": POOL.digest.encode()}
+    other = Vocabulary(tuple("abcdefh"))
+    save_embeddings(Folder(str(tmp_path)), other, torch.randn(7, 16))
+    table = label({**inputs, "labels": Folder(str(tmp_path))})[2]
+    assert table.schema.metadata == {b"vocabulary": other.digest.encode()}
+
+
+@pytest.mark.parametrize("mode", ["crop", "roi"])
+def test_a_torn_image_costs_itself(inputs: dict[str, Folder], tmp_path: Path, mode: str) -> None:
+    before, _, _ = label(inputs, mode=mode)
+    data = Folder(shutil.copytree(inputs["data"].url, tmp_path / "torn").as_posix())
+    tear(data, rows_of(data, "train")[0])
+    after, counts, _ = label({**inputs, "data": data}, mode=mode)
+    assert (after[0]["status"], after[0]["key"]) == ("bad_image", before[0]["key"])
+    assert "truncated or corrupt" in after[0]["reason"]
+    assert all(value == [] for value in after[0].values() if isinstance(value, list))
+    assert after[1] == before[1]
+    for a, b in zip(after[2:], before[2:], strict=True):
+        assert a["concept_id"] == b["concept_id"]
+        np.testing.assert_allclose(a["score"], b["score"], atol=1e-5)
+    assert counts["bad_image"] == 1
+    assert counts["regions"] == sum(len(row["boxes"]) for row in before[1:])
+
+
+def test_what_the_proposals_could_not_read_stays_marked(inputs: dict[str, Folder], tmp_path: Path) -> None:
+    rows = rows_of(inputs["data"], "train")
+    proposals = Folder(str(tmp_path))
+    write_proposals(proposals, inputs["data"], "train", {rows[3].key: torch.tensor([[8.0, 24, 28, 44]])}, LOGITS)
+    found, counts, _ = label({**inputs, "proposals": proposals})
+    assert [row["status"] for row in found] == ["bad_image"] * 3 + ["ok"]
+    assert found[0]["reason"] == "not in the test"
+    assert counts == {"bad_image": 3, "ok": 1, "regions": 1, "regions_kept": 1}
+
+
+@pytest.mark.parametrize("mode", ["crop", "roi"])
+def test_a_shard_without_any_region(inputs: dict[str, Folder], tmp_path: Path, mode: str) -> None:
+    empty = {row.key: torch.zeros(0, 4) for row in rows_of(inputs["data"], "train")}
+    proposals = Folder(str(tmp_path))
+    write_proposals(proposals, inputs["data"], "train", empty, LOGITS)
+    rows, counts, table = label({**inputs, "proposals": proposals}, mode=mode)
+    assert counts == {"ok": 4, "regions": 0, "regions_kept": 0}
+    assert all(row["boxes"] == row["kept"] == row["top_concepts"] == [] for row in rows)
+    assert table.schema.equals(LABELS)
+
+
+def test_more_images_than_are_labelled_at_once(tmp_path: Path, inputs: dict[str, Folder]) -> None:
+    """Thirty-five of one size in a shard: each row is what the picture gives in a shard of its own."""
+    pictures = [Picture(40, 40, ((n % 20, n // 2, n % 20 + 18, n // 2 + 20),), (n % 4,)) for n in range(35)]
+
+    def labelled(url: Path, some: list[Picture]) -> list[dict[str, Any]]:
+        data, proposals = write_data(url / "data", {"train": [some]}), Folder(str(url / "proposals"))
+        boxes = {row.key: torch.from_numpy(row.boxes) for row in rows_of(data, "train")}
+        write_proposals(proposals, data, "train", boxes, LOGITS)
+        return label({**inputs, "data": data, "proposals": proposals}, mode="roi")[0]
+
+    together = labelled(tmp_path / "all", pictures)
+    for number in (0, 15, 16, 34):
+        alone = labelled(tmp_path / str(number), [pictures[number]])[0]
+        assert together[number]["boxes"] == alone["boxes"]
+        np.testing.assert_allclose(together[number]["score"], alone["score"], atol=1e-5)

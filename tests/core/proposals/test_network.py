@@ -1,0 +1,137 @@
+"""The proposal network as a whole, the pattern proposers, and recall."""
+
+import pytest
+import torch
+
+from regionclip_core.config.tree import RpnConfig
+from regionclip_core.ops import boxes as box_ops
+from regionclip_core.proposals.network import ProposalNetwork, grid_boxes, min_objectness, random_boxes, recall
+from regionclip_core.proposals.selection import Proposals
+
+
+def rectangles(n, seed, side=64):
+    """Grey images [n, 3, side, side] with one or two brighter rectangles, and their boxes."""
+    generator = torch.Generator().manual_seed(seed)
+    images, boxes = torch.zeros(n, 3, side, side) + 0.1 * torch.randn(n, 3, side, side, generator=generator), []
+    for image in images:
+        found = []
+        for half in range(int(torch.randint(1, 3, (1,), generator=generator))):
+            w, h = torch.randint(12, 27, (2,), generator=generator).tolist()
+            x = int(torch.randint(0, side - w, (1,), generator=generator))
+            y = int(torch.randint(0, side // 2 - h + 1, (1,), generator=generator)) + half * side // 2
+            image[:, y : y + h, x : x + w] += 1.0 + torch.rand(3, 1, 1, generator=generator)
+            found.append([x, y, x + w, y + h])
+        boxes.append(torch.tensor(found, dtype=torch.float32))
+    return images, boxes
+
+
+def test_small_network_learns_to_propose():
+    torch.manual_seed(0)
+    network = ProposalNetwork(RpnConfig(width=8, anchor_sizes=(12, 20, 32))).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
+    images, boxes = rectangles(64, seed=1)
+    test_images, test_boxes = rectangles(16, seed=2)
+
+    def score():
+        found = network.eval().propose(test_images, [(64, 64)] * 16, 200, 20, 0.7)
+        return recall([f.boxes for f in found], test_boxes, tops=(10,))["recall@10"]
+
+    before = score()
+    generator = torch.Generator().manual_seed(0)
+    for step in range(60):
+        network.train()
+        rows = [(step * 16 + i) % 64 for i in range(16)]
+        losses = network.losses(images[rows], [(64, 64)] * 16, [boxes[i] for i in rows], generator)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    assert before < 0.6
+    assert score() > 0.9
+
+
+def test_proposals_are_sorted_clipped_to_the_unpadded_image_and_limited():
+    torch.manual_seed(0)
+    network = ProposalNetwork(RpnConfig(width=8)).eval()
+    found = network.propose(torch.randn(2, 3, 64, 80), [(64, 80), (50, 60)], 1000, 30, 0.7)
+    for (height, width), proposals in zip([(64, 80), (50, 60)], found, strict=True):
+        assert len(proposals.boxes) == 30
+        assert (proposals.logits.diff() <= 0).all()
+        assert box_ops.clip(proposals.boxes, (height, width)).equal(proposals.boxes)
+        overlap = box_ops.iou(proposals.boxes, proposals.boxes).fill_diagonal_(0)
+        assert overlap.max() <= 0.7
+
+
+def test_padding_moves_no_anchor_and_holds_no_proposal():
+    torch.manual_seed(0)
+    network = ProposalNetwork(RpnConfig(backbone="resnet50_c4")).eval()
+    image = torch.randn(1, 3, 96, 96)
+    alone = network.propose(image, [(96, 96)], 50, 5, 0.7)[0]
+    padded = torch.zeros(1, 3, 96, 224)
+    padded[..., :96] = image
+    [anchors] = network.rpn.layout.anchors([(6, 14)])
+    assert anchors.view(6, 14, -1, 4)[:, :6].reshape(-1, 4).equal(network.rpn.layout.anchors([(6, 6)])[0])
+    with_padding = network.propose(padded, [(96, 96)], 50, 5, 0.7)[0]
+    assert (with_padding.boxes <= 96).all()
+    assert len(alone.boxes) == len(with_padding.boxes) == 5
+
+
+def test_wrong_batches_are_refused():
+    network = ProposalNetwork(RpnConfig(width=8)).eval()
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
+        network.propose(torch.zeros(3, 8, 8), [(8, 8)], 10, 10, 0.7)
+    with pytest.raises(ValueError, match="2 images came with 1 sizes"):
+        network.propose(torch.zeros(2, 3, 8, 8), [(8, 8)], 10, 10, 0.7)
+
+
+def test_grid_covers_the_image_and_respects_the_limit():
+    boxes, logits = grid_boxes(120, 80, (0.25, 0.5), max_regions=1000)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert sorted(set(sides.flatten().tolist())) == [20, 40]
+    assert (sides[:, 0] == sides[:, 1]).all()
+    assert box_ops.clip(boxes, (80, 120)).equal(boxes)
+    for side in (20, 40):
+        covered = torch.zeros(80, 120, dtype=torch.bool)
+        for x1, y1, x2, y2 in boxes[sides[:, 0] == side].round().long().tolist():
+            covered[y1:y2, x1:x2] = True
+        assert covered.all()
+    assert not logits.any()
+    few = grid_boxes(120, 80, (0.25, 0.5), max_regions=7).boxes
+    assert len({tuple(b) for b in few.tolist()}) == 7
+
+
+def test_random_boxes_stay_inside_and_between_the_scales():
+    boxes = random_boxes(120, 80, (0.2, 0.5), 500, torch.Generator().manual_seed(0)).boxes
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert box_ops.clip(boxes, (80, 120)).equal(boxes)
+    assert sides.min() >= 16 - 1e-3
+    assert sides.max() <= 40 + 1e-3
+    again = random_boxes(120, 80, (0.2, 0.5), 500, torch.Generator().manual_seed(0)).boxes
+    assert boxes.equal(again)
+
+
+def test_min_objectness_is_on_the_sigmoid():
+    proposals = Proposals(torch.arange(12.0).view(3, 4), torch.tensor([2.0, 0.0, -2.0]))
+    assert min_objectness(proposals, 0.5).logits.tolist() == [2.0, 0.0]
+    assert len(min_objectness(proposals, 0.0).boxes) == 3
+
+
+def test_recall_counts_what_a_naive_loop_counts():
+    generator = torch.Generator().manual_seed(0)
+    truth = [torch.rand(n, 4, generator=generator) * 40 for n in (3, 0, 4)]
+    truth = [torch.cat((b[:, :2], b[:, :2] + 10 + b[:, 2:]), dim=1) for b in truth]
+    noise = [torch.randn(12, 4, generator=generator) * 5 for _ in truth]
+    proposals = [(b.repeat(4, 1)[:12] + n[: len(b) * 4]) if len(b) else n for b, n in zip(truth, noise, strict=True)]
+    proposals[2] = proposals[2][:0]  # an image without proposals
+    for top in (1, 5, 12):
+        for level in (0.5, 0.7):
+            hits = sum(
+                any(box_ops.iou(box[None], p[None]).item() >= level for p in image[:top])
+                for image, boxes in zip(proposals, truth, strict=True)
+                for box in boxes
+            )
+            key = f"recall@{top}" + ("" if level == 0.5 else "/iou0.7")
+            assert recall(proposals, truth, ious=(0.5, 0.7), tops=(1, 5, 12))[key] == pytest.approx(hits / 7)
+    assert 0 < recall(proposals, truth, tops=(12,))["recall@12"] < 1
+    assert torch.tensor(recall([torch.zeros(0, 4)], [torch.zeros(0, 4)])["recall@10"]).isnan()
+    with pytest.raises(ValueError, match="1 images of proposals but 2"):
+        recall(proposals[:1], truth[:2])

@@ -1,0 +1,248 @@
+"""Models for other programs: open_clip opens what we write, cards hold what the run measured and nothing private."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard as HubCard
+from PIL import Image
+from small_artifacts import ARCHITECTURE, VOCABULARY, tiny_clip, tiny_config
+
+from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
+from regionclip_core.detection.finetuning import build_detector
+from regionclip_core.detection.inference import InferenceSettings
+from regionclip_core.detection.model_folder import LoadedModel, Preprocess, load_model, model_config
+from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load_clip
+from regionclip_core.models.name_prompts import NamePrompts
+from regionclip_core.proposals.rpn_folder import rpn_section
+from regionclip_core.proposals.training import build_network
+from regionclip_core.storage.new_folder import free_target, whole_or_nothing
+from regionclip_core.storage.records import Folder
+from regionclip_core.weights.exporting import (
+    RunFacts,
+    clip_card,
+    detector_card,
+    export_detector,
+    export_open_clip,
+    usual_resizing,
+)
+from regionclip_core.weights.model_card import data_text, provenance_text, settings_text
+
+VIT = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def quick_gelu() -> ClipModel:
+    architecture = ClipArchitecture(**ARCHITECTURE, quick_gelu=True)
+    return create_clip(TeacherConfig(weights="random", architecture=architecture), 1)
+
+
+def vit() -> ClipModel:
+    return build_clip(VIT, "tiny-vit", 2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+
+
+# ---------------------------------------------------------------- open_clip
+
+
+@pytest.mark.parametrize("build", [tiny_clip, quick_gelu, vit])
+def test_open_clip_opens_a_student_and_computes_the_same(build: Any, tmp_path: Path) -> None:
+    clip = build()
+    export_open_clip(Folder(str(tmp_path)), clip, clip_card(clip, "student", None), None)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+    model.eval()
+    image = torch.rand(2, 3, clip.image_size, clip.image_size)
+    texts = ["a photo of a cat", "three very small buses"]
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(image), clip.encode_images(image))
+        assert torch.equal(tokenizer(texts), clip.tokenizer(texts))
+        assert torch.equal(model.encode_text(tokenizer(texts)), clip.encode_text(texts))
+    assert torch.equal(model.logit_scale, clip.model.logit_scale)
+    picture = torch.randint(0, 256, (clip.image_size, clip.image_size, 3), dtype=torch.uint8)
+    expected = (picture.permute(2, 0, 1) / 255 - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(clip.std).view(
+        3, 1, 1
+    )
+    torch.testing.assert_close(preprocess(Image.fromarray(picture.numpy())), expected)
+    assert preprocess(Image.new("RGB", (300, 200))).shape == (3, clip.image_size, clip.image_size)
+
+
+def test_images_are_resized_as_the_architecture_wants_it() -> None:
+    assert usual_resizing("ViT-B-16-SigLIP") == {"interpolation": "bicubic", "resize_mode": "squash"}
+    assert usual_resizing("RN50") == {"interpolation": "bicubic", "resize_mode": "shortest"}
+    assert usual_resizing("small") == {}
+
+
+def test_an_exported_student_is_read_back_whole(tmp_path: Path) -> None:
+    clip = tiny_clip()
+    export_open_clip(Folder(str(tmp_path)), clip, clip_card(clip, "teacher", None), NamePrompts(("a {}",), True))
+    again = load_clip(Folder(str(tmp_path)))
+    assert (again.name, again.mean, again.std, again.architecture) == (
+        clip.name,
+        clip.mean,
+        clip.std,
+        clip.architecture,
+    )
+    state = clip.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.model.state_dict().items())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"open_clip_config.json", "open_clip_model.safetensors", "README.md", "prompts.json"}
+
+
+# ---------------------------------------------------------------- cards
+
+
+def run_config() -> Config:
+    coco = {"source": "coco", "images": "/home/somebody/coco/val2017", "instances": "s3://secret/b/instances_val.json"}
+    world = {"source": "world", "images": 7, "image_size": 80}
+    return tiny_config(
+        data={"splits": {"train": world, "val": coco}, "categories": "/home/somebody/things.yaml"},
+        proposals={"method": "rpn"},
+    ).model_copy(update={"workspace": "/home/somebody/runs/x"})
+
+
+def scores(value: float) -> dict[str, Any]:
+    groups = {name: {"ap50": value + n, "ap": value / 2, "categories": 2, "boxes": 5} for n, name in enumerate(GROUPS)}
+    return {**groups, "per_category": {}, "coco": {"AP": value}}
+
+
+GROUPS = ("novel", "base", "all")
+METRICS = {
+    "protocol": "coco",
+    "images": 50,
+    "zero_shot_gt": {"clip": scores(20), "regionclip": scores(30)},
+    "zero_shot_rpn": {"clip": scores(10), "regionclip": scores(12.25)},
+    "finetuned": {"regionclip": scores(31.4)},
+    "finetuned_novel_only": {"regionclip": {"novel": {"ap50": 35.0}}},
+}
+MADE = {
+    "fingerprint": "f" * 64,
+    "content_digest": "c" * 64,
+    "summary": {"images": {"train": 7, "val": 1234}},
+    "provenance": {
+        "git_commit": "abc123",
+        "packages": {"torch": "2.11"},
+        "host": "secret-host",
+        "finished": "2026-01-02T03:04:05.678+00:00",
+    },
+}
+
+
+def facts(metrics: dict[str, Any] | None = METRICS) -> RunFacts:
+    return RunFacts(run_config(), {"data": MADE, "finetune": MADE}, metrics, VOCABULARY)
+
+
+def small_model(with_network: bool = True) -> LoadedModel:
+    config, clip = run_config(), tiny_clip()
+    detector = build_detector(clip, VOCABULARY.names, config).eval()
+    network = build_network(config.rpn, 0) if with_network else None
+    description = model_config(
+        clip_architecture=clip.architecture,
+        clip_name=clip.name,
+        names=VOCABULARY.names,
+        temperature=detector.temperature,
+        background=detector.background,
+        mask_head=False,
+        preprocess=Preprocess(64, 128, clip.mean, clip.std),
+        inference=InferenceSettings(),
+        rpn=rpn_section(config.rpn, config.proposals) if with_network else None,
+    )
+    return LoadedModel(detector, network, description, VOCABULARY, clip)
+
+
+def test_a_detectors_card_says_what_the_run_measured() -> None:
+    text = detector_card(small_model(), "regionclip", facts()).render()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert (front["license"], front["library_name"]) == ("apache-2.0", "regionclip")
+    assert front["pipeline_tag"] == "zero-shot-object-detection"
+    assert "open-vocabulary-detection" in front["tags"] and front["metrics"] == ["AP50"]
+    [result] = front["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "things.yaml, split val: open-vocabulary detection (table 1)"
+    measured = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    expected = {"novel (17)": 35.0, "generalised novel": 31.4, "generalised base": 32.4, "generalised all": 33.4}
+    assert measured == {f"AP50 {name}": value for name, value in expected.items()}
+    assert "| regionclip | 35.0 | - | 31.4 | 32.4 | 33.4 |" in text
+    assert "| clip | 20.0 | 21.0 | 22.0 |" in text  # zero-shot rows stand in the table too
+    for part in ("## Data", "1,234", "2 base, 2 novel", "## Settings", "## Where it came from", "abc123", "torch 2.11"):
+        assert part in text, part
+    for part in ("## Intended use", "## Limits", "Measured by the run on 50 images of the split `val`"):
+        assert part in text, part
+
+
+def test_cards_are_what_the_hub_reads() -> None:
+    card = HubCard(detector_card(small_model(), "regionclip", facts()).render())
+    assert card.data.license == "apache-2.0"
+    assert card.data.model_name == "RegionCLIP detector small"
+    assert {(r.metric_name, r.metric_value) for r in card.data.eval_results} >= {("AP50 generalised novel", 31.4)}
+    student = HubCard(clip_card(tiny_clip(), "student", facts()).render())
+    assert student.data.library_name == "open_clip"
+    assert {r.metric_value for r in student.data.eval_results} == {30, 31, 32, 12.25, 13.25, 14.25}
+    assert HubCard(clip_card(tiny_clip(), "teacher", None).render()).data.license == "apache-2.0"
+
+
+def test_cards_tell_nothing_private_and_no_result_that_was_not_measured() -> None:
+    for text in (
+        detector_card(small_model(), "oracle", facts()).render(),
+        clip_card(tiny_clip(), "teacher", facts()).render(),
+    ):
+        for secret in ("somebody", "secret", "/home", "s3:"):
+            assert secret not in text, secret
+    unmeasured = detector_card(small_model(with_network=False), "regionclip", facts(None)).render()
+    assert "Not measured" in unmeasured and "model-index" not in unmeasured
+    assert "--rpn RPN_FOLDER" in unmeasured
+    assert "no open-vocabulary result" in detector_card(small_model(), "oracle", facts()).render()
+
+
+def test_the_parts_of_a_card() -> None:
+    shown = settings_text(run_config().model_dump(mode="json"), ["seed", "rpn", "workspace", "execution"])
+    tree = yaml.safe_load(shown.strip("`").removeprefix("yaml\n"))
+    assert tree["seed"] == 3 and tree["rpn"]["width"] == 4 and tree.keys() == {"seed", "rpn"}
+    splits = run_config().model_dump(mode="json")["data"]["splits"]
+    rows = data_text(splits, {"train": 7}, {"base": 2}).splitlines()
+    assert "| train | world | - | 7 |" in rows and "| val | coco | instances_val.json | - |" in rows
+    assert "| data | `ffffffffffff` | `cccccccccccc` | 2026-01-02T03:04:05 |" in provenance_text({"data": MADE})
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_detector_folder_has_every_part(tmp_path: Path) -> None:
+    model = small_model()
+    card = detector_card(model, "regionclip", facts())
+    export_detector(Folder(str(tmp_path)), model, card, NamePrompts(("a {}",), True))
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    text = {"text/clip.json", "text/clip.safetensors", "text/prompts.json"}
+    assert names == {"config.json", "model.safetensors", "vocabulary.json", "README.md", *text}
+    again = load_model(Folder(str(tmp_path)))
+    assert again.config == json.loads(json.dumps(model.config))
+    assert again.vocabulary == VOCABULARY
+    for one, other in ((model.detector, again.detector), (model.network, again.network)):
+        state = one.state_dict()
+        assert state.keys() == other.state_dict().keys()
+        assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(again.text.encode_text(["a bus"]), model.text.encode_text(["a bus"]))
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = free_target(str(tmp_path / "deep" / "new"))
+    with pytest.raises(ValueError, match="no plain file name"), whole_or_nothing(target) as folder:
+        [folder.write_bytes(name, b"x") for name in ("half", "not/whole")]
+    assert list(tmp_path.iterdir()) == []
+    with whole_or_nothing(target) as folder:
+        folder.child("inside").write_bytes("whole", b"x")
+        assert not target.exists()
+    assert [path.name for path in target.rglob("*")] == ["inside", "whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    with pytest.raises(ValueError, match="is there already and not empty"):
+        free_target(str(target))
+    with pytest.raises(ValueError, match="expected a local folder"):
+        free_target("s3://bucket/x")
