@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from regionclip_core.config.loading import load_config
-from regionclip_core.datasets.world import make_sample
 from regionclip_core.datasets.world.contact_sheet import contact_sheet
+from regionclip_core.datasets.world.sample import make_sample
 from stages.commands.detect import Request, detect
 
 HERE = Path(__file__).parent

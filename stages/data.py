@@ -13,7 +13,7 @@ from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardStage, StageContext
 
 if TYPE_CHECKING:
-    from regionclip_core.datasets.sources import Found, ShardPlan, Source
+    from regionclip_core.datasets.source import Found, ShardPlan, Source
     from regionclip_core.datasets.vocabulary import Vocabulary
 
 
@@ -45,7 +45,7 @@ class DataStage(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, what its category list holds, and the names and sizes of tars (never their content)."""
-        from regionclip_core.datasets.vocabulary import load_categories
+        from regionclip_core.datasets.categories import load_categories
 
         vocabulary = load_categories(config.data.categories)
         settings: dict[str, Any] = {
@@ -57,7 +57,7 @@ class DataStage(ShardStage):
         if vocabulary.groups:
             settings["category_groups"] = _digest([[name, list(members)] for name, members in vocabulary.groups])
         if any(isinstance(split, WorldSplit) for split in config.data.splits.values()):
-            from regionclip_core.datasets.world import WORLD_VERSION
+            from regionclip_core.datasets.world.sample import WORLD_VERSION
 
             settings |= {"seed": config.seed, "world_version": WORLD_VERSION}
         tars = {name: split for name, split in config.data.splits.items() if isinstance(split, TarsSplit)}
@@ -81,8 +81,8 @@ class DataStage(ShardStage):
 
     def setup(self, ctx: StageContext) -> State:
         """Open the sources and number the shards."""
+        from regionclip_core.datasets.categories import load_categories
         from regionclip_core.datasets.sources import open_sources, plan_shards
-        from regionclip_core.datasets.vocabulary import load_categories
 
         vocabulary = load_categories(ctx.config.data.categories)
         sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary, ctx.out.child(SCRATCH))

@@ -31,7 +31,7 @@ class EvaluateStage(JobStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Also what shapes the zero-shot classifier and the teacher's crops."""
-        from regionclip_core.models.text_embeddings import text_settings
+        from regionclip_core.storage.given_files import text_settings
 
         return {
             "evaluate": config.evaluate.model_dump(mode="json"),
@@ -42,7 +42,7 @@ class EvaluateStage(JobStage):
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings count by their content."""
-        from regionclip_core.models.text_embeddings import text_files
+        from regionclip_core.storage.given_files import text_files
 
         return text_files(config.teacher)
 

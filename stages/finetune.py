@@ -30,15 +30,14 @@ class FinetuneStage(JobStage):
         """Also what shapes the embeddings of names; of a given detector only where it lies."""
         if config.finetune.weights != "train":
             return {"finetune": {"weights": config.finetune.weights}}
-        from regionclip_core.models.text_embeddings import text_settings
+        from regionclip_core.storage.given_files import text_settings
 
         section = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
         return {"finetune": section, "teacher": text_settings(config.teacher), "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings, or of a given detector, count by their content."""
-        from regionclip_core.models.text_embeddings import text_files
-        from regionclip_core.storage.weight_folders import detector_files
+        from regionclip_core.storage.given_files import detector_files, text_files
 
         weights = config.finetune.weights
         return text_files(config.teacher) if weights == "train" else detector_files(weights)

@@ -29,14 +29,14 @@ class LabelsStage(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
-        from regionclip_core.models.text_embeddings import text_settings
+        from regionclip_core.storage.given_files import text_settings
 
         section = config.labels.model_dump(mode="json", exclude=_NOT_READ_BY[config.labels.mode])
         return {"labels": section, "teacher": text_settings(config.teacher)}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings count by their content."""
-        from regionclip_core.models.text_embeddings import text_files
+        from regionclip_core.storage.given_files import text_files
 
         return text_files(config.teacher)
 

@@ -37,7 +37,7 @@ class PretrainStage(JobStage):
 
     def raw_inputs(self, config: Config) -> list[str]:
         """A given student counts by its content."""
-        from regionclip_core.storage.weight_folders import clip_files
+        from regionclip_core.storage.given_files import clip_files
 
         weights = config.pretrain.weights
         return [] if weights == "train" else clip_files(weights, "student")
@@ -77,7 +77,7 @@ class PretrainStage(JobStage):
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
         from regionclip_core.models.clip import load_clip, named_architecture, save_clip, small_architecture
-        from regionclip_core.storage.weight_folders import clip_folder
+        from regionclip_core.storage.given_files import clip_folder
 
         weights, teacher = ctx.config.pretrain.weights, ctx.config.teacher
         clip = load_clip(clip_folder(weights, "student"))

@@ -39,7 +39,7 @@ class TeacherStage(JobStage):
         """A local file or folder of weights counts by its content."""
         from pathlib import Path
 
-        from regionclip_core.storage.weight_folders import clip_files
+        from regionclip_core.storage.given_files import clip_files
 
         weights = config.teacher.weights
         if weights in ("train", "random"):

@@ -127,7 +127,7 @@ def test_lost_work_comes_back_byte_identical(copied: Path) -> None:
 def test_detect_finds_names_of_ones_own_and_reports_what_it_cannot_read(finished: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from regionclip_core.datasets.world import make_sample
+    from regionclip_core.datasets.world.sample import make_sample
 
     good, bad = tmp_path / "scene.png", tmp_path / "torn.png"
     Image.fromarray(make_sample("scene", 5, "mine", 0, 128).image).save(good)

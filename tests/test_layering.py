@@ -23,6 +23,11 @@ QUICK = {
     *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("verify", "gc", "show", "detect", "finished", "export")),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
+# The rooms of the library from the ground up: a package imports none that comes after it.
+ORDER = ("config", "storage", "ops", "datasets", "concepts", "models", "training", "pretraining", "proposals", "report")
+ORDER += ("detection", "evaluation", "weights")
+MOST_FILES = 18
+"""In one folder; beyond that a newcomer no longer finds the file."""
 
 
 def imports(path: Path, top_only: bool = False) -> set[str]:
@@ -58,6 +63,66 @@ def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
     file.write_text("import ray.train\nif TYPE_CHECKING:\n    import spacy\ndef f():\n    from torch import nn\n")
     assert packages(file) == {"ray", "spacy", "torch"}
     assert packages(file, top_only=True) == {"ray"}
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def neighbours() -> dict[str, set[str]]:
+    """The modules of the project that each of them imports, wherever in the file: in functions and for typing too."""
+    ours = {module(path): path for path in (*CORE, *STAGES)}
+    packages = {module(path) for path in ours.values() if path.name == "__init__.py"}  # docstrings, nothing more
+    return {name: imports(path) & ours.keys() - packages for name, path in ours.items()}
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """One circle of imports; empty if there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return trail[trail.index(name) :]
+        if name not in done:
+            for following in sorted(edges[name]):
+                if found := walk(following, [*trail, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in edges if (found := walk(name, []))), [])
+
+
+def test_the_finder_of_circles_sees_one() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle(neighbours()) == []
+
+
+def test_the_rooms_of_the_library_are_in_order() -> None:
+    assert {path.parent.name for path in (ROOT / "regionclip_core").glob("*/__init__.py")} == set(ORDER)
+    up = [
+        f"{name} -> {other}"
+        for name, others in neighbours().items()
+        for other in others
+        if name.startswith("regionclip_core.") and other.startswith("regionclip_core.")
+        if ORDER.index(other.split(".")[1]) > ORDER.index(name.split(".")[1])
+    ]
+    assert up == []
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in (*CORE, *STAGES)}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
+    files = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    assert len(files) <= MOST_FILES
+    assert not {"utils", "common", "helpers", "misc"} & set(files)
+    said = ast.parse((folder / "__init__.py").read_text())
+    assert ast.get_docstring(said), "the docstring of __init__.py says what lives in a folder"
+    assert len(said.body) == 1 or folder.name == "regionclip_core", "files are imported from where they are"
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from regionclip_core.config.loading import load_config
-from regionclip_core.datasets.vocabulary import load_categories
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import Preprocess, save_model

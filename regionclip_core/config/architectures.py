@@ -8,15 +8,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from regionclip_core.config.nearest import nearest
-
-if TYPE_CHECKING:
-    from regionclip_core.config.tree import ClipArchitecture, Config
 
 RESNET_STRIDE = 16
 """Input pixels a cell of the stage-3 map, on which a ResNet's regions are aligned."""
@@ -104,81 +101,3 @@ def _timm_tower(vision: Mapping[str, Any]) -> Tower:
     if found and vision.get("timm_pool") == "map" and vision.get("timm_proj") == "none":
         return Tower("siglip", int(found[1]), None)
     return Tower("timm", None, f"its image tower is timm's {name}, which has no patch features for regions here")
-
-
-def check_small(architecture: ClipArchitecture) -> None:
-    """ValueError if `teacher.architecture`, whose settings are each in range, can't be built."""
-    if architecture.text_width % architecture.text_heads:
-        raise ValueError(
-            f"teacher.architecture.text_heads: expected a divisor of text_width, which is {architecture.text_width} "
-            f"(came: {architecture.text_heads})"
-        )
-
-
-# ---------------------------------------------------------------- what a configuration asks for
-
-
-def check_config(config: Config) -> None:
-    """ValueError where the configuration asks the teacher's architecture for what it can't do, whatever is run."""
-    name = config.teacher.model
-    if name == "small":
-        check_small(config.teacher.architecture)
-        _check_sides(config, "small", RESNET_STRIDE)
-        return
-    description = model_config(name)
-    if reason := why_not_buildable(description):
-        raise ValueError(f"teacher.model: {name} can't be used: {reason}")
-    if config.teacher.weights == "train" and "init_logit_bias" in description:
-        raise ValueError(
-            f"teacher.weights: {name} is trained with a sigmoid for each pair, and `train` has CLIP's softmax loss "
-            "alone; give weights"
-        )
-    if description["text_cfg"].get("hf_tokenizer_name") and importlib.util.find_spec("transformers") is None:
-        raise ValueError(
-            f"teacher.model: the tokenizer of {name} needs the package transformers (the extra `siglip`): pip install "
-            "transformers"
-        )
-    tower = tower_of(description)
-    if tower.no_regions is None:
-        assert tower.stride is not None
-        _check_sides(config, name, tower.stride)
-        if tower.kind != "resnet" and config.pretrain.global_box == "padded":
-            raise ValueError(
-                f"pretrain.global_box: `padded` is the official code's box around image and padding, and {name}, a "
-                "ViT, is not shown the padding; set image"
-            )
-    elif config.labels.mode == "roi":
-        raise ValueError(
-            f"labels.mode: {name} can't label with `roi`: {tower.no_regions}. Set labels.mode: crop, or take an RN, "
-            "ViT or SigLIP architecture"
-        )
-
-
-def check_stages(config: Config, stages: Collection[str]) -> None:
-    """ValueError if one of `stages` needs region features and the teacher's architecture has none.
-
-    Apart from check_config: with such a teacher the stages up to the pseudo labels can run.
-    """
-    if config.teacher.model == "small":
-        return
-    tower = tower_of(model_config(config.teacher.model))
-    trained = {"pretrain": config.pretrain.weights == "train", "finetune": config.finetune.weights == "train"}
-    blocked = [stage for stage, needs in {**trained, "evaluate": True}.items() if needs and stage in stages]
-    if tower.no_regions is not None and blocked:
-        raise ValueError(
-            f"teacher.model: {config.teacher.model} can label regions with labels.mode: crop, but can't take part in "
-            f"{', '.join(blocked)}: {tower.no_regions}. Take an RN, ViT or SigLIP architecture, or stop earlier with "
-            "`regionclip run pairs`"
-        )
-
-
-def _check_sides(config: Config, name: str, stride: int) -> None:
-    """Inputs must be at least one cell of the feature map high."""
-    sides = [("pretrain.image_size", config.pretrain.image_size), ("finetune.image_size", config.finetune.image_size)]
-    sides += [("evaluate.image_size", config.evaluate.image_size)]
-    sides += [("finetune.train_sizes", side) for side in config.finetune.train_sizes]
-    if config.labels.mode == "roi":
-        sides.append(("labels.image_size", config.labels.image_size))
-    for path, side in sides:
-        if side < stride:
-            raise ValueError(f"{path}: expected at least a cell of {name}'s feature map, {stride} px (came: {side})")

@@ -1,24 +1,24 @@
-"""What the sections of a configuration ask of each other, and what a workspace and a device may be called."""
+"""What the sections of a configuration ask of each other, and of the teacher's architecture."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import importlib.util
+from collections.abc import Collection, Iterator, Sequence
 
+from regionclip_core.config.architectures import RESNET_STRIDE, model_config, tower_of, why_not_buildable
 from regionclip_core.config.nearest import nearest_hint
-
-if TYPE_CHECKING:
-    from regionclip_core.config.tree import Config
+from regionclip_core.config.tree import Config
 
 
-def check_sections(config: Config) -> None:
-    """ValueError with a line for each setting that doesn't fit another one."""
-    # The second look would repeat what the first one found.
-    problems = list(_unknown_splits(config)) or [*_without_proposals(config), *_crossed(config)]
-    if problems:
-        raise ValueError("\n".join(problems))
+def check_config(config: Config) -> list[str]:
+    """Return one line per setting that doesn't fit another one, or that the teacher's architecture can't do."""
+    # With a split that doesn't exist the other checks would repeat, or stumble over, what the first one found.
+    return list(_unknown_splits(config)) or [
+        *_without_proposals(config),
+        *_crossed(config),
+        *_without_what_is_read(config),
+        *_architecture(config),
+    ]
 
 
 def _unknown_splits(config: Config) -> Iterator[str]:
@@ -94,47 +94,88 @@ def _crossed(config: Config) -> Iterator[str]:
         )
 
 
-# ---------------------------------------------------------------- places and devices
+def _without_what_is_read(config: Config) -> Iterator[str]:
+    """Settings that read what the data or the proposals of this run don't have."""
+    raw = [n for n in ("objectness", "finetuned_objectness") if getattr(config.evaluate, n) == "raw_logit"]
+    if raw and config.proposals.method != "rpn":  # their logits are all 0, and so would be every score
+        yield (
+            f"evaluate.{raw[0]}: raw_logit multiplies with the objectness of a proposal network, and "
+            f"proposals.method {config.proposals.method} has none; set evaluate.{raw[0]}: none"
+        )
+    if config.finetune.mask_head and config.finetune.weights == "train":
+        name = config.finetune.split
+        if not getattr(config.data.splits[name], "masks", False):
+            yield (
+                f"finetune.mask_head: split {name!r} has no masks to learn from; set masks: true in "
+                f"data.splits.{name}, which must be a coco or lvis split"
+            )
 
 
-def checked_device(device: str) -> str:
-    """The device; ValueError for a name that isn't one."""
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
-        hint = "; nearest: cuda" if "gpu" in device.lower() else nearest_hint(device, ("auto", "cpu", "cuda"))
-        raise ValueError(f"expected auto, cpu, cuda or cuda:N (came: {device!r}){hint}")
-    return device
-
-
-def checked_workspace(workspace: str) -> str:
-    """The workspace with `~` filled in; ValueError for what is no folder that a run should write into."""
-    came = f"(came: {workspace!r})"
-    if not workspace.strip():
-        raise ValueError(f"expected a folder or URL {came}; write . for the current folder")
-    if "::" in workspace:  # one file system through another, which fsspec takes apart
-        return workspace
-    scheme, colon, rest = workspace.partition(":")
-    if colon and re.fullmatch(r"[A-Za-z][\w+.-]+", scheme):
-        _check_url(scheme, rest, came)
-        if scheme != "file":
-            return workspace
-    path = os.path.expanduser(workspace)
-    if path.startswith("~") and workspace.startswith("~"):
-        raise ValueError(f"expected a folder or URL {came}; there is no user {path.split('/')[0][1:]!r} here")
-    if not os.path.abspath(path.removeprefix("file://")).strip("/"):
-        raise ValueError(f"expected a folder of its own, not the root of the file system {came}")
-    return path
-
-
-def _check_url(scheme: str, rest: str, came: str) -> None:
-    from fsspec import available_protocols  # slow to import, and not wanted for plain paths
-
-    known = available_protocols()
-    slashes = ":///" if scheme == "file" else "://"
-    if not rest.startswith("//"):
-        if rest.startswith("/") or scheme in known:
-            raise ValueError(f"expected a folder or URL {came}; nearest: {scheme}{slashes}{rest.lstrip('/')}")
+def _architecture(config: Config) -> Iterator[str]:
+    """What the configuration asks of the teacher's architecture and it can't do, for any stage."""
+    name = config.teacher.model
+    if name == "small":
+        yield from _sides(config, "small", RESNET_STRIDE)
         return
-    if scheme not in known:
-        raise ValueError(f"{scheme}:// is no protocol that fsspec knows {came}{nearest_hint(scheme, known)}")
-    if scheme != "file" and not rest.strip("/"):
-        raise ValueError(f"expected {scheme}://BUCKET/FOLDER, nothing follows the protocol {came}")
+    try:
+        description = model_config(name)
+    except ValueError as error:
+        yield str(error)
+        return
+    if reason := why_not_buildable(description):
+        yield f"teacher.model: {name} can't be used: {reason}"
+        return
+    if config.teacher.weights == "train" and "init_logit_bias" in description:
+        yield (
+            f"teacher.weights: {name} is trained with a sigmoid for each pair, and `train` has CLIP's softmax loss "
+            "alone; give weights"
+        )
+    if description["text_cfg"].get("hf_tokenizer_name") and importlib.util.find_spec("transformers") is None:
+        yield (
+            f"teacher.model: the tokenizer of {name} needs the package transformers (the extra `siglip`): pip install "
+            "transformers"
+        )
+    tower = tower_of(description)
+    if tower.no_regions is None:
+        assert tower.stride is not None
+        yield from _sides(config, name, tower.stride)
+        if tower.kind != "resnet" and config.pretrain.global_box == "padded":
+            yield (
+                f"pretrain.global_box: `padded` is the official code's box around image and padding, and {name}, a "
+                "ViT, is not shown the padding; set image"
+            )
+    elif config.labels.mode == "roi":
+        yield (
+            f"labels.mode: {name} can't label with `roi`: {tower.no_regions}. Set labels.mode: crop, or take an RN, "
+            "ViT or SigLIP architecture"
+        )
+
+
+def check_stages(config: Config, stages: Collection[str]) -> None:
+    """ValueError if one of `stages` needs region features and the teacher's architecture has none.
+
+    Apart from check_config: with such a teacher the stages up to the pseudo labels can run.
+    """
+    if config.teacher.model == "small":
+        return
+    tower = tower_of(model_config(config.teacher.model))
+    trained = {"pretrain": config.pretrain.weights == "train", "finetune": config.finetune.weights == "train"}
+    blocked = [stage for stage, needs in {**trained, "evaluate": True}.items() if needs and stage in stages]
+    if tower.no_regions is not None and blocked:
+        raise ValueError(
+            f"teacher.model: {config.teacher.model} can label regions with labels.mode: crop, but can't take part in "
+            f"{', '.join(blocked)}: {tower.no_regions}. Take an RN, ViT or SigLIP architecture, or stop earlier with "
+            "`regionclip run pairs`"
+        )
+
+
+def _sides(config: Config, name: str, stride: int) -> Iterator[str]:
+    """Inputs must be at least one cell of the feature map high."""
+    sides = [("pretrain.image_size", config.pretrain.image_size), ("finetune.image_size", config.finetune.image_size)]
+    sides += [("evaluate.image_size", config.evaluate.image_size)]
+    sides += [("finetune.train_sizes", side) for side in config.finetune.train_sizes]
+    if config.labels.mode == "roi":
+        sides.append(("labels.image_size", config.labels.image_size))
+    for path, side in sides:
+        if side < stride:
+            yield f"{path}: expected at least a cell of {name}'s feature map, {stride} px (came: {side})"

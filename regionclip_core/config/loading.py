@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from regionclip_core.config.checks import check_config
+from regionclip_core.config.errors import explain
 from regionclip_core.config.nearest import nearest
 from regionclip_core.config.tree import Config
 
@@ -61,12 +63,13 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     """Check a nested dict. Raises ValueError as `load_config` does."""
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
+        lines = check_config(config)
     except ValidationError as error:
-        from regionclip_core.config.errors import explain
-
         lines = explain(error, raw)
-        raise ValueError("\n".join([f"{source}: {len(lines)} wrong"] + [f"  {line}" for line in lines])) from error
+    if lines:
+        raise ValueError("\n".join([f"{source}: {len(lines)} wrong"] + [f"  {line}" for line in lines]))
+    return config
 
 
 def dump_config(config: Config) -> str:

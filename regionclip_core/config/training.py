@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from regionclip_core.config.regions import Resize
 from regionclip_core.config.section import (
@@ -61,6 +61,14 @@ class ClipArchitecture(Section):
     context_length: int = Field(32, ge=8, le=2**14)
     """Tokens a caption, start and end included; in fewer than 8 a prompt has no room for its category."""
     quick_gelu: bool = False
+
+    @field_validator("text_heads")
+    @classmethod
+    def _heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("text_width", heads)  # absent where it is itself wrong
+        if width % heads:
+            raise ValueError(f"expected a divisor of text_width, which is {width} (came: {heads})")
+        return heads
 
 
 class TeacherTraining(Section):

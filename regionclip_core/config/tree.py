@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from regionclip_core.config.data import (
     CocoSplit,
@@ -23,6 +23,7 @@ from regionclip_core.config.data import (
     TarsSplit,
     WorldSplit,
 )
+from regionclip_core.config.places import checked_device, checked_workspace
 from regionclip_core.config.regions import EvaluateConfig, LabelsConfig, PairsConfig, ProposalsConfig, Resize
 from regionclip_core.config.section import Section, Share
 from regionclip_core.config.training import (
@@ -110,8 +111,6 @@ class ExecutionConfig(Section):
     @field_validator("device")
     @classmethod
     def _device_is_one(cls, device: str) -> str:
-        from regionclip_core.config.checks import checked_device
-
         return checked_device(device)
 
     @field_validator("gpus_per_worker")
@@ -151,42 +150,4 @@ class Config(Section):
     @field_validator("workspace")
     @classmethod
     def _workspace_is_a_place(cls, workspace: str) -> str:
-        from regionclip_core.config.checks import checked_workspace
-
         return checked_workspace(workspace)
-
-    @model_validator(mode="after")
-    def _sections_fit(self) -> Config:
-        from regionclip_core.config.checks import check_sections
-
-        check_sections(self)
-        return self
-
-    @model_validator(mode="after")
-    def _objectness_is_known(self) -> Config:
-        # Their logits are all 0, and so would be every score.
-        raw = [n for n in ("objectness", "finetuned_objectness") if getattr(self.evaluate, n) == "raw_logit"]
-        if raw and self.proposals.method != "rpn":
-            raise ValueError(
-                f"evaluate.{raw[0]}: raw_logit multiplies with the objectness of a proposal network, and "
-                f"proposals.method {self.proposals.method} has none; set evaluate.{raw[0]}: none"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _masks_are_read(self) -> Config:
-        if self.finetune.mask_head and self.finetune.weights == "train":
-            split = self.data.splits[self.finetune.split]
-            if not getattr(split, "masks", False):
-                raise ValueError(
-                    f"finetune.mask_head: split {self.finetune.split!r} has no masks to learn from; set masks: true in "
-                    f"data.splits.{self.finetune.split}, which must be a coco or lvis split"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _architecture_can(self) -> Config:
-        from regionclip_core.config.architectures import check_config
-
-        check_config(self)
-        return self

@@ -72,42 +72,6 @@ def clean_box(xyxy: npt.ArrayLike, width: int, height: int) -> tuple[npt.NDArray
     return clipped, None
 
 
-def unsafe_name(name: str) -> str | None:
-    """Why a file name from a data set must not be used as a path; None if it may."""
-    if not name or "\0" in name:
-        return f"file name {name!r} is empty or holds a NUL"
-    if name.startswith(("/", "\\")) or name[1:3] in (":\\", ":/"):
-        return f"absolute file name {printable(name)!r}"
-    if "://" in name:
-        return f"file name {printable(name)!r} is a URL"
-    if ".." in name.replace("\\", "/").split("/"):
-        return f"file name {printable(name)!r} leaves its folder"
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return f"file name {printable(name)!r} is not UTF-8"
-    return None
-
-
-def printable(name: str) -> str:
-    """The name with undecodable bytes written as \\xNN, so that it can be stored as UTF-8."""
-    if not _escaped(name):
-        return name
-    try:
-        data = name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a surrogate pair, from an escape in JSON
-        data = name.encode("utf-8", "surrogatepass")
-    return data.decode("utf-8", "backslashreplace")
-
-
-def _escaped(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 def reasons(texts: Iterable[str]) -> str | None:
     """One line for the reason column: equal reasons counted, None if there are none."""
     counted: dict[str, int] = {}

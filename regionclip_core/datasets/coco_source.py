@@ -10,13 +10,13 @@ import numpy as np
 
 from regionclip_core.config.tree import CocoSplit, LvisSplit
 from regionclip_core.datasets.annotation_scan import AnnotationScan, EntryReader, Image, hashable, scan_annotations
-from regionclip_core.datasets.cleaning import clean_box, clean_captions, printable, reasons, unsafe_name
+from regionclip_core.datasets.cleaning import clean_box, clean_captions, reasons
 from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE
 from regionclip_core.datasets.index import WHOLE_FILE, IndexRow
 from regionclip_core.datasets.segmentations import BadMask, mask_counts
-from regionclip_core.datasets.sources import Found, Piece, ShardPlan, Source, even_pieces
+from regionclip_core.datasets.source import Found, Piece, ShardPlan, Source, even_pieces
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.storage.locations import absolute, join
+from regionclip_core.storage.locations import absolute, join, printable, unsafe_name
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tars import TarWriter
 

@@ -9,11 +9,11 @@ from urllib.parse import quote
 from regionclip_core.config.tree import FolderSplit
 from regionclip_core.datasets.caption_rows import CaptionRow
 from regionclip_core.datasets.caption_scan import CaptionScan
-from regionclip_core.datasets.cleaning import clean_captions, printable, reasons, unsafe_name
+from regionclip_core.datasets.cleaning import clean_captions, reasons
 from regionclip_core.datasets.images import BadImage, check_image, read_image_file
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.datasets.sources import Found, Piece, ShardPlan, Source, even_pieces
-from regionclip_core.storage.locations import absolute, join
+from regionclip_core.datasets.source import Found, Piece, ShardPlan, Source, even_pieces
+from regionclip_core.storage.locations import absolute, join, printable, unsafe_name
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tars import TarWriter
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from regionclip_core.config.tree import TarsSplit
-from regionclip_core.datasets.cleaning import clean_captions, printable, reasons, stem
+from regionclip_core.datasets.cleaning import clean_captions, reasons, stem
 from regionclip_core.datasets.images import EXTENSIONS, MAX_BYTES, BadImage, check_image
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.datasets.sources import Found, Piece, ShardPlan, Source
-from regionclip_core.storage.locations import list_files, open_location
+from regionclip_core.datasets.source import Found, Piece, ShardPlan, Source
+from regionclip_core.storage.locations import list_files, open_location, printable
 from regionclip_core.storage.tars import BadTar, TarSample, TarWriter, scan_tar
 
 ID_STRIDE = 10_000_000

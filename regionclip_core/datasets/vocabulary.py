@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from regionclip_core.storage.locations import exists, read_location
 
 _CORE = Path(__file__).resolve().parents[1]
 DATA_FOLDER = next(folder for folder in (_CORE.parent / "data", _CORE / "data") if (folder / "coco_ovd.yaml").exists())
@@ -114,51 +111,3 @@ def clean_lvis_name(name: str) -> str:
     Underscores become spaces and parentheses go, as in the official code: these are the names that get embedded.
     """
     return name.replace("_", " ").replace("(", "").replace(")", "")
-
-
-def load_categories(spec: str) -> Vocabulary:
-    """The detection categories: `world`, a name under data/ (`coco_ovd`), or a path or URL of a YAML or JSON file.
-
-    A file has `base:` and `novel:` lists, and optionally `order:`, all names in the order of their indices; without
-    it, base comes first. Or it is a COCO or LVIS annotation file, see `annotation_vocabulary`. FileNotFoundError if
-    there is no such file, ValueError if the lists do not fit.
-    """
-    if spec == "world":
-        from regionclip_core.datasets.world import CATEGORIES
-
-        return Vocabulary(
-            names=tuple(category.name for category in CATEGORIES),
-            base=tuple(category.name for category in CATEGORIES if not category.novel),
-        )
-    url = spec if os.path.splitext(spec)[1] else str(DATA_FOLDER / f"{spec}.yaml")
-    if not exists(url):
-        known = sorted(file.stem for file in DATA_FOLDER.glob("*.yaml"))
-        raise FileNotFoundError(f"data.categories: {spec!r} is not `world`, one of {known}, or a YAML or JSON file")
-    if url.endswith(".json"):
-        from regionclip_core.datasets.categories import annotation_vocabulary
-
-        found = annotation_vocabulary(url)
-        if found is not None:
-            return found
-    return _read_categories(url)
-
-
-def _read_categories(path: str) -> Vocabulary:
-    import yaml
-
-    text = read_location(path).decode("utf-8")
-    loaded = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    if not isinstance(loaded, dict) or set(loaded) - {"base", "novel", "order"} or "base" not in loaded:
-        raise ValueError(
-            f"{path} must hold the lists base:, novel: and optionally order:, and nothing else, or be a COCO or LVIS "
-            "annotation file with a list `categories`"
-        )
-    base, novel = tuple(loaded["base"] or ()), tuple(loaded.get("novel") or ())
-    order = tuple(loaded.get("order") or base + novel)
-    both = sorted(set(base) & set(novel))
-    if both:
-        raise ValueError(f"{path}: {both[:5]} are both base and novel")
-    if set(order) != set(base) | set(novel):
-        wrong = sorted(set(order) ^ (set(base) | set(novel)))
-        raise ValueError(f"{path}: order: must hold all base and novel names and no other; check {wrong[:5]}")
-    return Vocabulary(names=order, base=base)

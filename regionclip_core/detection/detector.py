@@ -19,7 +19,8 @@ from regionclip_core.detection.inference import Detections, InferenceSettings, d
 from regionclip_core.detection.losses import box_loss, classification_loss, mask_loss
 from regionclip_core.detection.mask_head import MaskHead
 from regionclip_core.models.clip import lean_clip
-from regionclip_core.models.towers import RegionEncoder, Sizes, region_encoder
+from regionclip_core.models.region_encoder import RegionEncoder, Sizes
+from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.assignment import FOREGROUND, match, sample
 from regionclip_core.ops.image_batch import ImageBatch

@@ -24,7 +24,7 @@ from regionclip_core.ops.image_batch import ImageBatch, batch_images
 from regionclip_core.proposals.proposers import NetworkBoxes, proposer_row
 from regionclip_core.proposals.rpn_folder import find_rpn_folder, open_network, rpn_section
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.weight_folders import CLIP_LAYOUTS, clip_folder
+from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder
 
 NameEncoder = Callable[[Sequence[str]], Tensor]
 """Names to embeddings [K, D] of any norm."""

@@ -15,7 +15,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import embed_names
+from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.box_batches import BoxBatch, BoxedImage, box_batches
@@ -83,11 +83,6 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
     images = replace(images, numbers=row_of)
     names = tuple(vocabulary.names[label] for label in allowed)
     return FinetuneData(images, names, factors, images.tally(config.execution.max_error_rate))
-
-
-def class_embeddings(clip: ClipModel, names: tuple[str, ...], config: Config) -> Tensor:
-    """float32[K, D]: embeddings of category names, published ones where `teacher.embeddings` has them."""
-    return embed_names(clip, names, config.teacher)
 
 
 def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:

@@ -6,10 +6,10 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import load_detector
 from regionclip_core.detection.finder import NameEncoder
-from regionclip_core.detection.finetuning import class_embeddings
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import LoadedModel, Preprocess, model_config
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.proposals.rpn_folder import load_network, rpn_section
 from regionclip_core.storage.records import Folder
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
-from regionclip_core.detection.finetuning import class_embeddings
 from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
 from regionclip_core.evaluation.data import EvaluationData, EvaluationImage
 from regionclip_core.evaluation.evaluator import Protocol
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import ImageBatch, batch_images, by_input_size
 

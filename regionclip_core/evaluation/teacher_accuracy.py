@@ -15,11 +15,11 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import BadImage, ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.finetuning import class_embeddings
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.evaluator import Top1
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.crops import CropEncoder
+from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.image_tally import ImageTally
 

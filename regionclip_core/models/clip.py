@@ -21,14 +21,14 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from regionclip_core.config.architectures import check_small, model_config, why_not_buildable
+from regionclip_core.config.architectures import model_config, why_not_buildable
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.models.clip_weights import find_weights, pretrained_config, read_state_dict
 from regionclip_core.models.tokenization import LocalTokenizer, make_tokenizer
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder
 from regionclip_core.storage.local_files import local_copy
 from regionclip_core.storage.locations import is_remote
-from regionclip_core.storage.weight_folders import CLIP_LAYOUTS, clip_folder
 
 Triple = tuple[float, float, float]
 _TOWERS = ("embed_dim", "vision_cfg", "text_cfg")
@@ -142,7 +142,6 @@ def _require(clip: ClipModel, wanted: dict[str, Any], model: str, folder: Folder
 
 def small_architecture(config: ClipArchitecture) -> dict[str, Any]:
     """open_clip's `model_cfg` of the config's small CLIP: heads of 64 channels in the attention pool."""
-    check_small(config)
     return {
         "embed_dim": config.embed_dim,
         "quick_gelu": config.quick_gelu,

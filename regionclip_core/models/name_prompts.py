@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from regionclip_core.config.tree import TeacherConfig
+from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.prompts import embed_texts, prompt_templates
 from regionclip_core.storage.folder import Folder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from regionclip_core.models.clip import ClipModel
 
 FILE = "prompts.json"
 

@@ -6,15 +6,14 @@ Shapes: C names, P templates, D embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from regionclip_core.datasets.vocabulary import DATA_FOLDER
+from regionclip_core.models.clip import ClipModel
 from regionclip_core.storage.locations import exists, read_location
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from regionclip_core.models.clip import ClipModel
 
 SINGLE = ("a photo of a {}.",)
 SHORT = ("{}.", "a {}.", "a photo of a {}.", "a picture of a {}.", "a small {}.", "a large {}.", "there is a {} here.")
@@ -44,11 +43,6 @@ def prompt_templates(spec: str) -> tuple[str, ...]:
     return templates
 
 
-def prompt_files(spec: str) -> list[str]:
-    """The text file that `spec` names, if it is none of the built-in sets: what a fingerprint has to look into."""
-    return [] if spec in ("single", "short", "clip81") else [spec]
-
-
 def fill_template(template: str, name: str) -> str:
     """`name` in place of `{}`, by the official rule: commas removed, "+" to a space, nothing else touched."""
     return template.replace("{}", name.replace(",", "").replace("+", " "))
@@ -67,9 +61,6 @@ def embed_texts(
     ensembling). False: the plain mean of raw embeddings, not normalised, as the official RegionCLIP tool stores it.
     `batch_size` prompts go through the model at once.
     """
-    import torch
-    import torch.nn.functional as F
-
     if not templates:
         raise ValueError("embed_texts got no templates; see prompt_templates")
     texts = [fill_template(template, name) for name in names for template in templates]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regionclip_core.config.architectures import RESNET_STRIDE
 from regionclip_core.models.attention_pool import pool_single_query
-from regionclip_core.models.towers import Part, RegionEncoder, Sizes
+from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
 
 _SMALLEST_SIDE = 15  # pixels of which the four halvings up to stage 3 leave one
 

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from regionclip_core.models.patch_grid import map_by_grid, resize_positions
-from regionclip_core.models.towers import Part, RegionEncoder, Sizes
+from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
 from regionclip_core.models.vit_encoder import quarters
 
 _MOST_BINS = 16  # a side: 256 tokens a region; the finest grids (27, 32) would take three to four times as many

@@ -7,29 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from regionclip_core.config.tree import TeacherConfig
-from regionclip_core.models.prompts import embed_texts, prompt_files, prompt_templates
+import torch
+from torch import Tensor
+
+from regionclip_core.config.tree import Config, TeacherConfig
+from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.prompts import embed_texts, prompt_templates
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.weight_folders import EMBEDDING_FILES, embedding_files
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from regionclip_core.models.clip import ClipModel
+from regionclip_core.storage.given_files import EMBEDDING_FILES
 
 _log = logging.getLogger(__name__)
-
-
-def text_settings(teacher: TeacherConfig) -> dict[str, Any]:
-    """What of the teacher section shapes the embeddings of names, for a stage's settings."""
-    return teacher.model_dump(mode="json", include={"prompts", "normalize_prompts", "embeddings"})
-
-
-def text_files(teacher: TeacherConfig) -> list[str]:
-    """The external files that shape the embeddings of names, for a stage's raw inputs."""
-    return prompt_files(teacher.prompts) + embedding_files(teacher.embeddings)
 
 
 def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
@@ -39,7 +27,6 @@ def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
         FileNotFoundError: if it has not both files.
         ValueError: if they are damaged, don't fit each other, or a name stands there twice.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -80,7 +67,6 @@ def embed_names(clip: ClipModel, names: Sequence[str], teacher: TeacherConfig) -
     Raises:
         ValueError: if stored embeddings are of another width than the model's.
     """
-    import torch
 
     given: dict[str, Tensor] = {}
     for where in teacher.embeddings:
@@ -109,3 +95,8 @@ def embed_names(clip: ClipModel, names: Sequence[str], teacher: TeacherConfig) -
         rows = torch.stack([given[name] for name in names if name in given]).to(clip.device)
         result[is_given] = torch.nn.functional.normalize(rows, dim=1) if teacher.normalize_prompts else rows
     return result
+
+
+def class_embeddings(clip: ClipModel, names: tuple[str, ...], config: Config) -> Tensor:
+    """float32[K, D]: embeddings of category names, published ones where `teacher.embeddings` has them."""
+    return embed_names(clip, names, config.teacher)

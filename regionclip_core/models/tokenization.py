@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from regionclip_core.storage.weight_folders import TOKENIZER_FILES
+from regionclip_core.storage.given_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from regionclip_core.storage.records import Folder

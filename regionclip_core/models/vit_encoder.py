@@ -20,7 +20,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from regionclip_core.models.patch_grid import map_by_grid, resize_positions
-from regionclip_core.models.towers import Part, RegionEncoder, Sizes
+from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
 
 ROI_SIZE = 7
 """Bins a side, as many as the official ResNet's region maps have; at CLIP's own 224 px they tile the grids of

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from regionclip_core.proposals.network import ProposalNetwork, RecallCount, grid
 from regionclip_core.proposals.rpn_folder import load_network
 from regionclip_core.proposals.selection import Proposals
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import PROPOSALS
+from regionclip_core.storage.tables import PROPOSALS, read_proposal_table
 from regionclip_core.training.box_batches import labelled_boxes
 from regionclip_core.training.fit import step_seed
 
@@ -178,12 +177,6 @@ def read_proposals(proposals: Folder, shard: int) -> dict[str, Proposals]:
         for row, key in enumerate(keys)
         if status[row] == "ok"
     }
-
-
-def read_proposal_table(proposals: Folder, shard: int, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a shard's proposals, schemas.PROPOSALS."""
-    with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
-        return pq.read_table(file, columns=list(columns)).combine_chunks()
 
 
 def recall_of_splits(data: Folder, proposals: Folder, splits: Iterable[str]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,12 @@ A row whose status is not `ok` keeps its key and says why; readers skip it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from regionclip_core.storage.records import Folder
 
 BOX = pa.list_(pa.float32(), 4)
 
@@ -103,3 +108,9 @@ LABELS = pa.schema(
 
 # Beside the columns of INDEX in a training's own copy of a split (row_table.py); never part of an artifact.
 PROPOSED = pa.field("proposals", pa.list_(BOX), nullable=False)
+
+
+def read_proposal_table(proposals: Folder, shard: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a shard's proposals, schemas.PROPOSALS."""
+    with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
+        return pq.read_table(file, columns=list(columns)).combine_chunks()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-from regionclip_core.datasets.cleaning import printable, unsafe_name
+from regionclip_core.storage.locations import printable, unsafe_name
 
 
 class TarWriter:

@@ -17,9 +17,8 @@ import torch
 
 from regionclip_core.datasets.index import read_index_table, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.proposals.proposers import read_proposal_table
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import INDEX, PROPOSED
+from regionclip_core.storage.tables import INDEX, PROPOSED, read_proposal_table
 from regionclip_core.training.box_batches import BoxedImage, labelled_boxes, usable_boxes
 from regionclip_core.training.image_tally import ImageTally
 from regionclip_core.training.row_table import RowTable

@@ -18,7 +18,7 @@ from regionclip_core.evaluation.metrics import paper_numbers
 from regionclip_core.models.clip import ClipModel, save_clip
 from regionclip_core.models.name_prompts import NamePrompts, write_prompts
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.weight_folders import CLIP_LAYOUTS
+from regionclip_core.storage.given_files import CLIP_LAYOUTS
 from regionclip_core.weights.model_card import (
     INTENDED_USE,
     LIMITS,

@@ -15,7 +15,7 @@ from regionclip_core.models.clip import build_clip, normalisation_note, usual_no
 from regionclip_core.models.clip_weights import OPENAI_EXTRAS
 from regionclip_core.models.official_keys import OFFLINE, STUDENT, TEACHER, Split, is_constant, sections, split_clip
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.weight_folders import CLIP_LAYOUTS
+from regionclip_core.storage.given_files import CLIP_LAYOUTS
 from regionclip_core.weights.clip_shapes import Architecture, is_resnet, read_model, resnet_architecture, resnet_config
 from regionclip_core.weights.import_report import ImportReport
 from regionclip_core.weights.import_rpn import import_offline_branch

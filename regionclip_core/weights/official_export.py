@@ -28,8 +28,8 @@ from regionclip_core.models.official_keys import (
 from regionclip_core.proposals.rpn_folder import DESCRIPTION, WEIGHTS
 from regionclip_core.proposals.rpn_weights import to_official as rpn_to_official
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.given_files import CLIP_LAYOUTS
 from regionclip_core.storage.local_files import TEMPORARY
-from regionclip_core.storage.weight_folders import CLIP_LAYOUTS
 
 
 def to_official(folder: Folder) -> dict[str, Tensor]:

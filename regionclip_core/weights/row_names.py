@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regionclip_core.datasets.categories import annotation_vocabulary
-from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+from regionclip_core.datasets.categories import annotation_vocabulary, load_categories
+from regionclip_core.datasets.vocabulary import Vocabulary
 
 _SAME = 0.9999  # cosine of two embeddings of one name
 _KNOWN_ROWS = {

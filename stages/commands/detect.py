@@ -108,7 +108,7 @@ def _finder(request: Request, source: Config | str, device: str) -> Finder:
     from regionclip_core.detection.run_model import run_encoder
     from regionclip_core.models.clip import load_clip
     from regionclip_core.models.name_prompts import NamePrompts
-    from regionclip_core.storage.weight_folders import clip_folder
+    from regionclip_core.storage.given_files import clip_folder
     from stages.commands.run_models import workspace_detector
 
     model, _ = workspace_detector(source, request.name, "detect")

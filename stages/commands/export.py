@@ -104,7 +104,7 @@ def _write_detector(config: Config, folder: Folder, name: str) -> None:
 def _clip_of_folder(place: str, what: str) -> tuple[ClipModel, NamePrompts | None, None]:
     from regionclip_core.models.clip import load_clip
     from regionclip_core.models.name_prompts import read_prompts
-    from regionclip_core.storage.weight_folders import clip_folder
+    from regionclip_core.storage.given_files import clip_folder
 
     folder = clip_folder(place, "student" if what == "student" else "teacher")
     return load_clip(folder), read_prompts(folder), None

@@ -39,7 +39,8 @@ def workspace_detector(config: Config, name: str, purpose: str) -> tuple[LoadedM
 
 def run_vocabulary(config: Config, lines: dict[str, PlanLine]) -> Vocabulary:
     """The run's categories: as its data stage wrote them, or from the config where it has not run."""
-    from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+    from regionclip_core.datasets.categories import load_categories
+    from regionclip_core.datasets.vocabulary import Vocabulary
 
     if "data" in lines:
         return Vocabulary.from_json(folder_of(lines["data"]).read_json("categories.json"))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from regionclip_core.config.architectures import check_stages
+from regionclip_core.config.checks import check_stages
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.fingerprints import SHORT, InputDigests, fingerprint, is_mark

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from regionclip_core.datasets.images import encode_png
-from regionclip_core.datasets.sources import Found, open_source, plan_shards
+from regionclip_core.datasets.source import Found
+from regionclip_core.datasets.sources import open_source, plan_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(("cat", "dog", "kite"), ("cat",))

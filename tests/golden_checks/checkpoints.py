@@ -14,7 +14,8 @@ from regionclip_core.config.tree import OptimConfig, RpnConfig
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.models.clip import ClipModel, build_clip, named_architecture
 from regionclip_core.models.official_keys import STUDENT, TEACHER, TEXT, split_clip, split_detector
-from regionclip_core.models.towers import RegionEncoder, region_encoder
+from regionclip_core.models.region_encoder import RegionEncoder
+from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_weights import backbone_of, from_official
 from regionclip_core.training.optim import make_optimizer

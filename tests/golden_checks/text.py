@@ -14,7 +14,8 @@ from torch import Tensor
 
 from golden_checks.table import Errors, Row, arrays, error
 from regionclip_core.config.tree import ClipArchitecture
-from regionclip_core.datasets.vocabulary import clean_lvis_name, load_categories
+from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.vocabulary import clean_lvis_name
 from regionclip_core.models.clip import ClipModel, build_clip, small_architecture
 from regionclip_core.models.prompts import embed_texts, fill_template, prompt_templates
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from regionclip_core.datasets.world import CATEGORIES, make_sample
-from regionclip_core.datasets.world.sample import WorldSample
+from regionclip_core.datasets.world.categories import CATEGORIES
+from regionclip_core.datasets.world.sample import WorldSample, make_sample
 from regionclip_core.storage.folder import Folder
 
 NAMES = [category.name for category in CATEGORIES]

@@ -11,7 +11,7 @@ from small_runs import artifact
 from typer.testing import CliRunner
 
 from regionclip_core.config.loading import load_config
-from regionclip_core.datasets.vocabulary import load_categories
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.evaluation.metrics import metric_keys, paper_numbers, paths_of
 from stages.cli import app
 

@@ -16,10 +16,11 @@ from places import TINY_COCO
 
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets import coco_source as source_coco
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.images import ImageReader, encode_png
 from regionclip_core.datasets.index import read_index, split_shards
-from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
-from regionclip_core.datasets.world import make_sample
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.storage.records import Folder, ShardRecord
 from stages.base import StageContext
 from stages.data import STAGE

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from small_runs import artifact
 
 from regionclip_core.config.loading import load_config
-from regionclip_core.datasets.world import make_sample
+from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.model_folder import LoadedModel, load_model
 from regionclip_core.models.clip import load_clip

@@ -15,7 +15,7 @@ from PIL import Image
 from places import TINY_COCO
 from pycocotools import mask as coco_mask
 
-from regionclip_core.datasets.vocabulary import load_categories
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.weights.importing import import_checkpoint
 
 PHOTOGRAPH = TINY_COCO / "val2017" / "000000006818.jpg"

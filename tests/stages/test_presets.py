@@ -181,7 +181,7 @@ def test_lvis_reads_masks_and_takes_rare_categories_as_novel() -> None:
 
 
 def test_coco_tiny_measures_all_categories_of_the_protocol() -> None:
-    from regionclip_core.datasets.vocabulary import load_categories
+    from regionclip_core.datasets.categories import load_categories
 
     config = load_config("coco_tiny")
     assert len(load_categories(config.data.categories)) == 65

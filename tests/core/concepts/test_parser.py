@@ -295,7 +295,8 @@ def test_the_world_s_categories_come_out_of_its_captions() -> None:
     """Every category of the embedded world that captions name is in the pool, as often as the words say."""
     import re
 
-    from regionclip_core.datasets.world import CATEGORIES, make_sample
+    from regionclip_core.datasets.world.categories import CATEGORIES
+    from regionclip_core.datasets.world.sample import make_sample
 
     images = [
         list(make_sample("closeup" if i % 2 else "scene", 1, "captions", i, 96, (3, 6), (0.15, 0.3)).captions)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from regionclip_core.datasets.cleaning import MAX_CAPTION, clean_box, clean_captions, reasons, unsafe_name
+from regionclip_core.datasets.cleaning import MAX_CAPTION, clean_box, clean_captions, reasons
+from regionclip_core.storage.locations import unsafe_name
 
 
 def test_captions() -> None:

@@ -13,9 +13,11 @@ from lvis_samples import BASE, CATEGORIES, COLOURS, NAMES, LvisSample, write_lvi
 from pycocotools import mask as coco_mask
 
 from regionclip_core.config.tree import CocoSplit, LvisSplit
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.images import ImageReader
-from regionclip_core.datasets.sources import Found, open_source, plan_shards
-from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+from regionclip_core.datasets.source import Found
+from regionclip_core.datasets.sources import open_source, plan_shards
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import Folder
 
 ID_OF = {category_id: row for row, (category_id, _, _) in enumerate(CATEGORIES)}

@@ -14,10 +14,12 @@ from source_samples import VOCABULARY, jpeg, picture, read_all, statuses
 
 from regionclip_core.config.tree import CocoSplit, FolderSplit
 from regionclip_core.datasets import annotation_scan
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.datasets.sources import even_pieces, open_source, plan_shards
-from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+from regionclip_core.datasets.source import even_pieces
+from regionclip_core.datasets.sources import open_source, plan_shards
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import Folder
 
 # --------------------------------------------------------------- folder

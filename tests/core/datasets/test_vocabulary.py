@@ -7,8 +7,8 @@ from lvis_samples import BASE, CATEGORIES, NAMES, write_lvis
 from places import GOLDEN, TINY_COCO
 
 from regionclip_core.datasets import categories as annotation_categories
-from regionclip_core.datasets.categories import annotation_vocabulary
-from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name, digest_names, load_categories
+from regionclip_core.datasets.categories import annotation_vocabulary, load_categories
+from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name, digest_names
 
 
 def test_indices_follow_the_order_of_names():
@@ -104,7 +104,7 @@ def test_coco_ovd_is_in_coco_order():
 
 
 def test_world_categories():
-    world = pytest.importorskip("regionclip_core.datasets.world")
+    world = pytest.importorskip("regionclip_core.datasets.world.categories")
     vocabulary = load_categories("world")
     assert vocabulary.names == tuple(category.name for category in world.CATEGORIES)
     assert set(vocabulary.base) == set(world.base_names())

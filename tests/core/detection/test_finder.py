@@ -19,7 +19,7 @@ from regionclip_core.config.tree import Config
 from regionclip_core.detection.detector import load_detector, save_detector
 from regionclip_core.detection.drawing import draw
 from regionclip_core.detection.finder import Finder, finder_of_folder, name_encoder, set_names, with_network
-from regionclip_core.detection.finetuning import build_detector, class_embeddings
+from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import Detections
 from regionclip_core.detection.model_folder import LoadedModel
 from regionclip_core.detection.run_model import detector_of_run, run_encoder
@@ -27,6 +27,7 @@ from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.passes import FINETUNED, PROPOSED, finetuned, zero_shot
 from regionclip_core.models.clip import save_clip
 from regionclip_core.models.name_prompts import NamePrompts, read_prompts, write_prompts
+from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
 from regionclip_core.proposals.training import build_network

@@ -19,9 +19,9 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import index_name, read_index, split_shards, write_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector, save_detector
-from regionclip_core.detection.finetuning import class_embeddings
 from regionclip_core.evaluation.metrics import PAPER_TABLES, metric_keys, paper_numbers, paths_of
 from regionclip_core.models.clip import save_clip
+from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.report.samples import stream_rows
 from regionclip_core.storage.folder import canonical_json

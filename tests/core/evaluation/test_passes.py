@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.detection.detector import OpenVocabularyDetector
-from regionclip_core.detection.finetuning import build_detector, class_embeddings
+from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.evaluation import passes as evaluating
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.measuring import as_found, make_evaluator, measure
 from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
 from regionclip_core.evaluation.truth import ImageDetections
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.proposals.proposers import read_proposals
 from regionclip_core.proposals.selection import Proposals
 from regionclip_core.storage.records import Folder

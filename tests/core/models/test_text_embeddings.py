@@ -12,8 +12,9 @@ from small_artifacts import tiny_clip, tiny_config
 
 from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.models.prompts import embed_texts
-from regionclip_core.models.text_embeddings import embed_names, read_embeddings, text_files, text_settings
+from regionclip_core.models.text_embeddings import embed_names, read_embeddings
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.given_files import text_files, text_settings
 
 WIDTH = 16
 
@@ -85,8 +86,8 @@ def test_stored_names_need_no_text_encoder(tmp_path: Path) -> None:
 def test_class_embeddings_and_pool_take_them(tmp_path: Path) -> None:
     from test_concept_embeddings import write_pool
 
-    from regionclip_core.detection.finetuning import class_embeddings
     from regionclip_core.models.concept_embeddings import embed_pool
+    from regionclip_core.models.text_embeddings import class_embeddings
 
     rows = torch.randn(2, WIDTH)
     folder = write_folder(tmp_path / "a", ["cat", "zebra"], rows)

@@ -19,7 +19,8 @@ from small_artifacts import tiny_clip, tiny_config
 
 from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config, RpnConfig
-from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import Preprocess, save_model

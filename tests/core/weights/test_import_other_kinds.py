@@ -10,7 +10,7 @@ import torch
 from official_files import SMALL, detector_state, full_state, out, same_bits, save, small_clip, write_model_json
 from safetensors.torch import save_file
 
-from regionclip_core.datasets.vocabulary import load_categories
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.text_embeddings import read_embeddings
 from regionclip_core.proposals.network import ProposalNetwork

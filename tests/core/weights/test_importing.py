@@ -35,7 +35,8 @@ from official_files import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from regionclip_core.datasets.vocabulary import Vocabulary, load_categories
+from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.model_folder import LoadedModel, load_model
 from regionclip_core.models.clip import load_clip
 from regionclip_core.models.towers import region_encoder

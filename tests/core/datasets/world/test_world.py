@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regionclip_core.datasets.world import CATEGORIES, WorldSample, base_names, make_sample, novel_names
-from regionclip_core.datasets.world.categories import icon_polygons
+from regionclip_core.datasets.world.categories import CATEGORIES, base_names, icon_polygons, novel_names
 from regionclip_core.datasets.world.contact_sheet import contact_sheet, sample_grid
 from regionclip_core.datasets.world.layout import MAX_COVERED, compose
 from regionclip_core.datasets.world.palette import NAMED
-from regionclip_core.datasets.world.sample import Arrangement, arrange, sample_generator
+from regionclip_core.datasets.world.sample import Arrangement, WorldSample, arrange, make_sample, sample_generator
 from regionclip_core.datasets.world.sprites import VISIBLE_ALPHA, Pose, rasterise
 
 SIZES = {"closeup": 80, "scene": 128}

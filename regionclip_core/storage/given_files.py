@@ -1,4 +1,4 @@
-"""Where weights and embeddings that were imported lie, for the stages that take them as they are.
+"""Files of weights, prompts and embeddings that a config names, for the stages that take them as they are.
 
 Nothing heavy is imported here: the planner asks for the files to take their digests.
 """
@@ -6,8 +6,9 @@ Nothing heavy is imported here: the planner asks for the files to take their dig
 from __future__ import annotations
 
 import posixpath
-from typing import Literal
+from typing import Any, Literal
 
+from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.storage.folder import Folder
 
 ClipPart = Literal["teacher", "student"]
@@ -61,3 +62,18 @@ def _layout(folder: Folder) -> tuple[str, ...]:
         if folder.exists(names[0]):
             return names
     return ()
+
+
+def text_settings(teacher: TeacherConfig) -> dict[str, Any]:
+    """What of the teacher section shapes the embeddings of names, for a stage's settings."""
+    return teacher.model_dump(mode="json", include={"prompts", "normalize_prompts", "embeddings"})
+
+
+def text_files(teacher: TeacherConfig) -> list[str]:
+    """The external files that shape the embeddings of names, for a stage's raw inputs."""
+    return prompt_files(teacher.prompts) + embedding_files(teacher.embeddings)
+
+
+def prompt_files(spec: str) -> list[str]:
+    """The text file that `spec` names, if it is none of the built-in sets: what a fingerprint has to look into."""
+    return [] if spec in ("single", "short", "clip81") else [spec]

@@ -18,7 +18,7 @@ from regionclip_core.models.clip import ClipModel, load_clip, save_clip
 from regionclip_core.models.clip_weights import find_weights
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.weight_folders import clip_files, clip_folder
+from regionclip_core.storage.given_files import clip_files, clip_folder
 from stages.base import STAGES, StageContext
 
 
