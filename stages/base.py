@@ -1,40 +1,76 @@
-"""What a stage is. A stage file `stages/<name>.py` defines one class and ends with `STAGE = <Class>()`.
+"""What a stage is, and what its work is.
 
-Stage modules must import without torch, spaCy and open_clip: heavy imports belong inside the methods, so that
-`regionclip status` answers at once.
+`Stage` is what the planner and the command line read: all eleven are in `declarations.py`, which imports nothing slow.
+Its work is what a worker does: `stages/<name>.py` defines one class and ends with `WORK = <Class>()`; all its imports
+stand at the top.
 """
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from regionclip_core.config.tree import STAGE_NAMES, Config
+from regionclip_core.config.tree import Config
 from regionclip_core.storage.records import Folder, ShardRecord
 
-__all__ = [
-    "STAGES",
-    "JobStage",
-    "ShardRecord",
-    "ShardResult",
-    "ShardStage",
-    "Stage",
-    "StageContext",
-    "StageRegistry",
-    "no_progress",
-]
+# ---------------------------------------------------------------- what a stage is
+
+
+class Stage(ABC):
+    """One step of the pipeline. Use ShardStage or JobStage."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Raised when the meaning of the output changes while the settings don't."""
+    uses_gpu: ClassVar[bool] = False
+    """True for stages that run a model with torch; they get a GPU where there is one."""
+
+    @property
+    def work(self) -> str:
+        """Where the stage's work is, as "module:attribute"."""
+        return f"stages.{self.name}:WORK"
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Return the names of the stages whose artifacts this one reads."""
+        return ()
+
+    def by_default(self, config: Config) -> bool:
+        """Return whether a run of everything does this stage; False where nothing else would read it."""
+        return True
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """Return what the output depends on in the config: plain JSON values, nested as in pipeline.yaml."""
+        return {self.name: getattr(config, self.name).model_dump(mode="json"), "seed": config.seed}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """Return the external files, folders or glob patterns whose content the output depends on."""
+        return []
+
+
+class ShardStage(Stage):
+    """A stage that works shard by shard, in any order and on any worker."""
+
+
+class JobStage(Stage):
+    """A stage that is one piece of work, such as a training. It resumes from checkpoints of its own."""
+
+    distributed: ClassVar[bool] = False
+    """True when its work can run in several processes."""
+
+
+# ---------------------------------------------------------------- what a worker does
 
 
 def no_progress(done: int, total: int, note: str = "") -> None:
-    """The progress callback that shows nothing."""
+    """Show nothing."""
 
 
 @dataclass
 class StageContext:
-    """All that a stage is handed. It is built anew in every worker; nothing in it needs to be picklable."""
+    """What a stage's work gets to see. Every worker builds its own; nothing in it needs to be picklable."""
 
     config: Config
     out: Folder
@@ -42,68 +78,42 @@ class StageContext:
     inputs: Mapping[str, Folder]
     """Finished upstream artifacts by stage name."""
     device: str = "cpu"
-    """`cpu` or `cuda`, already resolved; always `cpu` for stages that do not set `uses_gpu`."""
+    """`cpu`, `cuda` or `cuda:N`, already resolved; always `cpu` for stages without `uses_gpu`."""
     threads: int = 1
     """torch threads; already set in this process."""
     progress: Callable[[int, int, str], None] = no_progress
-    """progress(done, total, note): cheap, call it every step."""
-    train_workers: int = 1
+    """progress(done, total, note): cheap, call it at every step."""
     rank: int = 0
     """Rank in torch.distributed; 0 when the job runs alone."""
     world_size: int = 1
     """Processes of this job; above 1 torch.distributed is initialised."""
     counts: dict[str, int] = field(default_factory=dict)
-    """What a job's `run` fills in: samples by status, as a ShardResult's; of all processes."""
+    """Samples by status, as in ShardResult, over all processes; a job's `run` fills it in."""
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What `process` returns. `counts`: samples by status, "ok" and "bad_<reason>"; whatever else has another name."""
+    """What `process` returns: the rows that it wrote, and samples by status ("ok", "bad_<reason>", other counts)."""
 
     rows: int
     counts: dict[str, int]
 
 
-class Stage(ABC):
-    """One step of the pipeline. `version` is bumped when the meaning of the output changes."""
-
-    name: ClassVar[str]
-    version: ClassVar[int]
-    uses_gpu: ClassVar[bool] = False
-    """True for stages that run a model with torch; they get a GPU where there is one."""
-
-    def needs(self, config: Config) -> tuple[str, ...]:
-        """Names of the stages whose artifacts this one reads."""
-        return ()
-
-    def by_default(self, config: Config) -> bool:
-        """Whether a run of everything does this stage; False where nothing else would read it."""
-        return True
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """The slice of the config that the output depends on: plain JSON values, nested as in pipeline.yaml."""
-        return {self.name: getattr(config, self.name).model_dump(mode="json"), "seed": config.seed}
-
-    def raw_inputs(self, config: Config) -> list[str]:
-        """External files, folders or glob patterns whose content the output depends on."""
-        return []
-
-
-class ShardStage(Stage):
-    """A stage that works shard by shard, in any order and on any worker."""
+class ShardWork(ABC):
+    """The work of a ShardStage. Every method may run in another process than the one before."""
 
     @abstractmethod
     def shards(self, ctx: StageContext) -> list[int]:
-        """Shards to do: a subset of data's shard numbers. Called in the driver: no heavy imports."""
+        """Return the shards to do: a subset of data's shard numbers."""
 
-    def prepare(self, ctx: StageContext) -> None:
-        """Once, before any shard is done: write what every shard needs, through `ctx.out.write`.
+    def prepare(self, ctx: StageContext) -> None:  # noqa: B027 (most stages have nothing to prepare)
+        """Write what every shard needs, through `ctx.out.write`, before any shard is done.
 
         Runs again on a resume, so it must write the same files.
         """
 
     def setup(self, ctx: StageContext) -> Any:
-        """Load what every shard needs, once a worker and stage; what it returns goes to `process`."""
+        """Load what every shard needs, once per worker and stage; `process` gets what it returns."""
         return None
 
     @abstractmethod
@@ -111,51 +121,27 @@ class ShardStage(Stage):
         """Do one shard: write `<what>-<shard:05d>.<ext>` files through `ctx.out.write`. Must be deterministic."""
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Once, when all shards are done; may write files. Returns a JSON-able summary."""
+        """Return a JSON-able summary when all shards are done; may write files."""
         return {}
 
 
-class JobStage(Stage):
-    """A stage that is one piece of work, such as a training. It resumes from checkpoints of its own."""
-
-    distributed: ClassVar[bool] = False
-    """True when `run` works with ctx.world_size > 1: then rank 0 writes the files and returns the summary."""
+class JobWork(ABC):
+    """The work of a JobStage."""
 
     @abstractmethod
     def run(self, ctx: StageContext) -> dict[str, Any]:
-        """Do the work; returns a JSON-able summary.
+        """Do the work and return a JSON-able summary.
 
         Every file of the result is written through `ctx.out.write` in the same call that returns, also after a
-        resume. Checkpoints go to `ctx.out.child("checkpoints")`, which is no part of the content.
+        resume; with several processes, by rank 0 only. Checkpoints go to `ctx.out.child("checkpoints")`, which is not
+        part of the content.
         """
 
 
-class StageRegistry(Mapping[str, Stage]):
-    """Stages by name, in pipeline order; a stage's module is imported when it is first asked for."""
-
-    def __init__(self, targets: Mapping[str, str]) -> None:
-        """`targets` maps a stage's name to "module:attribute"."""
-        self.targets = dict(targets)
-
-    def __getitem__(self, name: str) -> Stage:
-        if name not in self.targets:
-            raise KeyError(name)
-        return load_stage(self.targets[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.targets)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-
-def load_stage(target: str) -> Stage:
-    """The stage at "module:attribute"."""
+def load_work(target: str) -> ShardWork | JobWork:
+    """Import the ShardWork or JobWork at "module:attribute"."""
     module, attribute = target.split(":")
-    stage = getattr(importlib.import_module(module), attribute)
-    if not isinstance(stage, Stage):
-        raise TypeError(f"{target} is a {type(stage).__name__}, not a Stage instance")
-    return stage
-
-
-STAGES = StageRegistry({name: f"stages.{name}:STAGE" for name in STAGE_NAMES})
+    work = getattr(importlib.import_module(module), attribute)
+    if not isinstance(work, (ShardWork, JobWork)):
+        raise TypeError(f"{target} is a {type(work).__name__}, not a ShardWork or JobWork")
+    return work

@@ -2,63 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from regionclip_core.config.tree import Config
+import pyarrow.parquet as pq
+
+from regionclip_core.concepts.parser import CaptionParser, count_captions, make_parser
+from regionclip_core.concepts.pool import build_pool, merge_counts
+from regionclip_core.concepts.row_groups import RowGroupWriter
+from regionclip_core.datasets.index import read_index, split_shards
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
-from stages.base import ShardResult, ShardStage, StageContext
-
-if TYPE_CHECKING:
-    from regionclip_core.concepts.parser import CaptionParser
+from regionclip_core.storage.tables import DROPPED_CONCEPTS
+from stages.base import ShardResult, ShardWork, StageContext
 
 
 def phrases_name(shard: int) -> str:
-    """File name of a shard's phrase counts."""
+    """Return the file name of a shard's phrase counts."""
     return f"phrases-{shard:05d}.parquet"
 
 
-class ConceptsStage(ShardStage):
+class ConceptsWork(ShardWork):
     """Counts phrases shard by shard in `phrases-00007.parquet`; the merge writes the pool.
 
-    concepts.parquet (schemas.CONCEPTS): the pool, most frequent first.
-    dropped.parquet (schemas.DROPPED_CONCEPTS): what was left out, and why.
-    concepts.txt: the pool's names, one a line.
+    concepts.parquet (tables.CONCEPTS): the pool, most frequent first.
+    dropped.parquet (tables.DROPPED_CONCEPTS): what was left out, and why.
+    concepts.txt: the pool's names, one per line.
     """
 
-    name = "concepts"
-    version = 1
-
-    def needs(self, config: Config) -> tuple[str, ...]:
-        """Captions, and the categories' names, are in the data artifact."""
-        return ("data",)
-
-    def by_default(self, config: Config) -> bool:
-        """Only a student that is trained here reads it."""
-        return config.pretrain.weights == "train"
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """The section, and which parser it stands for here: `auto` must not mix two parsers in one pool."""
-        from regionclip_core.concepts.parser import parser_identity
-
-        return {"concepts": config.concepts.model_dump(mode="json"), "parser": parser_identity(config.concepts)}
-
     def shards(self, ctx: StageContext) -> list[int]:
-        """The shards of the wanted splits."""
-        from regionclip_core.datasets.index import split_shards
-
+        """Return the shards of `concepts.splits`."""
         return split_shards(ctx.inputs["data"], ctx.config.concepts.splits)
 
-    def setup(self, ctx: StageContext) -> Any:
-        """The parser, loaded once a worker."""
-        return _parser(ctx)
+    def setup(self, ctx: StageContext) -> CaptionParser:
+        """Load the parser."""
+        section = ctx.config.concepts
+        return make_parser(section, _categories(ctx) if section.protect_categories else ())
 
-    def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
+    def process(self, ctx: StageContext, state: CaptionParser, shard: int) -> ShardResult:
         """Parse and count the captions of every good row; a row of the result is one phrase."""
-        import pyarrow.parquet as pq
-
-        from regionclip_core.concepts.parser import count_captions
-        from regionclip_core.datasets.index import read_index
-
         rows = read_index(ctx.inputs["data"], shard)
         captions = [list(row.captions) for row in rows if row.ok and row.captions]
         table = count_captions(state, captions).to_table(state.description())
@@ -68,55 +49,37 @@ class ConceptsStage(ShardStage):
         return ShardResult(table.num_rows, {"ok": len(captions)} | ({"skipped": skipped} if skipped else {}))
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Sum the shards, cut at min_count, write the pool."""
-        import pyarrow.parquet as pq
-
-        from regionclip_core.concepts.pool import build_pool, merge_counts
-        from regionclip_core.concepts.row_groups import RowGroupWriter
-        from regionclip_core.storage.tables import DROPPED_CONCEPTS
-
-        parser, section = _parser(ctx), ctx.config.concepts
+        """Sum the shards, leave out what was seen fewer than min_count times, write the pool."""
+        parser, section = self.setup(ctx), ctx.config.concepts
         classes = {parser.class_name(name): name for name in _categories(ctx)}
+
+        def tables() -> Any:
+            """Yield the shards' tables in shard order, one in memory at a time."""
+            for shard in sorted(record.shard for record in records):
+                with ctx.out.open_table(phrases_name(shard)) as file:
+                    yield pq.read_table(file)
+
         with ctx.out.write("dropped.parquet") as file, RowGroupWriter(file, DROPPED_CONCEPTS) as dropped:
-            pool = build_pool(merge_counts(self._tables(ctx)), section, dropped.write, classes)
+            pool = build_pool(merge_counts(tables()), section, dropped.write, classes)
             with ctx.out.write("concepts.parquet") as concepts:
                 pq.write_table(pool, concepts, compression="zstd")
         names = pool.column("concept").to_pylist()
         ctx.out.write_bytes("concepts.txt", "".join(f"{name}\n" for name in names).encode())
-        seen = sum(value is not None for value in pool.column("dataset_class").to_pylist())
-        images = sum(record.counts.get("ok", 0) for record in records)
         return {
             **parser.description(),
             "concepts": len(names),
             "dropped": dropped.rows,
-            "images": images,
+            "images": sum(record.counts.get("ok", 0) for record in records),
             "min_count": section.min_count,
             "categories": len(classes),
-            "categories_in_pool": seen,
+            "categories_in_pool": sum(name is not None for name in pool.column("dataset_class").to_pylist()),
             "most_frequent": names[:20],
         }
 
-    def _tables(self, ctx: StageContext) -> Any:
-        """The shards' tables in shard order, one in memory at a time."""
-        import pyarrow.parquet as pq
-
-        for shard in self.shards(ctx):
-            with ctx.out.open_table(phrases_name(shard)) as file:
-                yield pq.read_table(file)
-
 
 def _categories(ctx: StageContext) -> list[str]:
-    """Names of the data set's categories."""
-    from regionclip_core.datasets.vocabulary import Vocabulary
-
+    """Return the names of the data set's categories."""
     return list(Vocabulary.from_json(ctx.inputs["data"].read_json("categories.json")).names)
 
 
-def _parser(ctx: StageContext) -> CaptionParser:
-    from regionclip_core.concepts.parser import make_parser
-
-    section = ctx.config.concepts
-    return make_parser(section, _categories(ctx) if section.protect_categories else ())
-
-
-STAGE = ConceptsStage()
+WORK = ConceptsWork()

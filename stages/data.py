@@ -3,87 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from regionclip_core.config.tree import CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
+from regionclip_core.config.tree import TarsSplit
+from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.index import images_name, index_name, write_index
+from regionclip_core.datasets.source import ShardPlan, Source
+from regionclip_core.datasets.sources import open_sources, plan_shards
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
-from stages.base import ShardResult, ShardStage, StageContext
-
-if TYPE_CHECKING:
-    from regionclip_core.datasets.source import Found, ShardPlan, Source
-    from regionclip_core.datasets.vocabulary import Vocabulary
-
+from regionclip_core.storage.tars import TarWriter
+from stages.base import ShardResult, ShardWork, StageContext
 
 SCRATCH = "scan"
-"""Folder in the artifact, no part of its content, for where everything stands in the annotation files: `shards`, which
-counts the images, fills it, the workers read it, and the merge removes it."""
+"""Folder inside the artifact, not part of its content, with what was found while scanning the annotation files:
+`shards`, which counts the images, fills it, every worker reads it, and the merge removes it."""
 
 
 @dataclass
 class State:
-    """What a worker keeps."""
+    """The vocabulary, the sources by split and the plans by shard."""
 
     vocabulary: Vocabulary
     sources: dict[str, Source]
     plans: dict[int, ShardPlan]
 
 
-class DataStage(ShardStage):
+class DataWork(ShardWork):
     """Writes `index-00007.parquet`, for the embedded world `images-00007.tar`, and at the end `splits.json`
     ({split: {shards, images}}) and `categories.json` (the Vocabulary that box labels point into).
 
     A bad sample costs its row, never the shard: it is counted as bad_image, bad_caption, bad_duplicate_key,
     bad_unsafe_member or bad_tar. lost_box, lost_caption and lost_image_labels count good images that lost a part,
-    lost_annotations the entries of annotation files that are of no image.
+    lost_annotations the entries of annotation files that belong to no image.
     """
 
-    name = "data"
-    version = 3
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """The section, what its category list holds, and the names and sizes of tars (never their content)."""
-        from regionclip_core.datasets.categories import load_categories
-
-        vocabulary = load_categories(config.data.categories)
-        settings: dict[str, Any] = {
-            # Where the categories were read from makes no difference.
-            "data": {**config.data.model_dump(mode="json"), "categories": vocabulary.digest},
-            # Shard numbers follow it, and canonical JSON sorts keys.
-            "order": list(config.data.splits),
-        }
-        if vocabulary.groups:
-            settings["category_groups"] = _digest([[name, list(members)] for name, members in vocabulary.groups])
-        if any(isinstance(split, WorldSplit) for split in config.data.splits.values()):
-            from regionclip_core.datasets.world.sample import WORLD_VERSION
-
-            settings |= {"seed": config.seed, "world_version": WORLD_VERSION}
-        tars = {name: split for name, split in config.data.splits.items() if isinstance(split, TarsSplit)}
-        if tars:
-            settings["tars"] = {name: _listing_digest(split.urls) for name, split in tars.items()}
-        return settings
-
-    def raw_inputs(self, config: Config) -> list[str]:
-        """Annotation and caption files."""
-        files: set[str] = set()
-        for split in config.data.splits.values():
-            if isinstance(split, (CocoSplit, LvisSplit)):
-                files |= {url for url in (split.instances, split.captions) if url}
-            elif isinstance(split, FolderSplit):
-                files.add(split.captions)
-        return sorted(files)
-
     def shards(self, ctx: StageContext) -> list[int]:
-        """All shards of all splits."""
+        """Return all shards of all splits; the only place where images are cut into shards."""
         return sorted(self.setup(ctx).plans)
 
     def setup(self, ctx: StageContext) -> State:
         """Open the sources and number the shards."""
-        from regionclip_core.datasets.categories import load_categories
-        from regionclip_core.datasets.sources import open_sources, plan_shards
-
         vocabulary = load_categories(ctx.config.data.categories)
         sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary, ctx.out.child(SCRATCH))
         plans = plan_shards(sources, ctx.config.data.shard_size)
@@ -91,9 +53,6 @@ class DataStage(ShardStage):
 
     def process(self, ctx: StageContext, state: State, shard: int) -> ShardResult:
         """Index one shard."""
-        from regionclip_core.datasets.index import images_name, index_name, write_index
-        from regionclip_core.storage.tars import TarWriter
-
         plan = state.plans[shard]
         source = state.sources[plan.split]
         with ExitStack() as stack:
@@ -101,20 +60,32 @@ class DataStage(ShardStage):
             if source.stores_images:
                 store = stack.enter_context(TarWriter(stack.enter_context(ctx.out.write(images_name(shard)))))
             found = list(source.samples(plan, store))
-        rows = [one.row for one in found]
         with ctx.out.write(index_name(shard)) as file:
-            write_index(file, rows, state.vocabulary.digest)
-        return ShardResult(len(rows), count(found) | source.lost(plan))
+            write_index(file, [one.row for one in found], state.vocabulary.digest)
+        # Rows by status, and good rows that lost a part by what they lost.
+        counts = Counter(one.row.status for one in found)
+        for one in found:
+            counts.update(one.dropped)
+        return ShardResult(len(found), dict(sorted(counts.items())) | source.lost(plan))
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Say which shards make a split."""
+        """Write which shards make a split.
+
+        Raises:
+            ValueError: a split of tars has no sample. Only reading tars tells; the other sources refuse to be empty
+                when they are cut into shards.
+        """
         state = self.setup(ctx)
         splits: dict[str, dict[str, Any]] = {name: {"shards": [], "images": 0} for name in state.sources}
+        rows: Counter[str] = Counter()
         for record in sorted(records, key=lambda record: record.shard):
-            entry = splits[state.plans[record.shard].split]
-            entry["shards"].append(record.shard)
-            entry["images"] += record.counts.get("ok", 0)
-        _refuse_empty(ctx.config, {state.plans[one.shard].split: one.rows for one in records if one.rows})
+            name = state.plans[record.shard].split
+            splits[name]["shards"].append(record.shard)
+            splits[name]["images"] += record.counts.get("ok", 0)
+            rows[name] += record.rows
+        for name, split in ctx.config.data.splits.items():
+            if isinstance(split, TarsSplit) and not rows[name]:
+                raise ValueError(f"data.splits.{name}.urls: no samples are in {split.urls}; give other tars or drop it")
         ctx.out.write_json("splits.json", splits)
         ctx.out.write_json("categories.json", state.vocabulary.to_json())
         ctx.out.child(SCRATCH).remove_all()
@@ -123,33 +94,4 @@ class DataStage(ShardStage):
         return {"images": images, "categories": categories}
 
 
-def count(found: list[Found]) -> dict[str, int]:
-    """Rows by status, and good rows that lost a part by what they lost."""
-    counts = Counter(one.row.status for one in found)
-    for one in found:
-        counts.update(one.dropped)
-    return dict(sorted(counts.items()))
-
-
-def _refuse_empty(config: Config, rows: Mapping[str, int]) -> None:
-    """Tars are counted by reading them; the other sources refuse to be empty when they are planned."""
-    for name, split in config.data.splits.items():
-        if isinstance(split, TarsSplit) and not rows.get(name):
-            raise ValueError(f"data.splits.{name}.urls: no samples are in {split.urls}; give other tars or drop it")
-
-
-def _listing_digest(urls: str) -> str:
-    from regionclip_core.storage.locations import list_files
-
-    return _digest([list(entry) for entry in list_files(urls)])
-
-
-def _digest(value: Any) -> str:
-    import hashlib
-
-    from regionclip_core.storage.records import canonical_json
-
-    return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
-STAGE = DataStage()
+WORK = DataWork()

@@ -2,77 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import Any
 
-from regionclip_core.config.tree import Config
-from stages.base import JobStage, StageContext
+import torch
 
-if TYPE_CHECKING:
-    from regionclip_core.evaluation.data import EvaluationData
-    from regionclip_core.training.image_tally import ImageTally
+from regionclip_core.datasets.index import split_rows
+from regionclip_core.detection.detector import load_detector
+from regionclip_core.evaluation.data import EvaluationData
+from regionclip_core.evaluation.measuring import ResultsWriter, make_evaluator, measure
+from regionclip_core.evaluation.passes import (
+    FINETUNED,
+    GIVEN,
+    PROPOSED,
+    finetuned,
+    restricted_labels,
+    zero_shot,
+)
+from regionclip_core.evaluation.teacher_accuracy import crop_top1, whole_image_top1
+from regionclip_core.models.clip import ClipModel, load_clip
+from regionclip_core.training.image_tally import ImageTally
+from stages.base import JobWork, StageContext
 
 _INITS = {"clip": "teacher", "regionclip": "pretrain"}
 
 
-class EvaluateStage(JobStage):
+class EvaluateWork(JobWork):
     """Writes `metrics.json` and, for each finetuned detector, `detections-<name>.json` in COCO's result format.
 
     In the latter `category_id` is the row in the data stage's vocabulary, and `segmentation` is there where the
     detector makes masks. What `metrics.json` holds is in `regionclip_core/evaluation/metrics.py`.
     """
 
-    name = "evaluate"
-    version = 3
-    uses_gpu = True
-
-    def needs(self, config: Config) -> tuple[str, ...]:
-        """Boxes and proposals, both inits, the detectors."""
-        return ("data", "teacher", "proposals", "pretrain", "finetune")
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """Also what shapes the zero-shot classifier and the teacher's crops."""
-        from regionclip_core.storage.given_files import text_settings
-
-        return {
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "teacher": text_settings(config.teacher),
-            "labels": config.labels.model_dump(mode="json", include={"context", "batch_size"}),
-            "finetune": config.finetune.model_dump(mode="json", include={"temperature"}),
-        }
-
-    def raw_inputs(self, config: Config) -> list[str]:
-        """Files of prompts and of published embeddings count by their content."""
-        from regionclip_core.storage.given_files import text_files
-
-        return text_files(config.teacher)
-
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Measure every model on the same images and proposals."""
-        import tempfile
-        from pathlib import Path
-
-        import torch
-
-        from regionclip_core.detection.detector import load_detector
-        from regionclip_core.evaluation.data import EvaluationData
-        from regionclip_core.evaluation.measuring import ResultsWriter, make_evaluator, measure
-        from regionclip_core.evaluation.passes import (
-            FINETUNED,
-            GIVEN,
-            PROPOSED,
-            finetuned,
-            restricted_labels,
-            zero_shot,
-        )
-        from regionclip_core.models.clip import load_clip
-
-        torch.set_num_threads(ctx.threads)
         config = ctx.config
         evaluation = EvaluationData.read(
             config, ctx.inputs["data"], ctx.inputs["proposals"], annotated_only=config.evaluate.annotated_only
         )
         detectors = [n for n in ("clip", "regionclip", "oracle") if ctx.inputs["finetune"].exists(f"{n}.json")]
-        ticks = _Ticks(ctx, evaluation.count * (len(_INITS) + len(detectors)))
+        done, total = 0, evaluation.count * (len(_INITS) + len(detectors))
+
+        def count(images: int) -> None:
+            """Count images over all passes for the progress line."""
+            nonlocal done
+            done += images
+            ctx.progress(done, total, "images")
+
         metrics: dict[str, Any] = {"protocol": config.evaluate.protocol, "images": evaluation.count}
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
@@ -81,61 +58,42 @@ class EvaluateStage(JobStage):
         with tempfile.TemporaryDirectory(prefix="regionclip-evaluate-") as folder:
             evaluator = make_evaluator(config, evaluation, Path(folder))
             for name, clip in clips.items():
-                results = zero_shot(
-                    clip, config, evaluation, ctx.device, ticks.add, config.evaluate.given_score_threshold
-                )
+                results = zero_shot(clip, config, evaluation, ctx.device, count, config.evaluate.given_score_threshold)
                 _put(metrics, name, measure(results, evaluator, (GIVEN, PROPOSED)))
             settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
             for name in detectors:
                 clip = clips["clip" if name == "clip" else "regionclip"]
                 detector = load_detector(ctx.inputs["finetune"], stem=name)
-                results = finetuned(detector, clip, config, evaluation, ctx.device, ticks.add)
+                results = finetuned(detector, clip, config, evaluation, ctx.device, count)
                 with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
                     _put(metrics, name, measure(results, evaluator, settings, {FINETUNED: writer}))
         ctx.out.write_json("metrics.json", metrics, indent=2)
-        told: dict[str, Any] = {}
+        unreadable = []
         for split, tally in tallies.items():
             for status, number in tally.counts().items():
                 ctx.counts[status] = ctx.counts.get(status, 0) + number
-            if unreadable := tally.unreadable():
-                told.setdefault("unreadable", []).extend({"split": split, **one} for one in unreadable)
-        return {"images": evaluation.count, **_headline(metrics), **told}
+            unreadable += [{"split": split, **image} for image in tally.unreadable()]
+        found = {"unreadable": unreadable} if unreadable else {}
+        return {"images": evaluation.count, **_headline(metrics), **found}
 
     def _teacher(
-        self, ctx: StageContext, clip: Any, evaluation: EvaluationData
+        self, ctx: StageContext, clip: ClipModel, evaluation: EvaluationData
     ) -> tuple[dict[str, Any], dict[str, ImageTally]]:
-        """The first look at the pixels: its accuracies, and by split which images could be read.
+        """Return the teacher's accuracies, and by split which images could be read: the first look at the pixels.
 
         Raises:
-            ErrorRateExceeded: too many could not.
+            ErrorRateExceeded: too many could not be read.
         """
-        import torch
-
-        from regionclip_core.datasets.index import split_rows
-        from regionclip_core.evaluation.teacher_accuracy import crop_top1, whole_image_top1
-        from regionclip_core.training.image_tally import ImageTally
-
-        settings, data = ctx.config.evaluate, ctx.inputs["data"]
+        settings, data, cpu = ctx.config.evaluate, ctx.inputs["data"], torch.device("cpu")
         result = {"crop_top1": crop_top1(clip, ctx.config, evaluation)}
-        evaluation.tally.check(torch.device("cpu"), final=True)
+        evaluation.tally.check(cpu, final=True)
         tallies = {settings.split: evaluation.tally}
         if (split := settings.whole_image_split) is not None:
             tally = ImageTally(split_rows(data, (split,)), ctx.config.execution.max_error_rate)
             result["whole_image_top1"] = whole_image_top1(clip, ctx.config, data, split, tally)
-            tally.check(torch.device("cpu"), final=True)
+            tally.check(cpu, final=True)
             tallies.setdefault(split, tally)  # images of the same split are counted once
         return result, tallies
-
-
-class _Ticks:
-    """Counts images over several passes for the progress line."""
-
-    def __init__(self, ctx: StageContext, total: int) -> None:
-        self.ctx, self.total, self.done = ctx, total, 0
-
-    def add(self, images: int) -> None:
-        self.done += images
-        self.ctx.progress(self.done, self.total, "images")
 
 
 def _put(metrics: dict[str, Any], model: str, scores: dict[str, dict[str, Any]]) -> None:
@@ -144,7 +102,7 @@ def _put(metrics: dict[str, Any], model: str, scores: dict[str, dict[str, Any]])
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that the summary line shows, by setting and model: AP50 by group, or LVIS's averages."""
+    """Return the numbers of the summary line, by setting and model: AP50 by group, or LVIS's averages."""
     shown = {}
     for setting in ("zero_shot_gt", "zero_shot_rpn", "finetuned"):
         models = metrics.get(setting, {}).items()
@@ -155,4 +113,4 @@ def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-STAGE = EvaluateStage()
+WORK = EvaluateWork()

@@ -2,81 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from regionclip_core.config.tree import Config
-from stages.base import JobStage, StageContext
+from regionclip_core.detection.detector import save_detector
+from regionclip_core.detection.finetuning import build_detector, finetune_data, finetune_detector
+from regionclip_core.detection.model_folder import load_model
+from regionclip_core.models.clip import load_clip
+from regionclip_core.storage.records import Folder
+from regionclip_core.training.image_tally import ImageTally
+from stages.base import JobWork, StageContext
 
-if TYPE_CHECKING:
-    from regionclip_core.training.image_tally import ImageTally
 
-
-class FinetuneStage(JobStage):
+class FinetuneWork(JobWork):
     """Writes `clip.*`, `regionclip.*` and, where asked, `oracle.*`: weights and description of each detector.
 
-    Where `finetune.weights` names a published detector, that is written as `regionclip.*`, and nothing is trained.
+    Where `finetune.weights` names a published detector, that one is written as `regionclip.*`, and nothing is trained.
     """
-
-    name = "finetune"
-    version = 2
-    uses_gpu = True
-    distributed = True
-
-    def needs(self, config: Config) -> tuple[str, ...]:
-        """Boxes, proposals and both inits; nothing for a given detector."""
-        return ("data", "teacher", "proposals", "pretrain") if config.finetune.weights == "train" else ()
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """Also what shapes the embeddings of names; of a given detector only where it lies."""
-        if config.finetune.weights != "train":
-            return {"finetune": {"weights": config.finetune.weights}}
-        from regionclip_core.storage.given_files import text_settings
-
-        section = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
-        return {"finetune": section, "teacher": text_settings(config.teacher), "seed": config.seed}
-
-    def raw_inputs(self, config: Config) -> list[str]:
-        """Files of prompts and of published embeddings, or of a given detector, count by their content."""
-        from regionclip_core.storage.given_files import detector_files, text_files
-
-        weights = config.finetune.weights
-        return text_files(config.teacher) if weights == "train" else detector_files(weights)
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Finetune detectors with the same data, seed and settings, only the init differs; or take the given one."""
-        if ctx.config.finetune.weights != "train":
-            return {"detectors": {"regionclip": self._take(ctx)}}
-        import torch
-
-        torch.set_num_threads(ctx.threads)
+        weights = ctx.config.finetune.weights
+        if weights != "train":
+            model = load_model(Folder(weights))
+            if ctx.rank == 0:
+                save_detector(model.detector, ctx.out, model.config["clip_architecture"], stem="regionclip")
+            return {"detectors": {"regionclip": {"weights": weights, "names": len(model.detector.names)}}}
         runs = [("clip", "teacher", False), ("regionclip", "pretrain", False)]
-        if ctx.config.finetune.oracle:
-            runs.append(("oracle", "pretrain", True))
-        done = {
-            name: self._finetune(ctx, name, init, everything, (number, len(runs)))
-            for number, (name, init, everything) in enumerate(runs)
-        }
-        tally, *others = (read for _, read in done.values())
-        for other in others:  # of the same split: an image is counted once, whoever learned from it
+        runs += [("oracle", "pretrain", True)] * ctx.config.finetune.oracle
+        detectors, tallies = {}, []
+        for number, (name, init, every_box) in enumerate(runs):
+            detectors[name], tally = self._finetune(ctx, name, init, every_box, (number, len(runs)))
+            tallies.append(tally)
+        tally, *others = tallies
+        for other in others:  # of the same split: an image is counted once, however many detectors could not read it
             tally.add(other)
         ctx.counts |= tally.counts()
-        return {
-            "detectors": {name: told for name, (told, _) in done.items()},
-            **tally.summary(),
-        }
+        return {"detectors": detectors, **tally.summary()}
 
     def _finetune(
-        self, ctx: StageContext, name: str, init: str, everything: bool, place: tuple[int, int]
+        self, ctx: StageContext, name: str, init: str, every_box: bool, place: tuple[int, int]
     ) -> tuple[dict[str, Any], ImageTally]:
-        from regionclip_core.detection.detector import save_detector
-        from regionclip_core.detection.finetuning import build_detector, finetune_data, finetune_detector
-        from regionclip_core.models.clip import load_clip
-
-        config = ctx.config
-        training = finetune_data(config, ctx.inputs["data"], ctx.inputs["proposals"], everything)
+        """Finetune one detector; `place`: how many are done, and how many there are."""
+        config, (done, of) = ctx.config, place
+        training = finetune_data(config, ctx.inputs["data"], ctx.inputs["proposals"], every_box)
         clip = load_clip(ctx.inputs[init])
         detector = build_detector(clip, training.names, config)
-        done, of = place
         result = finetune_detector(
             detector,
             clip,
@@ -92,19 +62,8 @@ class FinetuneStage(JobStage):
         if ctx.rank == 0:
             save_detector(detector, ctx.out, clip.architecture, stem=name)
             ctx.out.write_json(f"history-{name}.json", result.history)
-        told = {"images": len(training.images), "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return told, result.tally
-
-    def _take(self, ctx: StageContext) -> dict[str, Any]:
-        from regionclip_core.detection.detector import save_detector
-        from regionclip_core.detection.model_folder import load_model
-        from regionclip_core.storage.records import Folder
-
-        weights = ctx.config.finetune.weights
-        model = load_model(Folder(weights))
-        if ctx.rank == 0:
-            save_detector(model.detector, ctx.out, model.config["clip_architecture"], stem="regionclip")
-        return {"weights": weights, "names": len(model.detector.names)}
+        loss = result.history[-1]["loss"]
+        return {"images": len(training.images), "steps": result.steps, "loss": loss}, result.tally
 
 
-STAGE = FinetuneStage()
+WORK = FinetuneWork()

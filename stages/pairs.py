@@ -4,53 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.config.tree import Config
+from regionclip_core.datasets.index import split_shards
+from regionclip_core.pretraining.pair_reader import pairs_name, write_meta
+from regionclip_core.pretraining.pair_writer import labels_digest, stored_probabilities, write_pairs
 from regionclip_core.storage.records import ShardRecord
-from stages.base import ShardResult, ShardStage, StageContext
+from stages.base import ShardResult, ShardWork, StageContext
 
 
-class PairsStage(ShardStage):
-    """Writes `pairs-00007.tar`, and at the end `pairs.json`: samples by shard and the concept pool's digest."""
-
-    name = "pairs"
-    version = 2
-
-    def needs(self, config: Config) -> tuple[str, ...]:
-        """Images and captions from data, regions from labels."""
-        return ("data", "labels")
-
-    def by_default(self, config: Config) -> bool:
-        """Only a student that is trained here reads it."""
-        return config.pretrain.weights == "train"
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """The section, and the splits taken; nothing here is random."""
-        return {"pairs": config.pairs.model_dump(mode="json"), "labels": {"splits": list(config.labels.splits)}}
+class PairsWork(ShardWork):
+    """Writes `pairs-00007.tar`, and at the end `pairs.json`: samples per shard and the concept pool's digest."""
 
     def shards(self, ctx: StageContext) -> list[int]:
-        """The labelled shards."""
-        from regionclip_core.datasets.index import split_shards
-
+        """Return the labelled shards."""
         return split_shards(ctx.inputs["data"], ctx.config.labels.splits)
 
-    def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
-        """Join one shard."""
-        from regionclip_core.pretraining.pair_reader import pairs_name
-        from regionclip_core.pretraining.pair_writer import write_pairs
-
+    def process(self, ctx: StageContext, state: None, shard: int) -> ShardResult:
+        """Join the images and labels of one shard."""
         with ctx.out.write(pairs_name(shard)) as file:
             counts = write_pairs(file, ctx.inputs["data"], ctx.inputs["labels"], shard, ctx.config.pairs)
         return ShardResult(counts["ok"], counts)
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Samples by shard, for the loader.
+        """Write how many samples each shard has, for the loader.
 
         Raises:
             ValueError: no image has a caption and enough kept regions.
         """
-        from regionclip_core.pretraining.pair_reader import write_meta
-        from regionclip_core.pretraining.pair_writer import labels_digest, stored_probabilities
-
         samples = sum(record.rows for record in records)
         if not samples:
             raise ValueError(
@@ -64,4 +43,4 @@ class PairsStage(ShardStage):
         return {"samples": samples, "vocabulary": digest}
 
 
-STAGE = PairsStage()
+WORK = PairsWork()

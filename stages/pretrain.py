@@ -4,55 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.config.tree import Config
-from stages.base import JobStage, StageContext
+from regionclip_core.models.clip import load_clip, named_architecture, save_clip, small_architecture
+from regionclip_core.pretraining.student import make_student, pretrain_student
+from regionclip_core.storage.given_files import clip_folder
+from stages.base import JobWork, StageContext
 
 
-class PretrainStage(JobStage):
-    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with new eyes.
+class PretrainWork(JobWork):
+    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with another visual encoder.
 
-    Where `pretrain.weights` names a published student, that is written, and nothing is trained.
+    Where `pretrain.weights` names a published student, that one is written, and nothing is trained.
     """
-
-    name = "pretrain"
-    version = 2
-    uses_gpu = True
-    distributed = True
-
-    def needs(self, config: Config) -> tuple[str, ...]:
-        """Pairs, the pool's embeddings (kept with the labels), weights to start from; nothing for a given student."""
-        return ("teacher", "labels", "pairs") if config.pretrain.weights == "train" else ()
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """The section and the seed; of a given student where it lies, and what it must fit.
-
-        How many processes train counts only where each takes the losses over its own regions.
-        """
-        if config.pretrain.weights != "train":
-            return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
-        settings = {"pretrain": config.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})}
-        if not config.pretrain.gather_regions:
-            settings["execution"] = {"train_workers": config.execution.train_workers}
-        return {**settings, "seed": config.seed}
-
-    def raw_inputs(self, config: Config) -> list[str]:
-        """A given student counts by its content."""
-        from regionclip_core.storage.given_files import clip_files
-
-        weights = config.pretrain.weights
-        return [] if weights == "train" else clip_files(weights, "student")
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Train, then save the student; or save the given one."""
-        if ctx.config.pretrain.weights != "train":
-            return self._take(ctx)
-        import torch
-
-        from regionclip_core.models.clip import load_clip, save_clip
-        from regionclip_core.pretraining.student import make_student, pretrain_student
-
-        torch.set_num_threads(ctx.threads)
         config = ctx.config
+        if config.pretrain.weights != "train":
+            return self._take(ctx)
         clip = load_clip(ctx.inputs["teacher"])
         student = make_student(clip, config.pretrain)
         result, samples = pretrain_student(
@@ -72,13 +40,11 @@ class PretrainStage(JobStage):
             save_clip(clip, ctx.out)
             ctx.out.write_json("history.json", result.history)
         ctx.counts |= result.tally.counts()
-        told = {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**told, **result.tally.summary()}
+        trained = {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**trained, **result.tally.summary()}
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
-        from regionclip_core.models.clip import load_clip, named_architecture, save_clip, small_architecture
-        from regionclip_core.storage.given_files import clip_folder
-
+        """Save the given student. Raises ValueError for one of another architecture than the teacher's."""
         weights, teacher = ctx.config.pretrain.weights, ctx.config.teacher
         clip = load_clip(clip_folder(weights, "student"))
         small = teacher.model == "small"
@@ -93,4 +59,4 @@ class PretrainStage(JobStage):
         return {"model": clip.name, "weights": weights}
 
 
-STAGE = PretrainStage()
+WORK = PretrainWork()

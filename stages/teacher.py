@@ -4,57 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.config.tree import Config
-from stages.base import JobStage, StageContext
+import torch
+
+from regionclip_core.models.clip import ClipModel, create_clip, save_clip
+from regionclip_core.pretraining.captioned_images import captioned_images
+from regionclip_core.pretraining.teacher import ClipTrainer, batch_maker
+from regionclip_core.training.fit import fit
+from stages.base import JobWork, StageContext
 
 
-class TeacherStage(JobStage):
+class TeacherWork(JobWork):
     """Writes `clip.safetensors` and `clip.json`; trains the model first where `teacher.weights` is `train`."""
-
-    name = "teacher"
-    version = 2
-    uses_gpu = True
-    distributed = True
-
-    def needs(self, config: Config) -> tuple[str, ...]:
-        """Only training reads the data; named weights stand alone."""
-        return ("data",) if config.teacher.weights == "train" else ()
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """Prompts and stored embeddings are left out: they concern embeddings of later stages, not this model."""
-        trained = config.teacher.weights == "train"
-        section = config.teacher.model_dump(
-            mode="json",
-            exclude={
-                "prompts": True,
-                "normalize_prompts": True,
-                "embeddings": True,
-                "training": {"checkpoint_every"} if trained else True,
-            },
-        )
-        seed = {"seed": config.seed} if config.teacher.weights in ("train", "random") else {}
-        return {"teacher": section, **seed}
-
-    def raw_inputs(self, config: Config) -> list[str]:
-        """A local file or folder of weights counts by its content."""
-        from pathlib import Path
-
-        from regionclip_core.storage.given_files import clip_files
-
-        weights = config.teacher.weights
-        if weights in ("train", "random"):
-            return []
-        # What is there is read, whatever its name; what looks like a path must be there; the rest are tags.
-        is_place = Path(weights).exists() or "/" in weights or Path(weights).suffix
-        return clip_files(weights, "teacher") if is_place else []
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Build or train the model, then save it."""
-        import torch
-
-        from regionclip_core.models.clip import create_clip, save_clip
-
-        torch.set_num_threads(ctx.threads)
         settings = ctx.config.teacher
         clip = create_clip(settings, ctx.config.seed)
         summary: dict[str, Any] = {"model": clip.name, "weights": settings.weights}
@@ -67,13 +30,7 @@ class TeacherStage(JobStage):
             save_clip(clip, ctx.out)
         return summary
 
-    def _train(self, ctx: StageContext, clip: Any) -> dict[str, Any]:
-        import torch
-
-        from regionclip_core.pretraining.captioned_images import captioned_images
-        from regionclip_core.pretraining.teacher import ClipTrainer, batch_maker
-        from regionclip_core.training.fit import fit
-
+    def _train(self, ctx: StageContext, clip: ClipModel) -> dict[str, Any]:
         training = ctx.config.teacher.training
         assert training is not None  # the config refuses `train` without it
         pairs = captioned_images(ctx.inputs["data"], training.splits)
@@ -96,8 +53,8 @@ class TeacherStage(JobStage):
         if ctx.rank == 0:
             ctx.out.write_json("history.json", result.history)
         ctx.counts |= tally.counts()
-        told = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**told, **tally.summary()}
+        trained = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**trained, **tally.summary()}
 
 
-STAGE = TeacherStage()
+WORK = TeacherWork()

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from regionclip_core.config.tree import STAGE_NAMES
+from stages import declarations
+from stages.base import JobWork, ShardStage, ShardWork, load_work
+
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "regionclip_core").rglob("*.py"))
 STAGES = sorted((ROOT / "stages").rglob("*.py"))
@@ -14,12 +18,13 @@ STAGE_FILES = {
     *("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs"),
     *("pretrain", "finetune", "evaluate", "report"),
 }
-RAY = {"ray_backend", "ray_workers", "ray_training"}
+RAY = {"ray_backend", "ray_cluster", "ray_training"}
 # What `regionclip --help` and `status` import: nothing slow at the top of these.
 QUICK = {
     *(ROOT / "regionclip_core" / "config").glob("*.py"),
-    *(ROOT / "regionclip_core" / "storage" / f"{name}.py" for name in ("records", "folder")),
-    *(path for path in STAGES if path.stem not in RAY and path.parent.name != "commands"),
+    *(ROOT / "regionclip_core" / "storage" / f"{name}.py" for name in ("records", "folder", "given_files")),
+    *(path for path in (ROOT / "stages").glob("*.py") if path.stem not in STAGE_FILES),
+    *(path for path in (ROOT / "stages" / "engine").glob("*.py") if path.stem not in RAY),
     *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("verify", "gc", "show", "detect", "finished", "export")),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
@@ -136,10 +141,24 @@ def test_ray_and_typer_stay_in_their_files(path: Path) -> None:
     assert "typer" not in packages(path) or path.name == "cli.py"
 
 
-@pytest.mark.parametrize("path", [p for p in STAGES if p.stem in STAGE_FILES], ids=lambda p: p.stem)
+def test_every_declared_stage_has_its_file() -> None:
+    """A stage's name is its file, and its key in the config."""
+    assert tuple(declarations.STAGES) == STAGE_NAMES and set(STAGE_NAMES) == STAGE_FILES
+    for stage in declarations.STAGES.values():
+        assert isinstance(load_work(stage.work), ShardWork if isinstance(stage, ShardStage) else JobWork)
+
+
+@pytest.mark.parametrize("path", [ROOT / "stages" / f"{name}.py" for name in sorted(STAGE_FILES)], ids=lambda p: p.stem)
 def test_a_stage_imports_no_other_stage_and_no_frame_but_base(path: Path) -> None:
     others = {name for name in imports(path) if name.startswith("stages.")}
     assert not {name for name in others if not f"{name}.".startswith("stages.base.")}
+    assert imports(path) == imports(path, top_only=True), "the work of a stage is imported by workers: imports on top"
+
+
+def test_nothing_imports_the_work_of_a_stage() -> None:
+    """Workers load it by name, so that the driver stays light."""
+    work = {f"stages.{name}" for name in STAGE_FILES}
+    assert not [name for name, others in neighbours().items() if others & work]
 
 
 @pytest.mark.parametrize("path", sorted(QUICK), ids=lambda p: str(p.relative_to(ROOT)))

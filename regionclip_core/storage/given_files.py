@@ -52,6 +52,15 @@ def detector_files(where: str) -> list[str]:
     return [Folder(where).path(name) for name in DETECTOR_FILES]
 
 
+def rpn_files(where: str) -> list[str]:
+    """Return the files behind `rpn.weights`: those of an RPN folder, alone or in a pretrained folder; else the file."""
+    folder = Folder(where)
+    for inside in (folder, folder.child("rpn")):
+        if inside.exists("rpn.json"):
+            return [inside.path("rpn.json"), inside.path("rpn.safetensors")]
+    return [where]
+
+
 def embedding_files(folders: tuple[str, ...]) -> list[str]:
     """The files whose content is the stored embeddings in `folders`."""
     return [Folder(where).path(name) for where in folders for name in EMBEDDING_FILES]

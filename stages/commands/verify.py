@@ -22,7 +22,7 @@ from regionclip_core.storage.records import (
     read_records,
     read_shard_records,
 )
-from stages import base
+from stages import declarations
 from stages.base import JobStage
 from stages.commands.content_checks import check_content
 from stages.commands.record_checks import check_manifest, check_plan, check_shard_records
@@ -38,7 +38,7 @@ LOOKS = 3
 
 def stage_folders(workspace: Folder) -> Iterator[tuple[str, Folder]]:
     """(stage, folder) of everything that lies in the stages' places: artifacts, and what somebody else put there."""
-    for stage in base.STAGES:
+    for stage in declarations.STAGES:
         with suppress(NotADirectoryError):  # `verify_workspace` complains
             for name in workspace.child(stage).folders():
                 yield stage, workspace.child(stage).child(name)
@@ -65,7 +65,7 @@ def verify_workspace(workspace: Folder) -> Iterator[tuple[str, Folder, list[str]
 
     Takes no lock: an artifact that `gc --yes` or `run --force` deletes meanwhile is left out.
     """
-    for stage in base.STAGES:
+    for stage in declarations.STAGES:
         place = workspace.child(stage)
         if place.is_local and os.path.lexists(place.url) and not os.path.isdir(place.url):
             yield stage, place, [f"{place.url}: expected the folder of the stage's results, but it is a file"]
@@ -117,7 +117,9 @@ def verify_artifact(folder: Folder, stage: str = "", upstream: Mapping[str, Fold
         return [f"{folder.url}: its records can't be read: {type(error).__name__}: {error}"]
     files = [f for record in shards for f in record.files] + stage_files
     wrong = [problem for f in files for problem in _check_file(folder, f)]
-    current = manifest is None or (stage in base.STAGES and manifest.version == base.STAGES[stage].version)
+    current = manifest is None or (
+        stage in declarations.STAGES and manifest.version == declarations.STAGES[stage].version
+    )
     if not wrong and stage and current:  # what is no longer what was written needs no second complaint
         try:
             wrong += check_content(stage, folder, shards, [f.name for f in stage_files], upstream or {})
@@ -127,7 +129,7 @@ def verify_artifact(folder: Folder, stage: str = "", upstream: Mapping[str, Fold
     if manifest is not None:
         wrong += check_manifest(folder, stage, manifest, shards, stage_files)
         if stage:
-            wrong += check_plan(folder, shards, is_job=isinstance(base.STAGES[stage], JobStage))
+            wrong += check_plan(folder, shards, is_job=isinstance(declarations.STAGES[stage], JobStage))
     return wrong
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,12 +26,10 @@ from regionclip_core.storage.records import (
     read_plan,
     read_shard_records,
 )
-from stages import base
+from stages import declarations
 from stages.base import JobStage
 
 ACTIONS = {"done": "skip", "partial": "resume", "failed": "retry", "blocked": "wait"}
-
-
 LOOKS_INTO = {True: 1000, False: 64}
 """Records that are opened one by one to add up what a stage has so far, in a local and in a remote workspace."""
 
@@ -42,14 +41,14 @@ class Totals:
     rows: int
     bytes: int
     seconds: float
-    """Wall time of the run that finished it; of a part: of its shards, one after the other."""
+    """Wall time of the run that finished it; for a part, the sum over its shards."""
     missing: int = 0
-    """Finished shards that are not counted in, since nobody has rolled up their records yet."""
+    """Finished shards that are not counted, since their records are not rolled up yet."""
 
 
 @dataclass(frozen=True)
 class PlanLine:
-    """Where one stage stands, what a run would do with it, and why."""
+    """The state of one stage, what a run would do with it, and why."""
 
     stage: str
     state: str
@@ -89,7 +88,7 @@ class PlanLine:
 
 
 class Planner:
-    """Looks at the workspace through the eyes of one config."""
+    """Compares a workspace with one config."""
 
     def __init__(self, config: Config, workspace: Folder) -> None:
         self.config = config
@@ -97,27 +96,135 @@ class Planner:
         self.digests = InputDigests(workspace)
         self._begun: set[str] | None = None
 
+    def closure(self, targets: Sequence[str] | None) -> list[str]:
+        """Return the targets (without any: all that are `by_default`) and everything they need, in pipeline order.
+
+        Raises ValueError for an unknown stage, and for one that the teacher's architecture can't take part in.
+        """
+        stages = declarations.STAGES
+        wanted = set(targets or (name for name, stage in stages.items() if stage.by_default(self.config)))
+        if unknown := sorted(wanted - stages.keys()):
+            near = nearest_hint(unknown[0], list(stages))
+            raise ValueError(f"no stage {', '.join(map(repr, unknown))}; stages: {', '.join(stages)}{near}")
+        for name in reversed(stages):
+            if name in wanted:
+                wanted.update(stages[name].needs(self.config))
+        check_stages(self.config, wanted)
+        return [name for name in stages if name in wanted]
+
     def lines(self) -> list[PlanLine]:
-        """One line a stage, in pipeline order."""
-        return [self._with_totals(line) for line in self._lines(look=True).values()]
+        """Return one line per stage, in pipeline order."""
+        return [self._with_totals(line) for line in self._lines(self.line).values()]
 
     def finished(self) -> dict[str, PlanLine]:
-        """The lines of the stages that are done, by name. Reads their manifests, and lists nothing."""
-        return {name: line for name, line in self._lines(look=False).items() if line.state == "done"}
+        """Return the lines of the stages that are done, by name. Reads their manifests, and lists nothing."""
+        return {name: line for name, line in self._lines(self._current).items() if line.state == "done"}
 
-    def _lines(self, look: bool) -> dict[str, PlanLine]:
+    def _lines(self, look: Callable[[str, dict[str, PlanLine]], PlanLine]) -> dict[str, PlanLine]:
         known: dict[str, PlanLine] = {}
-        for name in base.STAGES:
+        for name in declarations.STAGES:
             try:
-                known[name] = self.line(name, known, look)
+                known[name] = look(name, known)
             except (NotADirectoryError, IsADirectoryError, PermissionError) as error:
                 known[name] = PlanLine(name, "failed", f"can't be read: {error}")
         with suppress(OSError):  # a workspace that may only be read can still be looked at
             self.digests.save()
         return known
 
+    def line(self, name: str, known: Mapping[str, PlanLine]) -> PlanLine:
+        """Return the state of one stage and the reason for it, given the lines of the stages before it."""
+        line = self._current(name, known)
+        if line.state in ("done", "blocked"):
+            return line
+        return self._waiting(line, known) if line.fingerprint is None else self._unfinished(line)
+
+    def _current(self, name: str, known: Mapping[str, PlanLine]) -> PlanLine:
+        """Return the line of a stage by its manifest alone; one that is not done is "missing", without a reason."""
+        stage = declarations.STAGES[name]
+        needs = stage.needs(self.config)
+        settings: dict[str, Any] = {}
+        try:  # what a stage says about itself may look at inputs, which may be gone or away
+            settings = stage.settings(self.config)
+            upstream = {need: manifest for need in needs if (manifest := known[need].manifest) is not None}
+            if len(upstream) < len(needs):
+                return PlanLine(name, "missing", "", settings=settings)
+            raw = {path: self.digests.digest(path) for path in stage.raw_inputs(self.config)}
+        except OSError as error:
+            return PlanLine(name, "blocked", _with_key(self.config, error), settings=settings)
+        inputs = {need: manifest.content_digest for need, manifest in upstream.items()}
+        mark = fingerprint(name, stage.version, settings, inputs, raw)
+        folder = self.workspace.child(name).child(mark[:SHORT])
+        line = PlanLine(
+            name,
+            "missing",
+            "",
+            fingerprint=mark,
+            path=folder.url,
+            settings=settings,
+            inputs=inputs,
+            raw_inputs=raw,
+            upstream={need: str(known[need].path) for need in needs},
+        )
+        try:
+            manifest = read_manifest(folder)
+        except ValueError as error:
+            return replace(line, state="failed", reason=str(error))
+        if manifest is None:
+            return line
+        shards = manifest.shards
+        return replace(line, state="done", reason="up to date", done=shards, total=shards, manifest=manifest)
+
+    def _waiting(self, line: PlanLine, known: Mapping[str, PlanLine]) -> PlanLine:
+        """Say what a stage waits for, and what has changed since its latest result."""
+        needs = declarations.STAGES[line.stage].needs(self.config)
+        open_needs = [known[need] for need in needs if known[need].manifest is None]
+        previous = self._latest(line.stage)
+        if blocking := [need.stage for need in open_needs if need.state in ("failed", "blocked")]:
+            return replace(line, state="blocked", reason=f"waits for {', '.join(blocking)}", previous=previous)
+        after = "after " + ", ".join(need.stage for need in open_needs)
+        if previous is None:
+            return replace(line, reason=after)
+        return replace(line, state="stale", reason="; ".join([*_changes(previous, line), after]), previous=previous)
+
+    def _unfinished(self, line: PlanLine) -> PlanLine:
+        """Say how far a stage is that could run now, why it failed, or what has changed since its latest result."""
+        folder, damage, plan = Folder(str(line.path)), line.reason, None
+        error = _failure(folder)
+        try:
+            plan = read_plan(folder)
+        except ValueError as problem:
+            damage = damage or str(problem)
+        is_job = isinstance(declarations.STAGES[line.stage], JobStage)
+        listing = list_shards(folder, plan) if plan is not None and not is_job else None
+        done, total = len(listing.done) if listing else 0, plan.total if plan else None
+        if plan is not None and is_job:
+            # Not there yet, removed by a job that ends just now, or damaged.
+            with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                progress = folder.read_json(PROGRESS)
+                done, total = int(progress["done"]), int(progress["total"])
+        so_far = f"{done}/{total if total is not None else '?'} done"
+        line = replace(line, done=done, total=total, listing=listing)
+        if damage:
+            return replace(line, state="failed", reason=damage)
+        failed = listing.failed if listing is not None else ()
+        error = error or (_failure(folder, failed[0]) if failed else None)
+        if error is not None:
+            many = f"{len(failed)} shards failed, first" if len(failed) > 1 else "failed"
+            return replace(line, state="failed", reason=f"{many}: {error.error} ({so_far})")
+        if plan is not None:
+            return replace(line, state="partial", reason=so_far)
+        previous = self._latest(line.stage)
+        if previous is None:
+            return replace(line, reason="never run")
+        changes = [
+            *_changes(previous, line),
+            *_input_changes(previous.inputs, line.inputs, ""),
+            *_input_changes(previous.raw_inputs, line.raw_inputs, "file "),
+        ]
+        return replace(line, state="stale", reason="; ".join(changes) or "its result was removed", previous=previous)
+
     def _with_totals(self, line: PlanLine) -> PlanLine:
-        """The line with what its finished shards add up to, by their roll-up and few looks beyond it."""
+        """Add what the finished shards add up to, by their roll-up and few looks beyond it."""
         if line.listing is None or not line.listing.done:
             return line
         folder = Folder(str(line.path))
@@ -127,126 +234,15 @@ class Planner:
         size = sum(f.bytes for r in records for f in r.files)
         return replace(line, so_far=Totals(rows, size, seconds, len(line.listing.done) - len(records)))
 
-    def closure(self, targets: Sequence[str] | None) -> list[str]:
-        """The targets (without any: all that are `by_default`) and everything they need, in pipeline order.
-
-        Raises ValueError for an unknown stage, and for one that the teacher's architecture can't go through.
-        """
-        names = list(base.STAGES)
-        wanted = set(targets or (name for name in names if base.STAGES[name].by_default(self.config)))
-        if unknown := sorted(wanted - set(names)):
-            near = "".join(nearest_hint(name, names) for name in unknown[:1])
-            raise ValueError(f"no stage {', '.join(map(repr, unknown))}; stages: {', '.join(names)}{near}")
-        for name in reversed(names):
-            if name in wanted:
-                wanted.update(base.STAGES[name].needs(self.config))
-        check_stages(self.config, wanted)
-        return [name for name in names if name in wanted]
-
-    def line(self, name: str, known: Mapping[str, PlanLine], look: bool = True) -> PlanLine:
-        """Where one stage stands, given the lines of the stages before it.
-
-        look: False doesn't look into a stage that is not done: it counts as missing, without a reason.
-        """
-        stage = base.STAGES[name]
-        needs = stage.needs(self.config)
-        for need in needs:
-            assert need in known, f"stage {name} needs {need}, which does not come before it"
-        settings: dict[str, Any] = {}
-        try:  # what a stage says of itself may look at inputs, which may be gone or away
-            settings = stage.settings(self.config)
-            open_needs = [known[need] for need in needs if known[need].manifest is None]
-            if open_needs:
-                return self._waiting(name, settings, open_needs) if look else PlanLine(name, "missing", "")
-            raw = {path: self.digests.digest(path) for path in stage.raw_inputs(self.config)}
-        except OSError as error:
-            return PlanLine(name, "blocked", _with_key(self.config, error), settings=settings)
-        inputs = {need: _manifest(known[need]).content_digest for need in needs}
-        mark = fingerprint(name, stage.version, settings, inputs, raw)
-        folder = self.workspace.child(name).child(mark[:SHORT])
-        where: dict[str, Any] = {
-            "fingerprint": mark,
-            "path": folder.url,
-            "settings": settings,
-            "inputs": inputs,
-            "raw_inputs": raw,
-            "upstream": {need: str(known[need].path) for need in needs},
-        }
-        try:
-            manifest = read_manifest(folder)
-        except ValueError as error:
-            damage = str(error)
-            return self._unfinished(name, folder, where, damage) if look else PlanLine(name, "failed", damage, **where)
-        if manifest is not None:
-            return PlanLine(
-                name, "done", "up to date", done=manifest.shards, total=manifest.shards, manifest=manifest, **where
-            )
-        return self._unfinished(name, folder, where) if look else PlanLine(name, "missing", "", **where)
-
-    def _waiting(self, name: str, settings: dict[str, Any], open_needs: list[PlanLine]) -> PlanLine:
-        after = "after " + ", ".join(line.stage for line in open_needs)
-        previous = self._latest(name)
-        if blocking := [line.stage for line in open_needs if line.state in ("failed", "blocked")]:
-            return PlanLine(name, "blocked", f"waits for {', '.join(blocking)}", settings=settings, previous=previous)
-        if previous is None:
-            return PlanLine(name, "missing", after, settings=settings)
-        changes = [*setting_changes(previous.settings, settings), *self._version_change(name, previous)]
-        return PlanLine(name, "stale", "; ".join([*changes, after]), settings=settings, previous=previous)
-
-    def _unfinished(self, name: str, folder: Folder, where: dict[str, Any], unreadable: str = "") -> PlanLine:
-        error, plan = _failure(folder), None
-        try:
-            plan = read_plan(folder)
-        except ValueError as damage:
-            unreadable = unreadable or str(damage)
-        is_job = isinstance(base.STAGES[name], JobStage)
-        listing = list_shards(folder, plan) if plan is not None and not is_job else None
-        done, total = len(listing.done) if listing else 0, plan.total if plan else None
-        if plan is not None and is_job:
-            # Not there yet, removed by a job that ends just now, or damaged.
-            with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-                progress = folder.read_json(PROGRESS)
-                done, total = int(progress["done"]), int(progress["total"])
-        so_far = f"{done}/{total if total is not None else '?'} done"
-        where |= {"done": done, "total": total, "listing": listing}
-        if unreadable:
-            return PlanLine(name, "failed", unreadable, **where)
-        failed = listing.failed if listing is not None else ()
-        error = error or (_failure(folder, failed[0]) if failed else None)
-        if error is not None:
-            many = f"{len(failed)} shards failed, first" if len(failed) > 1 else "failed"
-            return PlanLine(name, "failed", f"{many}: {error.error} ({so_far})", **where)
-        if plan is not None:
-            return PlanLine(name, "partial", so_far, **where)
-        previous = self._latest(name)
-        if previous is None:
-            return PlanLine(name, "missing", "never run", **where)
-        changes = [
-            *self._version_change(name, previous),
-            *setting_changes(previous.settings, where["settings"]),
-            *_input_changes(previous.inputs, where["inputs"], ""),
-            *_input_changes(previous.raw_inputs, where["raw_inputs"], "file "),
-        ]
-        return PlanLine(name, "stale", "; ".join(changes) or "its result was removed", previous=previous, **where)
-
     def _latest(self, name: str) -> Manifest | None:
-        """The stage's most recently finished artifact; stages that never ran cost one listing together."""
+        """Return the stage's most recently finished artifact; stages that never ran cost one listing together."""
         if self._begun is None:
             self._begun = set(self.workspace.folders())
         return latest_manifest(self.workspace.child(name)) if name in self._begun else None
 
-    def _version_change(self, name: str, previous: Manifest) -> list[str]:
-        version = base.STAGES[name].version
-        return [] if version == previous.version else [f"{name} version {previous.version} -> {version}"]
-
-
-def _manifest(line: PlanLine) -> Manifest:
-    assert line.manifest is not None
-    return line.manifest
-
 
 def _failure(folder: Folder, shard: int | None = None) -> Failure | None:
-    """The failure record of a stage or a shard; None without one, also where a rerun has removed it just now."""
+    """Return the failure record of a stage or a shard; None without one, also where a rerun has just removed it."""
     try:
         return read_failure(folder, shard)
     except FileNotFoundError:
@@ -256,8 +252,7 @@ def _failure(folder: Folder, shard: int | None = None) -> Failure | None:
 
 
 def latest_manifest(stage_folder: Folder) -> Manifest | None:
-    """The most recently finished artifact of a stage, whatever its settings; damaged ones count as none."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Return the most recently finished artifact of a stage, whatever its settings; damaged ones count as none."""
 
     def read(folder: Folder) -> Manifest | None:
         with suppress(ValueError):
@@ -274,7 +269,7 @@ def latest_manifest(stage_folder: Folder) -> Manifest | None:
 
 
 def _with_key(config: Config, error: OSError) -> str:
-    """The error, led by the key of the config whose path it names, where it doesn't name a key itself."""
+    """Return the error, led by the key of the config whose path it names, if it doesn't name a key itself."""
     text = str(error) if error.filename is None or error.errno is None else f"{error.strerror}: {error.filename}"
     for key, value in _leaves(config.model_dump(mode="json")):
         if key in text:
@@ -288,16 +283,18 @@ def _with_key(config: Config, error: OSError) -> str:
     return text
 
 
+def _changes(previous: Manifest, line: PlanLine) -> list[str]:
+    """Return what is new in a stage since an earlier result: its version, its settings."""
+    version = declarations.STAGES[line.stage].version
+    newer = [f"{line.stage} version {previous.version} -> {version}"] if version != previous.version else []
+    return newer + setting_changes(previous.settings, line.settings)
+
+
 def setting_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """ "labels.threshold 0.1 -> 0.2" for every leaf that differs."""
+    """Return "labels.threshold 0.1 -> 0.2" for every leaf that differs."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
-    paths = sorted(before.keys() | after.keys())
-    absent = "(none)"
-    return [
-        f"{p} {_short(before.get(p, absent))} -> {_short(after.get(p, absent))}"
-        for p in paths
-        if before.get(p, absent) != after.get(p, absent)
-    ]
+    shown = [(path, before.get(path, "(none)"), after.get(path, "(none)")) for path in sorted(before | after)]
+    return [f"{path} {_short(was)} -> {_short(now)}" for path, was, now in shown if was != now]
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

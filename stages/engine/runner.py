@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.folder import HALF_REMOVED
+from regionclip_core.storage.locations import absolute
 from regionclip_core.storage.records import (
     FAILURE,
     MANIFEST,
@@ -33,20 +35,17 @@ from regionclip_core.storage.records import (
     write_records,
 )
 from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded, is_bad
-from stages import base
-from stages.base import JobStage, ShardStage, Stage
+from stages import declarations
+from stages.base import JobStage, ShardStage
 from stages.engine.backend import Backend, LocalBackend
 from stages.engine.lock import WorkspaceLock
 from stages.engine.plan import PlanLine, Planner
 from stages.engine.progress import Reporter, reporter
 from stages.engine.provenance import provenance
-from stages.engine.work import StageOutcome, StageTask, context, failure
+from stages.engine.work import StageOutcome, StageTask, failure
 
 ROLL_UP_AFTER = 1000
-"""Records that are at least left to be opened one by one before a running stage rolls all of them up."""
-
-MODEL_MODULES = ("torch", "torchvision", "open_clip")
-"""What stages with a model import; idle workers do it ahead of time."""
+"""Records that a running stage leaves to be opened one by one, at least, before it rolls up all of them."""
 
 
 class StageFailed(Exception):
@@ -76,17 +75,17 @@ class Pipeline:
         self._report = reporter
 
     def plan(self) -> list[PlanLine]:
-        """Where every stage stands and what a run would do, in pipeline order. Needs no lock."""
+        """Return the state of every stage and what a run would do, in pipeline order. Needs no lock."""
         return Planner(self.config, self.workspace).lines()
 
     def finished(self) -> dict[str, PlanLine]:
-        """The lines of the stages that are done, by name; cheaper than a plan, as nothing is listed."""
+        """Return the lines of the stages that are done, by name; cheaper than a plan, as nothing is listed."""
         return Planner(self.config, self.workspace).finished()
 
     def closure(self, targets: Sequence[str] | None, force: bool = False) -> list[str]:
-        """The targets (None: every stage) and all they need, in order. Raises ValueError for an unknown one.
+        """Return the targets (None: every stage) and all they need, in order. Raises ValueError for an unknown one.
 
-        force: of a run that throws the targets' results away, which has to name them.
+        force: for a run that throws the targets' results away, which has to name them.
         """
         if force and not targets:
             raise ValueError("--force needs the stages to do over, e.g. `run labels --force`")
@@ -120,98 +119,106 @@ class _Run:
         self.config = config
         self.planner = Planner(config, workspace)
         self.report = report
+        self.result = RunResult()
         self._backend: Backend | None = None
-        self._warm: tuple[str, ...] = ()
+        self._runs_models = False
+        """Whether a later shard stage runs a model: idle workers then import torch ahead of time."""
 
     def run(self, names: list[str], forced: set[str]) -> RunResult:
-        result = RunResult()
+        """Do the stages one after the other, each with the whole machine."""
+        stages = [declarations.STAGES[name] for name in names]
+        self._runs_models = any(isinstance(stage, ShardStage) and stage.uses_gpu for stage in stages)
         known: dict[str, PlanLine] = {}
-        if any(isinstance(base.STAGES[name], ShardStage) and base.STAGES[name].uses_gpu for name in names):
-            self._warm = MODEL_MODULES
         try:
             for name in names:
-                known[name] = self._stage(name, known, name in forced, result)
+                known[name] = self._stage(name, known, name in forced)
         finally:
             self.report.stop()
             if self._backend is not None:
                 self._backend.close()
             self._attempt("the digests of the inputs", self.planner.digests.save)
-        return result
+        return self.result
 
-    def _stage(self, name: str, known: dict[str, PlanLine], forced: bool, result: RunResult) -> PlanLine:
-        """Do one stage, if there is something to do; notes the outcome and returns where the stage stands now."""
+    def _stage(self, name: str, known: dict[str, PlanLine], forced: bool) -> PlanLine:
+        """Do one stage if there is something to do; note the outcome and return the stage's line as it is now."""
         try:
             line = self.planner.line(name, known)
             if forced and line.path is not None:
                 Folder(line.path).remove_all()
                 line = self.planner.line(name, known)
         except OSError as error:  # a store that is away
-            return self._note(PlanLine(name, "failed", _text(error)), result)
+            return self._note(PlanLine(name, "failed", _text(error)))
         if line.state == "done":
-            result.outcomes[name] = "skipped"
+            self.result.outcomes[name] = "skipped"
             self.report.say(f"{name:<10} skip    {line.reason}")
             return line
         if line.fingerprint is None:
-            return self._note(replace(line, state="blocked"), result)
+            return self._note(replace(line, state="blocked"))
         backend = self.backend  # one that doesn't start ends the run, not one stage after the other
         self.report.say(f"{name:<10} {line.action:<7} {line.reason}")
         self.report.start(name)
         start = time.perf_counter()
+        out = Folder(str(line.path))
         try:
-            manifest = self._execute(line, backend)
+            manifest = self._commit(line, out, backend)
         except StageFailed as error:
             self.report.stop()
-            return self._note(replace(line, state="failed", reason=str(error)), result)
+            return self._note(replace(line, state="failed", reason=str(error)))
+        except OSError as error:  # a full disk, a store that is away: what the driver itself can't read or write
+            self.report.stop()
+            return self._note(replace(line, state="failed", reason=str(self._failed(out, failure(name, None, error)))))
         self.report.stop()
-        result.outcomes[name] = "done"
+        self.result.outcomes[name] = "done"
         seconds = time.perf_counter() - start
-        told = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", "lost_")))
-        bad = "".join(f", {n} {status}" for status, n in told)
+        lost = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", "lost_")))
+        bad = "".join(f", {n} {status}" for status, n in lost)
         self.report.say(f"{name:<10} done    {seconds:.1f} s, {manifest.rows} rows, {manifest.bytes} bytes{bad}")
         return replace(line, state="done", manifest=manifest)
 
-    def _note(self, line: PlanLine, result: RunResult) -> PlanLine:
-        """Note a stage that failed or is blocked."""
-        result.outcomes[line.stage], result.messages[line.stage] = line.state, line.reason
-        shown = "FAILED " if line.state == "failed" else line.state
-        self.report.say(f"{line.stage:<10} {shown} {line.reason}")
-        return line
+    # ---------------------------------------------------------------- the order of commits
 
-    def _attempt(self, what: str, write: Callable[[], None]) -> None:
-        """Write what a run can do without: if that fails, it is said, and takes no other error's place."""
-        try:
-            write()
-        except OSError as error:
-            self.report.say(f"{what} could not be written: {_text(error)}")
+    def _commit(self, line: PlanLine, out: Folder, backend: Backend) -> Manifest:
+        """Do a stage and commit it. Raises StageFailed; OSError for what this process can't read or write.
 
-    def _execute(self, line: PlanLine, backend: Backend) -> Manifest:
-        """Do a stage and commit it. Raises StageFailed, also for what this process can't read or write."""
-        stage, out = base.STAGES[line.stage], Folder(str(line.path))
+        Every file appears whole or not at all, so a run can be killed between any two of these steps, and the next one
+        goes on from what is there:
+
+        1. Leftovers of earlier tries go: temporary files, `failed.json`, a damaged manifest.
+        2. `plan.json`. From here on the folder is an artifact that has begun.
+        3. Files of `prepare`. Killed before or after: a resume writes the same files again.
+        4. For each shard its files, then its record `shard-00007.json`, by the worker. The record is the commit: files
+           without one are written over, a shard with one is not done again. `records.json` now and then, a cache.
+        5. `records.json` with every shard, which the merge reads.
+        6. Files of `merge`, or of a job, which has its own checkpoints. Killed here: the merge runs again, or the job
+           goes on from its last checkpoint and then writes all its files again.
+        7. `records.json` with the files of steps 3 and 6 too.
+        8. `manifest.json`, the commit of the stage. Only now do later stages, `show` and `export` see it.
+        """
+        stage = declarations.STAGES[line.stage]
+        started, clock = datetime.now(UTC), time.perf_counter()
         task = StageTask(
             stage=line.stage,
-            target=base.STAGES.targets[line.stage],
+            work=stage.work,
             config=self.config,
-            out=out.url,
-            inputs=line.upstream,
+            out=absolute(out.url),
+            inputs={need: absolute(url) for need, url in line.upstream.items()},
             uses_gpu=stage.uses_gpu,
             distributed=isinstance(stage, JobStage) and stage.distributed,
         )
-        try:
-            return self._commit(line, stage, task, out, backend)
-        except OSError as error:  # a full disk, a store that is away
-            raise self._failed(out, failure(line.stage, None, error)) from error
-
-    def _commit(self, line: PlanLine, stage: Stage, task: StageTask, out: Folder, backend: Backend) -> Manifest:
-        started, clock = datetime.now(UTC), time.perf_counter()
         out.remove_temporary()
-        out.remove(FAILURE)
-        out.remove(HALF_REMOVED)
-        out.remove(MANIFEST)  # a damaged one, else the stage were done
+        for name in (FAILURE, HALF_REMOVED, MANIFEST):  # a manifest that is there is damaged, else the stage were done
+            out.remove(name)
+        records: list[ShardRecord] = []
+        prepared: list[FileRecord] = []
         if isinstance(stage, ShardStage):
-            records, outcome = self._shards(stage, task, out, backend, line.listing)
+            records, prepared = self._shards(task, out, backend, line.listing)
+            outcome: StageOutcome = self._checked(out, backend.call(task, "merge"))
         else:
-            records, outcome = [], self._job(task, out, backend)
-        files = [f for record in records for f in record.files] + outcome.files
+            write_plan(out, None)
+            outcome = self._checked(out, backend.call(task, "job", lambda: self._show_progress(line.stage, out)))
+            out.remove(PROGRESS)
+        stage_files = prepared + outcome.files
+        files = [f for record in records for f in record.files] + stage_files
         counts: Counter[str] = Counter(outcome.counts)
         for record in records:
             counts.update(record.counts)
@@ -237,158 +244,146 @@ class _Run:
                 "content. Run again for the new; with the old restored, do it over with --force"
             )
             manifest.provenance["changed_inputs"] = changed
-        out.remove_temporary()  # of workers that died, and whose work others did
-        write_records(out, records, outcome.files)
+        out.remove_temporary()  # from workers that died, and whose work others did
+        write_records(out, records, stage_files)
         write_manifest(out, manifest)
         return manifest
 
-    def _job(self, task: StageTask, out: Folder, backend: Backend) -> StageOutcome:
-        write_plan(out, None)
-
-        def watch() -> None:
-            try:
-                progress = out.read_json(PROGRESS)
-                shown = progress["done"], progress["total"], progress["note"]
-            # Not there yet, damaged, or a store that is away for a moment: the job goes on.
-            except (OSError, ValueError, KeyError, TypeError):
-                return
-            self.report.update(task.stage, *shown)
-
-        outcome = self._checked(out, backend.job(task, watch))
-        out.remove(PROGRESS)
-        return outcome
-
     def _shards(
-        self, stage: ShardStage, task: StageTask, out: Folder, backend: Backend, listing: ShardListing | None
-    ) -> tuple[list[ShardRecord], StageOutcome]:
-        """Do the open shards and merge; `listing` is the plan's look at the folder, if it had to look."""
-        try:
-            shards = stage.shards(context(task, threads=1))
-        except Exception as error:
-            raise self._failed(out, failure(task.stage, None, error)) from error
+        self, task: StageTask, out: Folder, backend: Backend, listing: ShardListing | None
+    ) -> tuple[list[ShardRecord], list[FileRecord]]:
+        """Do the shards without a record: steps 2 to 5. Returns all records in order, and the files of `prepare`.
+
+        listing: the plan's look at the folder, if it had to look.
+        """
+        shards: list[int] = self._checked(out, backend.call(task, "shards"))
         listing = listing or list_shards(out)
         write_plan(out, shards)
-        records = self._at_hand(out, set(listing.done).intersection(shards))
-        prepared: list[FileRecord] = []
-        if type(stage).prepare is not ShardStage.prepare:
-            prepared = self._checked(out, backend.prepare(task)).files
-        budget = self._budget(task.stage, out, records, len(shards))
+        records = self._at_hand(task.stage, out, set(listing.done).intersection(shards), len(shards))
+        prepared: StageOutcome = self._checked(out, backend.call(task, "prepare"))
+        budget = self._budget(records)
+        failed: list[Failure] = []
+        rolled = len(records)
         try:
-            todo = [s for s in shards if s not in records]
-            if todo:  # else the old roll-up would speak for a shard whose record was deleted, and redone
-                _renew_roll_up(out, records)
-            failed = self._do_shards(task, out, backend, todo, records, budget, set(listing.failed))
+            todo = [shard for shard in shards if shard not in records]
+            if todo:
+                _roll_up(out, records)  # the one that is there may hold a shard whose record was deleted
+                with closing(backend.process(task, todo)) as results:
+                    for result in results:
+                        if isinstance(result, Failure):
+                            if result.shard is None:  # a set-up, which would fail for every shard
+                                raise self._failed(out, result)
+                            self._keep_failure(out, result)
+                            failed.append(result)
+                        else:
+                            if result.shard in listing.failed:
+                                out.remove(shard_failure_name(result.shard))
+                            records[result.shard] = result
+                            budget.add(result.counts)
+                            budget.check()
+                            # A share of all: rolling up then costs the same per shard, however many there are.
+                            if len(records) - rolled >= max(ROLL_UP_AFTER, rolled // 8):
+                                rolled = len(records)
+                                _roll_up(out, records)
+                        note = f"{len(failed)} failed" if failed else ""
+                        self.report.update(task.stage, len(records) + len(failed), len(shards), note)
             budget.check(final=True)
-        except BaseException as error:  # also an interrupt: the next run then opens one file, not one a shard
+        except BaseException as error:  # an interrupt too: the next run then opens one file, not one per shard
             self._attempt("the roll-up of the records", lambda: _roll_up(out, records))
             if isinstance(error, ErrorRateExceeded):
                 raise self._failed(out, failure(task.stage, None, error)) from error
             raise
         if failed:
             self._attempt("the roll-up of the records", lambda: _roll_up(out, records))
-            first = failed[0]
-            where = out.path(shard_failure_name(first.shard or 0))
+            where = out.path(shard_failure_name(failed[0].shard or 0))
             raise StageFailed(
-                f"{len(failed)} of {len(shards)} shards failed; the others are kept. First, shard {first.shard}: "
-                f"{first.error}\n           traceback in {where}; run again to retry"
+                f"{len(failed)} of {len(shards)} shards failed; the others are kept. First, shard {failed[0].shard}: "
+                f"{failed[0].error}\n           traceback in {where}; run again to retry"
             )
-        _roll_up(out, records)  # what the merge reads
-        merged = self._checked(out, backend.merge(task))
-        return [records[s] for s in sorted(records)], StageOutcome(prepared + merged.files, merged.summary)
+        _roll_up(out, records)
+        return [records[shard] for shard in sorted(records)], prepared.files
 
-    def _at_hand(self, out: Folder, finished: set[int]) -> dict[int, ShardRecord]:
-        """Records of the finished shards; a shard whose record can't be read loses it, and is done anew."""
+    def _at_hand(self, stage: str, out: Folder, finished: set[int], total: int) -> dict[int, ShardRecord]:
+        """Return the records of earlier runs, after taking back those of shards that have to be done again.
+
+        These are shards whose record can't be read; and where the bad samples at hand are too many, those with bad
+        samples: an earlier run stopped for that. Most inputs have no part in the fingerprint, so without it samples
+        that were repaired since would never be looked at again.
+        """
         damaged: list[int] = []
         records = {r.shard: r for r in read_shard_records(out, finished, damaged)}
         if damaged:
-            self.report.say(f"{len(damaged)} records in {out.url} can't be read: their shards are done anew")
+            self.report.say(f"{len(damaged)} records in {out.url} can't be read: their shards are done again")
             remove_shard_records(out, damaged)
-        return records
-
-    def _budget(self, stage: str, out: Folder, records: dict[int, ShardRecord], total: int) -> ErrorBudget:
-        """What the records at hand leave of the error budget.
-
-        Where they leave nothing, an earlier run stopped for it. Shards with bad samples then lose their records, and
-        are done anew: most inputs are no part of the fingerprint, so that mended ones would never be looked at again.
-        """
-        budget = self._counted(records)
         try:
-            budget.check(final=len(records) == total)
-            return budget
+            self._budget(records).check(final=len(records) == total)
         except ErrorRateExceeded as error:
             bad = [s for s, r in records.items() if any(n for status, n in r.counts.items() if is_bad(status))]
-            self.report.say(f"{stage:<10} redo    {len(bad)} shards with bad samples, which may be mended now: {error}")
-        for shard in bad:
-            del records[shard]
-        _renew_roll_up(out, records)
-        remove_shard_records(out, bad)
-        return self._counted(records)
+            self.report.say(
+                f"{stage:<10} redo    {len(bad)} shards with bad samples, which may be repaired now: {error}"
+            )
+            records = {shard: record for shard, record in records.items() if shard not in bad}
+            _roll_up(out, records)  # before the records: a kill in between must not leave the shards in the roll-up
+            remove_shard_records(out, bad)
+        return records
 
-    def _counted(self, records: dict[int, ShardRecord]) -> ErrorBudget:
+    def _budget(self, records: dict[int, ShardRecord]) -> ErrorBudget:
+        """Return what these records leave of the error budget."""
         budget = ErrorBudget(self.config.execution.max_error_rate)
         for record in records.values():
             budget.add(record.counts)
         return budget
 
-    def _do_shards(
-        self,
-        task: StageTask,
-        out: Folder,
-        backend: Backend,
-        todo: list[int],
-        records: dict[int, ShardRecord],
-        budget: ErrorBudget,
-        failed_before: set[int],
-    ) -> list[Failure]:
-        """Do the open shards; fills `records`, returns the shards that failed. Raises on a failed set-up."""
-        failed: list[Failure] = []
-        total = len(records) + len(todo)
-        rolled = len(records)
-        if not todo:
-            return failed
-        with closing(backend.shards(task, todo)) as results:
-            for result in results:
-                if isinstance(result, Failure):
-                    if result.shard is None:
-                        raise self._failed(out, result)
-                    self._keep_failure(out, result)
-                    failed.append(result)
-                else:
-                    if result.shard in failed_before:
-                        out.remove(shard_failure_name(result.shard))
-                    records[result.shard] = result
-                    budget.add(result.counts)
-                    budget.check()
-                    # A share of all: rolling up then costs the same a shard, however many there are.
-                    if len(records) - rolled >= max(ROLL_UP_AFTER, rolled // 8):
-                        rolled = len(records)
-                        _roll_up(out, records)
-                note = f"{len(failed)} failed" if failed else ""
-                self.report.update(task.stage, len(records) + len(failed), total, note)
-        return failed
-
-    def _keep_failure(self, out: Folder, reason: Failure) -> None:
-        """Write a shard's failure record; where that can't be, neither can the other shards' files: the stage ends."""
+    def _show_progress(self, stage: str, out: Folder) -> None:
+        """Show how far a running job is."""
         try:
-            write_failure(out, reason)
-        except OSError as error:
-            raise StageFailed(
-                f"shard {reason.shard}: {reason.error}\n           its traceback could not be written: {_text(error)}; "
-                "mend that and run again"
-            ) from error
+            progress = out.read_json(PROGRESS)
+            shown = progress["done"], progress["total"], progress["note"]
+        # Not there yet, damaged, or a store that is away for a moment: the job goes on.
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        self.report.update(stage, *shown)
 
-    def _checked(self, out: Folder, outcome: StageOutcome | Failure) -> StageOutcome:
+    # ---------------------------------------------------------------- what goes wrong
+
+    def _checked(self, out: Folder, outcome: Any) -> Any:
+        """Return what a worker returned. Raises StageFailed for a Failure."""
         if isinstance(outcome, Failure):
             raise self._failed(out, outcome)
         return outcome
 
     def _failed(self, out: Folder, reason: Failure) -> StageFailed:
+        """Write why a stage failed; returns the exception to raise."""
         try:
             write_failure(out, reason)
             kept = f"traceback in {out.path(FAILURE)}; run again to retry"
         except OSError as error:
-            kept = f"the traceback could not be written: {_text(error)}; mend that and run again"
+            kept = f"the traceback could not be written: {_text(error)}; fix the problem and run again"
         return StageFailed(f"{reason.error}\n           {kept}")
+
+    def _keep_failure(self, out: Folder, reason: Failure) -> None:
+        """Write why a shard failed; where there is no room for it, the other shards find none: the stage ends."""
+        try:
+            write_failure(out, reason)
+        except OSError as error:
+            raise StageFailed(
+                f"shard {reason.shard}: {reason.error}\n           its traceback could not be written: {_text(error)}; "
+                "fix the problem and run again"
+            ) from error
+
+    def _note(self, line: PlanLine) -> PlanLine:
+        """Note a stage that failed or is blocked."""
+        self.result.outcomes[line.stage], self.result.messages[line.stage] = line.state, line.reason
+        shown = "FAILED " if line.state == "failed" else line.state
+        self.report.say(f"{line.stage:<10} {shown} {line.reason}")
+        return line
+
+    def _attempt(self, what: str, write: Callable[[], None]) -> None:
+        """Write what a run can do without: if that fails, say so, and let an error that is under way go on."""
+        try:
+            write()
+        except OSError as error:
+            self.report.say(f"{what} could not be written: {_text(error)}")
 
     @property
     def backend(self) -> Backend:
@@ -397,26 +392,22 @@ class _Run:
             if self.config.execution.backend == "local":
                 self._backend = LocalBackend()
             else:
-                from stages.engine.ray_backend import RayBackend
+                from stages.engine.ray_backend import RayBackend  # Ray takes a second; --backend local needs none
 
-                self._backend = ray_backend = RayBackend(self.config.execution, self._warm, self.report.say)
+                self._backend = ray_backend = RayBackend(self.config.execution, self._runs_models, self.report.say)
                 self.report.say(ray_backend.describe())
         return self._backend
 
 
 def _roll_up(out: Folder, records: dict[int, ShardRecord]) -> None:
-    write_records(out, [records[s] for s in sorted(records)])
-
-
-def _renew_roll_up(out: Folder, records: dict[int, ShardRecord]) -> None:
-    """Make the roll-up speak for these shards only."""
+    """Make `records.json` hold these shards and no other."""
     if records:
-        _roll_up(out, records)
+        write_records(out, [records[shard] for shard in sorted(records)])
     else:
         out.remove(RECORDS)
 
 
 def _text(error: OSError) -> str:
-    """In one line, with its type where the message alone would say little."""
+    """Return the error in one line, with its type where the message alone would say little."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ConnectionError) or error.errno is not None else f"{type(error).__name__}: {text}"

@@ -1,24 +1,25 @@
-"""What a worker does with a stage, whichever backend it runs in: one shard, a merge, or a job.
+"""What a worker does, whichever backend it is in: name the shards of a stage, prepare, one shard, merge, run a job.
 
 Exceptions of a stage come back as `Failure`s; only an interrupt passes through.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from regionclip_core.config.tree import Config
-from regionclip_core.storage.locations import remote
 from regionclip_core.storage.records import (
     MANIFEST,
     PLAN,
@@ -33,9 +34,10 @@ from regionclip_core.storage.records import (
     shard_record_name,
     write_shard_record,
 )
-from stages.base import JobStage, ShardStage, StageContext, load_stage, no_progress
+from stages.base import StageContext, load_work, no_progress
 
 _log = logging.getLogger(__name__)
+R = TypeVar("R")
 
 SPIN_COUNT = "5000"
 """How long waiting OpenMP threads spin before they sleep. At the default of 300,000 a training on two threads runs
@@ -46,22 +48,27 @@ PROGRESS_EVERY = 1.0
 
 @dataclass(frozen=True)
 class StageTask:
-    """A stage to run, as it travels to a worker: names and URLs, never data."""
+    """A stage to run, as it travels to a worker: names and absolute paths or URLs, never data."""
 
     stage: str
-    target: str
-    """"module:attribute" of the stage object."""
+    work: str
+    """"module:attribute" of its ShardWork or JobWork."""
     config: Config
     out: str
+    """The artifact's folder."""
     inputs: dict[str, str]
-    """URL of each upstream artifact, by stage name."""
+    """Folder of each upstream artifact, by stage name."""
     uses_gpu: bool = False
     distributed: bool = False
+    directory: str = field(default_factory=os.getcwd)
+    """The driver's working directory, where relative paths of the config start."""
+    gpu: int | None = None
+    """Index of the GPU that a worker was given; None: the one that the process sees first."""
 
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a job or a merge gave: its files and its summary."""
+    """What a call gave: its files and its summary."""
 
     files: list[FileRecord]
     summary: dict[str, Any]
@@ -69,16 +76,141 @@ class StageOutcome:
     """A job's samples by status; empty where it has none."""
 
 
+def failure(stage: str, shard: int | None, error: BaseException) -> Failure:
+    """Return the record of an exception that is being handled."""
+    text = textwrap.shorten(f"{type(error).__name__}: {error}", 1000, placeholder=" ...")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Failure(stage, shard, text, "".join(traceback.format_exception(error)), socket.gethostname(), now)
+
+
+def failures_returned(call: Callable[..., R]) -> Callable[..., R | Failure]:
+    """Make a call return the exceptions that it raises, as Failures of the stage as a whole."""
+
+    @functools.wraps(call)
+    def wrapped(task: StageTask, *more: Any) -> R | Failure:
+        try:
+            return call(task, *more)
+        except Exception as error:
+            return failure(task.stage, None, error)
+
+    return wrapped
+
+
+# ---------------------------------------------------------------- the calls
+
+
+@failures_returned
+def shards(task: StageTask) -> list[int]:
+    """Return the shards that a stage has to do."""
+    _, work = _begin(task)
+    return list(work.shards(context(task)))
+
+
+@failures_returned
+def prepare(task: StageTask) -> StageOutcome:
+    """Do what a shard stage does once before its shards; the files belong to the artifact."""
+    threads, work = _begin(task, task.config.execution.threads or available_cpus())
+    ctx = context(task, threads)
+    work.prepare(ctx)
+    return StageOutcome(ctx.out.written, {})
+
+
+class ShardWorker:
+    """Does the shards of one stage after another, and keeps what the current stage's `setup` loaded."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[tuple[str, int | None], Any] | None = None
+        """(artifact folder and GPU that the state is for, the state)"""
+
+    def process(self, task: StageTask, shard: int) -> ShardRecord | Failure:
+        """Do and commit one shard. A Failure without a shard number means that the set-up failed.
+
+        A shard that somebody else commits meanwhile stays as it is, and its record is returned. The driver hands out
+        no shard that has a record, so one that is there was written since.
+        """
+        try:
+            _, work = _begin(task)
+            wanted, loaded = (task.out, task.gpu), self._loaded
+            if loaded is None or loaded[0] != wanted:
+                self._loaded = None  # the last stage's model leaves memory before the next one is loaded
+                loaded = self._loaded = wanted, work.setup(context(task))
+        except Exception as error:
+            return failure(task.stage, None, error)
+        name = shard_record_name(shard)
+        try:
+            ctx = context(task, commit=name)
+            try:
+                if ctx.out.exists(name):
+                    raise Committed
+                start = time.perf_counter()
+                result = work.process(ctx, loaded[1], shard)
+                seconds = round(time.perf_counter() - start, 3)
+                record = ShardRecord(shard, int(result.rows), dict(result.counts), ctx.out.written, seconds)
+                write_shard_record(ctx.out, record)  # the commit: all files of the shard are in place
+                return record
+            except Committed:
+                return ShardRecord.from_json(ctx.out.read_json(name))
+        except Exception as error:
+            return failure(task.stage, shard, error)
+
+    def forget(self) -> None:
+        """Free the stage's state."""
+        self._loaded = None
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+            sys.modules["torch"].cuda.empty_cache()
+
+
+@failures_returned
+def merge(task: StageTask) -> StageOutcome:
+    """Merge a stage whose shards are all done; reads their records from the roll-up."""
+    _, work = _begin(task)
+    ctx = context(task)
+    records, _ = read_records(ctx.out)  # which the driver has just rolled up
+    if len(records) < (planned := ctx.out.read_json(PLAN)["total"]):
+        raise RuntimeError(
+            f"{ctx.out.path(RECORDS)} has {len(records)} shards, but {planned} are done: the store still gives an "
+            "older one; run again"
+        )
+    return _outcome(task, ctx, work.merge(ctx, records))
+
+
+@failures_returned
+def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> StageOutcome:
+    """Run a job in this process; with world_size > 1 torch.distributed is initialised already."""
+    threads, work = _begin(task, task.config.execution.threads or max(1, available_cpus() // local_world_size))
+    ctx = context(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress)
+    ctx.rank, ctx.world_size = rank, world_size
+    return _outcome(task, ctx, work.run(ctx))
+
+
+def _begin(task: StageTask, threads: int = 1) -> tuple[int, Any]:
+    """Make this process ready for a call: its directory, its threads. Returns the threads and the stage's work."""
+    if os.path.isdir(task.directory):  # a machine that has no such folder can be given absolute paths only
+        os.chdir(task.directory)
+    set_threads(threads)
+    work = load_work(task.work)
+    set_threads(threads)  # again: the import may have brought torch
+    return threads, work
+
+
+def _outcome(task: StageTask, ctx: StageContext, summary: dict[str, Any]) -> StageOutcome:
+    canonical_json(summary, f"summary of {task.stage}")  # refuse here, where the traceback leads to the stage
+    return StageOutcome(ctx.out.written, summary, dict(ctx.counts))
+
+
+# ---------------------------------------------------------------- what a stage's work gets to see
+
+
 class Committed(Exception):
-    """Somebody else has committed what this call is doing."""
+    """Another worker has committed what this call is doing."""
 
 
 class OpenFolder(Folder):
-    """An artifact's folder for one call, in which no file is put in place once the call's work is committed.
+    """An artifact's folder for one call, in which no file appears once the call's work is committed.
 
     A worker that the network cut off goes on with a call that another one has done meanwhile. Its files may differ from
-    the committed ones (on a GPU in their last bits), and the record would not speak for them. The look comes right
-    before the rename or the put, so only one that is under way in the moment of the commit can still come after it.
+    the committed ones (on a GPU in their last bits), and the record would not match them. The look comes right before
+    the rename or the put, so only one that is under way at the moment of the commit can still come after it.
     """
 
     def __init__(self, url: str, commit: str) -> None:
@@ -89,185 +221,64 @@ class OpenFolder(Folder):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_commit": self._commit}
 
-    def check(self) -> None:
-        """Raises Committed."""
-        if self._is_committed():
-            raise Committed(f"{self.path(self._commit)} is there already: another worker has done this")
-
-    def _is_committed(self) -> bool:
-        if self.is_local:
-            return self.exists(self._commit)
-        with remote(self.url) as (fs, root):
-            try:  # one request; `exists` lists as well, since it could be a folder
-                fs.cat_file(f"{root}/{self._commit}", start=0, end=1)
-            except FileNotFoundError:
-                return False
-            return True
-
     def _publish(self, temporary: str, name: str) -> None:
-        self.check()
+        if self.exists(self._commit):
+            raise Committed(f"{self.path(self._commit)} is there already: another worker has done this")
         super()._publish(temporary, name)
 
 
 def context(
     task: StageTask,
-    threads: int,
+    threads: int = 1,
     progress: Callable[[int, int, str], None] = no_progress,
     commit: str = MANIFEST,
 ) -> StageContext:
-    """The context of one call; its `out` remembers only what this call writes.
+    """Return the context of one call; its `out` remembers only what this call writes.
 
     commit: the record after which the call may write nothing.
     """
+    device = resolve_device(task.config.execution.device) if task.uses_gpu else "cpu"
     return StageContext(
         config=task.config,
         out=OpenFolder(task.out, commit),
         inputs={name: Folder(url) for name, url in task.inputs.items()},
-        device=resolve_device(task.config.execution.device) if task.uses_gpu else "cpu",
+        device=device if task.gpu is None or device == "cpu" else f"cuda:{task.gpu}",
         threads=threads,
         progress=progress,
-        train_workers=task.config.execution.train_workers,
     )
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is cuda where this process sees a GPU. Raises ValueError when cuda is asked for and is not there."""
+    """Return `cuda` for `auto` where this process sees a GPU, else `cpu`. ValueError when cuda is asked for and not
+    there."""
     if device == "cpu":
         return device
-    import torch
+    import torch  # the driver imports this file, and has no use for torch
 
     available = torch.cuda.is_available()
     if device == "auto":
         return "cuda" if available else "cpu"
-    if device.startswith("cuda") and not available:
+    if not available:
         raise ValueError(f"execution.device is {device}, but torch {torch.__version__} sees no CUDA device here")
     return device
 
 
-def set_threads(threads: int, uses_torch: bool = False) -> None:
-    """Let torch use this many threads, whether it is imported already, now (uses_torch), or later."""
+def set_threads(threads: int) -> None:
+    """Let torch use this many threads, whether it is imported already or later."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # both are read once, when the OpenMP runtime is loaded
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    if uses_torch or "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def available_cpus() -> int:
-    """CPUs this process may use: its affinity, and the control group's quota where there is one."""
+    """Return the CPUs that this process may use: its affinity, and the control group's quota where there is one."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
         return cpus
     return cpus if quota == "max" else max(1, min(cpus, round(int(quota) / int(period))))
-
-
-def failure(stage: str, shard: int | None, error: BaseException) -> Failure:
-    """The record of an exception that is being handled."""
-    lines = traceback.format_exception(error)
-    text = f"{type(error).__name__}: {error}".strip()
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Failure(stage, shard, text.splitlines()[0], "".join(lines), socket.gethostname(), now)
-
-
-class ShardWorker:
-    """Does the shards of one stage after another; keeps the state that the current stage's `setup` made."""
-
-    def __init__(self) -> None:
-        self._out: str | None = None
-        self._state: Any = None
-
-    def process(self, task: StageTask, shard: int) -> ShardRecord | Failure:
-        """Do and commit one shard. A Failure without a shard number means that the set-up failed.
-
-        A shard that somebody else commits meanwhile stays as it is, and its record is returned. The driver hands out
-        no shard that has a record, so one that is there was written since.
-        """
-        set_threads(1, task.uses_gpu)
-        stage = load_stage(task.target)
-        assert isinstance(stage, ShardStage)
-        try:
-            if self._out != task.out:
-                self._out, self._state = None, None  # let go of the last stage's model before loading the next
-                self._state = stage.setup(context(task, threads=1))
-                self._out = task.out
-        except Exception as error:
-            return failure(task.stage, None, error)
-        name = shard_record_name(shard)
-        out = OpenFolder(task.out, name)
-        try:
-            try:
-                out.check()
-                ctx = context(task, threads=1, commit=name)
-                start = time.perf_counter()
-                result = stage.process(ctx, self._state, shard)
-                seconds = round(time.perf_counter() - start, 3)
-                record = ShardRecord(shard, int(result.rows), dict(result.counts), ctx.out.written, seconds)
-                write_shard_record(out, record)
-                return record
-            except Committed:
-                return ShardRecord.from_json(out.read_json(name))
-        except Exception as error:
-            return failure(task.stage, shard, error)
-
-    def forget(self) -> None:
-        """Let go of the stage's state."""
-        self._out, self._state = None, None
-
-
-def prepare(task: StageTask) -> StageOutcome | Failure:
-    """What a shard stage does once before its shards; its files belong to the artifact."""
-    try:
-        threads = task.config.execution.threads or available_cpus()
-        set_threads(threads)
-        stage = load_stage(task.target)
-        assert isinstance(stage, ShardStage)
-        ctx = context(task, threads)
-        set_threads(threads)  # again: finding the device may have imported torch
-        stage.prepare(ctx)
-        return _outcome(task, ctx, {})
-    except Exception as error:
-        return failure(task.stage, None, error)
-
-
-def merge(task: StageTask) -> StageOutcome | Failure:
-    """Merge a stage whose shards are all done; reads their records from the roll-up."""
-    try:
-        set_threads(1, task.uses_gpu)
-        stage = load_stage(task.target)
-        assert isinstance(stage, ShardStage)
-        ctx = context(task, threads=1)
-        records, _ = read_records(ctx.out)  # which the driver has just rolled up
-        if len(records) < (planned := ctx.out.read_json(PLAN)["total"]):
-            raise RuntimeError(
-                f"{ctx.out.path(RECORDS)} has {len(records)} shards, but {planned} are done: the store still gives an "
-                "older one; run again"
-            )
-        summary = stage.merge(ctx, records)
-        return _outcome(task, ctx, summary)
-    except Exception as error:
-        return failure(task.stage, None, error)
-
-
-def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> StageOutcome | Failure:
-    """Run a job in this process; with world_size > 1 torch.distributed is initialised already."""
-    try:
-        threads = task.config.execution.threads or max(1, available_cpus() // local_world_size)
-        set_threads(threads, task.uses_gpu)
-        stage = load_stage(task.target)
-        assert isinstance(stage, JobStage)
-        ctx = context(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress)
-        ctx.rank, ctx.world_size = rank, world_size
-        return _outcome(task, ctx, stage.run(ctx))
-    except Exception as error:
-        return failure(task.stage, None, error)
-
-
-def _outcome(task: StageTask, ctx: StageContext, summary: dict[str, Any]) -> StageOutcome:
-    canonical_json(summary, f"summary of {task.stage}")  # refuse here, where the traceback leads to the stage
-    return StageOutcome(ctx.out.written, summary, dict(ctx.counts))
 
 
 class ProgressFile:

@@ -7,7 +7,8 @@ import torch
 from small_artifacts import TRAIN, run_stage, tiny_config, write_data
 
 from regionclip_core.storage.records import Folder
-from stages.base import STAGES, ShardStage, StageContext
+from stages.base import StageContext
+from stages.declarations import STAGES
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,9 +32,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     for name in ("data", "concepts", "teacher", "proposals", "labels", "pairs"):
         stage = STAGES[name]
         ctx = StageContext(config, Folder(str(root / name)), {need: done[need] for need in stage.needs(config)})
-        if isinstance(stage, ShardStage):
-            run_stage(stage, ctx)
-        else:
-            stage.run(ctx)
+        run_stage(stage, ctx)
         done[name] = ctx.out
     return done

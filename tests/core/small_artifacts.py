@@ -28,7 +28,7 @@ from regionclip_core.models.clip import ClipModel, create_clip
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.storage.tables import PROPOSALS
 from regionclip_core.storage.tars import TarWriter
-from stages.base import ShardStage, StageContext
+from stages.base import ShardWork, Stage, StageContext, load_work
 
 VOCABULARY = Vocabulary(("cat", "dog", "bus", "cup"), base=("bus", "cat"))
 BASE_IDS, NOVEL_IDS = (0, 2), (1, 3)
@@ -190,15 +190,19 @@ def tiny_clip(seed: int = 0, image_size: int = 32) -> ClipModel:
     return clip
 
 
-def run_stage(stage: ShardStage, ctx: StageContext) -> dict[str, Any]:
-    """A shard stage from beginning to end, in this process."""
-    stage.prepare(ctx)
-    state = stage.setup(ctx)
+def run_stage(stage: Stage, ctx: StageContext) -> dict[str, Any]:
+    """Run a stage from beginning to end in this process; returns its summary."""
+    work = load_work(stage.work)
+    if not isinstance(work, ShardWork):
+        return work.run(ctx)
+    shards = work.shards(ctx)
+    work.prepare(ctx)
+    state = work.setup(ctx)
     records = []
-    for shard in stage.shards(ctx):
-        result = stage.process(ctx, state, shard)
+    for shard in shards:
+        result = work.process(ctx, state, shard)
         records.append(ShardRecord(shard, result.rows, result.counts, [], 0.0))
-    return stage.merge(ctx, records)
+    return work.merge(ctx, records)
 
 
 def naive_iou(a: Sequence[float], b: Sequence[float]) -> float:

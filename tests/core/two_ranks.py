@@ -33,7 +33,8 @@ from regionclip_core.storage.records import Folder
 from regionclip_core.training.box_batches import BoxBatch
 from regionclip_core.training.distributed import common_canvas, gather_rows
 from regionclip_core.training.fit import fit
-from stages.base import STAGES, JobStage, ShardStage, StageContext
+from stages.base import JobStage, StageContext
+from stages.declarations import STAGES
 
 BATCH = 6
 CAPTIONS = ["a cat", "two dogs", "a bus", "the red cup", "a tree", "no caption"]
@@ -228,9 +229,7 @@ def run_jobs(root: Path, rank: int, world_size: int) -> None:
         ctx = StageContext(config, Folder(str(root / f"jobs-{world_size}" / name)), inputs)
         if isinstance(stage, JobStage):
             ctx.rank, ctx.world_size = rank, world_size
-            stage.run(ctx)
-        elif world_size == 1:
-            assert isinstance(stage, ShardStage)
+        if isinstance(stage, JobStage) or world_size == 1:
             run_stage(stage, ctx)
 
 

@@ -135,8 +135,8 @@ def broken_connection(round: Round) -> str:
 
 
 def ray_workers(run: Run) -> list[int]:
-    """Processes of a run that do its work: they write to the workspace, Ray's own do not."""
-    return sorted(pid for pid, command in descendants(run.pid).items() if command.startswith("ray::_Worker"))
+    """Processes of a run that do its work, or are ready to: they write to the workspace, Ray's own do not."""
+    return sorted(pid for pid, command in descendants(run.pid).items() if command.startswith("ray::"))
 
 
 def kill_ray_driver(round: Round) -> str:

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import toy_stages
 from toy_runs import Toy
 
-from stages import base
+from stages import declarations
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    monkeypatch.setattr(base, "STAGES", toy_stages.REGISTRY)
+    monkeypatch.setattr(declarations, "STAGES", toy_stages.STAGES)
     return Toy(tmp_path)

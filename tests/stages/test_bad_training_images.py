@@ -16,8 +16,10 @@ from regionclip_core.config.tree import Config
 from regionclip_core.storage.folder import Folder
 from regionclip_core.training import fit as training
 from regionclip_core.training.error_budget import ErrorRateExceeded
-from stages.base import STAGES, JobStage, StageContext
+from stages.base import StageContext
 from stages.commands.verify import verify_workspace
+from stages.declarations import STAGES
+from stages.evaluate import WORK as EVALUATE
 
 COUNT, GONE, TORN = 12, (2, 5, 9), 4
 NAMES = ("dog", "bus")
@@ -141,12 +143,10 @@ def test_every_other_job_counts_too(tmp_path: Path) -> None:
         assert found["counts"] == {"ok": len(splits) * (COUNT - 2), "bad_image": len(splits) * 2}, stage
         told = [(one.get("split"), one["key"]) for one in found["summary"]["unreadable"]]
         assert told == [(name, key) for name in splits for key in ("001.png", "006.png")]
-    stage = STAGES["evaluate"]
-    assert isinstance(stage, JobStage)
     strict = both.model_copy(update={"execution": both.execution.model_copy(update={"max_error_rate": 0.1})})
-    inputs = {name: Folder(str(artifact(workspace, name))) for name in stage.needs(strict)}
+    inputs = {name: Folder(str(artifact(workspace, name))) for name in STAGES["evaluate"].needs(strict)}
     with pytest.raises(ErrorRateExceeded, match=r"^16\.7% of 12 samples are bad"):
-        stage.run(StageContext(strict, Folder(str(tmp_path / "out")), inputs))
+        EVALUATE.run(StageContext(strict, Folder(str(tmp_path / "out")), inputs))
 
 
 def test_the_teacher_counts_too(tmp_path: Path, split: dict[str, Any]) -> None:

@@ -175,14 +175,14 @@ def test_an_input_that_is_replaced_while_a_stage_runs_is_told(
     splits = {name: {"source": "world", "images": 8} for name in ("train", str(file))}
     settings: dict[str, Any] = {"data__splits": splits, "evaluate__split": str(file)}
     settings["proposals__splits"] = list(splits)
-    process = toy_stages.Numbers.process
+    process = toy_stages.NumbersWork.process
 
     def replacing(self: Any, ctx: Any, state: Any, shard: int) -> Any:
         file.write_text("two")
         return process(self, ctx, state, shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(toy_stages.Numbers, "process", replacing)
+        patch.setattr(toy_stages.NumbersWork, "process", replacing)
         assert toy.run("numbers", **settings).ok
     assert f"{file} changed while the stage ran: what it read counts as the old content" in capsys.readouterr().out
     line = toy.plan(**settings)["numbers"]

@@ -19,7 +19,8 @@ from regionclip_core.models.concept_embeddings import read_pool
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 from stages.base import StageContext
-from stages.concepts import STAGE
+from stages.concepts import WORK
+from stages.declarations import STAGES
 
 VOCABULARY = Vocabulary(names=("dog", "hot dog", "skis", "zebra"), base=("dog",))
 CAPTIONS = {
@@ -60,16 +61,16 @@ def run(config: Config, data: Folder, out: Path, order: int = 1) -> tuple[Folder
     """All of the stage; `order` -1 does the shards backwards."""
     ctx = StageContext(config, Folder(str(out)), {"data": data})
     records = []
-    for shard in STAGE.shards(ctx)[::order]:
-        result = STAGE.process(ctx, STAGE.setup(ctx), shard)
+    for shard in WORK.shards(ctx)[::order]:
+        result = WORK.process(ctx, WORK.setup(ctx), shard)
         records.append(ShardRecord(shard, result.rows, result.counts, [], 0.0))
-    return ctx.out, records, STAGE.merge(ctx, records)
+    return ctx.out, records, WORK.merge(ctx, records)
 
 
 def test_only_the_wanted_splits_are_parsed(data: Folder) -> None:
     ctx = StageContext(make_config(), data, {"data": data})
-    assert STAGE.needs(ctx.config) == ("data",)
-    assert STAGE.shards(ctx) == [0, 1]
+    assert STAGES["concepts"].needs(ctx.config) == ("data",)
+    assert WORK.shards(ctx) == [0, 1]
 
 
 def test_the_artifact(data: Folder, tmp_path: Path) -> None:
@@ -131,9 +132,9 @@ def test_min_count_too_high_stops_with_advice(data: Folder, tmp_path: Path) -> N
 
 
 def test_the_fingerprint_follows_the_parser() -> None:
-    rules = STAGE.settings(make_config())
-    auto = STAGE.settings(make_config(parser="auto", spacy_model="en_no_such_pipeline"))
-    missing = STAGE.settings(make_config(parser="spacy", spacy_model="en_no_such_pipeline"))
+    rules = STAGES["concepts"].settings(make_config())
+    auto = STAGES["concepts"].settings(make_config(parser="auto", spacy_model="en_no_such_pipeline"))
+    missing = STAGES["concepts"].settings(make_config(parser="spacy", spacy_model="en_no_such_pipeline"))
     assert rules["parser"]["parser"] == auto["parser"]["parser"] == "rules"
     assert rules["parser"] == auto["parser"]
     assert missing["parser"] != rules["parser"]
@@ -142,7 +143,7 @@ def test_the_fingerprint_follows_the_parser() -> None:
 
 def test_planning_imports_no_spacy() -> None:
     code = (
-        "import sys; from stages.concepts import STAGE; from regionclip_core.config.tree import ConceptsConfig;"
+        "import sys; import stages.declarations; from regionclip_core.config.tree import ConceptsConfig;"
         "from regionclip_core.concepts.parser import parser_identity; parser_identity(ConceptsConfig(splits=('a',)));"
         "print([m for m in ('spacy', 'torch', 'pyarrow') if m in sys.modules])"
     )

@@ -165,13 +165,13 @@ def test_a_damaged_plan_progress_failure_record_or_shard_record(toy: Toy, stage:
 def nines(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """nines(shards): from now on only these shards hold a bad number, in an input that no fingerprint knows."""
     bad = {0, 1, 2, 3}
-    process = toy_stages.Numbers.process
+    process = toy_stages.NumbersWork.process
 
     def mended(self: Any, ctx: Any, state: Any, shard: int) -> Any:
         result = process(self, ctx, state, shard)
         return result if shard in bad else replace(result, counts={"ok": result.rows})
 
-    monkeypatch.setattr(toy_stages.Numbers, "process", mended)
+    monkeypatch.setattr(toy_stages.NumbersWork, "process", mended)
 
     def choose(shards: set[int]) -> None:
         bad.clear()
@@ -189,10 +189,8 @@ def test_shards_with_bad_samples_are_done_anew_once_the_input_is_mended(
     nines({3})
     assert toy.run("numbers", execution__max_error_rate=0.03).ok
     assert toy.calls() == ["numbers-1", "numbers-3"]
-    told = (
-        "numbers    redo    2 shards with bad samples, which may be mended now: 5.0% of 40 samples are bad (2 bad_nine)"
-    )
-    assert told in capsys.readouterr().out
+    said = "redo    2 shards with bad samples, which may be repaired now: 5.0% of 40 samples are bad (2 bad_nine)"
+    assert f"numbers    {said}" in capsys.readouterr().out
     manifest = toy.plan(execution__max_error_rate=0.03)["numbers"].manifest
     assert manifest is not None and manifest.counts == {"ok": 39, "bad_nine": 1}
     assert problems(toy) == {}

@@ -23,7 +23,10 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.storage.records import Folder, ShardRecord
 from stages.base import StageContext
-from stages.data import STAGE
+from stages.data import WORK
+from stages.declarations import STAGES
+
+settings = STAGES["data"].settings
 
 
 def make_config(splits: dict[str, Any], categories: str = "world", shard_size: int = 4, seed: int = 3) -> Config:
@@ -45,11 +48,11 @@ def run(config: Config, url: str, order: int = 1) -> tuple[Folder, list[ShardRec
     """All of the stage; `order` -1 does the shards backwards."""
     ctx = StageContext(config, Folder(url), {})
     records = []
-    for shard in STAGE.shards(ctx)[::order]:
-        state = STAGE.setup(ctx)  # anew for each shard, as on as many workers
-        result = STAGE.process(ctx, state, shard)
+    for shard in WORK.shards(ctx)[::order]:
+        state = WORK.setup(ctx)  # anew for each shard, as on as many workers
+        result = WORK.process(ctx, state, shard)
         records.append(ShardRecord(shard, result.rows, result.counts, [], 0.0))
-    return ctx.out, records, STAGE.merge(ctx, records)
+    return ctx.out, records, WORK.merge(ctx, records)
 
 
 WORLD = {
@@ -141,18 +144,18 @@ def test_dropped_parts_are_counted_beside_good_rows(tmp_path) -> None:
 def test_fingerprint_follows_what_the_output_depends_on(tmp_path) -> None:
     write_tar(tmp_path / "x.tar")
     tars = {"source": "tars", "urls": str(tmp_path / "*.tar")}
-    base = STAGE.settings(make_config(WORLD))
-    assert STAGE.settings(make_config(WORLD)) == base
-    assert STAGE.settings(make_config(WORLD, seed=4)) != base
-    assert STAGE.settings(make_config(WORLD, shard_size=5)) != base
-    assert STAGE.settings(make_config(WORLD, categories="coco_ovd")) != base
+    base = settings(make_config(WORLD))
+    assert settings(make_config(WORLD)) == base
+    assert settings(make_config(WORLD, seed=4)) != base
+    assert settings(make_config(WORLD, shard_size=5)) != base
+    assert settings(make_config(WORLD, categories="coco_ovd")) != base
     backwards = dict(reversed(WORLD.items()))
-    assert STAGE.settings(make_config(backwards)) != base, "shard numbers follow the order of the splits"
-    with_tars = STAGE.settings(make_config({"a": tars}))
-    assert STAGE.settings(make_config({"a": tars}, seed=9)) == with_tars, "nothing is drawn, so the seed is idle"
+    assert settings(make_config(backwards)) != base, "shard numbers follow the order of the splits"
+    with_tars = settings(make_config({"a": tars}))
+    assert settings(make_config({"a": tars}, seed=9)) == with_tars, "nothing is drawn, so the seed is idle"
     with (tmp_path / "x.tar").open("ab") as file:
         file.write(bytes(512))
-    assert STAGE.settings(make_config({"a": tars})) != with_tars
+    assert settings(make_config({"a": tars})) != with_tars
 
 
 def test_raw_inputs_name_the_annotation_files(tmp_path) -> None:
@@ -163,7 +166,7 @@ def test_raw_inputs_name_the_annotation_files(tmp_path) -> None:
         "l": {"source": "lvis", "images": "i", "instances": "lvis.json", "captions": "caps.json"},
         **WORLD,
     }
-    assert STAGE.raw_inputs(make_config(splits)) == ["c.tsv", "caps.json", "inst.json", "lvis.json"]
+    assert STAGES["data"].raw_inputs(make_config(splits)) == ["c.tsv", "caps.json", "inst.json", "lvis.json"]
 
 
 def test_tars_without_samples_are_refused(tmp_path) -> None:
@@ -187,7 +190,7 @@ def test_annotations_of_no_image_are_counted(tmp_path) -> None:
 def test_missing_tars_are_named(tmp_path) -> None:
     config = make_config({"a": {"source": "tars", "urls": str(tmp_path / "{00..02}.tar")}})
     with pytest.raises(FileNotFoundError, match=r"00\.tar"):
-        STAGE.shards(StageContext(config, Folder(str(tmp_path / "out")), {}))
+        WORK.shards(StageContext(config, Folder(str(tmp_path / "out")), {}))
 
 
 def test_lvis(tmp_path, monkeypatch) -> None:
@@ -221,7 +224,7 @@ def test_an_interrupted_run_goes_on_with_the_scan_it_has(tmp_path, monkeypatch) 
     sample = write_lvis(tmp_path / "lvis", 9)
     config = make_config({"train": sample.split()}, categories=str(sample.instances))
     ctx = StageContext(config, Folder(str(tmp_path / "a")), {})
-    assert STAGE.shards(ctx) == [0, 1, 2]
+    assert WORK.shards(ctx) == [0, 1, 2]
     monkeypatch.setattr(source_coco, "scan_annotations", lambda *_: pytest.fail("scanned again"))
     _, records, _ = run(config, str(tmp_path / "a"))
     assert [r.rows for r in records] == [4, 4, 1]
@@ -231,11 +234,11 @@ def test_the_fingerprint_follows_the_groups_of_categories(tmp_path) -> None:
     """Which categories are common and which frequent is no part of the vocabulary's digest."""
     sample = write_lvis(tmp_path)
     config = make_config({"train": sample.split()}, categories=str(sample.instances))
-    before = STAGE.settings(config)
+    before = settings(config)
     body = json.loads(sample.instances.read_text())
     next(one for one in body["categories"] if one["frequency"] == "c")["frequency"] = "f"
     sample.instances.write_text(json.dumps(body))
-    after = STAGE.settings(config)
+    after = settings(config)
     assert {key for key in before if before[key] != after[key]} == {"category_groups"}
 
 

@@ -13,7 +13,7 @@ from small_runs import run_small, small_config
 
 from regionclip_core.config.section import Section
 from regionclip_core.config.tree import Config
-from stages.base import STAGES
+from stages.declarations import STAGES
 from stages.engine import work
 from stages.engine.plan import setting_changes
 
@@ -81,7 +81,7 @@ class Recorder:
 
         patch.setattr(Section, "__getattribute__", attribute)
         patch.setattr(Section, "model_dump", dumped)
-        for name in ("prepare", "merge", "job"):
+        for name in ("shards", "prepare", "merge", "job"):
             patch.setattr(work, name, self._during(getattr(work, name)))
         patch.setattr(work.ShardWorker, "process", self._during(work.ShardWorker.process))
 
@@ -124,11 +124,9 @@ BESIDES = {
     "data": {"order", "world_version", "data.categories"},
     "concepts": {"parser.parser", "parser.tables", "parser.version"},
     "rpn": {"unused"},
-    "labels": set(),
-    "pairs": {"labels.splits"},
+    "pretrain": {"execution.train_workers"},  # the work sees the number of its processes, whoever set it
 }
-"""What a fingerprint holds that is no reading of a setting by the stage's work: digests, versions, names, and of the
-labels of which splits pairs are made."""
+"""What a fingerprint holds that the stage's work doesn't read from the config: digests, versions, names."""
 IDLE = (
     *(f".optim.{name}" for name in ("momentum", "drops", "drop_factor", "warmup_factor", "clip_per_tensor")),
     "finetune.repeat_threshold",

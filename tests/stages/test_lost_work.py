@@ -17,7 +17,7 @@ from toy_runs import Toy
 
 from regionclip_core.storage.folder import stream_sha256
 from regionclip_core.storage.records import Failure, FileRecord, Folder, ShardRecord, read_records
-from stages.base import ShardResult, ShardStage, StageContext
+from stages.base import ShardResult, ShardWork, StageContext
 from stages.commands.verify import verify_artifact
 from stages.engine import runner, work
 from stages.engine.backend import LocalBackend
@@ -111,13 +111,14 @@ def test_a_store_that_is_away_does_not_end_a_job_by_its_progress(
 def test_a_job_goes_on_when_its_progress_cannot_be_read(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
 
-    def job(self: LocalBackend, task: work.StageTask, watch: Callable[[], None]) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(Folder, "read_json", lambda *_: looks.append(1) or _raise(ConnectionError("away")))
-            watch()
-        return work.job(task)
+    def call(self: LocalBackend, task: work.StageTask, function: str, watch: Any = None) -> Any:
+        if function == "job":
+            with monkeypatch.context() as patch:
+                patch.setattr(Folder, "read_json", lambda *_: looks.append(1) or _raise(ConnectionError("away")))
+                watch()
+        return getattr(work, function)(task)
 
-    monkeypatch.setattr(LocalBackend, "job", job)
+    monkeypatch.setattr(LocalBackend, "call", call)
     assert toy.run().ok and looks
 
 
@@ -128,13 +129,11 @@ def _raise(error: Exception) -> None:
 # ---------------------------------------------------------------- two workers with one shard
 
 
-class Unlike(ShardStage):
+class Unlike(ShardWork):
     """Writes two files that differ from worker to worker, as a GPU's last bits may; `pauses` is run by each in between.
 
     Its steps: before the first file, before the second, after both.
     """
-
-    name, version = "unlike", 1
 
     def __init__(self) -> None:
         self.pauses: dict[int, Callable[[int], None]] = {}
@@ -171,7 +170,7 @@ def test_a_worker_that_was_cut_off_writes_nothing_over_a_shard_that_another_comm
     step: int, place: str, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, late = Unlike(), []
-    monkeypatch.setattr(work, "load_stage", lambda target: stage)
+    monkeypatch.setattr(work, "load_work", lambda target: stage)
     task = work.StageTask("unlike", "", toy.config(), place, {})
     reached, committed = threading.Event(), threading.Event()
 

@@ -16,8 +16,9 @@ from regionclip_core.pretraining.pair_reader import RegionPairs
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.storage.tables import LABELS
 from stages.base import StageContext
-from stages.data import STAGE as DATA
-from stages.pairs import STAGE
+from stages.data import WORK as DATA
+from stages.declarations import STAGES
+from stages.pairs import WORK
 
 SPLITS = {
     "train": {"source": "world", "images": 7, "image_size": 80},
@@ -79,7 +80,7 @@ def inputs(tmp_path) -> dict[str, Folder]:
 
 def test_pairs_are_the_labelled_split(tmp_path, inputs) -> None:
     out = Folder(str(tmp_path / "pairs"))
-    records, summary = run_all(STAGE, StageContext(make_config(), out, inputs))
+    records, summary = run_all(WORK, StageContext(make_config(), out, inputs))
     assert [record.shard for record in records] == [0, 1]
     assert summary == {"samples": 7, "vocabulary": "pool"}
     rows = {row.key: row for shard in (0, 1) for row in read_index(inputs["data"], shard)}
@@ -99,7 +100,7 @@ def test_same_bytes_again(tmp_path, inputs) -> None:
     digests = []
     for url in (str(tmp_path / "a"), f"memory://{tmp_path.name}/b"):
         out = Folder(url)
-        run_all(STAGE, StageContext(make_config(), out, inputs))
+        run_all(WORK, StageContext(make_config(), out, inputs))
         digests.append({w.name: w.sha256 for w in out.written})
     assert digests[0] == digests[1]
     assert set(digests[0]) == {"pairs-00000.tar", "pairs-00001.tar", "pairs.json"}
@@ -107,14 +108,14 @@ def test_same_bytes_again(tmp_path, inputs) -> None:
 
 def test_settings(tmp_path, inputs) -> None:
     out = Folder(str(tmp_path / "pairs"))
-    _, summary = run_all(STAGE, StageContext(make_config(max_regions=2, min_regions=2), out, inputs))
+    _, summary = run_all(WORK, StageContext(make_config(max_regions=2, min_regions=2), out, inputs))
     assert summary["samples"] <= 7
     assert {len(s.boxes) for s in RegionPairs(out, 0).epoch(0)} == {2}
-    assert STAGE.settings(make_config(max_regions=2)) != STAGE.settings(make_config())
+    assert STAGES["pairs"].settings(make_config(max_regions=2)) != STAGES["pairs"].settings(make_config())
 
 
 def test_nothing_kept_is_an_error_that_says_what_to_do(tmp_path, inputs) -> None:
     write_labels(inputs["data"], inputs["labels"], kept=False)
     out = Folder(str(tmp_path / "pairs"))
     with pytest.raises(ValueError, match=r"lower labels\.threshold or pairs\.min_regions \(now 0\.1 and 1\)"):
-        run_all(STAGE, StageContext(make_config(), out, inputs))
+        run_all(WORK, StageContext(make_config(), out, inputs))

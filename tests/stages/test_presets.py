@@ -13,8 +13,8 @@ from places import ROOT
 from regionclip_core.config.loading import load_config, preset_names
 from regionclip_core.config.tree import Config
 from regionclip_core.detection.inference import InferenceSettings
-from stages.base import STAGES
 from stages.cli import app
+from stages.declarations import STAGES
 
 PAGE = ROOT / "docs" / "REPRODUCE.md"
 

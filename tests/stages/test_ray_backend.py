@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ import yaml
 from toy_runs import Toy
 
 from regionclip_core.config.tree import ExecutionConfig
-from regionclip_core.storage.records import Folder, read_failure
-from stages import base
-from stages.base import StageRegistry
-from stages.engine import ray_backend, ray_workers
-from stages.engine.ray_backend import RayBackend, ray, worker_environment
-from stages.engine.ray_training import _free_places, watched
+from regionclip_core.storage.records import Folder, ShardRecord, read_failure
+from stages import declarations
+from stages.engine import ray_backend, ray_cluster
+from stages.engine.ray_backend import RayBackend, ray
+from stages.engine.ray_cluster import worker_environment
+from stages.engine.ray_training import free_places, watched
+from stages.engine.work import StageTask
 
 RAY = {"execution__backend": "ray", "execution__workers": 2}
 
@@ -29,9 +31,8 @@ RAY = {"execution__backend": "ray", "execution__workers": 2}
 def cluster() -> Iterator[None]:
     """One Ray for the module; a run uses the Ray that is there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "STAGES", toy_stages.REGISTRY)
+        patch.setattr(declarations, "STAGES", toy_stages.STAGES)
         backend = RayBackend(ExecutionConfig(workers=2))
-        backend.close_pools()
         yield
         backend.close()
         assert not ray.is_initialized()
@@ -41,13 +42,13 @@ def test_same_bytes_as_local_and_a_job_gets_its_threads(
     toy: Toy, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert toy.run().ok
-    monkeypatch.setattr(base, "STAGES", StageRegistry({**toy_stages.REGISTRY.targets, "model": "toy_stages:MODEL"}))
+    monkeypatch.setattr(declarations, "STAGES", {**toy_stages.STAGES, "model": toy_stages.Model()})
     other = Toy(tmp_path / "ray")
     other.root.mkdir()
     assert other.run(**RAY, execution__threads=3, execution__device="cpu").ok
     assert other.content() == toy.content()
     ours, theirs = toy.plan(), other.plan()
-    assert all(ours[name].fingerprint == theirs[name].fingerprint for name in toy_stages.REGISTRY)
+    assert all(ours[name].fingerprint == theirs[name].fingerprint for name in toy_stages.STAGES)
     # Shard workers run with one thread; a job in the same process must not be held to that.
     manifest = theirs["model"].manifest
     assert manifest is not None
@@ -95,16 +96,10 @@ def test_asking_for_what_the_cluster_lacks_says_so(toy: Toy, cluster: None) -> N
 def test_places_that_ray_train_forgot_are_freed(cluster: None) -> None:
     from ray.util.placement_group import placement_group, placement_group_table
 
-    earlier = placement_group([{"CPU": 1}])
-    assert earlier.wait(30)
-    before = set(placement_group_table())
     forgotten = placement_group([{"CPU": 1}])
     assert forgotten.wait(30)
-    _free_places(before)
+    free_places()
     assert placement_group_table(forgotten)["state"] == "REMOVED"
-    assert placement_group_table(earlier)["state"] == "CREATED"
-    _free_places(set())
-    assert placement_group_table(earlier)["state"] == "REMOVED"
 
 
 @pytest.mark.slow
@@ -132,57 +127,100 @@ def test_a_training_is_done_again_when_it_lost_a_process_and_never_when_it_raise
     assert toy.calls().count("lonely-0") == 1
 
 
+@pytest.fixture
+def full(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Another program holds all CPUs until this is called; a run soon says so."""
+    monkeypatch.setattr(ray_cluster, "SAY_AFTER", 0.2)
+    monkeypatch.setattr(ray_backend, "LOOK_EVERY", 0.2)
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def begun(self) -> None:
+            pass
+
+    others = [Other.remote() for _ in range(int(ray_cluster.resources()["CPU"]))]
+    ray.get([other.begun.remote() for other in others])
+
+    def end() -> None:
+        while others:
+            ray.kill(others.pop())
+
+    yield end
+    end()
+
+
 def test_a_stage_waits_aloud_for_a_place_in_the_cluster_and_gives_up(
-    toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: Toy, full: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ray_workers, "SAY_AFTER", 0.2)
-    monkeypatch.setattr(ray_workers, "START_LIMIT", 0.5)
-    monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 1.0)
-    cpus = int(ray_workers.resources()["CPU"])
-    others = ray_workers.Pool(cpus, {"num_cpus": 1})
-    ray.get(list(others.starting))
+    monkeypatch.setattr(ray_cluster, "GIVE_UP_AFTER", 1.0)
     result = toy.run("numbers", **RAY)
     assert result.messages["numbers"].startswith("NoRoom: no place for a worker with 1 CPU in 1 s")
     shown = capsys.readouterr().out
     assert shown.count("waiting for a worker with 1 CPU") == 1
+    cpus = int(ray_cluster.resources()["CPU"])
     assert f"The cluster has 0 of {cpus} CPUs and 0 of 0 GPUs free, on 1 machines" in shown
-    threading.Timer(1.0, others.close).start()
-    monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 60.0)
+    threading.Timer(1.0, full).start()
+    monkeypatch.setattr(ray_cluster, "GIVE_UP_AFTER", 60.0)
     assert toy.run("numbers", **RAY).ok
     assert "the cluster has room again: going on" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_training_waits_aloud_for_a_place_in_the_cluster_and_gives_up(
-    toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: Toy, full: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ray_workers, "SAY_AFTER", 0.2)
-    monkeypatch.setattr(ray_workers, "START_LIMIT", 0.5)
-    monkeypatch.setattr(ray_workers, "GIVE_UP_AFTER", 2.0)
-    others = ray_workers.Pool(int(ray_workers.resources()["CPU"]), {"num_cpus": 1})
-    ray.get(list(others.starting))
-    try:
-        result = toy.run("lonely", **RAY, execution__train_workers=2)
-    finally:
-        others.close()
+    monkeypatch.setattr(ray_cluster, "GIVE_UP_AFTER", 2.0)
+    result = toy.run("lonely", **RAY, execution__train_workers=2)
     assert result.messages["lonely"].startswith("NoRoom: no place for all 2 processes in 2 s")
     assert capsys.readouterr().out.count("waiting for 2 processes with 1 CPU each") == 1
     assert toy.calls() == []
 
 
-def test_the_only_worker_of_a_lost_node_is_replaced(toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node is alive here, and only said to be lost: the first worker hangs as if it were."""
+def test_a_long_shard_is_no_waiting(
+    toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A call that runs is seen to run, however long nothing comes back."""
+    assert toy.run("scaled", **RAY).ok
+    monkeypatch.setattr(ray_backend, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(ray_cluster, "SAY_AFTER", 3.0)
+    monkeypatch.setattr(ray_cluster, "GIVE_UP_AFTER", 3.0)
+    hold = toy.fault("hold-total")
+    threading.Timer(7.0, hold.unlink).start()
+    assert toy.run("total", **RAY).ok
+    assert "waiting for" not in capsys.readouterr().out
 
-    def alive() -> set[str]:
-        hangs = log.exists() and log.read_text().count("numbers-0") == 1
-        return set() if hangs else nodes()
 
-    nodes, log = ray_workers.alive_nodes, toy.root / "log" / "calls"
-    monkeypatch.setattr(ray_backend, "alive_nodes", alive)
-    monkeypatch.setattr(ray_backend, "LOST_AFTER", 0.5)
-    toy.fault("hang-numbers-0")
-    assert toy.run("numbers", **{**RAY, "execution__workers": 1}).ok
-    assert toy.calls() == [*["numbers-0"] * 2, "numbers-1", "numbers-2", "numbers-3"]
+@pytest.mark.slow
+def test_training_from_a_relative_workspace(toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's processes have another working directory; presets name places relative to the user's."""
+    monkeypatch.chdir(toy.root)
+    toy.workspace = Folder("ws")
+    assert toy.run("lonely", **RAY, execution__train_workers=2).ok
+    assert (toy.root / "ws" / "lonely").is_dir()
+    assert toy.plan()["lonely"].path.startswith("ws/")  # type: ignore[union-attr]
+    toy.fault("raise-lonely-1")
+    result = toy.run("lonely", **RAY, execution__train_workers=2, finetune__steps=7)
+    assert result.messages["lonely"].startswith("RuntimeError: told to fail at lonely-1\n")
+
+
+def test_a_worker_frees_its_model_when_it_has_nothing_to_do(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, as in a worker's: the state stays from shard to shard, and goes when no shard follows."""
+    monkeypatch.setattr(ray_cluster, "say_it_runs", lambda note: None)
+    monkeypatch.setattr(ray_cluster, "own_gpu", lambda: None)
+    monkeypatch.setattr(ray_backend, "FORGET_AFTER", 0.3)
+    assert toy.run("numbers").ok
+    toy.calls()
+    line = toy.plan()["scaled"]
+    task = StageTask("scaled", "toy_stages:SCALED", toy.config(), str(line.path), line.upstream)
+    for shard in range(3):
+        assert isinstance(ray_backend.call("", task, "process", shard), ShardRecord)
+    assert toy.calls().count("scaled-setup") == 1
+    deadline = time.monotonic() + 10
+    while ray_backend._shards._loaded is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ray_backend.call("", task, "process", 3)
+    assert toy.calls() == ["scaled-3", "scaled-setup"]
 
 
 def test_what_workers_are_told_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +257,7 @@ def test_a_run_starts_its_own_ray_from_anywhere_and_takes_it_down(toy: Toy, tmp_
     """Workers find the packages through the driver's sys.path, not through the working directory."""
     code = (
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
-        "from stages import base; import toy_stages; base.STAGES = toy_stages.REGISTRY\n"
+        "from stages import declarations; import toy_stages; declarations.STAGES = toy_stages.STAGES\n"
         "from regionclip_core.config.loading import load_config; from stages.engine.runner import Pipeline\n"
         "assert Pipeline(load_config('c.yaml')).run().ok\n"
         "import ray; assert not ray.is_initialized()\n"

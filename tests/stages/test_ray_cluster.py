@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.request import urlopen
 
@@ -14,7 +15,7 @@ from toy_runs import Toy
 
 from regionclip_core.config.tree import ExecutionConfig
 from regionclip_core.storage.records import ShardRecord
-from stages.engine import ray_backend, ray_workers
+from stages.engine import ray_cluster, work
 from stages.engine.ray_backend import RayBackend, ray
 from stages.engine.work import StageTask
 
@@ -49,7 +50,7 @@ def test_machines_that_join_during_a_run_get_shards(toy: Toy, cluster: Any) -> N
         hold, log, done = toy.fault("hold-numbers-0"), toy.root / "log" / "calls", list[Any]()
 
         def run() -> None:
-            for record in backend.shards(task(toy), range(4)):
+            for record in backend.process(task(toy), range(4)):
                 done.append(record)
 
         running = threading.Thread(target=run, daemon=True)
@@ -62,32 +63,50 @@ def test_machines_that_join_during_a_run_get_shards(toy: Toy, cluster: Any) -> N
         running.join()
         assert [record.shard for record in done] == [1, 2, 3, 0]
         assert all(isinstance(record, ShardRecord) for record in done)
-        assert len(set(backend.pool(gpu=False).nodes.values())) == 2
         assert said == ["the cluster has grown: 2 workers with 1 CPU each, 1 before"]
     finally:
         backend.close()
 
 
 @pytest.mark.slow
-def test_a_call_whose_worker_lost_its_place_goes_to_another(toy: Toy, cluster: Any) -> None:
-    """Two workers are asked for, one has a place; when it dies, Ray gives that place to the one that waits."""
-    cluster.add_node(num_cpus=1)
+def test_a_lost_call_goes_to_any_worker_with_a_place(toy: Toy, cluster: Any) -> None:
+    """Two at a time are asked for and one has a place; then that machine goes, and another one comes."""
+    node = cluster.add_node(num_cpus=1)
     backend = RayBackend(ExecutionConfig(address=cluster.address, workers=2))
     try:
         toy.fault("die-numbers-0")
-        pool = backend.pool(gpu=False)
-        assert len(pool.workers) == 2
-        assert sorted(r.shard for r in backend.shards(task(toy), range(2))) == [0, 1]
+        assert sorted(r.shard for r in backend.process(task(toy), range(2))) == [0, 1]
         assert toy.calls() == ["numbers-0", "numbers-0", "numbers-1"]
-        # Without a retry left it is nobody's fault as long as the worker is not seen to be where it was.
-        toy.fault("die-numbers-2")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ray_backend, "LOST_AFTER", 3.0)
-            [result] = backend.shards(task(toy, execution__shard_retries=0), [2])
-        assert isinstance(result, ShardRecord) and toy.calls() == ["numbers-2"] * 2
-        assert len(pool.starting) == 1
+        toy.fault("hang-numbers-2")
+        done, log = list[Any](), toy.root / "log" / "calls"
+        running = threading.Thread(target=lambda: done.extend(backend.process(task(toy), [2])), daemon=True)
+        running.start()
+        soon(log.exists)
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        running.join(120)
+        assert [type(one) for one in done] == [ShardRecord] and toy.calls() == ["numbers-2"] * 2
     finally:
         backend.close()
+
+
+@pytest.mark.slow
+def test_through_ray_client(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "ray_client_server_port": port})
+    try:
+        soon(lambda: socket.create_connection(("127.0.0.1", port), 1))
+        backend = RayBackend(ExecutionConfig(address=f"ray://127.0.0.1:{port}"))
+        toy.fault("die-numbers-0")
+        assert [r.shard for r in backend.process(task(toy), range(2))] == [0, 1]
+        backend.close()
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.slow
@@ -120,7 +139,7 @@ def test_places_are_counted_machine_by_machine(
     kind: str, share: float, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: NODES)
-    assert ray_workers.places(kind, share) == count
+    assert ray_cluster.places(kind, share) == count
 
 
 @pytest.mark.parametrize(
@@ -154,7 +173,7 @@ def test_how_many_workers(
 
 def test_a_cluster_that_lost_its_gpus_or_has_none_yet_is_waited_for(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"GPU": 2.0}
-    monkeypatch.setattr(ray_backend, "resources", lambda: there)
+    monkeypatch.setattr(ray_cluster, "resources", lambda: there)
     model = StageTask("model", "toy_stages:MODEL", toy.config(), "", {}, uses_gpu=True)
     backend = RayBackend.__new__(RayBackend)
     for device, expected in [("auto", [False, True, True]), ("cuda", [True, True, True]), ("cpu", [False] * 3)]:
@@ -168,82 +187,30 @@ def test_a_cluster_that_lost_its_gpus_or_has_none_yet_is_waited_for(toy: Toy, mo
     assert not backend._uses_gpu(model)
 
 
-class Remote:
-    """A worker that answers nothing, and remembers what it was asked."""
-
-    def __init__(self, asked: list[str]) -> None:
-        self.asked = asked
-
-    def __getattr__(self, method: str) -> Any:
-        return _Method(self, method)
-
-
-class _Method:
-    def __init__(self, worker: Remote, name: str) -> None:
-        self._worker, self._name = worker, name
-
-    def options(self, **_: Any) -> _Method:
-        return self
-
-    def remote(self, *_: Any) -> object:
-        self._worker.asked.append(self._name)
-        return object()
-
-
-@pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> ray_workers.Pool:
-    """A pool of one such worker at a time, which is on the node "a"."""
-    asked: list[str] = []
-    monkeypatch.setattr(ray, "kill", lambda worker: None)
-    pool = ray_workers.Pool(0, {"num_cpus": 1})
-    pool._actor = type("Actor", (), {"remote": staticmethod(lambda: Remote(asked))})
-    pool.grow(1)
-    _answer(pool)
-    return pool
-
-
-def _answer(pool: ray_workers.Pool) -> None:
-    [(_, worker)] = pool.starting.items()
-    pool.starting.clear()
-    pool.nodes[worker] = "a"
-    pool.free(worker)
-
-
-def test_a_call_that_takes_each_machine_down_fails(
-    toy: Toy, pool: ray_workers.Pool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ids", "visible", "index"), [([], None, None), ([2], None, 2), (["5"], "4,5", 1), ([0], "", 0)]
+)
+def test_the_gpu_that_ray_gave_by_the_number_that_torch_knows(
+    ids: list[Any], visible: str | None, index: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_backend, "LOST_AFTER", -1.0)
-    out = ray_backend._HandOut(task(toy), pool, [(7, "process", (7,))])
-    results: list[Any] = []
-    for _ in range(1 + ray_backend.MOST_MOVES):
-        out.hand()
-        assert len(out.busy) == 1 and not list(out.take_back({"a", "b"}))
-        results += out.take_back({"b"})
-        assert not out.busy and len(pool.workers) == len(pool.starting) == 1  # another one in its place
-        _answer(pool)
-    [(key, failed)] = results
-    assert key == 7 and failed.shard == 7 and not out.waiting
-    assert failed.error == "WorkerDied: its machine was lost 4 times: does the call take it down?"
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ids)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert ray_cluster.own_gpu() == index
 
 
-def test_a_worker_that_was_idle_is_asked_before_it_gets_a_call(
-    pool: ray_workers.Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [worker] = pool.idle
-    asked = len(worker.asked)
-    assert pool.take() is worker and pool.take() is None
-    pool.free(worker)
-    monkeypatch.setattr(ray_workers, "FRESH", 0.0)
-    assert pool.take() is None and worker.asked[asked:] == ["node"]
-    assert list(pool.starting.values()) == [worker]
-
-
-def test_a_worker_that_could_not_be_started_is_not_asked_for_again(pool: ray_workers.Pool) -> None:
-    pool.workers.clear()
-    pool.grow(1)
-    assert not pool.workers
-    pool.grow(3)
-    assert len(pool.workers) == 2
+def test_a_worker_on_another_gpu_loads_its_model_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "resolve_device", lambda device: "cuda")
+    assert toy.run("numbers").ok
+    line = toy.plan()["scaled"]
+    scaled = StageTask("scaled", "toy_stages:SCALED", toy.config(), str(line.path), line.upstream, uses_gpu=True)
+    toy.calls()
+    worker = work.ShardWorker()
+    for shard, gpu in enumerate([0, 0, 1, 1]):
+        assert isinstance(worker.process(replace(scaled, gpu=gpu), shard), ShardRecord)
+    assert toy.calls().count("scaled-setup") == 2
+    assert work.context(replace(scaled, gpu=3)).device == "cuda:3" and work.context(scaled).device == "cuda"
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])

@@ -17,11 +17,14 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import read_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.concept_embeddings import save_embeddings
-from regionclip_core.storage.records import Folder, Manifest, content_digest, write_manifest
+from regionclip_core.storage.records import Folder, Manifest, ShardRecord, content_digest, write_manifest
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
-from stages.base import ShardRecord, StageContext
-from stages.data import STAGE as DATA
-from stages.report import STAGE as REPORT
+from stages.base import StageContext
+from stages.data import WORK as DATA
+from stages.declarations import STAGES
+from stages.report import WORK as REPORT
+
+needs = STAGES["report"].needs
 
 SPLITS = {"scene": 12, "train": 4, "val": 12}
 BAD_METRICS = {"zero_shot_gt": {}, "zero_shot_rpn": {}, "finetuned": {}, "teacher": {}, "images": 0}
@@ -207,7 +210,7 @@ class Workspace:
 
     def report(self, name: str = "report") -> Folder:
         ctx = self.context(name)
-        ctx.inputs = {stage: self.inputs[stage] for stage in REPORT.needs(self.config)}
+        ctx.inputs = {stage: self.inputs[stage] for stage in needs(self.config)}
         assert REPORT.run(ctx) == {"report": "report.html"}
         return ctx.out
 
@@ -313,10 +316,10 @@ def test_pictures_show_validation_images_with_novel_objects(workspace: Workspace
 
 
 def test_needs_and_settings() -> None:
-    assert "rpn" in REPORT.needs(make_config())
+    assert "rpn" in needs(make_config())
     grid = make_config(proposals={"splits": list(SPLITS), "method": "grid"})
-    assert "rpn" not in REPORT.needs(grid)
-    settings = REPORT.settings(grid)  # the page prints settings of every stage, but not where it ran
+    assert "rpn" not in needs(grid)
+    settings = STAGES["report"].settings(grid)  # the page prints settings of every stage, but not where it ran
     assert settings["report"] == {"images": 3}
     assert settings["proposals"]["method"] == "grid"
     assert not {"execution", "workspace"} & set(settings)
@@ -345,6 +348,9 @@ def test_runs_without_the_optional_parts(tmp_path: Path) -> None:
 
 def test_unfinished_input_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     ctx = workspace.context("report-3")
-    ctx.inputs = {**{s: workspace.inputs[s] for s in REPORT.needs(workspace.config)}, "labels": Folder(str(tmp_path))}
+    ctx.inputs = {
+        **{s: workspace.inputs[s] for s in needs(workspace.config)},
+        "labels": Folder(str(tmp_path)),
+    }
     with pytest.raises(ValueError, match="run the labels stage first"):
         REPORT.run(ctx)

@@ -15,14 +15,15 @@ from regionclip_core.proposals.rpn_folder import load_rpn_folder, open_network, 
 from regionclip_core.proposals.rpn_weights import to_official
 from regionclip_core.storage.records import Folder
 from stages.base import StageContext
-from stages.rpn import STAGE
+from stages.declarations import STAGES
+from stages.rpn import WORK
 
 
 def run(tmp_path: Path, weights: Path | str, **rpn: object) -> tuple[dict[str, object], Folder]:
     config = small_config(tmp_path / "ws", proposals={"method": "rpn"}, rpn={"weights": str(weights), **rpn})
-    assert STAGE.needs(config) == ()
+    assert STAGES["rpn"].needs(config) == ()
     out = Folder(str(tmp_path / "out"))
-    return STAGE.run(StageContext(config, out, {})), out
+    return WORK.run(StageContext(config, out, {})), out
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_weights_of_a_folder_are_taken_and_its_files_count(tmp_path: Path, small
     files = [f"{folder}/rpn/rpn.json", f"{folder}/rpn/rpn.safetensors"]
     for place in (folder, folder / "rpn"):
         config = small_config(tmp_path / "ws", proposals={"method": "rpn"}, rpn={"weights": str(place)})
-        assert STAGE.raw_inputs(config) == files
+        assert STAGES["rpn"].raw_inputs(config) == files
         summary, out = run(tmp_path, place)
         assert summary["names"] == "regionclip" and summary["left_over"] == {}
         loaded, settings, _ = load_rpn_folder(out)
@@ -51,7 +52,7 @@ def test_weights_of_a_folder_are_taken_and_its_files_count(tmp_path: Path, small
         small_config(tmp_path / "ws", proposals={"method": "grid"}, rpn={"weights": str(folder)}),
         small_config(tmp_path / "ws", proposals={"method": "rpn"}, rpn={"weights": "random"}),
     ):
-        assert STAGE.raw_inputs(config) == []
+        assert STAGES["rpn"].raw_inputs(config) == []
 
 
 def test_an_official_file_is_read_as_it_is(tmp_path: Path, small: tuple[Path, ProposalNetwork]) -> None:
@@ -72,6 +73,5 @@ def test_an_official_file_is_read_as_it_is(tmp_path: Path, small: tuple[Path, Pr
     direct, _, proposals = open_network(str(file))
     assert torch.equal(direct.rpn.head.objectness.weight, network.rpn.head.objectness.weight)
     assert (proposals.pre_nms, proposals.max_regions) == (6000, 1000)
-    assert STAGE.raw_inputs(small_config(tmp_path / "ws", proposals={"method": "rpn"}, rpn={"weights": str(file)})) == [
-        str(file)
-    ]
+    config = small_config(tmp_path / "ws", proposals={"method": "rpn"}, rpn={"weights": str(file)})
+    assert STAGES["rpn"].raw_inputs(config) == [str(file)]

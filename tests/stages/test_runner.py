@@ -197,7 +197,7 @@ def test_a_killed_run_leaves_a_workspace_that_a_rerun_finishes_to_the_same_bytes
     other.fault("die-numbers-2")
     other.fault("die-total")
     code = (
-        "import sys; from stages import base; import toy_stages; base.STAGES = toy_stages.REGISTRY\n"
+        "import sys; from stages import declarations; import toy_stages; declarations.STAGES = toy_stages.STAGES\n"
         "from regionclip_core.config.loading import load_config; from stages.engine.runner import Pipeline\n"
         "Pipeline(load_config(sys.argv[1])).run()\n"
     )

@@ -83,7 +83,7 @@ def test_nothing_of_a_stage_can_be_written(toy: Toy, full: Callable[..., None], 
     told = result.messages["numbers"]
     assert told.startswith("shard 2: RuntimeError: told to fail at numbers-2\n")
     assert "its traceback could not be written: [Errno 28] No space left on device: " in told
-    assert "failed-00002.json'; mend that and run again" in told
+    assert "failed-00002.json'; fix the problem and run again" in told
     output = capsys.readouterr().out
     assert "the roll-up of the records could not be written: [Errno 28] No space left on device" in output
     full()

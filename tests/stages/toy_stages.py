@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from regionclip_core.config.tree import Config
-from stages.base import JobStage, ShardRecord, ShardResult, ShardStage, StageContext, StageRegistry
+from regionclip_core.storage.records import ShardRecord
+from stages.base import JobStage, JobWork, ShardResult, ShardStage, ShardWork, Stage, StageContext
 
-REGISTRY = StageRegistry({name: f"toy_stages:{name.upper()}" for name in ("numbers", "scaled", "total", "lonely")})
 SHARDS = 4
 
 CONFIG = """
@@ -60,15 +60,19 @@ def called(config: Config, what: str) -> None:
 
 
 class Numbers(ShardStage):
-    """Shard s holds the numbers 10 s .. 10 s + shard_size - 1; nine is a bad number."""
+    """Nothing is needed."""
 
-    name, version = "numbers", 1
+    name, version, work = "numbers", 1, "toy_stages:NUMBERS"
 
     def settings(self, config: Config) -> dict[str, Any]:
         return {"numbers": {"shard_size": config.data.shard_size}}
 
     def raw_inputs(self, config: Config) -> list[str]:
         return [] if config.evaluate.split == "train" else [config.evaluate.split]
+
+
+class NumbersWork(ShardWork):
+    """Shard s holds the numbers 10 s .. 10 s + shard_size - 1; nine is a bad number."""
 
     def shards(self, ctx: StageContext) -> list[int]:
         return list(range(SHARDS))
@@ -83,15 +87,19 @@ class Numbers(ShardStage):
 
 
 class Scaled(ShardStage):
-    """Numbers times tenths of the threshold: 0.1 and 0.15 give the same."""
+    """Needs the numbers."""
 
-    name, version = "scaled", 1
+    name, version, work = "scaled", 1, "toy_stages:SCALED"
 
     def needs(self, config: Config) -> tuple[str, ...]:
         return ("numbers",)
 
     def settings(self, config: Config) -> dict[str, Any]:
         return {"labels": {"threshold": config.labels.threshold, "top_k": config.labels.top_k}}
+
+
+class ScaledWork(ShardWork):
+    """Numbers times tenths of the threshold: 0.1 and 0.15 give the same."""
 
     def shards(self, ctx: StageContext) -> list[int]:
         return [int(n[8:13]) for n in ctx.inputs["numbers"].names() if n.startswith("numbers-")]
@@ -114,15 +122,19 @@ class Scaled(ShardStage):
 
 
 class Total(JobStage):
-    """The sum of all scaled numbers."""
+    """Needs the scaled numbers."""
 
-    name, version = "total", 1
+    name, version, work = "total", 1, "toy_stages:TOTAL"
 
     def needs(self, config: Config) -> tuple[str, ...]:
         return ("scaled",)
 
     def settings(self, config: Config) -> dict[str, Any]:
         return {"pretrain": {"steps": config.pretrain.steps}}
+
+
+class TotalWork(JobWork):
+    """The sum of all scaled numbers."""
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         called(ctx.config, "total")
@@ -137,13 +149,17 @@ class Total(JobStage):
 
 
 class Lonely(JobStage):
-    """Stands alone; with several processes it sums the ranks by torch.distributed."""
+    """Needs no other stage; can run in several processes."""
 
-    name, version = "lonely", 1
+    name, version, work = "lonely", 1, "toy_stages:LONELY"
     distributed = True
 
     def settings(self, config: Config) -> dict[str, Any]:
         return {"finetune": {"steps": config.finetune.steps}}
+
+
+class LonelyWork(JobWork):
+    """With several processes it sums the ranks by torch.distributed."""
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         called(ctx.config, f"lonely-{ctx.rank}")
@@ -161,12 +177,16 @@ class Lonely(JobStage):
 
 
 class Model(JobStage):
-    """Uses torch; stands in no pipeline but the test's that wants it."""
+    """In no pipeline but the test's that wants it."""
 
-    name, version, uses_gpu = "model", 1, True
+    name, version, work, uses_gpu = "model", 1, "toy_stages:MODEL", True
 
     def settings(self, config: Config) -> dict[str, Any]:
         return {}
+
+
+class ModelWork(JobWork):
+    """Uses torch."""
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         import torch
@@ -174,4 +194,5 @@ class Model(JobStage):
         return {"threads": ctx.threads, "torch_threads": torch.get_num_threads(), "device": ctx.device}
 
 
-NUMBERS, SCALED, TOTAL, LONELY, MODEL = Numbers(), Scaled(), Total(), Lonely(), Model()
+NUMBERS, SCALED, TOTAL, LONELY, MODEL = NumbersWork(), ScaledWork(), TotalWork(), LonelyWork(), ModelWork()
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (Numbers(), Scaled(), Total(), Lonely())}

@@ -14,9 +14,7 @@ from regionclip_core.datasets.world.captions import Thing, write_captions
 from regionclip_core.datasets.world.categories import CATEGORIES, Category
 from regionclip_core.datasets.world.layout import Box, compose, place, visible_boxes
 from regionclip_core.datasets.world.sprites import Sprite, draw_sprite
-
-WORLD_VERSION = 1
-"""Enters the seed: raised whenever the pixels, captions or boxes of the same arguments change."""
+from regionclip_core.datasets.world.version import WORLD_VERSION
 
 _CLOSEUP_COUNTS = (1, 2, 3)
 _CLOSEUP_SHARES = (0.60, 0.25, 0.15)

@@ -26,7 +26,8 @@ from regionclip_core.models.towers import region_encoder
 from regionclip_core.report.samples import stream_rows
 from regionclip_core.storage.folder import canonical_json
 from regionclip_core.storage.records import Folder
-from stages.base import STAGES, JobStage, StageContext
+from stages.base import StageContext
+from stages.evaluate import WORK
 
 GROUPS = (("rare", ("dog", "cup")), ("common", ("cat",)), ("frequent", ("bus",)))
 LVIS = Vocabulary(VOCABULARY.names, VOCABULARY.base, GROUPS)
@@ -86,9 +87,7 @@ def make_inputs(
 
 def run(root: Path, config: Config, inputs: dict[str, Folder]) -> tuple[dict[str, Any], dict[str, Any]]:
     """metrics.json and the summary."""
-    stage = STAGES["evaluate"]
-    assert isinstance(stage, JobStage)
-    summary = stage.run(StageContext(config, Folder(str(root / "evaluate")), inputs))
+    summary = WORK.run(StageContext(config, Folder(str(root / "evaluate")), inputs))
     return json.loads((root / "evaluate" / "metrics.json").read_text()), summary
 
 

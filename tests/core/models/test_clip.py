@@ -18,7 +18,7 @@ from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.models.clip import build_clip, create_clip, load_clip, named_architecture, save_clip
 from regionclip_core.storage.records import Folder
 from stages.base import StageContext
-from stages.teacher import STAGE
+from stages.teacher import WORK
 
 TEXT = np.load(GOLDEN / "text_encoder.npz")
 TOKENS = json.loads((GOLDEN / "tokenizer.json").read_text())
@@ -289,7 +289,7 @@ def test_a_normalisation_that_the_file_leaves_open_is_told(tmp_path, tiny_rn50, 
     assert told in clip.note and bool(clip.note) == bool(told)
     assert clip.mean == open_clip.OPENAI_DATASET_MEAN
     run = tiny_config().model_copy(update={"teacher": config(model=model, weights=str(tmp_path / "w.pt"))})
-    summary = STAGE.run(StageContext(run, Folder(str(tmp_path / "out")), {}))
+    summary = WORK.run(StageContext(run, Folder(str(tmp_path / "out")), {}))
     assert summary.get("note", "") == clip.note
     if told:
         assert "open_clip_config.json of the folder that `regionclip import` makes" in clip.note

@@ -21,7 +21,8 @@ from regionclip_core.models.clip import ClipModel, load_clip, save_clip
 from regionclip_core.models.concept_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
-from stages.base import STAGES, ShardStage, StageContext
+from stages.base import StageContext
+from stages.declarations import STAGES
 
 CONFIG = tiny_config(
     labels={"mode": "roi"},
@@ -50,10 +51,7 @@ def run(request: Any, world: dict[str, Folder], tmp_path_factory: pytest.TempPat
         stage = STAGES[name]
         done[name] = Folder(str(root / name))
         ctx = StageContext(CONFIG, done[name], {need: done[need] for need in stage.needs(CONFIG)})
-        if isinstance(stage, ShardStage):
-            run_stage(stage, ctx)
-        else:
-            stage.run(ctx)
+        run_stage(stage, ctx)
     return done
 
 
@@ -137,7 +135,6 @@ def test_a_convnext_labels_crops(world: dict[str, Folder], tmp_path: Path) -> No
     inputs = {**world, "teacher": Folder(str(tmp_path / "teacher"))}
     save_clip(clip, inputs["teacher"])
     stage, out = STAGES["labels"], Folder(str(tmp_path / "labels"))
-    assert isinstance(stage, ShardStage)
     run_stage(stage, StageContext(config, out, {need: inputs[need] for need in stage.needs(config)}))
     table = pq.read_table(tmp_path / "labels" / f"labels-{split_shards(world['data'], ('train',))[0]:05d}.parquet")
     row = next(row for row in table.to_pylist() if row["boxes"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_artifacts import tiny_clip, tiny_config
+from small_artifacts import run_stage, tiny_clip, tiny_config
 
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector
@@ -19,7 +19,8 @@ from regionclip_core.models.clip_weights import find_weights
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import clip_files, clip_folder
-from stages.base import STAGES, StageContext
+from stages.base import StageContext
+from stages.declarations import STAGES
 
 
 def open_clip_folder(clip: ClipModel, folder: Path) -> None:
@@ -116,7 +117,7 @@ def test_pretrain_takes_a_student(pretrained: Path, tmp_path: Path, layout: str)
         Path(name).is_file() and Path(name).parent.name in ("student", "run") for name in stage.raw_inputs(config)
     )
     ctx = StageContext(config, Folder(str(tmp_path / "out")), {})
-    summary = stage.run(ctx)
+    summary = run_stage(stage, ctx)
     assert summary == {"model": "small", "weights": str(where)}
     assert sorted(ctx.out.names()) == ["clip.json", "clip.safetensors"]
     assert same_weights(load_clip(ctx.out), tiny_clip(2))
@@ -127,7 +128,7 @@ def test_a_student_of_another_architecture_than_the_teacher_is_refused(pretraine
     config = tiny_config(pretrain={"weights": str(pretrained)}, teacher={"architecture": architecture})
     ctx = StageContext(config, Folder(str(tmp_path / "out")), {})
     with pytest.raises(ValueError, match=r"student of the architecture small, .* set teacher\.model"):
-        STAGES["pretrain"].run(ctx)
+        run_stage(STAGES["pretrain"], ctx)
     assert not ctx.out.names()
 
 
@@ -141,7 +142,7 @@ def test_finetune_takes_a_detector(detector: Path, tmp_path: Path) -> None:
         "vocabulary.json",
     ]
     ctx = StageContext(config, Folder(str(tmp_path / "out")), {})
-    summary = stage.run(ctx)
+    summary = run_stage(stage, ctx)
     assert summary == {"detectors": {"regionclip": {"weights": str(detector), "names": 3}}}
     assert sorted(ctx.out.names()) == ["regionclip.json", "regionclip.safetensors"]
     taken = load_detector(ctx.out, stem="regionclip")

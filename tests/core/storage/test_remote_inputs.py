@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from lvis_samples import write_lvis
-from small_artifacts import tiny_clip, tiny_config
+from small_artifacts import run_stage, tiny_clip, tiny_config
 
 from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config, RpnConfig
@@ -32,7 +32,8 @@ from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_folder import load_rpn_folder, rpn_section, save_rpn_folder
 from regionclip_core.storage.fingerprints import InputDigests
 from regionclip_core.storage.folder import Folder
-from stages.base import STAGES, StageContext
+from stages.base import StageContext
+from stages.declarations import STAGES
 
 Put = Callable[[Path], str]
 
@@ -53,7 +54,7 @@ def put(tmp_path: Path) -> Put:
 def outcome(stage: str, config: Config, out: Path) -> Folder:
     """What a job stage that needs nothing writes."""
     ctx = StageContext(config, Folder(str(out)), {})
-    STAGES[stage].run(ctx)  # type: ignore[attr-defined]
+    run_stage(STAGES[stage], ctx)
     return ctx.out
 
 

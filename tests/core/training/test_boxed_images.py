@@ -30,7 +30,8 @@ from regionclip_core.training.box_batches import BoxedImage
 from regionclip_core.training.boxed_images import boxed_images
 from regionclip_core.training.image_tally import ImageTally
 from regionclip_core.training.sampling import repeat_factors
-from stages.base import STAGES, JobStage, StageContext
+from stages.base import StageContext
+from stages.teacher import WORK
 
 State = dict[str, Tensor]
 
@@ -206,14 +207,13 @@ def test_a_teacher_from_lists_is_the_same(
     world: dict[str, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"splits": ["train", "val"], "steps": 4, "batch_size": 4, "checkpoint_every": 4}
-    config, stage, results = tiny_config(teacher={"weights": "train", "training": training}), STAGES["teacher"], []
-    assert isinstance(stage, JobStage)
+    config, results = tiny_config(teacher={"weights": "train", "training": training}), []
     for name in ("lazy", "list"):
         out = Folder(str(tmp_path / name))
-        summary = stage.run(StageContext(config, out, {"data": world["data"]}))
+        summary = WORK.run(StageContext(config, out, {"data": world["data"]}))
         results.append((out.read_bytes("clip.safetensors"), out.read_bytes("history.json"), summary["pairs"]))
         monkeypatch.setattr(
-            "regionclip_core.pretraining.captioned_images.captioned_images",
+            "stages.teacher.captioned_images",
             lambda *args: Counted(captioned_list(*args)),
         )
     assert results[0] == results[1]

@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from second_device import DEVICE, second_device
+from small_artifacts import run_stage
 from two_ranks import job_config, run_jobs
 
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.records import Folder
 from regionclip_core.training import fit as training
-from stages.base import STAGES, JobStage, StageContext
+from stages.base import StageContext
+from stages.declarations import STAGES
 
 
 class Inline:
@@ -53,10 +55,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(jobs: Path, name: str, out: Path, device: str) -> None:
     stage = STAGES[name]
-    assert isinstance(stage, JobStage)
     chosen = config() if name == "rpn" else job_config()
     inputs = {need: Folder(str(jobs / need)) for need in stage.needs(chosen)}
-    stage.run(StageContext(chosen, Folder(str(out)), inputs, device=device))
+    run_stage(stage, StageContext(chosen, Folder(str(out)), inputs, device=device))
 
 
 def test_the_second_device_is_seen() -> None:

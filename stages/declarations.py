@@ -1,0 +1,332 @@
+"""The pipeline at a glance: what each of the eleven stages is, what it reads, and what its result depends on.
+
+A stage's name is its file `stages/<name>.py`, its key in pipeline.yaml, its argument on the command line and its folder
+in the workspace. What it writes, and how, is in its file.
+
+The planner and `status` import this file, so it imports neither torch nor Arrow nor spaCy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from regionclip_core.concepts.parser import parser_identity
+from regionclip_core.config.tree import RPN_FIELDS, CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
+from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.world.version import WORLD_VERSION
+from regionclip_core.storage.given_files import (
+    clip_files,
+    detector_files,
+    rpn_files,
+    text_files,
+    text_settings,
+)
+from regionclip_core.storage.locations import list_files
+from regionclip_core.storage.records import canonical_json
+from stages.base import JobStage, ShardStage, Stage
+
+
+class Data(ShardStage):
+    """Every split as shards of index rows; the embedded world's images are drawn here too."""
+
+    name = "data"
+    version = 3
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The section, what its category list holds, and the names and sizes of tars (never their content)."""
+        vocabulary = load_categories(config.data.categories)
+        splits = config.data.splits
+        settings: dict[str, Any] = {
+            # Where the categories were read from makes no difference.
+            "data": {**config.data.model_dump(mode="json"), "categories": vocabulary.digest},
+            # Shard numbers follow it, and canonical JSON sorts keys.
+            "order": list(splits),
+        }
+        if vocabulary.groups:
+            settings["category_groups"] = _digest([[name, list(members)] for name, members in vocabulary.groups])
+        if any(isinstance(split, WorldSplit) for split in splits.values()):
+            settings |= {"seed": config.seed, "world_version": WORLD_VERSION}
+        if tars := {name: split.urls for name, split in splits.items() if isinstance(split, TarsSplit)}:
+            settings["tars"] = {name: _digest([list(file) for file in list_files(urls)]) for name, urls in tars.items()}
+        return settings
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """Annotation and caption files."""
+        files: set[str] = set()
+        for split in config.data.splits.values():
+            if isinstance(split, (CocoSplit, LvisSplit)):
+                files |= {url for url in (split.instances, split.captions) if url}
+            elif isinstance(split, FolderSplit):
+                files.add(split.captions)
+        return sorted(files)
+
+
+class Concepts(ShardStage):
+    """Captions to a concept pool (paper section 3.2)."""
+
+    name = "concepts"
+    version = 1
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Captions and the categories' names are in the data artifact."""
+        return ("data",)
+
+    def by_default(self, config: Config) -> bool:
+        """Only a student that is trained here reads it."""
+        return _trains_student(config)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The section, and the parser that it means on this machine: `auto` must not mix two parsers in one pool."""
+        return {"concepts": config.concepts.model_dump(mode="json"), "parser": parser_identity(config.concepts)}
+
+
+class Teacher(JobStage):
+    """The CLIP whose knowledge of whole images is carried to regions."""
+
+    name = "teacher"
+    version = 2
+    uses_gpu = True
+    distributed = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Only training reads the data."""
+        return ("data",) if config.teacher.weights == "train" else ()
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """Prompts and stored embeddings are left out: they concern embeddings of later stages, not this model."""
+        training = {"checkpoint_every"} if config.teacher.weights == "train" else True
+        unread = {"prompts": True, "normalize_prompts": True, "embeddings": True, "training": training}
+        seed = {"seed": config.seed} if config.teacher.weights in ("train", "random") else {}
+        return {"teacher": config.teacher.model_dump(mode="json", exclude=unread), **seed}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """A local file or folder of weights counts by its content."""
+        weights = config.teacher.weights
+        if weights in ("train", "random"):
+            return []
+        # What is there is read, whatever its name; what looks like a path must be there; the rest are tags.
+        is_place = Path(weights).exists() or "/" in weights or Path(weights).suffix
+        return clip_files(weights, "teacher") if is_place else []
+
+
+class Rpn(JobStage):
+    """A class-agnostic region proposal network, trained on the boxes of base categories only."""
+
+    name = "rpn"
+    version = 2
+    uses_gpu = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Boxes, where a network is trained."""
+        return ("data",) if config.proposals.method == "rpn" and config.rpn.weights == "train" else ()
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What is read of the section; nothing but `unused` where another proposer is set."""
+        if config.proposals.method != "rpn":
+            return {"unused": config.proposals.method}
+        if config.rpn.weights == "train":
+            return {"rpn": config.rpn.model_dump(mode="json", exclude={"checkpoint_every"}), "seed": config.seed}
+        section = config.rpn.model_dump(mode="json", include={"weights", *RPN_FIELDS})
+        return {"rpn": section, **({"seed": config.seed} if config.rpn.weights == "random" else {})}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """A weight file counts by its content, also inside a folder."""
+        given = config.proposals.method == "rpn" and config.rpn.weights not in ("train", "random")
+        return rpn_files(config.rpn.weights) if given else []
+
+
+class Proposals(ShardStage):
+    """Boxes that may hold an object, one row per image."""
+
+    name = "proposals"
+    version = 2
+    uses_gpu = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """The images, and the network where one proposes."""
+        return ("data", "rpn") if config.proposals.method == "rpn" else ("data",)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What the method reads; for a network also how it is built and fed: its weights don't say its anchors."""
+        method = config.proposals.method
+        read = {
+            "rpn": ("max_regions", "pre_nms", "nms", "min_objectness"),
+            "grid": ("max_regions", "grid_scales"),
+            "random": ("max_regions", "grid_scales"),
+            "given": (),
+        }
+        section = config.proposals.model_dump(mode="json", include={"splits", "method", *read[method]})
+        if method == "rpn":
+            return {"proposals": section, "rpn": config.rpn.model_dump(mode="json", include=set(RPN_FIELDS))}
+        return {"proposals": section, **({"seed": config.seed} if method == "random" else {})}
+
+
+class Labels(ShardStage):
+    """The teacher matches proposals to concepts, once, offline (paper section 3.3, equation 1)."""
+
+    name = "labels"
+    version = 2
+    uses_gpu = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Images, pool, teacher and boxes."""
+        return ("data", "concepts", "teacher", "proposals")
+
+    def by_default(self, config: Config) -> bool:
+        """Only a student that is trained here reads it."""
+        return _trains_student(config)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
+        unread = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}
+        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode])
+        return {"labels": section, "teacher": text_settings(config.teacher)}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """Files of prompts and of published embeddings count by their content."""
+        return text_files(config.teacher)
+
+
+class Pairs(ShardStage):
+    """Images and their pseudo labels as WebDataset tars, ready to stream into training."""
+
+    name = "pairs"
+    version = 2
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Images and captions from data, regions from labels."""
+        return ("data", "labels")
+
+    def by_default(self, config: Config) -> bool:
+        """Only a student that is trained here reads it."""
+        return _trains_student(config)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The section, and the splits taken; nothing here is random."""
+        return {"pairs": config.pairs.model_dump(mode="json"), "labels": {"splits": list(config.labels.splits)}}
+
+
+class Pretrain(JobStage):
+    """The student learns regions from the teacher's pseudo labels (paper section 3.3)."""
+
+    name = "pretrain"
+    version = 2
+    uses_gpu = True
+    distributed = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Pairs, the pool's embeddings (kept with the labels), weights to start from; nothing for a given student."""
+        return ("teacher", "labels", "pairs") if _trains_student(config) else ()
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The section and the seed; for a given student its place, and what it must fit.
+
+        How many processes train counts only where each takes the losses over its own regions.
+        """
+        if not _trains_student(config):
+            return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
+        settings = {"pretrain": config.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})}
+        if not config.pretrain.gather_regions:
+            settings["execution"] = {"train_workers": config.execution.train_workers}
+        return {**settings, "seed": config.seed}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """A given student counts by its content."""
+        return [] if _trains_student(config) else clip_files(config.pretrain.weights, "student")
+
+
+class Finetune(JobStage):
+    """Open-vocabulary detectors from base boxes, one from each init, and an oracle that sees every box."""
+
+    name = "finetune"
+    version = 2
+    uses_gpu = True
+    distributed = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Boxes, proposals and both inits; nothing for a given detector."""
+        return ("data", "teacher", "proposals", "pretrain") if config.finetune.weights == "train" else ()
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """Also what shapes the embeddings of names; for a given detector only its place."""
+        if config.finetune.weights != "train":
+            return {"finetune": {"weights": config.finetune.weights}}
+        section = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
+        return {"finetune": section, "teacher": text_settings(config.teacher), "seed": config.seed}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """Files of prompts and of published embeddings, or of a given detector, count by their content."""
+        weights = config.finetune.weights
+        return text_files(config.teacher) if weights == "train" else detector_files(weights)
+
+
+class Evaluate(JobStage):
+    """Average precision by COCO's or LVIS's rules: zero-shot and finetuned, CLIP beside RegionCLIP."""
+
+    name = "evaluate"
+    version = 3
+    uses_gpu = True
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Boxes and proposals, both inits, the detectors."""
+        return ("data", "teacher", "proposals", "pretrain", "finetune")
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """Also what shapes the zero-shot classifier and the teacher's crops."""
+        return {
+            "evaluate": config.evaluate.model_dump(mode="json"),
+            "teacher": text_settings(config.teacher),
+            "labels": config.labels.model_dump(mode="json", include={"context", "batch_size"}),
+            "finetune": config.finetune.model_dump(mode="json", include={"temperature"}),
+        }
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """Files of prompts and of published embeddings count by their content."""
+        return text_files(config.teacher)
+
+
+class Report(JobStage):
+    """One self-contained page about the whole run, and its tables as text."""
+
+    name = "report"
+    version = 2
+
+    def needs(self, config: Config) -> tuple[str, ...]:
+        """Everything that takes part in this run."""
+        unused = set() if config.proposals.method == "rpn" else {"rpn"}
+        unused |= set() if _trains_student(config) else {"concepts", "labels", "pairs"}
+        return tuple(name for name in STAGES if name not in {"report", *unused})
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The whole config but where it runs: the page prints settings, so it is made again when one changes."""
+        return config.model_dump(mode="json", exclude={"execution", "workspace"})
+
+
+def _trains_student(config: Config) -> bool:
+    """Whether `pretrain` trains; a given student makes concepts, labels and pairs superfluous."""
+    return config.pretrain.weights == "train"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Data(),
+        Concepts(),
+        Teacher(),
+        Rpn(),
+        Proposals(),
+        Labels(),
+        Pairs(),
+        Pretrain(),
+        Finetune(),
+        Evaluate(),
+        Report(),
+    )
+}
+"""By name, in the order in which they run: a stage comes after all that it needs."""

@@ -1,0 +1,201 @@
+"""The Ray cluster: connecting, what it has, what runs on it, waiting for a place. Only the ray_*.py import ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES of CPU workers alone
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+from ray.experimental import internal_kv
+
+from regionclip_core.config.tree import ExecutionConfig
+from stages.engine import work
+
+OBJECT_STORE = 128 * 1024 * 1024
+"""Bytes of Ray's object store on this machine: only shard numbers and records pass through it."""
+CONNECT_WITHIN = 10.0
+"""Seconds in which a cluster's address has to answer."""
+SAY_AFTER = 60.0
+"""Seconds without any process at work until the user hears what the run waits for."""
+GIVE_UP_AFTER = 600.0
+"""Seconds without a place for any process until the stage fails."""
+
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+"""Variables that say where a store is. Keys are not passed on: Ray shows what is in its dashboard and its logs."""
+LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+"""What Ray raises for a task whose worker or machine was lost, each time that it was tried."""
+
+
+class WorkerDied(RuntimeError):
+    """A call ended its worker's process, or a training lost a process, each time that it was tried."""
+
+
+class NoRoom(RuntimeError):
+    """For GIVE_UP_AFTER the cluster had no place for a process of the run."""
+
+
+# ---------------------------------------------------------------- connecting
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the variables that workers get: what the driver can import they can, with its sys.path made absolute.
+
+    One thread, until a job asks for more, and waiting threads soon sleep: Ray's own processes share the CPUs. Workers
+    know where a store is, but the keys to it must be on each machine.
+    """
+    path = dict.fromkeys(os.path.abspath(p or os.curdir) for p in sys.path if not p.endswith(".zip"))
+    stores = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {
+        "PYTHONPATH": os.pathsep.join(path),
+        "OMP_NUM_THREADS": "1",
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", work.SPIN_COUNT),
+        # A process that has used one GPU can't be shown another one, so it sees all, and takes the one that Ray names.
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+        **{name: value for name, value in stores.items() if urlsplit(value).password is None},
+    }
+
+
+def connect(execution: ExecutionConfig) -> str | None:
+    """Connect to the cluster, or start Ray on this machine; return the dashboard's address, if there is one.
+
+    Raises:
+        ValueError: no cluster answers.
+    """
+    # Ray counts calls that were killed for their memory apart, and would repeat them for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(execution.shard_retries))
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    address = execution.address
+    if address is None:
+        cpus = max(work.available_cpus(), execution.workers or 1, execution.train_workers)
+        common |= {"include_dashboard": execution.dashboard, "object_store_memory": OBJECT_STORE, "num_cpus": cpus}
+        # All processes started from here inherit the environment: a runtime_env does the same 2 to 3 s slower.
+        with environment(worker_environment()):
+            return ray.init(address="local", **common).dashboard_url
+    where = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        if where.port is not None:  # Ray itself would go on trying for minutes
+            socket.create_connection((where.hostname or "", where.port), CONNECT_WITHIN).close()
+        runtime = {"env_vars": worker_environment()}
+        return ray.init(address=address, runtime_env=runtime, **common).dashboard_url
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"execution.address: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one "
+            "there (`ray start --head`), correct the address, or set it to null for this machine alone"
+        ) from error
+
+
+@contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# ---------------------------------------------------------------- what there is
+
+
+def resources() -> dict[str, float]:
+    """Return what the cluster's living machines have, by Ray's names."""
+    return cast(dict[str, float], cast(Any, ray).cluster_resources())
+
+
+def places(kind: str, share: float) -> int:
+    """Return how many workers with this share of a CPU or GPU each the living machines can hold."""
+    there = [node["Resources"].get(kind, 0) for node in cast(Any, ray).nodes() if node["Alive"]]
+    # A share below one can't straddle two GPUs, and one above must be whole.
+    return sum(int(one) * int(1 / share + 1e-9) if share <= 1 else int(one // share) for one in there)
+
+
+def alive_nodes() -> set[str]:
+    """Return the ids of the living machines."""
+    return {node["NodeID"] for node in cast(Any, ray).nodes() if node["Alive"]}
+
+
+def room() -> str:
+    """Return the cluster's size and what of it is free, in words."""
+    there, free = resources(), cast(dict[str, float], cast(Any, ray).available_resources())
+    parts = [f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU")]
+    return f"The cluster has {' and '.join(parts)} free, on {len(alive_nodes())} machines"
+
+
+def own_gpu() -> int | None:
+    """Return the index, for torch, of the GPU that Ray gave this call; None without one."""
+    ids = ray.get_gpu_ids()
+    if not ids:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # of the machine's Ray; its ids are then those in this list
+    return visible.split(",").index(str(ids[0])) if visible else int(ids[0])
+
+
+# ---------------------------------------------------------------- what runs
+
+
+def new_note() -> str:
+    """Return a name under which a call says that it runs."""
+    return uuid.uuid4().hex
+
+
+def say_it_runs(note: str) -> None:
+    """Called by a worker: this call runs, and on which machine."""
+    internal_kv._internal_kv_put(note, ray.get_runtime_context().get_node_id(), namespace="regionclip")
+
+
+def runs_one_of(notes: Iterable[str]) -> bool:
+    """Return whether one of these calls runs on a machine that is alive."""
+    alive = alive_nodes()
+    found = (internal_kv._internal_kv_get(note, namespace="regionclip") for note in notes)
+    return any(node is not None and node.decode() in alive for node in found)
+
+
+def forget_note(note: str) -> None:
+    """Remove a note."""
+    internal_kv._internal_kv_del(note, namespace="regionclip")
+
+
+class Patience:
+    """Waiting for a place in the cluster, and saying so."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._since: float | None = None
+        self._said = False
+
+    def wait(self, needs: str) -> float:
+        """Return the seconds since the last `go_on`; tells the user once. `needs`: what has no place."""
+        now = monotonic()
+        self._since = now if self._since is None else self._since
+        waited = now - self._since
+        if waited >= SAY_AFTER and not self._said:
+            self._said = True
+            self._say(
+                f"waiting for {needs}: no process of this run has been at work for {waited:.0f} s. {room()}. "
+                f"After {GIVE_UP_AFTER:.0f} s the stage fails, and what it has finished is kept. Free the resources or "
+                "add a machine (`ray start --address=...` on it) and it goes on by itself; after an interrupt or a "
+                "failure, run the same command again"
+            )
+        return waited
+
+    def go_on(self) -> None:
+        """Something runs."""
+        if self._said:
+            self._say("the cluster has room again: going on")
+        self._since, self._said = None, False
