@@ -1,9 +1,14 @@
-"""The command line: the only file that imports typer. Nothing here imports torch, ray or spaCy to answer."""
+"""The command line: the only file that imports typer.
+
+Each command imports what it needs when it is called: the config alone would make `--help` take three times as long.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -41,14 +46,14 @@ ModelOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
 ]
+NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
 SHOWN_STRANGERS = 10
 """Folders that are no artifacts, named one by one."""
-NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
 
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a user can get wrong into one message and exit status 2, what the machine does (a full disk, a lost
-    connection) into one and exit status 1; REGIONCLIP_TRACEBACK=1 shows the rest."""
+    """Show what a user can get wrong as one message, with exit status 2, and what the machine does (a full disk, a lost
+    connection) as one with exit status 1; REGIONCLIP_TRACEBACK=1 shows the traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -56,33 +61,34 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError, WorkspaceLocked) as error:
+        except (ValueError, OSError, ImportError, WorkspaceLocked) as error:  # ImportError: an extra is not installed
             if isinstance(error, BrokenPipeError) and _reader_is_gone():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
                 raise typer.Exit(128 + signal.SIGPIPE) from error
             if os.environ.get("REGIONCLIP_TRACEBACK"):
                 raise
             of_the_user = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
-            typer.echo(f"error: {error}" + ("" if of_the_user else "\nmend that and run again to go on"), err=True)
+            typer.echo(
+                f"error: {error}" + ("" if of_the_user else "\nfix the problem and run again; finished work is kept"),
+                err=True,
+            )
             raise typer.Exit(2 if of_the_user else 1) from error
         except KeyboardInterrupt as error:
-            typer.echo("stopped; what is done is kept, run again to go on", err=True)
+            typer.echo("stopped; finished work is kept, run again to go on", err=True)
             raise typer.Exit(130) from error
 
     return wrapped
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more, as after `| head -1`: no reason for a message."""
-    import select
-
+    """Return whether nobody reads standard output any more, as after `| head -1`: no reason for a message."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are told without asking
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported without asking
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def load(config: str | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None) -> Config:
-    """The config that the common options describe."""
+    """Return the config that the common options describe."""
     from regionclip_core.config.loading import load_config
 
     more = [f"workspace={json.dumps(workspace)}"] if workspace is not None else []
@@ -116,13 +122,12 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Throw the named stages' current results away first.")] = False,
 ) -> None:
     """Bring stages, and all they need, up to date."""
+    from stages.commands.show import plan_table
     from stages.engine.runner import Pipeline
 
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
     pipeline = Pipeline(load(config, [*(overrides or []), *limit], workspace, backend))
     if dry_run:
-        from stages.commands.show import plan_table
-
         wanted = pipeline.closure(stages, force)
         lines = [line for line in pipeline.plan() if line.stage in wanted]
         typer.echo(plan_table(lines, forced=(stages or ()) if force else ()))
@@ -143,7 +148,7 @@ def run(
 
 
 def _show_results(pipeline: Pipeline) -> None:
-    """The table and where the report is, once there are any."""
+    """Show the table and where the report is, once there are any."""
     from regionclip_core.report.results_table import format_results
     from regionclip_core.storage.records import Folder
 
@@ -155,7 +160,7 @@ def _show_results(pipeline: Pipeline) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """A polite kill ends a run like Ctrl-C: workers end, the lock is released."""
+    """End a run on SIGTERM as on Ctrl-C: workers end, the lock is released."""
     raise KeyboardInterrupt
 
 
@@ -167,7 +172,7 @@ def status(
     workspace: WorkspaceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Where every stage stands, and why."""
+    """Show the state of every stage, and why."""
     from stages.commands.show import status_json, status_table
     from stages.engine.lock import read_holder
     from stages.engine.runner import Pipeline
@@ -217,8 +222,7 @@ def show_config(config: ConfigOption = None, overrides: SetOption = None, worksp
 @user_errors
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
-    from stages.commands.record_checks import not_recorded
-    from stages.commands.verify import advice, verify_workspace
+    from stages.commands.verify import advice, not_recorded, verify_workspace
     from stages.engine.runner import Pipeline
 
     pipeline = Pipeline(load(config, overrides, workspace))
@@ -239,9 +243,7 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
 
 
 def _options(config: str | None, overrides: list[str] | None, workspace: str | None) -> str:
-    """The common options of a command, to be given to another one."""
-    import shlex
-
+    """Return the common options of a command, to be given to another one."""
     given = ["--config", config] if config is not None else []
     given += [part for one in overrides or [] for part in ("--set", one)]
     given += ["--workspace", workspace] if workspace is not None else []

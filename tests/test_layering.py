@@ -25,7 +25,7 @@ QUICK = {
     *(ROOT / "regionclip_core" / "storage" / f"{name}.py" for name in ("records", "folder", "given_files")),
     *(path for path in (ROOT / "stages").glob("*.py") if path.stem not in STAGE_FILES),
     *(path for path in (ROOT / "stages" / "engine").glob("*.py") if path.stem not in RAY),
-    *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("verify", "gc", "show", "detect", "finished", "export")),
+    *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("show", "detect", "finished", "export")),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
 # The rooms of the library from the ground up: a package imports none that comes after it.

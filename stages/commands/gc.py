@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,6 @@ from regionclip_core.storage.records import Folder
 from stages.commands.verify import artifacts, stage_folders
 from stages.engine.lock import WorkspaceLock
 from stages.engine.plan import Planner
-
-_log = logging.getLogger(__name__)
-
-ROOM_FOR_A_LOCK = 1 << 16
-"""Bytes of an artifact whose deletion surely makes room for a lock."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +27,14 @@ class Garbage:
 
 
 def unreachable(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garbage], list[str]]:
-    """Artifacts that none of the configs reaches, and the stages that are kept whole.
+    """Return the artifacts that none of the configs reaches, and the stages that are kept whole.
 
     A stage is kept whole while its fingerprint is not known: after its upstream has run, an old result may turn out
     to be the current one.
     """
-    reached: set[str] = set()
-    undecided: list[str] = []
-    for config in configs:
-        for line in Planner(config, workspace).lines():
-            if line.path is not None:
-                reached.add(line.path)
-            elif line.stage not in undecided:
-                undecided.append(line.stage)
+    lines = [line for config in configs for line in Planner(config, workspace).lines()]
+    reached = {line.path for line in lines}
+    undecided = list(dict.fromkeys(line.stage for line in lines if line.path is None))
     garbage = [
         Garbage(stage, folder, folder_bytes(folder))
         for stage, folder in artifacts(workspace)
@@ -56,45 +45,28 @@ def unreachable(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garb
 
 def collect(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garbage], list[str]]:
     """Delete what is unreachable, under the workspace's lock; returns what was deleted, and the stages kept whole."""
-    early: list[Garbage] = []
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(WorkspaceLock(workspace))
-        except OSError as error:
-            if not is_full(error):
-                raise
-            early = _make_room(configs, workspace, error)
-            stack.enter_context(WorkspaceLock(workspace))
-        garbage, undecided = unreachable(configs, workspace)
-        for item in garbage:
-            item.folder.remove_all()
-    return early + garbage, undecided
-
-
-def _make_room(configs: Sequence[Config], workspace: Folder, error: OSError) -> list[Garbage]:
-    """Delete the smallest unreached artifact that is larger than a lock, without a lock, as there is no room for one.
-
-    Nobody holds the workspace, else the lock would have been there, and a run that began now would find no room for
-    its lock either. So one artifact goes without, and all others under the lock that then has room.
-    """
-    garbage, _ = unreachable(configs, workspace)
-    enough = sorted((item for item in garbage if item.bytes >= ROOM_FOR_A_LOCK), key=lambda item: item.bytes)
-    if not enough:
-        raise error
-    first = enough[0]
-    _log.warning("the lock found no room (%s): %s is deleted without one, to make some", error, first.folder.url)
-    first.folder.remove_all()
-    return [first]
+    try:
+        with WorkspaceLock(workspace):
+            garbage, undecided = unreachable(configs, workspace)
+            for item in garbage:
+                item.folder.remove_all()
+    except OSError as error:
+        if not is_full(error):
+            raise
+        # Without a lock a run could begin meanwhile, and reach what is deleted here.
+        hint = "the lock finds no room: delete one of the folders that `regionclip gc` lists, then try again"
+        raise OSError(error.errno, f"{error.strerror}; {hint}", error.filename) from error
+    return garbage, undecided
 
 
 def strangers(workspace: Folder) -> list[Folder]:
-    """Folders in the stages' places that are no artifacts, and that nothing here ever deletes."""
+    """Return the folders in the stages' places that are no artifacts; nothing here ever deletes them."""
     known = {folder.url for _, folder in artifacts(workspace)}
     return [folder for _, folder in stage_folders(workspace) if folder.url not in known]
 
 
 def folder_bytes(folder: Folder) -> int:
-    """Bytes of everything inside, sub-folders included; a file that a run removes meanwhile counts as none."""
+    """Return the bytes of everything inside, sub-folders included; a file that is removed meanwhile counts as none."""
     if not folder.is_local:
         with suppress(FileNotFoundError), remote(folder.url) as (filesystem, root):
             filesystem.invalidate_cache()

@@ -1,43 +1,70 @@
-"""Re-reads every artifact of a workspace against its records."""
+"""Re-reads every artifact of a workspace: its files against their records, the records against each other, and whether
+the content makes sense: rows, schemas, samples, and the vocabulary that ids point into.
+
+Functions that return an iterator of strings yield what is wrong, one line each.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Any
 
-from regionclip_core.storage.fingerprints import is_mark
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load as load_tensors
+
+from regionclip_core.datasets.index import VOCABULARY_DIGEST, images_name, index_name, read_index
+from regionclip_core.storage import tables
+from regionclip_core.storage.fingerprints import SHORT, fingerprint, is_mark
 from regionclip_core.storage.folder import HALF_REMOVED, stream_sha256
 from regionclip_core.storage.records import (
     FAILURE,
     MANIFEST,
     PLAN,
+    PROGRESS,
     RECORDS,
     FileRecord,
     Folder,
     Manifest,
+    ShardRecord,
+    content_digest,
     done_shards,
     read_manifest,
     read_records,
     read_shard_records,
+    shard_record_name,
 )
+from regionclip_core.storage.tars import scan_tar
 from stages import declarations
-from stages.base import JobStage
-from stages.commands.content_checks import check_content
-from stages.commands.record_checks import check_manifest, check_plan, check_shard_records
+from stages.engine.plan import PlanLine
 
-if TYPE_CHECKING:
-    from stages.engine.plan import PlanLine
-
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 """What reading a file of another form than expected raises."""
 LOOKS = 3
 """How often an artifact with problems is read, if it changed meanwhile or is unfinished: a run may be at work on it."""
+SCHEMAS = {
+    "index": tables.INDEX,
+    "phrases": tables.PHRASES,
+    "concepts": tables.CONCEPTS,
+    "dropped": tables.DROPPED_CONCEPTS,
+    "proposals": tables.PROPOSALS,
+    "labels": tables.LABELS,
+}
+"""By what a table's name begins with."""
+Upstream = Mapping[str, Folder]
+"""Finished artifacts that one was made from, by stage, as far as the workspace still has them."""
+
+# ---------------------------------------------------------------- what is there
 
 
 def stage_folders(workspace: Folder) -> Iterator[tuple[str, Folder]]:
-    """(stage, folder) of everything that lies in the stages' places: artifacts, and what somebody else put there."""
+    """Yield (stage, folder) of everything in the stages' places: artifacts, and what somebody else put there."""
     for stage in declarations.STAGES:
         with suppress(NotADirectoryError):  # `verify_workspace` complains
             for name in workspace.child(stage).folders():
@@ -45,23 +72,20 @@ def stage_folders(workspace: Folder) -> Iterator[tuple[str, Folder]]:
 
 
 def artifacts(workspace: Folder) -> Iterator[tuple[str, Folder]]:
-    """(stage, folder) of every artifact in the workspace, finished or not, whatever config made it.
+    """Yield (stage, folder) of every artifact in the workspace, finished or not, whatever config made it.
 
     One has the name that a fingerprint gives, and a plan, a manifest or records, or the mark of one half removed.
-    Anything else is somebody's own.
+    Anything else belongs to somebody.
     """
     for stage, folder in stage_folders(workspace):
-        if is_mark(folder.url.rsplit("/", 1)[-1]) and _has_records(folder):
-            yield stage, folder
-
-
-def _has_records(folder: Folder) -> bool:
-    known = any(folder.exists(name) for name in (PLAN, MANIFEST, RECORDS, FAILURE, HALF_REMOVED))
-    return known or bool(done_shards(folder.names("shard-")))
+        if is_mark(folder.url.rsplit("/", 1)[-1]):
+            known = any(folder.exists(name) for name in (PLAN, MANIFEST, RECORDS, FAILURE, HALF_REMOVED))
+            if known or done_shards(folder.names("shard-")):
+                yield stage, folder
 
 
 def verify_workspace(workspace: Folder) -> Iterator[tuple[str, Folder, list[str]]]:
-    """(stage, folder, what is wrong) of every artifact in the workspace, in pipeline order.
+    """Yield (stage, folder, what is wrong) of every artifact in the workspace, in pipeline order.
 
     Takes no lock: an artifact that `gc --yes` or `run --force` deletes meanwhile is left out.
     """
@@ -80,7 +104,7 @@ def verify_workspace(workspace: Folder) -> Iterator[tuple[str, Folder, list[str]
             if not problems or not is_artifact(folder):
                 break
             if manifest is not None and manifest == _manifest(folder) and all(map(is_artifact, upstream.values())):
-                break  # nobody was at work on it
+                break  # no run was at work on it
         if problems and not is_artifact(folder):
             continue
         if manifest is not None and not problems:
@@ -89,21 +113,20 @@ def verify_workspace(workspace: Folder) -> Iterator[tuple[str, Folder, list[str]
 
 
 def is_artifact(folder: Folder) -> bool:
-    """Whether there is an artifact; what deletes one removes the manifest and the plan first."""
+    """Return whether there is an artifact; what deletes one removes the manifest and the plan first."""
     return folder.exists(MANIFEST) or folder.exists(PLAN)
 
 
 def _manifest(folder: Folder) -> Manifest | None:
-    with suppress(*_UNREADABLE):  # verify_artifact complains
+    with suppress(*UNREADABLE):  # verify_artifact complains
         return read_manifest(folder)
     return None
 
 
-def verify_artifact(folder: Folder, stage: str = "", upstream: Mapping[str, Folder] | None = None) -> list[str]:
-    """What is wrong with an artifact; empty when every file is what its record says. Reads every byte.
+def verify_artifact(folder: Folder, stage: str = "", upstream: Upstream | None = None) -> list[str]:
+    """Return what is wrong with an artifact; empty when every file is what its record says. Reads every byte.
 
-    `stage` adds the checks of its content (rows, schemas, samples, vocabularies), for artifacts that this version of
-    the stage made; `upstream` are the artifacts it was made from, by stage, as far as they are there.
+    `stage` adds the checks of its content, for artifacts that this version of the stage made.
     """
     stage_files: list[FileRecord] = []
     try:
@@ -113,27 +136,42 @@ def verify_artifact(folder: Folder, stage: str = "", upstream: Mapping[str, Fold
             shards = read_shard_records(folder, done)
         else:
             shards, stage_files = read_records(folder)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return [f"{folder.url}: its records can't be read: {type(error).__name__}: {error}"]
     files = [f for record in shards for f in record.files] + stage_files
-    wrong = [problem for f in files for problem in _check_file(folder, f)]
-    current = manifest is None or (
-        stage in declarations.STAGES and manifest.version == declarations.STAGES[stage].version
-    )
-    if not wrong and stage and current:  # what is no longer what was written needs no second complaint
+    wrong = [problem for f in files for problem in _file(folder, f)]
+    declared = declarations.STAGES.get(stage)
+    current = declared is not None and (manifest is None or manifest.version == declared.version)
+    if not wrong and current:  # a file that has changed needs no second complaint
         try:
-            wrong += check_content(stage, folder, shards, [f.name for f in stage_files], upstream or {})
-        except _UNREADABLE as error:
+            wrong += _content(stage, folder, shards, {f.name for f in stage_files}, upstream or {})
+        except UNREADABLE as error:
             wrong.append(f"{folder.url}: its content can't be read: {type(error).__name__}: {error}")
-    wrong += check_shard_records(folder, shards, done)
+    wrong += _records(folder, shards, done)
     if manifest is not None:
-        wrong += check_manifest(folder, stage, manifest, shards, stage_files)
-        if stage:
-            wrong += check_plan(folder, shards, is_job=isinstance(declarations.STAGES[stage], JobStage))
+        wrong += _manifest_adds_up(folder, stage, manifest, shards, files)
     return wrong
 
 
-def _check_file(folder: Folder, record: FileRecord) -> Iterator[str]:
+def not_recorded(folder: Folder) -> list[str]:
+    """Return the paths of files in a finished artifact that are not part of it: nothing reads them, so no damage."""
+    try:
+        if not folder.exists(MANIFEST):
+            return []
+        shards, stage_files = read_records(folder)
+    except (OSError, ValueError):
+        return []
+    known = {f.name for record in shards for f in record.files} | {f.name for f in stage_files}
+    known |= {MANIFEST, PLAN, PROGRESS, RECORDS}
+    ours = re.compile(r"(shard|failed)-\d+\.json")
+    return [folder.path(name) for name in folder.names() if name not in known and not ours.fullmatch(name)]
+
+
+# ---------------------------------------------------------------- files and records
+
+
+def _file(folder: Folder, record: FileRecord) -> Iterator[str]:
+    """A file has the bytes that were recorded."""
     path = folder.path(record.name)
     try:
         with folder.open(record.name) as stream:
@@ -152,29 +190,202 @@ def _check_file(folder: Folder, record: FileRecord) -> Iterator[str]:
         yield f"{path}: sha256 {digest[:12]}..., recorded {record.sha256[:12]}..."
 
 
-def advice(bad: Sequence[tuple[str, Folder]], lines: Sequence[PlanLine], options: str) -> list[str]:
-    """What to do about artifacts with problems, given the plan of a config.
+def _records(folder: Folder, shards: Sequence[ShardRecord], done: Sequence[int]) -> Iterator[str]:
+    """The records in the folder, of the shards `done`, are the ones that were rolled up, `shards`."""
+    rolled = {record.shard: record for record in shards}
+    if list(done) != list(rolled):
+        yield f"{folder.path(RECORDS)}: the shard records in the folder are not those rolled up in it"
+    damaged: list[int] = []
+    for record in read_shard_records(folder, [s for s in done if s in rolled], damaged, rolled_up=False):
+        # Two workers may have done a shard, and the later record come after the earlier one was rolled up.
+        if replace(record, seconds=0.0) != replace(rolled[record.shard], seconds=0.0):
+            yield f"{folder.path(shard_record_name(record.shard))}: not what {RECORDS} says of the shard"
+    for shard in damaged:
+        yield f"{folder.path(shard_record_name(shard))}: can't be read"
 
-    `run --force` mends those that the config reaches; of any other it would throw away a good result of the stage.
+
+def _manifest_adds_up(
+    folder: Folder, stage: str, manifest: Manifest, shards: Sequence[ShardRecord], files: Sequence[FileRecord]
+) -> Iterator[str]:
+    """A manifest is the sum of its records, its fingerprint follows from what it says, and the folder has its name."""
+    path = folder.path(MANIFEST)
+    counts: Counter[str] = Counter()
+    for record in shards:
+        counts.update(record.counts)
+    expected: dict[str, Any] = {
+        "rows": sum(r.rows for r in shards),
+        "bytes": sum(f.bytes for f in files),
+        "files": len(files),
+        "shards": len(shards),
+        **({"counts": dict(counts)} if shards else {}),  # a job's counts are in its manifest alone
+    }
+    for what, number in expected.items():
+        if number != (recorded := getattr(manifest, what)):
+            yield f"{path}: {recorded} {what}, its records have {number}"
+    if content_digest(files) != manifest.content_digest:
+        yield f"{path}: its content digest is not that of its records"
+    made_from = manifest.stage, manifest.version, manifest.settings, manifest.inputs, manifest.raw_inputs
+    mark, name = manifest.fingerprint[:SHORT], folder.url.rsplit("/", 1)[-1]
+    if manifest.fingerprint != (found := fingerprint(*made_from)):
+        yield f"{path}: its fingerprint is {mark}, but that of its version, settings and inputs {found[:SHORT]}"
+    elif name != mark:
+        yield f"{path}: its folder is called {name}, its fingerprint {mark}"
+    if stage and manifest.stage != stage:
+        yield f"{path}: of the stage {manifest.stage!r}, in the place of {stage}"
+
+
+# ---------------------------------------------------------------- content
+
+
+def _content(
+    stage: str, folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream
+) -> Iterator[str]:
+    """Tables have the schema of their kind and the rows of their record; then what is particular to the stage.
+
+    names: of the files of its merge or job. Every file must have the bytes that were recorded.
+    """
+    rows: dict[str, int | None] = dict.fromkeys(names)
+    rows |= {file.name: record.rows for record in shards for file in record.files}
+    for name in sorted(name for name in rows if name.endswith(".parquet")):
+        try:
+            schema, found = _schema(folder, name)
+        except (OSError, ValueError) as error:
+            yield f"{folder.path(name)}: not readable as Parquet: {error}"
+            continue
+        if rows[name] not in (None, found):
+            yield f"{folder.path(name)}: {found} rows, its record says {rows[name]}"
+        expected = SCHEMAS.get(name.removesuffix(".parquet").split("-")[0])
+        if expected is not None and not schema.equals(expected):
+            lacks, more = ([str(f) for f in a if f not in list(b)] for a, b in ((expected, schema), (schema, expected)))
+            what = [f"lacks {lacks}"] * bool(lacks) + [f"also has {more}"] * bool(more) or ["has another order"]
+            yield f"{folder.path(name)}: its columns are not those of its schema: it {' and '.join(what)}"
+    if stage in _CONTENT:
+        yield from _CONTENT[stage](folder, shards, names, upstream)
+
+
+def _data(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
+    """Stored images are where the index says, box labels point into categories.json, splits.json has every shard."""
+    for record in shards:
+        tar = images_name(record.shard)
+        if tar in {f.name for f in record.files}:
+            expected = {(row.offset, row.size) for row in read_index(folder, record.shard) if row.url == tar}
+            try:
+                with folder.open(tar) as stream:
+                    found = {place for sample in scan_tar(stream) for place in sample.members.values()}
+            except ValueError as error:
+                yield f"{folder.path(tar)}: {error}"
+            else:
+                if found != expected:
+                    there = f"{len(found)} images, of which {len(found & expected)} are where the index has its"
+                    yield f"{folder.path(tar)}: {there} {len(expected)}"
+    if "categories.json" in names:
+        digest = folder.read_json("categories.json")["digest"]
+        for record in shards:
+            yield from _same_vocabulary(folder, index_name(record.shard), folder.path("categories.json"), digest)
+    if "splits.json" in names:
+        listed = sorted(shard for split in folder.read_json("splits.json").values() for shard in split["shards"])
+        if listed != sorted(record.shard for record in shards):
+            yield f"{folder.path('splits.json')}: its shards are not those that have records"
+
+
+def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
+    """Concept ids point into the pool whose embeddings are here, which is that of the concepts stage."""
+    meta, tensors = "concept_embeddings.json", "concept_embeddings.safetensors"
+    if not {meta, tensors} <= names:
+        return
+    pool = folder.read_json(meta)
+    rows = len(load_tensors(folder.read_bytes(tensors))["embeddings"])
+    if rows != len(pool["names"]):
+        yield f"{folder.path(tensors)}: {rows} embeddings for {len(pool['names'])} concepts"
+    for record in shards:
+        yield from _same_vocabulary(folder, f"labels-{record.shard:05d}.parquet", folder.path(meta), pool["digest"])
+    source = upstream.get("concepts")
+    if source is not None and source.read_bytes("concepts.txt").decode().splitlines() != pool["names"]:
+        yield f"{folder.path(meta)}: its concepts are not those of {source.path('concepts.txt')}"
+
+
+def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
+    """Each tar has the samples that its record and pairs.json say, all with the vocabulary of the labels."""
+    listing = folder.path("pairs.json")
+    meta = folder.read_json("pairs.json") if "pairs.json" in names else None
+    listed = {entry["shard"]: entry["samples"] for entry in meta["shards"]} if meta is not None else {}
+    for record in shards:
+        path, digests = folder.path(f"pairs-{record.shard:05d}.tar"), Counter[str]()
+        try:
+            with folder.open(f"pairs-{record.shard:05d}.tar") as stream:
+                for sample in list(scan_tar(stream)):
+                    if len(sample.members) != 2 or "json" not in sample.members:
+                        members = sorted(sample.members)
+                        raise ValueError(f"sample {sample.key} has the members {members}, not an image and json")
+                    offset, size = sample.members["json"]
+                    stream.seek(offset)
+                    digests[json.loads(stream.read(size))["vocabulary"]] += 1
+        except ValueError as error:
+            yield f"{path}: {error}"
+            continue
+        if digests.total() != record.rows:
+            yield f"{path}: {digests.total()} samples, its record says {record.rows}"
+        if meta is not None:
+            if listed.get(record.shard) != record.rows:
+                samples = listed.get(record.shard)
+                yield f"{listing}: {samples} samples in shard {record.shard}, recorded {record.rows}"
+            for digest, count in digests.items():
+                yield from _same(f"{path}, {count} samples", digest, listing, meta["vocabulary"])
+    if meta is not None and (source := upstream.get("labels")) is not None:
+        pool = "concept_embeddings.json"
+        yield from _same(listing, meta["vocabulary"], source.path(pool), source.read_json(pool)["digest"])
+
+
+_CONTENT: dict[str, Callable[[Folder, Sequence[ShardRecord], set[str], Upstream], Iterator[str]]] = {
+    "data": _data,
+    "labels": _labels,
+    "pairs": _pairs,
+}
+
+
+def _schema(folder: Folder, name: str) -> tuple[pa.Schema, int]:
+    """Return the schema and the number of rows of a Parquet file."""
+    with folder.open(name) as stream, pq.ParquetFile(stream) as file:
+        return file.schema_arrow, file.metadata.num_rows
+
+
+def _same_vocabulary(folder: Folder, name: str, other: str, expected: str) -> Iterator[str]:
+    """A table's ids point into the vocabulary of this digest, which the file `other` has."""
+    metadata: dict[bytes, bytes] = _schema(folder, name)[0].metadata or {}
+    yield from _same(folder.path(name), metadata.get(VOCABULARY_DIGEST, b"").decode(), other, expected)
+
+
+def _same(path: str, found: str, other: str, expected: str) -> Iterator[str]:
+    if found != expected:
+        yield f"{path}: of the vocabulary {found[:12] or '(none)'}, {other} has {expected[:12]}"
+
+
+# ---------------------------------------------------------------- what to do
+
+
+def advice(bad: Sequence[tuple[str, Folder]], lines: Sequence[PlanLine], options: str) -> list[str]:
+    """Return what to do about artifacts with problems, given the plan of a config.
+
+    `run --force` repairs those that the config reaches; of any other it would throw away a good result of the stage.
     options: of the command line, from its first blank on.
     """
     paths = {line.stage: line.path for line in lines}
-    again = [stage for stage, folder in bad if folder.url == paths.get(stage)]
     files = [folder.url for _, folder in bad if folder.is_local and os.path.isfile(folder.url)]
-    waiting = [stage for stage, folder in bad if paths.get(stage) is None and folder.url not in files]
-    known = [(stage, folder) for stage, folder in bad if stage not in waiting and folder.url not in files]
-    others = [folder.url for stage, folder in known if folder.url != paths[stage]]
-    told = [f"move it away: {url}" for url in files]
+    bad = [(stage, folder) for stage, folder in bad if folder.url not in files]
+    again = sorted({stage for stage, folder in bad if folder.url == paths.get(stage)})
+    waiting = sorted({stage for stage, _ in bad if paths.get(stage) is None})
+    others = [f.url for stage, f in bad if stage not in waiting and f.url != paths[stage]]
+    todo = [f"move it away: {url}" for url in files]
     if again:
-        told.append(f"do them over: regionclip run {' '.join(sorted(set(again)))} --force{options}")
+        todo.append(f"do them over: regionclip run {' '.join(again)} --force{options}")
     if waiting:
-        named = " ".join(sorted(set(waiting)))
-        told.append(
-            f"not known yet whether this config reaches them: regionclip run {named}{options}, then verify again"
+        todo.append(
+            f"not known yet whether this config reaches them: regionclip run {' '.join(waiting)}{options}, then verify "
+            "again"
         )
     if others:
-        told.append(
+        todo.append(
             f"not of this config: {', '.join(others)}. Do them over with the config that made them, or delete them: "
             f"regionclip gc{options} lists all that this config doesn't reach, --yes deletes it"
         )
-    return told
+    return todo
