@@ -15,6 +15,7 @@ import importlib
 import math
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -45,7 +46,7 @@ _shards = ShardWorker()
 _idle = threading.Timer(0, lambda: None)
 
 
-def call(note: str, task: StageTask, function: str, *arguments: Any) -> Any:
+def call(note: str, task: StageTask, function: str, shard: int | None) -> Any:
     """Run one shard (`process`), or a function of work.py; says first that it runs."""
     global _idle
     ray_cluster.say_it_runs(note)
@@ -53,7 +54,8 @@ def call(note: str, task: StageTask, function: str, *arguments: Any) -> Any:
     try:
         task = replace(task, gpu=ray_cluster.own_gpu())
         if function == "process":
-            return _shards.process(task, *arguments)
+            assert shard is not None
+            return _shards.process(task, shard)
         _shards.forget()
         return getattr(work, function)(task)
     finally:
@@ -108,7 +110,7 @@ class RayBackend:
         workers, gpu = self._execution.train_workers, self._uses_gpu(task)
         if task.distributed and workers > 1:
             kind = "GPU" if gpu else "CPU"
-            there = ray_cluster.places(kind, 1.0)
+            there = int(ray_cluster.resources().get(kind, 0))
             if workers > there:
                 short = f"execution.train_workers is {workers}, but the cluster has {there} {kind}s"
                 if self._execution.address is None:
@@ -152,18 +154,15 @@ class RayBackend:
         return {"num_cpus": 0, "num_gpus": self._gpu_share()} if gpu else {"num_cpus": 1}
 
     def _size(self, gpu: bool) -> int:
-        """Return how many calls run at a time: as many as have a place, `execution.workers` at most.
+        """Return how many calls run at a time: `execution.workers`, or as many as have a place.
 
-        On a cluster as many as are set, place or not: those that wait for one are what an autoscaler reacts to. At
-        least one, since machines may still join.
+        At least one, since machines may still join. What has no place waits for one in Ray: an autoscaler reacts to it.
         """
-        asked, share = self._execution.workers, self._gpu_share() if gpu else 1.0
-        fit = ray_cluster.places("GPU" if gpu else "CPU", share)
-        if self._execution.address is not None:
-            return asked or max(fit, 1)
-        if gpu and fit < 1:
-            raise ValueError(f"execution.gpus_per_worker is {share:g}, but the cluster has {self.gpus:g} GPUs")
-        return min(asked or max(fit, 1), max(fit, 1))
+        share = self._gpu_share() if gpu else 1.0
+        there = ray_cluster.resources().get("GPU" if gpu else "CPU", 0)
+        if self._execution.address is None and share > there:
+            raise ValueError(f"execution.gpus_per_worker is {share:g}, but the cluster has {there:g} GPUs")
+        return self._execution.workers or max(1, int(there / share + 1e-9))
 
     # ------------------------------------------------------------ handing out calls
 
@@ -177,20 +176,18 @@ class RayBackend:
         retries = self._execution.shard_retries
         remote = ray.remote(call).options(**asks, max_retries=retries)
         handed = ray.put(task)
-        waiting, running = deque(shards), dict[Any, tuple[int | None, str]]()
+        waiting, running = deque(shards), dict[Any, int | None]()
+        notes = uuid.uuid4().hex
         patience, next_look = Patience(self._say), 0.0
         try:
             while waiting or running:
                 while waiting and len(running) < size:
-                    shard, note = waiting.popleft(), ray_cluster.new_note()
-                    arguments = () if shard is None else (shard,)
-                    running[remote.remote(note, handed, function, *arguments)] = shard, note
+                    shard = waiting.popleft()
+                    running[remote.remote(f"{notes} {shard}", handed, function, shard)] = shard
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=TICK)
                 for answer in ready:
-                    shard, note = running.pop(answer)
-                    ray_cluster.forget_note(note)
                     patience.go_on()
-                    yield self._result(task, shard, answer)
+                    yield self._result(task, running.pop(answer), answer)
                 watch()
                 if time.monotonic() < next_look:
                     continue
@@ -199,7 +196,7 @@ class RayBackend:
                     before, size = size, max(size, self._size(gpu))
                     if size > before:
                         self._say(f"the cluster has grown: {size} workers with {needs} each, {before} before")
-                if not running or ray_cluster.runs_one_of(note for _, note in running.values()):
+                if not running or ray_cluster.runs_one_of(f"{notes} {shard}" for shard in running.values()):
                     patience.go_on()
                 elif patience.wait(f"a worker with {needs}") > ray_cluster.GIVE_UP_AFTER:
                     limit = f"{ray_cluster.GIVE_UP_AFTER:.0f} s"
@@ -209,16 +206,13 @@ class RayBackend:
         finally:  # interrupted, or the stage was: calls in flight end with their workers
             for answer in running:
                 ray.cancel(answer, force=True)
+            ray_cluster.remove_notes(notes)
 
     def _result(self, task: StageTask, shard: int | None, answer: Any) -> Any:
         """Return what a call gave; a Failure if its worker was lost each time."""
         try:
             return ray.get(answer)
-        except (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.NodeDiedError,
-            ray.exceptions.OutOfMemoryError,
-        ) as lost:
+        except ray_cluster.LOST as lost:
             tries = 1 + self._execution.shard_retries
             died = WorkerDied(
                 f"the worker died {tries} times: out of memory, a crash in native code, or a lost machine? Ray says: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -31,6 +30,8 @@ SAY_AFTER = 60.0
 GIVE_UP_AFTER = 600.0
 """Seconds without a place for any process until the stage fails."""
 
+NOTES = "regionclip"
+"""Namespace in Ray's store for what `say_it_runs` leaves."""
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Variables that say where a store is. Keys are not passed on: Ray shows what is in its dashboard and its logs."""
 LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
@@ -118,23 +119,12 @@ def resources() -> dict[str, float]:
     return cast(dict[str, float], cast(Any, ray).cluster_resources())
 
 
-def places(kind: str, share: float) -> int:
-    """Return how many workers with this share of a CPU or GPU each the living machines can hold."""
-    there = [node["Resources"].get(kind, 0) for node in cast(Any, ray).nodes() if node["Alive"]]
-    # A share below one can't straddle two GPUs, and one above must be whole.
-    return sum(int(one) * int(1 / share + 1e-9) if share <= 1 else int(one // share) for one in there)
-
-
-def alive_nodes() -> set[str]:
-    """Return the ids of the living machines."""
-    return {node["NodeID"] for node in cast(Any, ray).nodes() if node["Alive"]}
-
-
 def room() -> str:
     """Return the cluster's size and what of it is free, in words."""
     there, free = resources(), cast(dict[str, float], cast(Any, ray).available_resources())
     parts = [f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU")]
-    return f"The cluster has {' and '.join(parts)} free, on {len(alive_nodes())} machines"
+    machines = sum(node["Alive"] for node in cast(Any, ray).nodes())
+    return f"The cluster has {' and '.join(parts)} free, on {machines} machines"
 
 
 def own_gpu() -> int | None:
@@ -149,26 +139,21 @@ def own_gpu() -> int | None:
 # ---------------------------------------------------------------- what runs
 
 
-def new_note() -> str:
-    """Return a name under which a call says that it runs."""
-    return uuid.uuid4().hex
-
-
 def say_it_runs(note: str) -> None:
-    """Called by a worker: this call runs, and on which machine."""
-    internal_kv._internal_kv_put(note, ray.get_runtime_context().get_node_id(), namespace="regionclip")
+    """Leave a note, from a worker: this call runs, and on which machine."""
+    internal_kv._internal_kv_put(note, ray.get_runtime_context().get_node_id(), namespace=NOTES)
 
 
 def runs_one_of(notes: Iterable[str]) -> bool:
     """Return whether one of these calls runs on a machine that is alive."""
-    alive = alive_nodes()
-    found = (internal_kv._internal_kv_get(note, namespace="regionclip") for note in notes)
+    alive = {node["NodeID"] for node in cast(Any, ray).nodes() if node["Alive"]}
+    found = (internal_kv._internal_kv_get(note, namespace=NOTES) for note in notes)
     return any(node is not None and node.decode() in alive for node in found)
 
 
-def forget_note(note: str) -> None:
-    """Remove a note."""
-    internal_kv._internal_kv_del(note, namespace="regionclip")
+def remove_notes(beginning: str) -> None:
+    """Remove the notes whose names begin like this."""
+    internal_kv._internal_kv_del(beginning, del_by_prefix=True, namespace=NOTES)
 
 
 class Patience:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -49,7 +50,7 @@ def train(task: StageTask, gpu: bool, say: Callable[[str], None], watch: Callabl
     execution = task.config.execution
     tries = 1 + execution.shard_retries
     needs = f"{execution.train_workers} processes with 1 {'GPU' if gpu else 'CPU'} each"
-    note, patience = ray_cluster.new_note(), Patience(say)
+    note, patience = uuid.uuid4().hex, Patience(say)
 
     def look() -> None:
         watch()
@@ -130,7 +131,7 @@ def _fit(task: StageTask, gpu: bool, note: str) -> StageOutcome | Failure:
             raise NoRoom(f"no place for all {workers} processes in {limit}. {ray_cluster.room()}") from error
         raise WorkerDied(f"Ray says: {reason}") from reason
     finally:
-        ray_cluster.forget_note(note)
+        ray_cluster.remove_notes(note)
         storage.remove_all()
 
 

@@ -124,32 +124,15 @@ def test_the_dashboard_of_this_machine_is_printed_and_answers() -> None:
 # ---------------------------------------------------------------- without Ray
 
 
-NODES = [
-    {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0}},
-    {"Alive": True, "Resources": {"CPU": 2.5, "GPU": 1.0}},
-    {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
-    {"Alive": True, "Resources": {}},
-]
-
-
-@pytest.mark.parametrize(
-    ("kind", "share", "count"), [("CPU", 1, 6), ("GPU", 1, 3), ("GPU", 0.5, 6), ("GPU", 0.3, 9), ("GPU", 2, 1)]
-)
-def test_places_are_counted_machine_by_machine(
-    kind: str, share: float, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: NODES)
-    assert ray_cluster.places(kind, share) == count
-
-
 @pytest.mark.parametrize(
     ("execution", "gpus", "cpu_workers", "gpu_workers", "share"),
     [
         ({}, 3, 6, 3, 1.0),
         ({"workers": 2}, 3, 2, 2, 1.0),
-        ({"workers": 64}, 3, 6, 64, 0.0454),  # here only the CPUs limit it
+        ({"workers": 64}, 3, 64, 64, 0.0454),
         ({"workers": 4}, 3, 4, 4, 0.5),  # 3 / 4 of a GPU would fit three times
         ({"gpus_per_worker": 2}, 3, 6, 1, 2.0),
+        ({"gpus_per_worker": 0.3}, 3, 6, 10, 0.3),  # what finds no place waits in Ray
         ({"address": "a"}, 3, 6, 3, 1.0),
         ({"address": "a", "workers": 64}, 3, 64, 64, 0.0454),
         ({"address": "a", "workers": 64, "gpus_per_worker": 1}, 3, 64, 64, 1.0),
@@ -164,7 +147,7 @@ def test_how_many_workers(
     share: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: NODES)
+    monkeypatch.setattr(ray_cluster, "resources", lambda: {"CPU": 6.0, "GPU": float(gpus)})
     backend = RayBackend.__new__(RayBackend)
     backend._execution, backend.gpus = ExecutionConfig(**execution), gpus
     assert (backend._size(gpu=False), backend._size(gpu=True)) == (cpu_workers, gpu_workers)
