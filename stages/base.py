@@ -1,8 +1,8 @@
 """What a stage is, and what its work is.
 
 `Stage` is what the planner and the command line read: all eleven are in `declarations.py`, which imports nothing slow.
-Its work is what a worker does: `stages/<name>.py` defines one class and ends with `WORK = <Class>()`; all its imports
-stand at the top.
+Its work is what a worker does: `stages/<name>.py` defines one class and ends with `WORK = <Class>()`, with
+all its imports at the top.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Stage(ABC):
     """Raised when the meaning of the output changes while the settings don't."""
     uses_gpu: ClassVar[bool] = False
     """True for stages that run a model with torch; they get a GPU where there is one."""
+    for_pretraining: ClassVar[bool] = False
+    """True for stages that only training the student needs; a run of everything leaves them out where one is given."""
 
     @property
     def work(self) -> str:
@@ -38,8 +40,8 @@ class Stage(ABC):
         return ()
 
     def by_default(self, config: Config) -> bool:
-        """Return whether a run of everything does this stage; False where nothing else would read it."""
-        return True
+        """Return whether a run of everything does this stage."""
+        return config.pretrain.weights == "train" or not self.for_pretraining
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return what the output depends on in the config: plain JSON values, nested as in pipeline.yaml."""

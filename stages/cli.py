@@ -20,7 +20,7 @@ import typer
 if TYPE_CHECKING:
     from regionclip_core.config.tree import Config
     from regionclip_core.storage.records import Folder
-    from stages.engine.runner import Pipeline
+    from stages.engine.plan import PlanLine
 
 app = typer.Typer(
     name="regionclip",
@@ -47,7 +47,7 @@ ModelOption = Annotated[
     typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
 ]
 NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
-SHOWN_STRANGERS = 10
+SHOWN_FOREIGN = 10
 """Folders that are no artifacts, named one by one."""
 
 
@@ -123,19 +123,21 @@ def run(
 ) -> None:
     """Bring stages, and all they need, up to date."""
     from stages.commands.show import plan_table
+    from stages.engine.plan import Planner
     from stages.engine.runner import Pipeline
 
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
-    pipeline = Pipeline(load(config, [*(overrides or []), *limit], workspace, backend))
+    loaded = load(config, [*(overrides or []), *limit], workspace, backend)
     if dry_run:
-        wanted = pipeline.closure(stages, force)
-        lines = [line for line in pipeline.plan() if line.stage in wanted]
+        planner = Planner(loaded)
+        wanted = planner.closure(stages, force)
+        lines = [line for line in planner.lines() if line.stage in wanted]
         typer.echo(plan_table(lines, forced=(stages or ()) if force else ()))
         return
     signal.signal(signal.SIGTERM, _interrupt)
-    result = pipeline.run(stages, force)
+    result = Pipeline(loaded).run(stages, force)
     try:
-        _show_results(pipeline)
+        _show_results(Planner(loaded).finished())
     except OSError as error:  # what follows says why stages failed, if some did
         if result.ok:
             raise
@@ -147,12 +149,11 @@ def run(
         raise typer.Exit(1)
 
 
-def _show_results(pipeline: Pipeline) -> None:
+def _show_results(lines: dict[str, PlanLine]) -> None:
     """Show the table and where the report is, once there are any."""
     from regionclip_core.report.results_table import format_results
     from regionclip_core.storage.records import Folder
 
-    lines = pipeline.finished()
     if "evaluate" in lines:
         typer.echo("\n" + format_results(Folder(str(lines["evaluate"].path)).read_json("metrics.json")))
     if "report" in lines:
@@ -175,15 +176,15 @@ def status(
     """Show the state of every stage, and why."""
     from stages.commands.show import status_json, status_table
     from stages.engine.lock import read_holder
-    from stages.engine.runner import Pipeline
+    from stages.engine.plan import Planner
 
-    pipeline = Pipeline(load(config, overrides, workspace))
-    lines = pipeline.plan()
+    planner = Planner(load(config, overrides, workspace))
+    lines = planner.lines()
     if as_json:
         typer.echo(json.dumps(status_json(lines), indent=1))
         return
-    typer.echo(status_table(lines, pipeline.workspace))
-    if (holder := read_holder(pipeline.workspace)) is not None:
+    typer.echo(status_table(lines, planner.workspace))
+    if (holder := read_holder(planner.workspace)) is not None:
         typer.echo(f"{'left locked by a process that is gone' if holder.is_dead() else 'running'}: {holder}")
 
 
@@ -198,15 +199,15 @@ def show(
     """Look into a stage's artifact: summary, counts, settings, files, first rows."""
     from stages.commands.finished import undisturbed
     from stages.commands.show import show_stage
-    from stages.engine.runner import Pipeline
+    from stages.engine.plan import Planner
 
-    pipeline = Pipeline(load(config, overrides, workspace))
-    pipeline.closure([stage])  # refuses an unknown name
-    line = pipeline.finished().get(stage)
+    planner = Planner(load(config, overrides, workspace))
+    planner.closure([stage])  # refuses an unknown name
+    line = planner.finished().get(stage)
     if line is None:
-        line = next(line for line in pipeline.plan() if line.stage == stage)
+        line = next(line for line in planner.lines() if line.stage == stage)
     with undisturbed([line] if line.state == "done" else []):
-        typer.echo(show_stage(line, pipeline.workspace))
+        typer.echo(show_stage(line, planner.workspace))
 
 
 @app.command("config")
@@ -223,12 +224,12 @@ def show_config(config: ConfigOption = None, overrides: SetOption = None, worksp
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
     from stages.commands.verify import advice, not_recorded, verify_workspace
-    from stages.engine.runner import Pipeline
+    from stages.engine.plan import Planner
 
-    pipeline = Pipeline(load(config, overrides, workspace))
+    planner = Planner(load(config, overrides, workspace))
     bad: list[tuple[str, Folder]] = []
     checked = 0
-    for stage, folder, problems in verify_workspace(pipeline.workspace):
+    for stage, folder, problems in verify_workspace(planner.workspace):
         checked += 1
         bad += [(stage, folder)] * bool(problems)
         for problem in problems:
@@ -237,7 +238,7 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
             typer.echo(f"{stage}: note: {path} is not part of the artifact; nothing reads it")
     typer.echo(f"{checked} artifacts read, {len({stage for stage, _ in bad})} stages with problems")
     if bad:
-        for line in advice(bad, pipeline.plan(), _options(config, overrides, workspace)):
+        for line in advice(bad, planner.lines(), _options(config, overrides, workspace)):
             typer.echo(line, err=True)
         raise typer.Exit(1)
 
@@ -261,7 +262,7 @@ def gc(
 ) -> None:
     """List, and with --yes delete, what no current config reaches."""
     from regionclip_core.storage.records import Folder
-    from stages.commands.gc import collect, strangers, unreachable
+    from stages.commands.gc import collect, foreign_folders, unreachable
     from stages.commands.show import size
 
     configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
@@ -271,11 +272,11 @@ def gc(
         typer.echo(f"kept whole, until what they need has run: {', '.join(undecided)}")
     for item in garbage:
         typer.echo(f"{'deleted' if yes else 'unreached'}  {size(item.bytes):>9}  {item.folder.url}")
-    others = strangers(folder)
-    for other in others[:SHOWN_STRANGERS]:
+    others = foreign_folders(folder)
+    for other in others[:SHOWN_FOREIGN]:
         typer.echo(f"left alone            {other.url}: no artifact")
-    if len(others) > SHOWN_STRANGERS:
-        typer.echo(f"left alone            {len(others) - SHOWN_STRANGERS} more folders that are no artifacts")
+    if len(others) > SHOWN_FOREIGN:
+        typer.echo(f"left alone            {len(others) - SHOWN_FOREIGN} more folders that are no artifacts")
     total = size(sum(item.bytes for item in garbage))
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 

@@ -72,8 +72,8 @@ class DataWork(ShardWork):
         """Write which shards make a split.
 
         Raises:
-            ValueError: a split of tars has no sample. Only reading tars tells; the other sources refuse to be empty
-                when they are cut into shards.
+            ValueError: a split of tars has no sample, which only reading them shows; the other sources refuse to be
+                empty when they are cut into shards.
         """
         state = self.setup(ctx)
         splits: dict[str, dict[str, Any]] = {name: {"shards": [], "images": 0} for name in state.sources}

@@ -68,14 +68,11 @@ class Concepts(ShardStage):
 
     name = "concepts"
     version = 1
+    for_pretraining = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Captions and the categories' names are in the data artifact."""
         return ("data",)
-
-    def by_default(self, config: Config) -> bool:
-        """Only a student that is trained here reads it."""
-        return _trains_student(config)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and the parser that it means on this machine: `auto` must not mix two parsers in one pool."""
@@ -169,14 +166,11 @@ class Labels(ShardStage):
     name = "labels"
     version = 2
     uses_gpu = True
+    for_pretraining = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Images, pool, teacher and boxes."""
         return ("data", "concepts", "teacher", "proposals")
-
-    def by_default(self, config: Config) -> bool:
-        """Only a student that is trained here reads it."""
-        return _trains_student(config)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
@@ -194,14 +188,11 @@ class Pairs(ShardStage):
 
     name = "pairs"
     version = 2
+    for_pretraining = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Images and captions from data, regions from labels."""
         return ("data", "labels")
-
-    def by_default(self, config: Config) -> bool:
-        """Only a student that is trained here reads it."""
-        return _trains_student(config)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and the splits taken; nothing here is random."""
@@ -218,14 +209,14 @@ class Pretrain(JobStage):
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Pairs, the pool's embeddings (kept with the labels), weights to start from; nothing for a given student."""
-        return ("teacher", "labels", "pairs") if _trains_student(config) else ()
+        return ("teacher", "labels", "pairs") if config.pretrain.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section and the seed; for a given student its place, and what it must fit.
 
         How many processes train counts only where each takes the losses over its own regions.
         """
-        if not _trains_student(config):
+        if config.pretrain.weights != "train":
             return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
         settings = {"pretrain": config.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})}
         if not config.pretrain.gather_regions:
@@ -234,7 +225,8 @@ class Pretrain(JobStage):
 
     def raw_inputs(self, config: Config) -> list[str]:
         """A given student counts by its content."""
-        return [] if _trains_student(config) else clip_files(config.pretrain.weights, "student")
+        weights = config.pretrain.weights
+        return [] if weights == "train" else clip_files(weights, "student")
 
 
 class Finetune(JobStage):
@@ -295,18 +287,12 @@ class Report(JobStage):
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Everything that takes part in this run."""
-        unused = set() if config.proposals.method == "rpn" else {"rpn"}
-        unused |= set() if _trains_student(config) else {"concepts", "labels", "pairs"}
-        return tuple(name for name in STAGES if name not in {"report", *unused})
+        unused = {"report"} if config.proposals.method == "rpn" else {"report", "rpn"}
+        return tuple(name for name, stage in STAGES.items() if name not in unused and stage.by_default(config))
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The whole config but where it runs: the page prints settings, so it is made again when one changes."""
         return config.model_dump(mode="json", exclude={"execution", "workspace"})
-
-
-def _trains_student(config: Config) -> bool:
-    """Whether `pretrain` trains; a given student makes concepts, labels and pairs superfluous."""
-    return config.pretrain.weights == "train"
 
 
 def _digest(value: Any) -> str:

@@ -59,7 +59,7 @@ def collect(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garbage]
     return garbage, undecided
 
 
-def strangers(workspace: Folder) -> list[Folder]:
+def foreign_folders(workspace: Folder) -> list[Folder]:
     """Return the folders in the stages' places that are no artifacts; nothing here ever deletes them."""
     known = {folder.url for _, folder in artifacts(workspace)}
     return [folder for _, folder in stage_folders(workspace) if folder.url not in known]

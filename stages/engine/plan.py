@@ -90,17 +90,22 @@ class PlanLine:
 class Planner:
     """Compares a workspace with one config."""
 
-    def __init__(self, config: Config, workspace: Folder) -> None:
+    def __init__(self, config: Config, workspace: Folder | None = None) -> None:
+        """workspace: another one than the config's."""
         self.config = config
-        self.workspace = workspace
-        self.digests = InputDigests(workspace)
+        self.workspace = workspace or Folder(config.workspace)
+        self.digests = InputDigests(self.workspace)
         self._begun: set[str] | None = None
 
-    def closure(self, targets: Sequence[str] | None) -> list[str]:
+    def closure(self, targets: Sequence[str] | None, force: bool = False) -> list[str]:
         """Return the targets (without any: all that are `by_default`) and everything they need, in pipeline order.
+
+        force: for a run that throws the targets' results away, which has to name them.
 
         Raises ValueError for an unknown stage, and for one that the teacher's architecture can't take part in.
         """
+        if force and not targets:
+            raise ValueError("--force needs the stages to do over, e.g. `run labels --force`")
         stages = declarations.STAGES
         wanted = set(targets or (name for name, stage in stages.items() if stage.by_default(self.config)))
         if unknown := sorted(wanted - stages.keys()):

@@ -1,4 +1,4 @@
-"""Telling the user what happens: bars on a terminal, sparse lines elsewhere."""
+"""Showing what happens: bars on a terminal, sparse lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ class Reporter:
         self._last = time.monotonic()
 
     def say(self, text: str) -> None:
-        """One line to stdout."""
+        """Print one line."""
         print(text, flush=True)
 
     def start(self, stage: str) -> None:
-        """A stage begins."""
+        """Note that a stage begins."""
         self._last = time.monotonic()
 
     def update(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """A stage has come to done of total."""
+        """Show that a stage has done so much of the total."""
         now = time.monotonic()
         if now - self._last >= self.EVERY:
             self._last = now
             self.say(f"{stage:<10} {done}/{total}" + (f"  {note}" if note else ""))
 
     def stop(self) -> None:
-        """The stage ended, for good or bad."""
+        """Note that the stage ended, well or badly."""
 
 
 class BarReporter(Reporter):
-    """One bar for the running stage."""
+    """Shows one bar for the running stage."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bar: Any = None
-        self._task: Any = None
 
     def start(self, stage: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # slow
 
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), transient=True)
@@ -68,5 +67,5 @@ class BarReporter(Reporter):
 
 
 def reporter() -> Reporter:
-    """Bars when stdout is a terminal, lines when not."""
+    """Return bars when stdout is a terminal, lines when not."""
     return BarReporter() if sys.stdout.isatty() else Reporter()

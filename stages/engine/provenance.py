@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import socket
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pyarrow", "pill
 
 
 def provenance(started: datetime, seconds: float) -> dict[str, Any]:
-    """git commit, package versions, host, times (UTC, ISO 8601) and seconds of a stage that ends now."""
+    """Return git commit, package versions, host, times (UTC, ISO 8601) and seconds of a stage that ends now."""
     return {
         "git_commit": git_commit(),
         "packages": versions(),
@@ -29,28 +30,21 @@ def provenance(started: datetime, seconds: float) -> dict[str, Any]:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from, with "+changes" when files differ; None without git."""
+    """Return the commit of the checkout this code runs from, with "+changes" when files differ; None without git."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    try:
-        command = ["git", "-C", str(root)]
-        head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        dirty = subprocess.run(
-            [*command, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return None
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages whose numbers may show in an artifact."""
+    """Return the versions of the packages whose numbers may show in an artifact."""
     found = {}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found

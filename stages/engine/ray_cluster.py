@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -81,8 +80,8 @@ def connect(execution: ExecutionConfig) -> str | None:
         cpus = max(work.available_cpus(), execution.workers or 1, execution.train_workers)
         common |= {"include_dashboard": execution.dashboard, "object_store_memory": OBJECT_STORE, "num_cpus": cpus}
         # All processes started from here inherit the environment: a runtime_env does the same 2 to 3 s slower.
-        with environment(worker_environment()):
-            return ray.init(address="local", **common).dashboard_url
+        os.environ.update(worker_environment())
+        return ray.init(address="local", **common).dashboard_url
     where = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         if where.port is not None:  # Ray itself would go on trying for minutes
@@ -94,21 +93,6 @@ def connect(execution: ExecutionConfig) -> str | None:
             f"execution.address: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one "
             "there (`ray start --head`), correct the address, or set it to null for this machine alone"
         ) from error
-
-
-@contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started in the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # ---------------------------------------------------------------- what there is
@@ -165,7 +149,7 @@ class Patience:
         self._said = False
 
     def wait(self, needs: str) -> float:
-        """Return the seconds since the last `go_on`; tells the user once. `needs`: what has no place."""
+        """Return the seconds since the last `go_on`, and say so once. `needs`: what has no place."""
         now = monotonic()
         self._since = now if self._since is None else self._since
         waited = now - self._since

@@ -2,11 +2,12 @@
 
 Ray Train starts the processes, connects them and ends them all when one fails. What the stage itself raises ends the
 training; a process that was lost starts it again, from the last checkpoint. The number of tries is kept here and not in
-Ray Train's FailureConfig, which starts again whatever failed, but not where a process dies while it is told to begin.
+Ray Train's FailureConfig, which starts again whatever failed, but not where a process dies while it begins.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import uuid
@@ -21,13 +22,11 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from regionclip_core.storage.records import Failure, Folder
 from stages.engine import ray_cluster, work
-from stages.engine.ray_cluster import NoRoom, Patience, WorkerDied, environment
+from stages.engine.ray_cluster import NoRoom, Patience, WorkerDied
 from stages.engine.work import StageOutcome, StageTask
 
 TRAIN_FOLDER = ".train"
 """Ray Train's own folder inside the artifact's, while a distributed job runs."""
-START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-"""How long Ray Train waits for a place for its processes; it can be set in the environment only."""
 TICK = 0.5
 """Seconds between two looks at the running training."""
 _PEER_LOST = re.compile(r"^Dist\w*Error|gloo|\bNCCL\b")
@@ -114,9 +113,9 @@ def _fit(task: StageTask, gpu: bool, note: str) -> StageOutcome | Failure:
         ),
     )
     try:
-        with environment({START_TIMEOUT: str(ray_cluster.GIVE_UP_AFTER)}):
-            outcome: StageOutcome = cast(Any, trainer.fit()).return_value  # rank 0's
-            return outcome
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ray_cluster.GIVE_UP_AFTER)  # no other way to set it
+        outcome: StageOutcome = cast(Any, trainer.fit()).return_value  # rank 0's
+        return outcome
     except TrainingFailedError as error:
         free_places()
         for raised in getattr(error, "worker_failures", {}).values():
@@ -138,8 +137,8 @@ def _fit(task: StageTask, gpu: bool, note: str) -> StageOutcome | Failure:
 def free_places() -> None:
     """Free the CPUs or GPUs that a failed training of this run still holds.
 
-    Ray Train forgets its placement group when a process dies at the moment when it is told to begin; then nobody could
-    use these places until the driver ends, the next try least of all.
+    Ray Train forgets its placement group when a process dies while it begins; then nobody could use these places until
+    the driver ends, not even the next try.
     """
     job = ray.get_runtime_context().get_job_id()
     for group, state in placement_group_table().items():

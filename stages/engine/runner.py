@@ -58,7 +58,6 @@ class RunResult:
 
     outcomes: dict[str, str] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -76,20 +75,7 @@ class Pipeline:
 
     def plan(self) -> list[PlanLine]:
         """Return the state of every stage and what a run would do, in pipeline order. Needs no lock."""
-        return Planner(self.config, self.workspace).lines()
-
-    def finished(self) -> dict[str, PlanLine]:
-        """Return the lines of the stages that are done, by name; cheaper than a plan, as nothing is listed."""
-        return Planner(self.config, self.workspace).finished()
-
-    def closure(self, targets: Sequence[str] | None, force: bool = False) -> list[str]:
-        """Return the targets (None: every stage) and all they need, in order. Raises ValueError for an unknown one.
-
-        force: for a run that throws the targets' results away, which has to name them.
-        """
-        if force and not targets:
-            raise ValueError("--force needs the stages to do over, e.g. `run labels --force`")
-        return Planner(self.config, self.workspace).closure(targets)
+        return Planner(self.config).lines()
 
     def run(self, targets: Sequence[str] | None = None, force: bool = False) -> RunResult:
         """Bring the targets (None: every stage) and all they need up to date.
@@ -97,27 +83,23 @@ class Pipeline:
         force: throw the targets' own results away first. A stage that fails blocks what needs it; the others go on.
         A missing input blocks its stage. Raises WorkspaceLocked, and ValueError for an unknown stage.
         """
-        names = self.closure(targets, force)
-        planner = Planner(self.config, self.workspace)
-        report = self._report or reporter()
-        start = time.perf_counter()
+        planner, report = Planner(self.config), self._report or reporter()
+        names = planner.closure(targets, force)
         if planner.finished().keys() >= set(names) and not force:
             report.say(f"nothing to do: {', '.join(names)} up to date in {self.workspace.url}")
-            return RunResult(dict.fromkeys(names, "skipped"), {}, time.perf_counter() - start)
+            return RunResult(dict.fromkeys(names, "skipped"))
         with WorkspaceLock(self.workspace) as lock:
             if lock.taken_over:
                 report.say(f"took over the lock of a process that is gone ({lock.taken_over})")
-            result = _Run(self.config, self.workspace, report).run(names, set(targets or ()) if force else set())
-        result.seconds = time.perf_counter() - start
-        return result
+            return _Run(self.config, report).run(names, set(targets or ()) if force else set())
 
 
 class _Run:
     """One run under the workspace's lock."""
 
-    def __init__(self, config: Config, workspace: Folder, report: Reporter) -> None:
+    def __init__(self, config: Config, report: Reporter) -> None:
         self.config = config
-        self.planner = Planner(config, workspace)
+        self.planner = Planner(config)
         self.report = report
         self.result = RunResult()
         self._backend: Backend | None = None
@@ -157,16 +139,16 @@ class _Run:
         backend = self.backend  # one that doesn't start ends the run, not one stage after the other
         self.report.say(f"{name:<10} {line.action:<7} {line.reason}")
         self.report.start(name)
-        start = time.perf_counter()
-        out = Folder(str(line.path))
+        start, out = time.perf_counter(), Folder(str(line.path))
         try:
             manifest = self._commit(line, out, backend)
-        except StageFailed as error:
+        except (
+            StageFailed,
+            OSError,
+        ) as error:  # OSError: what the driver itself can't read or write, as on a full disk
             self.report.stop()
-            return self._note(replace(line, state="failed", reason=str(error)))
-        except OSError as error:  # a full disk, a store that is away: what the driver itself can't read or write
-            self.report.stop()
-            return self._note(replace(line, state="failed", reason=str(self._failed(out, failure(name, None, error)))))
+            reason = error if isinstance(error, StageFailed) else self._failed(out, failure(name, None, error))
+            return self._note(replace(line, state="failed", reason=str(reason)))
         self.report.stop()
         self.result.outcomes[name] = "done"
         seconds = time.perf_counter() - start
@@ -288,18 +270,17 @@ class _Run:
                         note = f"{len(failed)} failed" if failed else ""
                         self.report.update(task.stage, len(records) + len(failed), len(shards), note)
             budget.check(final=True)
+            if failed:
+                where = out.path(shard_failure_name(failed[0].shard or 0))
+                raise StageFailed(
+                    f"{len(failed)} of {len(shards)} shards failed; the others are kept. First, shard "
+                    f"{failed[0].shard}: {failed[0].error}\n           traceback in {where}; run again to retry"
+                )
         except BaseException as error:  # an interrupt too: the next run then opens one file, not one per shard
             self._attempt("the roll-up of the records", lambda: _roll_up(out, records))
             if isinstance(error, ErrorRateExceeded):
                 raise self._failed(out, failure(task.stage, None, error)) from error
             raise
-        if failed:
-            self._attempt("the roll-up of the records", lambda: _roll_up(out, records))
-            where = out.path(shard_failure_name(failed[0].shard or 0))
-            raise StageFailed(
-                f"{len(failed)} of {len(shards)} shards failed; the others are kept. First, shard {failed[0].shard}: "
-                f"{failed[0].error}\n           traceback in {where}; run again to retry"
-            )
         _roll_up(out, records)
         return [records[shard] for shard in sorted(records)], prepared.files
 

@@ -136,7 +136,8 @@ def broken_connection(round: Round) -> str:
 
 def ray_workers(run: Run) -> list[int]:
     """Processes of a run that do its work, or are ready to: they write to the workspace, Ray's own do not."""
-    return sorted(pid for pid, command in descendants(run.pid).items() if command.startswith("ray::"))
+    names = ("ray::call", "ray::warm", "ray::IDLE")
+    return sorted(pid for pid, command in descendants(run.pid).items() if command.startswith(names))
 
 
 def kill_ray_driver(round: Round) -> str:

@@ -26,7 +26,7 @@ from regionclip_core.storage.records import Folder
 from regionclip_core.training import error_budget
 from stages.cli import app
 from stages.commands import verify
-from stages.commands.gc import collect, strangers, unreachable
+from stages.commands.gc import collect, foreign_folders, unreachable
 from stages.commands.verify import artifacts, not_recorded, verify_workspace
 from stages.engine.lock import Holder, WorkspaceLock, read_holder
 
@@ -81,7 +81,7 @@ def test_what_a_killed_run_left_with_records_alone_is_an_artifact(toy: Toy) -> N
     for name in ("plan.json", "manifest.json", "records.json"):
         (folder / name).unlink()
     assert ("numbers", str(folder)) in [(stage, f.url) for stage, f in artifacts(toy.workspace)]
-    assert strangers(toy.workspace) == []
+    assert foreign_folders(toy.workspace) == []
 
 
 # ---------------------------------------------------------------- damaged records and runs
@@ -384,7 +384,7 @@ def test_gc_ends_a_removal_that_was_cut_short(toy: Toy, monkeypatch: pytest.Monk
     half = [path for path in old if not (path / "plan.json").exists()]
     assert len(half) == 1 and len(os.listdir(half[0])) > 1  # something is left of it
     collect([toy.config()], toy.workspace)
-    assert not any(path.exists() for path in old) and not list(strangers(toy.workspace))
+    assert not any(path.exists() for path in old) and not list(foreign_folders(toy.workspace))
 
 
 def test_a_damaged_table_is_named_by_the_stage_that_reads_it(tmp_path: Path) -> None:
