@@ -144,7 +144,7 @@ def run(
 
 def _show_results(pipeline: Pipeline) -> None:
     """The table and where the report is, once there are any."""
-    from regionclip_core.report.results_table import format_results
+    from regionclip_core.report.results import format_results
     from regionclip_core.storage.records import Folder
 
     lines = pipeline.finished()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.config.tree import Config
+from regionclip_core.config.tree import STAGE_NAMES, Config
 from stages.base import JobStage, StageContext
 
 
@@ -15,21 +15,22 @@ class ReportStage(JobStage):
     version = 2
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Everything; the proposal network only where one proposes, what pretraining reads only where there is one."""
-        rpn = ("rpn",) if config.proposals.method == "rpn" else ()
-        trained = config.pretrain.weights == "train"
-        concepts, labels = (("concepts",), ("labels", "pairs")) if trained else ((), ())
-        before = ("data", *concepts, "teacher", *rpn, "proposals", *labels)
-        return (*before, "pretrain", "finetune", "evaluate")
+        """Return every other stage, except those that the config has no use for."""
+        unused = {"report"}
+        if config.proposals.method != "rpn":
+            unused.add("rpn")
+        if config.pretrain.weights != "train":
+            unused |= {"concepts", "labels", "pairs"}  # only pretraining reads them
+        return tuple(stage for stage in STAGE_NAMES if stage not in unused)
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The whole config but where it runs: the page prints settings, so it is made anew when one changes."""
+        """Return the whole config except where it runs: the page prints settings, so a changed one makes a new page."""
         return config.model_dump(mode="json", exclude={"execution", "workspace"})
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Read samples of every artifact and write the page."""
-        from regionclip_core.report.page import build_page
-        from regionclip_core.report.results_table import format_markdown, format_results
+        from regionclip_core.report.page import build_page, format_markdown
+        from regionclip_core.report.results import format_results
 
         metrics = ctx.inputs["evaluate"].read_json("metrics.json")
         ctx.out.write_bytes("results.txt", format_results(metrics).encode())

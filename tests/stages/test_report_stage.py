@@ -340,7 +340,7 @@ def test_runs_without_the_optional_parts(tmp_path: Path) -> None:
     assert {"rpn", "detections"}.isdisjoint(page.ids)
     assert page.text.count("not measured") == 3
     assert "The teacher was not trained in this run." in page.text
-    assert "oracle" not in page.text.split("Finetuning")[2].split("Artifacts")[0].replace("for the oracle", "")
+    assert "oracle" not in page.text.split("Finetuning")[2].split("Artifacts")[0]
 
 
 def test_unfinished_input_is_refused(workspace: Workspace, tmp_path: Path) -> None:
