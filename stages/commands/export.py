@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from regionclip_core.models.clip import ClipModel
     from regionclip_core.models.name_prompts import NamePrompts
     from regionclip_core.storage.folder import Folder
-    from regionclip_core.weights.exporting import RunFacts
+    from regionclip_core.weights.model_card import RunFacts
 
 WHAT = ("student", "teacher", "detector")
 FORMATS = {"student": ("open_clip", "official"), "teacher": ("open_clip",), "detector": ("detector", "official")}
@@ -54,7 +54,7 @@ def export(what: str, source: Config | str, out: str, format: str | None, name: 
 def _official(what: str, source: Config | str, out: str, name: str) -> int:
     from regionclip_core.detection.model_folder import is_model_folder
     from regionclip_core.storage.folder import Folder
-    from regionclip_core.weights.official_export import save_official
+    from regionclip_core.weights.exporting import save_official
 
     file = Path(out)
     if file.suffix not in (".pth", ".pt") or file.exists():
@@ -83,7 +83,8 @@ def _write(what: str, source: Config | str, folder: Folder, name: str) -> None:
             )
         _write_detector(source, folder, name)
         return
-    from regionclip_core.weights.exporting import clip_card, export_open_clip
+    from regionclip_core.weights.exporting import export_open_clip
+    from regionclip_core.weights.model_card import clip_card
 
     clip, prompts, facts = _clip_of_folder(source, what) if isinstance(source, str) else _clip_of_run(source, what)
     export_open_clip(folder, clip, clip_card(clip, what, facts), prompts)
@@ -91,7 +92,8 @@ def _write(what: str, source: Config | str, folder: Folder, name: str) -> None:
 
 def _write_detector(config: Config, folder: Folder, name: str) -> None:
     from regionclip_core.models.name_prompts import NamePrompts
-    from regionclip_core.weights.exporting import detector_card, export_detector
+    from regionclip_core.weights.exporting import export_detector
+    from regionclip_core.weights.model_card import detector_card
     from stages.commands.run_models import workspace_detector
 
     model, lines = workspace_detector(config, name, "export")
@@ -121,7 +123,7 @@ def _clip_of_run(config: Config, what: str) -> tuple[ClipModel, NamePrompts, Run
 
 
 def _facts(config: Config, lines: dict[str, PlanLine]) -> RunFacts:
-    from regionclip_core.weights.exporting import RunFacts
+    from regionclip_core.weights.model_card import RunFacts
     from stages.commands.run_models import run_vocabulary
 
     stages: dict[str, dict[str, Any]] = {

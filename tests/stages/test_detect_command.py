@@ -21,7 +21,8 @@ from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.model_folder import LoadedModel, load_model
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
-from regionclip_core.weights.exporting import detector_card, export_detector
+from regionclip_core.weights.exporting import export_detector
+from regionclip_core.weights.model_card import detector_card
 
 TINY_COCO_IMAGES = TINY_COCO / "val2017"
 

@@ -32,7 +32,8 @@ from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
 from regionclip_core.proposals.training import build_network
 from regionclip_core.storage.records import Folder
-from regionclip_core.weights.exporting import detector_card, export_detector
+from regionclip_core.weights.exporting import export_detector
+from regionclip_core.weights.model_card import detector_card
 
 NAMES = VOCABULARY.names
 UNKNOWN = ("dragon", "tea pot", "comb")

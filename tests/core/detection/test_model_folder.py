@@ -30,7 +30,7 @@ from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_folder import rpn_section
 from regionclip_core.storage.folder import Folder
-from regionclip_core.weights.official_export import save_official, to_official
+from regionclip_core.weights.exporting import save_official, to_official
 
 VOCABULARY = Vocabulary(("cat", "dog", "bus", "tea pot"), base=("bus", "cat"), groups=(("rare", ("dog",)),))
 RULES = InferenceSettings(score_threshold=0.02, nms_kind="gaussian", objectness="raw_logit", max_detections=7)

@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from official_files import (
     GOLDEN,
     GOLDEN_MODEL,
@@ -79,7 +80,7 @@ def test_a_full_coco_detector_comes_in_whole_and_goes_back_bit_by_bit(tmp_path: 
     assert (report.kind, report.layout) == ("detector", "torch")
     assert report.model.startswith("RN50: blocks [3, 4, 6, 3], width 64, input 224, embedding 1024")
     assert report.renamed.keys() == state.keys()
-    assert report.left_over == {"iteration": "stands beside the model"}
+    assert report.left_over == {"iteration": "not part of the model"}
     assert report.matched == []
     assert list(report.added) == ["detector.class_embeddings", "detector.background_logit"]
     model = model_at(tmp_path)
@@ -90,7 +91,12 @@ def test_a_full_coco_detector_comes_in_whole_and_goes_back_bit_by_bit(tmp_path: 
     assert model.rpn is not None and model.rpn[0].backbone == "resnet50_c4"
     assert (model.rpn[1].pre_nms, model.rpn[1].nms, model.rpn[1].max_regions) == (6000, 0.7, 1000)
     assert model.config["clip_architecture"] == open_clip.get_model_config("RN50") | {"quick_gelu": True}
-    card = (Path(out(tmp_path)) / "README.md").read_text()
+    readme = Path(out(tmp_path)) / "README.md"
+    data = ModelCard.load(readme).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("other", "regionclip", "object-detection")
+    card = readme.read_text()
+    assert f"imported from `{report.file}` (sha256 `{report.sha256}`)" in card
+    assert f"\n65: {', '.join(load_categories('coco_ovd').names[:12])} ...\n" in card
     assert "\nregionclip detect photo.jpg --model FOLDER\n" in card and "--rpn" not in card
     own = model.detector.state_dict()
     for name, tensor in state.items():
@@ -310,7 +316,7 @@ def test_base_names_are_told_by_the_rows_of_training(tmp_path: Path, small: str)
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\n\n")
     report = import_checkpoint(file, out(tmp_path), names=str(tmp_path / "names.txt"), model=small)
     assert model_at(tmp_path).vocabulary.base == ("a", "d", "e")
-    assert any("3 base names told by the rows of training" in note for note in report.notes)
+    assert any("3 base names found by the rows of training" in note for note in report.notes)
     (tmp_path / "right.yaml").write_text("{base: [a, d, e], novel: [b, c], order: [a, b, c, d, e]}")
     import_checkpoint(file, str(tmp_path / "right"), names=str(tmp_path / "right.yaml"), model=small)
     (tmp_path / "wrong.yaml").write_text("{base: [a, d, e], novel: [b, c], order: [a, b, d, c, e]}")
@@ -359,7 +365,7 @@ def test_every_tensor_is_told_of(tmp_path: Path, small: str) -> None:
     report = import_checkpoint(file, out(tmp_path), model=small)
     assert report.left_over == {
         "note": "no tensor",
-        "optimizer": "stands beside the model",
+        "optimizer": "not part of the model",
         "pixel_mean": "a constant that follows from the configuration",
         "backbone.bn1.num_batches_tracked": "a counter that nothing reads",
         "teacher_backbone.conv1.weight": "no part of a detector",
@@ -374,7 +380,7 @@ def test_every_tensor_is_told_of(tmp_path: Path, small: str) -> None:
     printed = "\n".join(report.lines())
     assert "backbone -> detector.encoder" in printed
     assert "pixel_mean: a constant" in printed
-    assert "optimizer: stands beside the model" in printed
+    assert "optimizer: not part of the model" in printed
     assert len(report.lines()) < 12
 
 
