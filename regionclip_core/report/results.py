@@ -131,7 +131,7 @@ class Claim:
 
 
 def judge(metrics: Metrics) -> list[Claim]:
-    """Return the paper's three claims in its order. A verdict is arithmetic on the metrics, whatever one hopes for."""
+    """Return the paper's three claims in its order. A verdict follows from the numbers alone."""
 
     def at(*path: str) -> Score:
         value: Any = metrics

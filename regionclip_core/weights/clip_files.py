@@ -32,7 +32,6 @@ from regionclip_core.weights.rpn_files import convert_rpn
 RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 _QUICK = "-quickgelu"
 _SCALE = "logit_scale"
-_TEXT_HEAD = 64  # channels of an attention head, in every text tower of CLIP's own
 
 
 # ---------------------------------------------------------------- architectures
@@ -52,32 +51,26 @@ class Architecture:
         return f"{self.name}: {_words(_measures(self.config, text=False))}"
 
 
-def resnet_config(state: Mapping[str, Tensor], text: bool, source: str) -> dict[str, Any]:
-    """Return open_clip's `model_cfg` of a CLIP ResNet, read off its weights; with `text` its text tower too.
+def resnet_measures(state: Mapping[str, Tensor], text: bool, source: str) -> dict[str, Any]:
+    """Return what the shapes of a CLIP ResNet's weights show of its architecture; with `text` of its text tower too.
 
     Raises:
-        ValueError: weights that the architecture is read from are missing, or contradict each other.
+        ValueError: weights that the architecture is read from are missing.
     """
-    side = math.isqrt(len(_get(state, "visual.attnpool.positional_embedding", source)) - 1)  # one more for the mean
-    config: dict[str, Any] = {
-        "embed_dim": _get(state, "visual.attnpool.c_proj.weight", source).shape[0],
-        "vision_cfg": {
-            "image_size": 32 * side,
-            "layers": [_blocks(state, rf"visual\.layer{stage}\.(\d+)\.", source) for stage in (1, 2, 3, 4)],
-            "width": _get(state, "visual.layer1.0.conv1.weight", source).shape[0],
-            "patch_size": None,
-        },
+    positions = len(_get(state, "visual.attnpool.positional_embedding", source))
+    measures: dict[str, Any] = {
+        "blocks": [_blocks(state, rf"visual\.layer{stage}\.(\d+)\.", source) for stage in (1, 2, 3, 4)],
+        "width": _get(state, "visual.layer1.0.conv1.weight", source).shape[0],
+        "input": 32 * math.isqrt(positions - 1),  # a stride of 32, and one position more for the mean
+        "embedding": _get(state, "visual.attnpool.c_proj.weight", source).shape[0],
     }
     if text:
         vocabulary, width = _get(state, "token_embedding.weight", source).shape
-        config["text_cfg"] = {
-            "context_length": _get(state, "positional_embedding", source).shape[0],
-            "vocab_size": vocabulary,
-            "width": width,
-            "heads": max(1, width // _TEXT_HEAD),
-            "layers": _blocks(state, r"transformer\.resblocks\.(\d+)\.", source),
-        }
-    return config
+        measures["text layers"] = _blocks(state, r"transformer\.resblocks\.(\d+)\.", source)
+        measures["text width"] = width
+        measures["text context_length"] = _get(state, "positional_embedding", source).shape[0]
+        measures["text vocab_size"] = vocabulary
+    return measures
 
 
 def _get(state: Mapping[str, Tensor], name: str, source: str) -> Tensor:
@@ -108,18 +101,17 @@ def resnet_architecture(
         ValueError: `model` is another architecture, open_clip has none with these shapes, or the activation of the text
             tower is unknown.
     """
-    found = resnet_config(state, text, source)
+    found = resnet_measures(state, text, source)
     chosen = read_model(model) if model else _named(found)
     if chosen is None:
         raise ValueError(
-            f"{source}: no open_clip architecture has these shapes ({_words(_measures(found, text))}). Check that the "
+            f"{source}: no open_clip architecture has these shapes ({_words(found)}). Check that the "
             "file is whole, or give open_clip's description of the architecture: --model my_model.json"
         )
-    wanted, got = _measures(chosen.config, text), _measures(found, text)
-    if wanted != got:
+    if found != (wanted := _measures(chosen.config, text)):
         other = _named(found)
         raise ValueError(
-            f"{source} is no {chosen.name}: its weights say {_words(got)}, {chosen.name} has {_words(wanted)}. "
+            f"{source} is no {chosen.name}: its weights say {_words(found)}, {chosen.name} has {_words(wanted)}. "
             + (f"Use --model {other.name}" if other else "Check --model")
         )
     config = dict(chosen.config)
@@ -163,18 +155,17 @@ def read_model(model: str) -> Architecture:
     return Architecture(name, config)
 
 
-def _named(found: Mapping[str, Any]) -> Architecture | None:
-    """open_clip's CLIP ResNet with these measures; where they have no text tower, only the image tower counts."""
-    text = "text_cfg" in found
+def _named(measures: Mapping[str, Any]) -> Architecture | None:
+    """open_clip's CLIP ResNet with these measures, if there is one."""
     for name in RESNETS:
         config = model_config(name)
-        if _measures(config, text) == _measures(found, text):
+        if _measures(config, "text width" in measures) == measures:
             return Architecture(name, config)
     return None
 
 
 def _measures(config: Mapping[str, Any], text: bool) -> dict[str, Any]:
-    """What shapes show of an architecture, in words for messages."""
+    """What `resnet_measures` would find in the weights of an architecture."""
     vision, words = config["vision_cfg"], config.get("text_cfg", {})
     layers = vision.get("layers", 12)
     measures: dict[str, Any] = {
@@ -257,17 +248,17 @@ def import_pretrained(file: WeightFile, folder: Folder, report: ImportReport) ->
         shared = {official for official, own in student.renamed.items() if own in text}
         teacher = split_clip({name: tensors[name] for name in tensors if name in of_teacher | shared}, TEACHER)
         where = f"{file.name}, {TEACHER}*"
-        width = resnet_config(teacher.own, False, where)["embed_dim"]
-        if width != text["text_projection"].shape[1]:
+        found = resnet_measures(teacher.own, False, where)
+        if found["embedding"] != text["text_projection"].shape[1]:
             report.leave(
                 sorted(of_teacher),
-                f"the teacher's embeddings have {width} numbers, and the only text encoder in the file makes "
-                f"{text['text_projection'].shape[1]}: give teacher.weights OpenAI's model of that architecture",
+                f"the teacher's embeddings have {found['embedding']} numbers, and the only text encoder in the file "
+                f"makes {text['text_projection'].shape[1]}: give teacher.weights OpenAI's model of that architecture",
             )
         else:
             # `--model` is the student's; it names the teacher too where both have the same image tower.
-            same = resnet_config(teacher.own, True, where)["vision_cfg"] == architecture.config["vision_cfg"]
-            like = resnet_architecture(teacher.own, file.model if same else None, True, where, True)
+            model = file.model if found == _measures(architecture.config, text=False) else None
+            like = resnet_architecture(teacher.own, model, True, where, True)
             report.take(teacher.renamed, "teacher/")
             write_clip(folder.child("teacher"), teacher.own, like, file, report, "teacher/")
             report.leave(sorted(of_teacher & teacher.rest.keys()), "belongs to no part of the teacher")
@@ -276,8 +267,8 @@ def import_pretrained(file: WeightFile, folder: Folder, report: ImportReport) ->
 
     branch = {name: tensor for name, tensor in tensors.items() if name.startswith(OFFLINE)}
     if branch:
-        found = convert_rpn(branch, file, report, "rpn/")
-        write_rpn_folder(folder.child("rpn"), found.state, official_section(found.backbone))
+        network = convert_rpn(branch, file, report, "rpn/")
+        write_rpn_folder(folder.child("rpn"), network.state, official_section(network.backbone))
     else:
         report.missing["proposal branch"] = "no rpn/ is written; give rpn.weights another file"
     rest = student.rest.keys() - of_teacher - branch.keys()

@@ -306,7 +306,7 @@ def test_pictures_show_validation_images_with_novel_objects(workspace: Workspace
     with_novel = sum(bool(novel & set(row.box_labels.tolist())) for row in images)
     assert len(counts) == 3
     assert sum(count > 0 for count in counts) == min(3, with_novel)
-    # Three views of each image, which itself stands in the page once.
+    # Three views of each image, which is in the page once.
     assert len(re.findall('<use href="#(image-[0-9]+)"', detections)) == 9
     assert len(set(re.findall('<use href="#(image-[0-9]+)"', detections))) == 3
     assert html.count("data:image/") == len(set(re.findall('<use href="#(image-[0-9]+)"', html)))

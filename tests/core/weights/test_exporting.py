@@ -163,7 +163,7 @@ def test_a_detectors_card_says_what_the_run_measured() -> None:
     expected = {"novel (17)": 35.0, "generalised novel": 31.4, "generalised base": 32.4, "generalised all": 33.4}
     assert measured == {f"AP50 {name}": value for name, value in expected.items()}
     assert "| regionclip | 35.0 | - | 31.4 | 32.4 | 33.4 |" in text
-    assert "| clip | 20.0 | 21.0 | 22.0 |" in text  # zero-shot rows stand in the table too
+    assert "| clip | 20.0 | 21.0 | 22.0 |" in text  # the zero-shot rows are in the table too
     for part in ("## Data", "1,234", "2 base, 2 novel", "## Settings", "## Where it came from", "abc123", "torch 2.11"):
         assert part in text, part
     for part in ("## Intended use", "## Limits", "Measured by the run on 50 images of the split `val`"):

@@ -44,15 +44,15 @@ def openai_archive(clip: ClipModel, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("RN50", ""), ("ViT-L-14", "differ in them"), ("ViT-S-16", "are known"), ("ViT-B-16-SigLIP", "")]
+    ("name", "note"), [("RN50", ""), ("ViT-L-14", "differ in them"), ("ViT-S-16", "are known"), ("ViT-B-16-SigLIP", "")]
 )
-def test_a_normalisation_that_could_be_another_is_told(tmp_path: Path, name: str, told: str) -> None:
+def test_a_normalisation_that_could_be_another_is_noted(tmp_path: Path, name: str, note: str) -> None:
     """ViT-L-14 was published with CLIP's mean of pixels and, by LAION, with 0.5."""
     state = small_clip().model.state_dict()
     report = ImportReport("w.pt", "", 0, "torch", "clip")
     folder = Folder(out(tmp_path))
     write_clip(folder, state, Architecture(name, SMALL), WeightFile("w.pt", state, {}), report)
-    assert [told in note for note in report.notes] == ([True] if told else [])
+    assert [note in one for one in report.notes] == ([True] if note else [])
     mean = folder.read_json("open_clip_config.json")["preprocess_cfg"]["mean"]
     tag = ("RN50", "openai") if name == "ViT-S-16" else (name, "webli" if "SigLIP" in name else "openai")
     assert mean == list(open_clip.get_pretrained_cfg(*tag)["mean"])
@@ -80,7 +80,7 @@ def test_clip_files_in_any_layout_and_precision(tmp_path: Path, layout: str) -> 
     assert (report.kind, report.layout) == ("clip", "torch" if layout == "state_dict" else layout)
     loaded = load_clip(Folder(out(tmp_path)))
     assert same_bits(loaded.model.state_dict(), expected)
-    assert loaded.architecture["quick_gelu"] is True  # told by OpenAI's numbers, or by the description
+    assert loaded.architecture["quick_gelu"] is True  # known from OpenAI's numbers, or the description
     assert set(report.converted.values()) == {"float16 -> float32"}
     if layout == "torchscript":
         assert set(report.left_over) == {"attn_mask", "input_resolution", "context_length", "vocab_size"}

@@ -290,7 +290,7 @@ def test_a_disk_that_fails_midway_leaves_nothing(tmp_path: Path, monkeypatch: py
     refused(tmp_path, file, "no space left")
 
 
-def test_a_missing_part_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_missing_part_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     """The student is fine and would be written first; the teacher is not."""
     teacher = visual(small_clip(4, {**SMALL, "vision_cfg": {**SMALL["vision_cfg"], "width": 16}}), "teacher_backbone.")
     state = {n: t for n, t in pretrained_state().items() if not n.startswith("teacher_")} | teacher

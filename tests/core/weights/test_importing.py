@@ -308,7 +308,7 @@ def test_names_from_lists_of_ones_own(tmp_path: Path, small: str) -> None:
             import_checkpoint(file, out(tmp_path), names=str(tmp_path / name), model=small)
 
 
-def test_base_names_are_told_by_the_rows_of_training(tmp_path: Path, small: str) -> None:
+def test_base_names_are_found_by_the_rows_of_training(tmp_path: Path, small: str) -> None:
     state = detector_state(3, 5)
     test, train = (f"roi_heads.box_predictor.{name}.weight" for name in ("test_cls_score", "cls_score"))
     state[train] = state[test][[0, 3, 4]] * torch.tensor([[2.0], [0.5], [7.0]])  # other norms, same directions
@@ -354,7 +354,7 @@ def test_a_mask_head_comes_along(tmp_path: Path, small: str) -> None:
     assert same_bits(official_at(tmp_path), state)
 
 
-def test_every_tensor_is_told_of(tmp_path: Path, small: str) -> None:
+def test_the_report_names_every_tensor(tmp_path: Path, small: str) -> None:
     state = detector_state() | {
         "pixel_mean": torch.zeros(3, 1, 1),
         "backbone.bn1.num_batches_tracked": torch.tensor(5),
