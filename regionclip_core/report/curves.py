@@ -71,8 +71,8 @@ def chart(lines: Mapping[str, Points], title: str) -> Chart:
 
     return Chart(
         title,
-        [(across(x), f"{x:g}") for x in ticks(0, max(xs), 4) if x <= last],
-        [(down(y), f"{y:g}") for y in marks],
+        [(across(x), tick(x)) for x in ticks(0, max(xs), 4) if x <= last],
+        [(down(y), tick(y)) for y in marks],
         {run: [(across(x), down(y)) for x, y in points] for run, points in lines.items()},
     )
 
@@ -87,6 +87,12 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if power * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [n * step for n in range(first, last + 1)]
+
+
+def tick(value: float) -> str:
+    """Return the text of a mark; small numbers as 1.5e-4, which the margin has room for."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if 0 < abs(value) < 0.001 else f"{value:g}"
 
 
 def thin(points: Points, most: int = MAX_POINTS) -> Points:

@@ -77,12 +77,12 @@ class Run:
         """Sentences about samples, or parts of them, that the stage could not use."""
         counts = self.manifests[stage].counts if stage in self.manifests else {}
         lines = []
-        for prefix, what in (("bad_", "Bad samples, left out"), ("lost_", "Good images that lost a part")):
+        for prefix, what in (("bad_", "Bad samples, left out"), ("lost_", "Images used without a bad part")):
             named = {name.removeprefix(prefix): n for name, n in sorted(counts.items()) if name.startswith(prefix)}
             parts = [f"{name.replace('_', ' ')} {n:,}" for name, n in named.items() if n and name != "annotations"]
             lines += [f"{what}: {', '.join(parts)}."] if parts else []
-        if orphans := counts.get("lost_annotations"):  # their images are not in the file, so they cost no sample
-            lines.append(f"Annotations of no image: {orphans:,}.")
+        if orphans := counts.get("lost_annotations"):  # they cost no sample
+            lines.append(f"Annotations whose image is not listed: {orphans:,}.")
         return lines
 
     def training(self, stage: str, files: Mapping[str, str] | None = None) -> Values | None:

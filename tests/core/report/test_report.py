@@ -17,7 +17,7 @@ from PIL import Image
 
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.report.curves import chart, charts, thin, ticks
+from regionclip_core.report.curves import chart, charts, thin, tick, ticks
 from regionclip_core.report.page import TEMPLATES, format_markdown
 from regionclip_core.report.pictures import MAX_SIDE, Drawn, PictureBook, View, data_url
 from regionclip_core.report.results import (
@@ -64,8 +64,8 @@ def test_bad_samples_and_lost_parts_are_kept_apart() -> None:
     run = Run(no_config, {}, manifests, Vocabulary(("a",)))
     assert run.left_out("data") == [
         "Bad samples, left out: image 1,200.",
-        "Good images that lost a part: box 3.",
-        "Annotations of no image: 40.",
+        "Images used without a bad part: box 3.",
+        "Annotations whose image is not listed: 40.",
     ]
     assert run.left_out("labels") == run.left_out("pairs") == []
 
@@ -379,6 +379,11 @@ def test_ticks_enclose_and_are_even(low: float, high: float) -> None:
     assert np.allclose(steps, steps[0])
     mantissa = steps[0] / 10 ** np.floor(np.log10(steps[0]) + 1e-9)
     assert min(abs(mantissa - m) for m in (1, 2, 2.5, 5)) < 1e-6
+
+
+def test_marks_are_short() -> None:
+    values = [0, 0.00015, 2.8e-4, 0.0015, 0.30000000000000004, 2.25, 250_000, -0.5, 1e-07]
+    assert [tick(v) for v in values] == ["0", "1.5e-4", "2.8e-4", "0.0015", "0.3", "2.25", "250000", "-0.5", "1e-7"]
 
 
 def test_thin_keeps_short_ones_and_the_mean() -> None:
