@@ -343,6 +343,24 @@ def test_runs_without_the_optional_parts(tmp_path: Path) -> None:
     assert "oracle" not in page.text.split("Finetuning")[2].split("Artifacts")[0]
 
 
+def test_runs_of_published_weights(tmp_path: Path) -> None:
+    """Nothing is pretrained or finetuned: there are no concepts, labels and pairs, and no curves."""
+    named = Workspace(
+        tmp_path,
+        make_config(pretrain={"weights": "made/<student>"}, finetune={"weights": "made/detector"}),
+    )
+    for stage, names in (
+        ("pretrain", ["history"]),
+        ("finetune", [f"history-{n}" for n in ("clip", "regionclip", "oracle")]),
+    ):
+        [Folder(str(tmp_path / stage)).remove(f"{name}.json") for name in names]
+    page = Page(named.report().read_bytes("report.html").decode())
+    assert {"concepts", "labels"}.isdisjoint(page.ids)
+    assert {"pretrain", "finetune"} <= set(page.ids)
+    for weights in ("made/<student>", "made/detector"):
+        assert f"Nothing was trained in this run: the weights are those of {weights}." in page.text
+
+
 def test_unfinished_input_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     ctx = workspace.context("report-3")
     ctx.inputs = {**{s: workspace.inputs[s] for s in REPORT.needs(workspace.config)}, "labels": Folder(str(tmp_path))}
