@@ -345,8 +345,8 @@ def evaluate_boxes(images: int) -> None:
     import numpy as np
 
     from regionclip_core.datasets.vocabulary import Vocabulary
-    from regionclip_core.evaluation.evaluator import Evaluator
-    from regionclip_core.evaluation.truth import ImageDetections, ImageTruth
+    from regionclip_core.evaluation.average_precision import Evaluator
+    from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth
 
     share = np.array([0.25, *[0.75 / 79] * 79])
 
@@ -362,14 +362,12 @@ def evaluate_boxes(images: int) -> None:
             ImageDetections(number, found, scores, np.concatenate((labels[:7], labels))),
         )
 
-    with tempfile.TemporaryDirectory() as folder:
-        evaluator = Evaluator(Path(folder), Vocabulary(tuple(f"class {n}" for n in range(80))), "coco")
-        for number in range(images):
-            evaluator.add_truth(image(number)[0])
-        store = evaluator.detections()
-        for number in range(images):
-            evaluator.add(store, *image(number))
-        assert evaluator.evaluate(store).groups["all"]["boxes"] == 7 * images
+    evaluator, detections = Evaluator(Vocabulary(tuple(f"class {n}" for n in range(80))), "coco"), CategoryRows()
+    for number in range(images):
+        evaluator.add_truth(image(number)[0])
+    for number in range(images):
+        evaluator.add(detections, image(number)[1])
+    assert evaluator.evaluate(detections)["all"]["boxes"] == 7 * images
 
 
 def bench_evaluation(shards: int, shard_size: int, times: int) -> None:

@@ -48,14 +48,11 @@ class EvaluateStage(JobStage):
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Measure every model on the same images and proposals."""
-        import tempfile
-        from pathlib import Path
-
         import torch
 
         from regionclip_core.detection.detector import load_detector
         from regionclip_core.evaluation.data import EvaluationData
-        from regionclip_core.evaluation.measuring import ResultsWriter, make_evaluator, measure
+        from regionclip_core.evaluation.metrics import ResultsWriter, measure
         from regionclip_core.evaluation.passes import (
             FINETUNED,
             GIVEN,
@@ -68,9 +65,7 @@ class EvaluateStage(JobStage):
 
         torch.set_num_threads(ctx.threads)
         config = ctx.config
-        evaluation = EvaluationData.read(
-            config, ctx.inputs["data"], ctx.inputs["proposals"], annotated_only=config.evaluate.annotated_only
-        )
+        evaluation = EvaluationData(config, ctx.inputs["data"], ctx.inputs["proposals"])
         detectors = [n for n in ("clip", "regionclip", "oracle") if ctx.inputs["finetune"].exists(f"{n}.json")]
         ticks = _Ticks(ctx, evaluation.count * (len(_INITS) + len(detectors)))
         metrics: dict[str, Any] = {"protocol": config.evaluate.protocol, "images": evaluation.count}
@@ -78,20 +73,16 @@ class EvaluateStage(JobStage):
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
         metrics["teacher"], tallies = self._teacher(ctx, clips["clip"], evaluation)
-        with tempfile.TemporaryDirectory(prefix="regionclip-evaluate-") as folder:
-            evaluator = make_evaluator(config, evaluation, Path(folder))
-            for name, clip in clips.items():
-                results = zero_shot(
-                    clip, config, evaluation, ctx.device, ticks.add, config.evaluate.given_score_threshold
-                )
-                _put(metrics, name, measure(results, evaluator, (GIVEN, PROPOSED)))
-            settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
-            for name in detectors:
-                clip = clips["clip" if name == "clip" else "regionclip"]
-                detector = load_detector(ctx.inputs["finetune"], stem=name)
-                results = finetuned(detector, clip, config, evaluation, ctx.device, ticks.add)
-                with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
-                    _put(metrics, name, measure(results, evaluator, settings, {FINETUNED: writer}))
+        for name, clip in clips.items():
+            results = zero_shot(clip, config, evaluation, ctx.device, ticks.add)
+            _put(metrics, name, measure(results, evaluation.evaluator, (GIVEN, PROPOSED)))
+        settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
+        for name in detectors:
+            clip = clips["clip" if name == "clip" else "regionclip"]
+            detector = load_detector(ctx.inputs["finetune"], stem=name)
+            results = finetuned(detector, clip, config, evaluation, ctx.device, ticks.add)
+            with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
+                _put(metrics, name, measure(results, evaluation.evaluator, settings, {FINETUNED: writer}))
         ctx.out.write_json("metrics.json", metrics, indent=2)
         told: dict[str, Any] = {}
         for split, tally in tallies.items():
@@ -112,7 +103,7 @@ class EvaluateStage(JobStage):
         import torch
 
         from regionclip_core.datasets.index import split_rows
-        from regionclip_core.evaluation.teacher_accuracy import crop_top1, whole_image_top1
+        from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
         from regionclip_core.training.image_tally import ImageTally
 
         settings, data = ctx.config.evaluate, ctx.inputs["data"]

@@ -118,7 +118,7 @@ def evaluation(tmp_path: Path, pixels: np.ndarray, settings: Config, rpn: Folder
     _, table = propose_shard(make_proposer(settings, rpn, "cpu"), data, 0)
     with proposals.write("proposals-00000.parquet") as file:
         pq.write_table(table, file)
-    return EvaluationData.read(settings, data, proposals)
+    return EvaluationData(settings, data, proposals)
 
 
 @pytest.mark.parametrize(("height", "width"), [(210, 331), (40, 50)])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from metrics_layout import metric_keys, paths_of
 from pycocotools import mask as coco_mask
 from reference_evaluators import pycocotools_evaluation
 from small_artifacts import TRAIN, VOCABULARY, Picture, rows_of, tiny_clip, tiny_config, write_data, write_proposals
@@ -19,7 +20,7 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import index_name, read_index, split_shards, write_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector, save_detector
-from regionclip_core.evaluation.metrics import PAPER_TABLES, metric_keys, paper_numbers, paths_of
+from regionclip_core.evaluation.metrics import PAPER_TABLES, paper_numbers
 from regionclip_core.models.clip import save_clip
 from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.models.towers import region_encoder

@@ -21,11 +21,12 @@ from small_artifacts import (
 )
 
 from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.data import EvaluationData
-from regionclip_core.evaluation.evaluator import Top1
-from regionclip_core.evaluation.teacher_accuracy import crop_top1, whole_image_top1
+from regionclip_core.evaluation.top1_accuracy import Top1, crop_top1, whole_image_top1
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.storage.records import Folder
+from regionclip_core.training.image_tally import ImageTally
 
 CONFIG = tiny_config(evaluate={"split": "val"}, labels={"context": 1.5})
 
@@ -90,7 +91,7 @@ def test_whole_images_with_one_object_against_a_loop(tmp_path: Path, seen: list[
         if n != 6:
             whole = [0.0, 0.0, row.width, row.height]
             expected.append((int(row.box_labels[0]), naive_cosines(clip, reader.read(row), whole, 1.0)))
-    found = whole_image_top1(clip, CONFIG, data, "closeups")
+    found = whole_image_top1(clip, CONFIG, data, "closeups", ImageTally(20))
     np.testing.assert_allclose(seen, [row for _, row in expected], atol=2e-4)
     assert found == pytest.approx(percent(expected))
     assert 0 < found["all"] < 100
@@ -109,7 +110,7 @@ def test_crops_against_a_loop(tmp_path: Path, seen: list[np.ndarray]) -> None:
             if label >= 0 and not crowd:
                 expected.append((int(label), naive_cosines(clip, reader.read(row), box, 1.5)))
     assert len(expected) == 12
-    found = crop_top1(clip, CONFIG, EvaluationData.read(CONFIG, data, proposals))
+    found = crop_top1(clip, CONFIG, EvaluationData(CONFIG, data, proposals))
     np.testing.assert_allclose(seen, [row for _, row in expected], atol=2e-4)
     assert found == pytest.approx(percent(expected))
     assert 0 < found["all"] < 100
@@ -118,4 +119,15 @@ def test_crops_against_a_loop(tmp_path: Path, seen: list[np.ndarray]) -> None:
 def test_a_split_without_such_an_image_is_refused(tmp_path: Path) -> None:
     data = write_data(tmp_path, {"closeups": [OTHERS]})
     with pytest.raises(ValueError, match=r"evaluate\.whole_image_split 'closeups' has no readable image"):
-        whole_image_top1(tiny_clip(), CONFIG, data, "closeups")
+        whole_image_top1(tiny_clip(), CONFIG, data, "closeups", ImageTally(20))
+
+
+def test_top1_by_group() -> None:
+    logits = np.eye(4)[[0, 1, 1, 2, 0]]
+    labels = np.array([0, 1, 0, 2, 3])
+    top1 = Top1(Vocabulary(("cat", "dog", "zebra", "kite"), ("cat", "dog"), (("striped", ("zebra",)),)))
+    assert top1.scores() == {"base": None, "novel": None, "all": None, "striped": None}
+    top1.add(logits[:2], labels[:2])
+    assert top1.scores()["novel"] is None
+    top1.add(logits[2:], labels[2:])
+    assert top1.scores() == {"base": pytest.approx(200 / 3), "novel": 50.0, "all": 60.0, "striped": 100.0}

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from reference_evaluators import lvis_evaluation, random_scene, result_rows, truth_dict
+from metrics_layout import LVIS_NUMBERS
+from reference_evaluators import best_of, evaluate_detections, lvis_evaluation, random_scene, result_rows, truth_dict
 
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.evaluator import evaluate_detections
-from regionclip_core.evaluation.metrics import LVIS_NUMBERS
-from regionclip_core.evaluation.truth import ImageDetections, ImageTruth
+from regionclip_core.evaluation.image_boxes import ImageDetections, ImageTruth
 
 NAMES = tuple(f"c{i}" for i in range(10))
 GROUPS = (("rare", NAMES[0::3]), ("common", NAMES[1::3]), ("frequent", NAMES[2::3]))
@@ -28,7 +27,7 @@ def found(image_id, boxes, scores, labels):
 
 
 def ap50(scene, detections, name):
-    return evaluate_detections(scene, detections, VOCABULARY, "lvis").per_category[name]
+    return evaluate_detections(scene, detections, VOCABULARY, "lvis")["per_category"][name]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -41,23 +40,23 @@ def test_the_reference_agrees(seed, kind, tmp_path):
     scene, detections = random_scene(seed, lvis=True)
     result = evaluate_detections(scene, detections, VOCABULARY, "lvis", kind)
     reference = lvis_evaluation(truth_dict(scene, 10), result_rows(scene, detections, kind), kind, tmp_path)
-    assert tuple(result.standard) == LVIS_NUMBERS == tuple(reference.results)
-    ours = [-1.0 if value is None else value / 100 for value in result.standard.values()]
+    assert tuple(result["lvis"]) == LVIS_NUMBERS == tuple(reference.results)
+    ours = [-1.0 if value is None else value / 100 for value in result["lvis"].values()]
     np.testing.assert_allclose(ours, list(reference.results.values()), rtol=0, atol=1e-9)
     assert min(ours) > 0.001
     assert max(ours) < 0.99
     precision = reference.eval["precision"][..., 0]
-    for row, (name, value) in enumerate(result.per_category.items()):
+    for row, (name, value) in enumerate(result["per_category"].items()):
         expected = precision[0, :, row].mean()
         assert (value is None) == (expected == -1), name
         assert value is None or value == pytest.approx(100 * expected, abs=1e-9)
-    assert result.groups["rare"]["ap"] == pytest.approx(result.standard["APr"])
-    assert result.groups["novel"] == result.groups["rare"]
+    assert result["rare"]["ap"] == pytest.approx(result["lvis"]["APr"])
+    assert result["novel"] == result["rare"]
     # Each of the rules moves the numbers: without one of them this scene would tell.
     exhaustive = [ImageTruth(**{**vars(one), "not_exhaustive_labels": np.zeros(0, int)}) for one in scene]
-    assert evaluate_detections(exhaustive, detections, VOCABULARY, "lvis", kind).standard != result.standard
-    fewer = [one.take(np.argsort(-one.scores, kind="stable")[:200]) for one in detections]
-    assert evaluate_detections(scene, fewer, VOCABULARY, "lvis", kind).standard != result.standard
+    assert evaluate_detections(exhaustive, detections, VOCABULARY, "lvis", kind)["lvis"] != result["lvis"]
+    fewer = [best_of(one, 200) for one in detections]
+    assert evaluate_detections(scene, fewer, VOCABULARY, "lvis", kind)["lvis"] != result["lvis"]
 
 
 def test_unknown_categories_do_not_count_and_negative_ones_do():
