@@ -55,7 +55,7 @@ class PretrainStage(JobStage):
         config = ctx.config
         clip = load_clip(ctx.inputs["teacher"])
         student = make_student(clip, config.pretrain)
-        result, samples = pretrain_student(
+        result, pairs = pretrain_student(
             student,
             clip,
             ctx.inputs["labels"],
@@ -71,9 +71,9 @@ class PretrainStage(JobStage):
             clip.model.visual.load_state_dict(student.state_dict())
             save_clip(clip, ctx.out)
             ctx.out.write_json("history.json", result.history)
-        ctx.counts |= result.tally.counts()
-        told = {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**told, **result.tally.summary()}
+        ctx.counts |= pairs.unreadable.counts()
+        summary = {"samples": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**summary, **pairs.unreadable.summary()}
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
         from regionclip_core.models.clip import load_clip, named_architecture, save_clip, small_architecture

@@ -61,7 +61,7 @@ class ProposalsStage(ShardStage):
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Recall at IoU 0.5 of the boxes of base and novel categories, per split."""
-        from regionclip_core.proposals.proposers import recall_of_splits
+        from regionclip_core.proposals.recall import recall_of_splits
 
         return {"recall": recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)}
 

@@ -6,10 +6,8 @@ image.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count as numbers
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,17 +15,15 @@ import torch
 from torch import Tensor
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets.images import BadImage, ImageReader
+from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.evaluator import require_protocol
 from regionclip_core.evaluation.truth import ImageTruth
 from regionclip_core.proposals.proposers import read_proposals
-from regionclip_core.proposals.selection import Proposals
+from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.image_tally import ImageTally
-
-_log = logging.getLogger(__name__)
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class EvaluationData:
     """Images."""
     annotated_only: bool = False
     """Leave out images without an object of the vocabulary, as the official COCO open-vocabulary file does."""
-    tally: ImageTally = field(default_factory=lambda: ImageTally(0))
-    """Counts the images that a pass could read, by their order."""
+    unreadable: UnreadableImages = field(default_factory=UnreadableImages)
+    """Takes the images that a pass can't read."""
 
     @classmethod
     def read(cls, config: Config, data: Folder, proposals: Folder, *, annotated_only: bool = False) -> EvaluationData:
@@ -82,7 +78,7 @@ class EvaluationData:
             found.shards,
             count,
             annotated_only,
-            ImageTally(count, config.execution.max_error_rate),
+            UnreadableImages(count, config.execution.max_error_rate),
         )
 
     def rows(self) -> Iterator[IndexRow]:
@@ -101,30 +97,23 @@ class EvaluationData:
     def batches(self, size: int) -> Iterator[list[EvaluationImage]]:
         """Images with their pixels, at most `size` at a time; one that can't be read is left out and counted."""
         reader = ImageReader(self.data)
-        waiting: list[tuple[int, IndexRow, Proposals]] = []
-        number = numbers()
+        waiting: list[tuple[IndexRow, Proposals]] = []
         for shard in self.shards:
             proposals = read_proposals(self.proposals, shard)
-            waiting += [(next(number), row, proposals[row.key]) for row in self._shard_rows(shard, set(proposals))]
+            waiting += [(row, proposals[row.key]) for row in self._shard_rows(shard, set(proposals))]
             while len(waiting) >= size:
                 yield from self._read(reader, waiting[:size])
                 waiting = waiting[size:]
         if waiting:
             yield from self._read(reader, waiting)
 
-    def _read(
-        self, reader: ImageReader, rows: list[tuple[int, IndexRow, Proposals]]
-    ) -> Iterator[list[EvaluationImage]]:
+    def _read(self, reader: ImageReader, rows: list[tuple[IndexRow, Proposals]]) -> Iterator[list[EvaluationImage]]:
         """One batch, or none when no image of it can be read."""
         batch = []
-        for number, row, proposals in rows:
-            try:
-                pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
-            except BadImage as error:  # its objects stay in the truth, as missed ones
-                if self.tally.bad(number, error, row.key):
-                    _log.warning("evaluation goes on without %s: %s", row.key, error)
+        for row, proposals in rows:
+            pixels = self.unreadable.read(row.key, reader.read_tensor, row)
+            if pixels is None:  # its objects stay in the truth, as missed ones
                 continue
-            self.tally.good(number)
             use = (row.box_labels >= 0) & ~row.box_crowd
             boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
             batch.append(EvaluationImage(row, pixels, boxes, labels, proposals))

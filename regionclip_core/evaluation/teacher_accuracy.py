@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets.images import BadImage, ImageReader
+from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.data import EvaluationData
@@ -21,7 +21,7 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.image_tally import ImageTally
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 Accuracy = dict[str, float | None]
 
@@ -41,33 +41,26 @@ class _Namer:
 
 
 def whole_image_top1(
-    clip: ClipModel, config: Config, data: Folder, split: str, tally: ImageTally | None = None
+    clip: ClipModel, config: Config, data: Folder, split: str, unreadable: UnreadableImages | None = None
 ) -> Accuracy:
     """Top-1, percent, over images of `split` that hold exactly one annotated object.
 
-    Each image is seen as CLIP sees images: one square around all of it, at CLIP's own input size. `tally`
-    counts those that could be read, and those that couldn't, by their row in the split.
+    Each image is seen as CLIP sees images: one square around all of it, at CLIP's own input size. `unreadable`
+    takes those that can't be read.
     """
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     reader = ImageReader(data)
     encoder = CropEncoder(clip, context=1.0)
     namer = _Namer(clip, config, vocabulary)
-    place = -1
+    unreadable = unreadable or UnreadableImages()
     for shard in split_shards(data, (split,)):
         for row in read_index(data, shard):
-            place += 1
             if not _has_one_object(row):
                 continue
-            try:
-                image = reader.read(row)
-            except BadImage as error:  # it has no pixels to be right or wrong about
-                if tally is not None:
-                    tally.bad(place, error, row.key)
+            pixels = unreadable.read(row.key, reader.read_tensor, row)
+            if pixels is None:
                 continue
-            if tally is not None:
-                tally.good(place)
-            whole = torch.tensor([[0.0, 0.0, image.shape[1], image.shape[0]]])
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            whole = torch.tensor([[0.0, 0.0, pixels.shape[2], pixels.shape[1]]])
             namer.add(encoder([pixels], [whole]), [int(row.box_labels[0])])
     if not namer.top1.boxes:
         raise ValueError(f"evaluate.whole_image_split {split!r} has no readable image with exactly one object")

@@ -18,6 +18,16 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from regionclip_core.config.tree import RpnConfig
+
+Colour = tuple[float, float, float]
+
+# The official proposal branch gets BGR pixels in 0..255 minus this mean and does not divide (SyncBN variant too).
+# On RGB pixels in 0..1 that is a division by a std of 1/255; the channel flip is done in the forward pass.
+_OFFICIAL_MEAN: Colour = (123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0)
+_OFFICIAL_STD: Colour = (1.0 / 255.0, 1.0 / 255.0, 1.0 / 255.0)
+_STAGE_CHANNELS = [256, 512, 1024, 2048]
+
 
 class SmallBackbone(nn.Module):
     """A few convolutions to one map of stride 8, for small images and CPUs.
@@ -25,18 +35,23 @@ class SmallBackbone(nn.Module):
     Batch norm follows train() and eval() as usual. `width` channels at stride 2, twice that at 4, four times at 8.
     """
 
-    mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
-    std: ClassVar[tuple[float, float, float]] = (0.25, 0.25, 0.25)
+    mean: ClassVar[Colour] = (0.5, 0.5, 0.5)
+    std: ClassVar[Colour] = (0.25, 0.25, 0.25)
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.channels = 4 * width
         self.strides = (8,)
+        plan = [(3, width, 2), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1)]
         self.layers = nn.Sequential(
-            _conv(3, width, stride=2),
-            _conv(width, 2 * width, stride=2),
-            _conv(2 * width, 4 * width, stride=2),
-            _conv(4 * width, 4 * width),
+            *(
+                nn.Sequential(
+                    nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+                    nn.BatchNorm2d(out),
+                    nn.ReLU(inplace=True),
+                )
+                for channels, out, stride in plan
+            )
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -44,33 +59,18 @@ class SmallBackbone(nn.Module):
         return [self.layers(images)]
 
 
-def _conv(channels: int, out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out),
-        nn.ReLU(inplace=True),
-    )
+def _resnet50(norm: Callable[..., nn.Module], stride_in_1x1: bool) -> ResNet:
+    """Return torchvision's ResNet-50 without its classifier.
 
-
-# The official proposal branch gets BGR pixels in 0..255 minus this mean and does not divide (SyncBN variant too).
-# On RGB pixels in 0..1 that is a division by a std of 1/255; the channel flip is done in the forward pass.
-_OFFICIAL_MEAN = (123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0)
-_OFFICIAL_STD = (1.0 / 255.0, 1.0 / 255.0, 1.0 / 255.0)
-
-
-def _resnet50(norm: Callable[..., nn.Module]) -> ResNet:
-    """torchvision's ResNet-50 without its classifier; the stride of a stage is in its first 3x3 convolution."""
+    torchvision strides in the 3x3 convolution of a stage's first block; the original network (MSRA), which the
+    official branches use, in the 1x1 convolution before it.
+    """
     resnet = ResNet(Bottleneck, [3, 4, 6, 3], norm_layer=norm)
     del resnet.fc
-    return resnet
-
-
-def _msra_resnet50(norm: Callable[..., nn.Module]) -> ResNet:
-    """The same with the stride in the first 1x1 convolution, as in the original (MSRA) network."""
-    resnet = _resnet50(norm)
-    for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
-        block = stage[0]
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    if stride_in_1x1:
+        for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
+            block = stage[0]
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     return resnet
 
 
@@ -79,31 +79,27 @@ def _stem(resnet: ResNet, images: Tensor) -> Tensor:
     return x
 
 
-def _stages(resnet: ResNet, x: Tensor) -> dict[str, Tensor]:
-    """The four stages' maps of the stem's output."""
+def _pyramid(resnet: ResNet, fpn: FeaturePyramidNetwork, images: Tensor) -> list[Tensor]:
+    """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
+    height, width = images.shape[-2:]
+    x = _stem(resnet, F.pad(images, (0, -width % 32, 0, -height % 32)))
     maps: dict[str, Tensor] = {}
     for name in ("layer1", "layer2", "layer3", "layer4"):
-        x = getattr(resnet, name)(x)
-        maps[name] = x
-    return maps
-
-
-def _pad_to_32(images: Tensor) -> Tensor:
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % 32, 0, -height % 32))
+        maps[name] = x = getattr(resnet, name)(x)
+    return list(fpn(maps).values())
 
 
 class ResNet50C4(nn.Module):
     """ResNet-50 up to stage 3: one map of stride 16 (the official COCO proposal branch)."""
 
-    mean: ClassVar[tuple[float, float, float]] = _OFFICIAL_MEAN
-    std: ClassVar[tuple[float, float, float]] = _OFFICIAL_STD
+    mean: ClassVar[Colour] = _OFFICIAL_MEAN
+    std: ClassVar[Colour] = _OFFICIAL_STD
 
     def __init__(self) -> None:
         super().__init__()
         self.channels = 1024
         self.strides = (16,)
-        self.resnet = _msra_resnet50(FrozenBatchNorm2d)
+        self.resnet = _resnet50(FrozenBatchNorm2d, stride_in_1x1=True)
         del self.resnet.layer4
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -118,26 +114,22 @@ class ResNet50Fpn(nn.Module):
     `lsj` is the variant trained with large-scale jittering: batch norms that train, and norms in the pyramid.
     """
 
-    mean: ClassVar[tuple[float, float, float]] = _OFFICIAL_MEAN
-    std: ClassVar[tuple[float, float, float]] = _OFFICIAL_STD
+    mean: ClassVar[Colour] = _OFFICIAL_MEAN
+    std: ClassVar[Colour] = _OFFICIAL_STD
 
     def __init__(self, lsj: bool = False) -> None:
         super().__init__()
         self.channels = 256
         self.strides = (4, 8, 16, 32, 64)
-        self.resnet = _msra_resnet50(nn.BatchNorm2d if lsj else FrozenBatchNorm2d)
+        self.resnet = _resnet50(nn.BatchNorm2d if lsj else FrozenBatchNorm2d, stride_in_1x1=True)
+        # torchvision's pyramid puts no activation after its convolutions unless asked, like the official one.
         self.fpn = FeaturePyramidNetwork(
-            [256, 512, 1024, 2048],
-            self.channels,
-            extra_blocks=LastLevelMaxPool(),
-            norm_layer=nn.BatchNorm2d if lsj else None,
+            _STAGE_CHANNELS, self.channels, LastLevelMaxPool(), norm_layer=nn.BatchNorm2d if lsj else None
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
-        maps = _stages(self.resnet, _stem(self.resnet, _pad_to_32(images).flip(1)))
-        # torchvision activates a pyramid conv only when asked to; the official one doesn't either.
-        return list(self.fpn(maps).values())
+        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first."""
+        return _pyramid(self.resnet, self.fpn, images.flip(1))
 
 
 class TorchvisionFpn(nn.Module):
@@ -149,30 +141,39 @@ class TorchvisionFpn(nn.Module):
     same for many high logits. The input differs where images are made smaller: torchvision doesn't antialias.
     """
 
-    mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
-    std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
+    mean: ClassVar[Colour] = (0.485, 0.456, 0.406)
+    std: ClassVar[Colour] = (0.229, 0.224, 0.225)
 
     def __init__(self) -> None:
         super().__init__()
         self.channels = 256
         self.strides = (4, 8, 16, 32, 64)
-        self.body = _resnet50(partial(FrozenBatchNorm2d, eps=0.0))
-        self.fpn = FeaturePyramidNetwork([256, 512, 1024, 2048], self.channels, extra_blocks=LastLevelMaxPool())
+        self.body = _resnet50(partial(FrozenBatchNorm2d, eps=0.0), stride_in_1x1=False)
+        self.fpn = FeaturePyramidNetwork(_STAGE_CHANNELS, self.channels, LastLevelMaxPool())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
-        return list(self.fpn(_stages(self.body, _stem(self.body, _pad_to_32(images)))).values())
+        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first."""
+        return _pyramid(self.body, self.fpn, images)
 
 
 Backbone = SmallBackbone | ResNet50C4 | ResNet50Fpn | TorchvisionFpn
 
 
-def initialise(backbone: Backbone) -> None:
-    """Random weights: He-normal convolutions; norms keep their identity start.
+def make_backbone(config: RpnConfig) -> Backbone:
+    """Return the backbone that `rpn.backbone` names, with random weights: He-normal convolutions, identity norms.
 
-    A frozen norm can't tame what it is given, so a ResNet's blocks start close to the identity, and the first
-    convolution of the official ones brings pixels (of a range of 255) down to unit scale.
+    A frozen norm can't scale down what it gets, so a ResNet's blocks start close to the identity, and the first
+    convolution of the official ones brings pixels (in a range of 255) down to unit scale.
     """
+    backbone: Backbone
+    if config.backbone == "small":
+        backbone = SmallBackbone(config.width)
+    elif config.backbone == "resnet50_c4":
+        backbone = ResNet50C4()
+    elif config.backbone == "torchvision_fpn":
+        backbone = TorchvisionFpn()
+    else:
+        backbone = ResNet50Fpn(lsj=config.backbone == "resnet50_fpn_lsj")
     for name, module in backbone.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
@@ -186,3 +187,4 @@ def initialise(backbone: Backbone) -> None:
             module.weight.normal_(0.0, gain * math.sqrt(2.0 / fan))
             if module.bias is not None:
                 module.bias.zero_()
+    return backbone

@@ -165,7 +165,7 @@ def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upst
 
 def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
     """Each tar holds the samples that its record and pairs.json say, all of the pool that the labels are of."""
-    from regionclip_core.pretraining.pair_reader import PAIRS_META, pairs_name
+    from regionclip_core.pretraining.pairs import PAIRS_META, pairs_name
 
     meta = folder.read_json(PAIRS_META) if PAIRS_META in names else None
     listed = {entry["shard"]: entry["samples"] for entry in meta["shards"]} if meta else {}

@@ -12,9 +12,8 @@ from regionclip_core.config.tree import RpnConfig
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.proposals.network import ProposalNetwork
-from regionclip_core.proposals.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling
+from regionclip_core.proposals.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling, select_proposals
 from regionclip_core.proposals.rpn_weights import from_official
-from regionclip_core.proposals.selection import select_proposals
 
 GOLDEN = np.load(GOLDEN_FOLDER / "rpn.npz")
 BACKBONES = {"c4": "resnet50_c4", "fpn": "resnet50_fpn", "fpn_lsj": "resnet50_fpn_lsj"}
@@ -189,10 +188,7 @@ def test_losses_repeat_by_seed_and_reach_every_parameter():
     network = ProposalNetwork(RpnConfig(width=8)).train()
     images = torch.randn(2, 3, 64, 64)
     boxes = [torch.tensor([[10.0, 10, 30, 28]]), torch.zeros(0, 4)]
-    sizes = [(64, 64)] * 2
-    first = network(images, sizes, boxes, seed=1)
-    again = network(images, sizes, boxes, seed=1)
-    other = network(images, sizes, boxes, seed=2)
+    first, again, other = (network.losses(images, boxes, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in again.items()}
     assert first["loss_objectness"].item() != other["loss_objectness"].item()
     torch.stack(list(first.values())).sum().backward()
