@@ -24,7 +24,7 @@ class FinetuneStage(JobStage):
         return ("data", "teacher", "proposals", "pretrain") if config.finetune.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """Also what shapes the embeddings of names; of a given detector only where it lies."""
+        """Also what shapes the embeddings of names; for a given detector only its place."""
         if config.finetune.weights != "train":
             return {"finetune": {"weights": config.finetune.weights}}
         from regionclip_core.storage.given_files import text_settings

@@ -57,7 +57,7 @@ class LabelsStage(ShardStage):
         save_embeddings(ctx.out, pool, embeddings_CD)
 
     def setup(self, ctx: StageContext) -> Any:
-        """Teacher and concept embeddings, loaded once a worker."""
+        """Teacher and concept embeddings, loaded once per worker."""
         import torch
 
         from regionclip_core.pretraining.labelling import Labeller

@@ -9,7 +9,7 @@ from stages.base import JobStage, StageContext
 
 
 class PretrainStage(JobStage):
-    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with new eyes.
+    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with a new image encoder.
 
     Where `pretrain.weights` names a published student, that is written, and nothing is trained.
     """
@@ -24,7 +24,7 @@ class PretrainStage(JobStage):
         return ("teacher", "labels", "pairs") if config.pretrain.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The section and the seed; of a given student where it lies, and what it must fit.
+        """The section and the seed; for a given student its place, and the model it must fit.
 
         How many processes train counts only where each takes the losses over its own regions.
         """

@@ -17,7 +17,7 @@ class TeacherStage(JobStage):
     distributed = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Only training reads the data; named weights stand alone."""
+        """Only training reads the data; named weights need nothing."""
         return ("data",) if config.teacher.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +18,10 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.boxed_images import BoxBatch, BoxedImage, box_batches, boxed_images
+from regionclip_core.training.boxed_images import BoxBatch, BoxedImage, BoxedImages, box_batches, boxed_images
 from regionclip_core.training.distributed import common_canvas
 from regionclip_core.training.fit import FitResult, Progress, fit
-from regionclip_core.training.sampling import Samples, repeat_factors
+from regionclip_core.training.sampling import repeat_factors
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 BACKGROUND_LR_FACTOR = 10.0  # one scalar that has units to travel while the weights move by thousandths
@@ -55,7 +55,7 @@ class DetectorTrainer(nn.Module):
 class FinetuneData:
     """What a detector is finetuned on: images with boxes, their proposals, and the names of the labels."""
 
-    images: Samples[BoxedImage]
+    images: BoxedImages | Sequence[BoxedImage]
     names: tuple[str, ...]
     unreadable: UnreadableImages
     """Takes the images that turn out unreadable."""

@@ -35,7 +35,7 @@ def region_concept_contrastive(
             official code does on each GPU.
         divisor: of the sum over regions; None is R.
     """
-    _check(student, concept_embeddings, temperature, concept_id=concept_id)
+    assert student.shape[1] == concept_embeddings.shape[1] and len(concept_id) == len(student)
     if not len(student):
         return student.sum() * 0.0
     if column_counts is None:
@@ -70,8 +70,8 @@ def region_distillation(
         residual_mass: [R], the rest of the teacher's probability.
         divisor: of the sum over regions; None is R.
     """
-    stored = {"top_concepts": top_concepts, "top_probabilities": top_probabilities, "residual_mass": residual_mass}
-    _check(student, concept_embeddings, temperature, **stored)
+    assert student.shape[1] == concept_embeddings.shape[1]
+    assert len(top_concepts) == len(top_probabilities) == len(residual_mass) == len(student)
     if not len(student):
         return student.sum() * 0.0
     # In log space throughout: finite where the log of a softmax, as in the official code, underflows.
@@ -97,11 +97,7 @@ def image_text_contrastive(
     all ranks *with gradient*, so that every rank evaluates the loss of the global batch; None takes this process's
     batch alone.
     """
-    if image.shape != text.shape:
-        raise ValueError(
-            f"image_text_contrastive wants two [B, D] of one shape, got {tuple(image.shape)} and {tuple(text.shape)}"
-        )
-    _check(image, text, temperature)
+    assert image.shape == text.shape
     image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
     if gather is not None:
         image, text = gather(image), gather(text)
@@ -110,18 +106,3 @@ def image_text_contrastive(
     logits = image @ text.T / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def _check(student: Tensor, concept_embeddings: Tensor, temperature: float, **per_region: Tensor) -> None:
-    if student.ndim != 2 or concept_embeddings.ndim != 2 or student.shape[1] != concept_embeddings.shape[1]:
-        raise ValueError(
-            "region losses want student features [R, D] and concept embeddings [C, D] of one D, got "
-            f"{tuple(student.shape)} and {tuple(concept_embeddings.shape)}"
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    for name, value in per_region.items():
-        if len(value) != len(student):
-            raise ValueError(
-                f"{name} has {len(value)} rows for {len(student)} student regions; pass the same kept regions"
-            )

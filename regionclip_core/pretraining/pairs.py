@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
+from operator import attrgetter
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -173,50 +174,17 @@ class RegionSample:
     width: int
     height: int
     captions: tuple[str, ...]
-    boxes: Tensor
-    """float32[R, 4]"""
-    concept_id: Tensor
-    """int64[R]"""
-    score: Tensor
-    """float32[R]"""
-    top_concepts: Tensor
-    """int64[R, K]"""
-    top_probabilities: Tensor
-    """float32[R, K]"""
-    residual_mass: Tensor
-    """float32[R]"""
+    boxes: Tensor  # float32[R, 4]
+    concept_id: Tensor  # int64[R]
+    score: Tensor  # float32[R]
+    top_concepts: Tensor  # int64[R, K]
+    top_probabilities: Tensor  # float32[R, K]
+    residual_mass: Tensor  # float32[R]
 
     @cached_property
     def image(self) -> Tensor:
         """uint8[3, H, W], decoded when first asked for; BadImage if the bytes can't be."""
         return to_tensor(decode_image(self.image_bytes))
-
-
-def decode_sample(members: dict[str, Any], top_k: int, vocabulary: str) -> RegionSample:
-    """Return a sample from its members.
-
-    Args:
-        members: bytes by extension: `json` and one image.
-        top_k: K, which a sample without regions doesn't show.
-        vocabulary: digest of the concept pool that the sample must be of.
-
-    Raises:
-        ValueError: if a member is missing, or the sample is of another pool.
-    """
-    extension = next((name for name in members if name in EXTENSIONS), None)
-    if extension is None or "json" not in members:
-        raise ValueError(f"sample {members.get('__key__')}: expected .json and an image, found {sorted(members)}")
-    body = json.loads(members["json"])
-    _require_pool(f"sample {members.get('__key__')}", body["vocabulary"], vocabulary)
-    shapes = {"boxes": (4,), "top_concepts": (top_k,), "top_probabilities": (top_k,)}
-    columns: dict[str, Any] = {
-        name: torch.tensor(body[name], dtype=torch.float32 if name in _FLOATS else torch.int64).reshape(
-            len(body["boxes"]), *shapes.get(name, ())
-        )
-        for name in REGION_FIELDS
-    }
-    plain = {name: body[name] for name in ("key", "image_id", "width", "height")}
-    return RegionSample(**plain, image_bytes=members[extension], captions=tuple(body["captions"]), **columns)
 
 
 class RegionPairs:
@@ -229,13 +197,7 @@ class RegionPairs:
     """
 
     def __init__(
-        self,
-        pairs: Folder,
-        seed: int,
-        vocabulary: str | None = None,
-        *,
-        buffer: int = 1000,
-        max_error_rate: float = 1.0,
+        self, pairs: Folder, seed: int, vocabulary: str | None = None, *, buffer: int = 1000, max_error_rate: float = 1
     ) -> None:
         """Read what the finished artifact `pairs` holds.
 
@@ -264,10 +226,6 @@ class RegionPairs:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[RegionSample]:
         """Yield the samples of one epoch at positions >= skip."""
         return map(self._decoded, self._members(epoch, skip))
-
-    def stream(self, position: int = 0) -> Iterator[RegionSample]:
-        """Yield the samples of endless epochs from a position on that counts from the first epoch's start."""
-        return map(self._decoded, self._endless(position))
 
     def batches_at(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Callable[[int], list[RegionSample]]:
         """Return a function from the step to this rank's share of its batch, images decoded.
@@ -298,7 +256,7 @@ class RegionPairs:
                 return self._decoded(upcoming[place])
 
             places = range(rank, batch_size, world_size)
-            batch = [first_readable(sample_at, place, _image, self.unreadable)[0] for place in places]
+            batch = [first_readable(sample_at, place, attrgetter("image"), self.unreadable)[0] for place in places]
             upcoming.extend(islice(stream, max(0, batch_size - len(upcoming))))  # other ranks' last samples
             del upcoming[:batch_size]
             return batch
@@ -306,7 +264,20 @@ class RegionPairs:
         return at
 
     def _decoded(self, members: dict[str, Any]) -> RegionSample:
-        return decode_sample(members, self._top_k, self._vocabulary)
+        """Return a sample from its members by extension; ValueError if one is missing, or the pool is another."""
+        extension = next((name for name in members if name in EXTENSIONS), None)
+        if extension is None or "json" not in members:
+            raise ValueError(f"sample {members['__key__']}: expected .json and an image, found {sorted(members)}")
+        body = json.loads(members["json"])
+        _require_pool(f"sample {members['__key__']}", body["vocabulary"], self._vocabulary)
+        # K isn't visible in a sample without regions.
+        shapes = {"boxes": (4,), "top_concepts": (self._top_k,), "top_probabilities": (self._top_k,)}
+        columns: dict[str, Any] = {}
+        for name in REGION_FIELDS:
+            values = torch.tensor(body[name], dtype=torch.float32 if name in _FLOATS else torch.int64)
+            columns[name] = values.reshape(len(body["boxes"]), *shapes.get(name, ()))
+        plain = {name: body[name] for name in ("key", "image_id", "width", "height")}
+        return RegionSample(**plain, image_bytes=members[extension], captions=tuple(body["captions"]), **columns)
 
     def _endless(self, position: int) -> Iterator[dict[str, Any]]:
         """Yield undecoded samples of endless epochs from a position on."""
@@ -347,10 +318,6 @@ class RegionPairs:
                     f"{self._pairs.url}/{pairs_name(shard)} has {found} samples, expected {self._samples[shard]}; run "
                     "the pairs stage again"
                 )
-
-
-def _image(sample: RegionSample) -> Tensor:
-    return sample.image
 
 
 def _require_pool(what: str, found: str, expected: str) -> None:

@@ -54,7 +54,15 @@ def pseudo_labels(
     Raises:
         ValueError: if shapes do not fit, or features are not finite.
     """
-    _check(region_features, concept_embeddings, temperature, top_k)
+    if region_features.shape[1] != concept_embeddings.shape[1]:
+        raise ValueError(
+            f"region features have {region_features.shape[1]} dimensions, concept embeddings "
+            f"{concept_embeddings.shape[1]}: both must come from the same CLIP model"
+        )
+    if not len(concept_embeddings):
+        raise ValueError("the concept pool is empty: there is nothing to match regions with")
+    if not bool(torch.isfinite(region_features).all()):
+        raise ValueError("region features hold NaN or infinity: check the teacher's weights and the input images")
     k = min(top_k, len(concept_embeddings))
     concepts = F.normalize(concept_embeddings.float(), dim=1)
     ids, probabilities = [], []
@@ -93,22 +101,3 @@ def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids, by_id = ids.sort(dim=1)
     values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
     return ids.gather(1, by_value), values
-
-
-def _check(region_features: Tensor, concept_embeddings: Tensor, temperature: float, top_k: int) -> None:
-    if region_features.ndim != 2 or concept_embeddings.ndim != 2:
-        raise ValueError(
-            "pseudo_labels wants region features [R, D] and concept embeddings [C, D], got "
-            f"{tuple(region_features.shape)} and {tuple(concept_embeddings.shape)}"
-        )
-    if region_features.shape[1] != concept_embeddings.shape[1]:
-        raise ValueError(
-            f"region features have {region_features.shape[1]} dimensions, concept embeddings "
-            f"{concept_embeddings.shape[1]}: both must come from the same CLIP model"
-        )
-    if not len(concept_embeddings):
-        raise ValueError("the concept pool is empty: there is nothing to match regions with")
-    if temperature <= 0 or top_k < 1:
-        raise ValueError(f"temperature must be > 0 and top_k >= 1, got {temperature} and {top_k}")
-    if not bool(torch.isfinite(region_features).all()):
-        raise ValueError("region features hold NaN or infinity: check the teacher's weights and the input images")

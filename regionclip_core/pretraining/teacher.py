@@ -20,15 +20,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from regionclip_core.config.tree import TeacherTraining
-from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.images import ImageReader, to_tensor
 from regionclip_core.datasets.index import read_index_table, split_shards
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.ops.image_batch import normalize_and_pad
 from regionclip_core.pretraining.losses import image_text_contrastive
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.distributed import gather_rows, use_global_batch_norms
 from regionclip_core.training.fit import step_seed
 from regionclip_core.training.row_table import RowTable
-from regionclip_core.training.sampling import EpochOrder, Samples, first_readable
+from regionclip_core.training.sampling import EpochOrder, first_readable
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 _MAX_LOGIT_SCALE = math.log(100)  # CLIP's own ceiling on the learned temperature
@@ -117,7 +118,7 @@ class ClipTrainer(nn.Module):
 
 
 def clip_batches(
-    images: Samples[CaptionedImage],
+    images: CaptionedImages | Sequence[CaptionedImage],
     clip: ClipModel,
     training: TeacherTraining,
     seed: int,
@@ -154,9 +155,9 @@ def clip_batches(
             )
             # Drawn by the place in the global batch: the same for any number of ranks.
             rng = np.random.default_rng(step_seed(seed, step, position))
-            pixels.append(augment(array, clip.image_size, training, rng))
+            pixels.append(to_tensor(augment(array, clip.image_size, training, rng)))
             captions.append(image.captions[rng.integers(len(image.captions))])
-        return ClipBatch(normalise(np.stack(pixels), clip), captions)
+        return ClipBatch(normalize_and_pad(pixels, clip.mean, clip.std), captions)
 
     return at
 
@@ -176,11 +177,3 @@ def augment(
     resized = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(resized)
     return pixels[:, ::-1] if rng.uniform() < training.flip else pixels
-
-
-def normalise(images: npt.NDArray[np.uint8], clip: ClipModel) -> Tensor:
-    """uint8[B, S, S, 3] -> float32[B, 3, S, S] with the model's mean and standard deviation."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
-    mean = torch.tensor(clip.mean).view(1, 3, 1, 1)
-    std = torch.tensor(clip.std).view(1, 3, 1, 1)
-    return ((tensor - mean) / std).contiguous(memory_format=torch.channels_last)

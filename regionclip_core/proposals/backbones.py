@@ -7,9 +7,8 @@ on the right and bottom. Legend: B images, C channels; `strides` are input pixel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +19,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from regionclip_core.config.tree import RpnConfig
 
-Colour = tuple[float, float, float]
+Sizes = tuple[tuple[float, ...], ...]
 
 # The official proposal branch gets BGR pixels in 0..255 minus this mean and does not divide (SyncBN variant too).
 # On RGB pixels in 0..1 that is a division by a std of 1/255; the channel flip is done in the forward pass.
-_OFFICIAL_MEAN: Colour = (123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0)
-_OFFICIAL_STD: Colour = (1.0 / 255.0, 1.0 / 255.0, 1.0 / 255.0)
+_OFFICIAL_MEAN = (123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0)
+_OFFICIAL_STD = (1.0 / 255.0, 1.0 / 255.0, 1.0 / 255.0)
 _STAGE_CHANNELS = [256, 512, 1024, 2048]
 
 
@@ -35,13 +34,14 @@ class SmallBackbone(nn.Module):
     Batch norm follows train() and eval() as usual. `width` channels at stride 2, twice that at 4, four times at 8.
     """
 
-    mean: ClassVar[Colour] = (0.5, 0.5, 0.5)
-    std: ClassVar[Colour] = (0.25, 0.25, 0.25)
+    mean = (0.5, 0.5, 0.5)
+    std = (0.25, 0.25, 0.25)
+    strides: tuple[int, ...] = (8,)
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, anchor_sizes: Sequence[int]) -> None:
         super().__init__()
         self.channels = 4 * width
-        self.strides = (8,)
+        self.anchor_sizes: Sizes = (tuple(float(side) for side in anchor_sizes),)
         plan = [(3, width, 2), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1)]
         self.layers = nn.Sequential(
             *(
@@ -74,66 +74,67 @@ def _resnet50(norm: Callable[..., nn.Module], stride_in_1x1: bool) -> ResNet:
     return resnet
 
 
-def _stem(resnet: ResNet, images: Tensor) -> Tensor:
-    x: Tensor = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images))))
-    return x
-
-
-def _pyramid(resnet: ResNet, fpn: FeaturePyramidNetwork, images: Tensor) -> list[Tensor]:
-    """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
-    height, width = images.shape[-2:]
-    x = _stem(resnet, F.pad(images, (0, -width % 32, 0, -height % 32)))
-    maps: dict[str, Tensor] = {}
-    for name in ("layer1", "layer2", "layer3", "layer4"):
-        maps[name] = x = getattr(resnet, name)(x)
-    return list(fpn(maps).values())
-
-
 class ResNet50C4(nn.Module):
     """ResNet-50 up to stage 3: one map of stride 16 (the official COCO proposal branch)."""
 
-    mean: ClassVar[Colour] = _OFFICIAL_MEAN
-    std: ClassVar[Colour] = _OFFICIAL_STD
+    mean, std = _OFFICIAL_MEAN, _OFFICIAL_STD
+    channels = 1024
+    strides: tuple[int, ...] = (16,)
+    anchor_sizes: Sizes = ((32.0, 64.0, 128.0, 256.0, 512.0),)
 
     def __init__(self) -> None:
         super().__init__()
-        self.channels = 1024
-        self.strides = (16,)
         self.resnet = _resnet50(FrozenBatchNorm2d, stride_in_1x1=True)
         del self.resnet.layer4
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> one map [B, 1024, H/16, W/16]."""
-        x = _stem(self.resnet, images.flip(1))
-        return [self.resnet.layer3(self.resnet.layer2(self.resnet.layer1(x)))]
+        net = self.resnet
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images.flip(1)))))
+        return [net.layer3(net.layer2(net.layer1(x)))]
 
 
-class ResNet50Fpn(nn.Module):
-    """ResNet-50 with a feature pyramid: maps of strides 4, 8, 16, 32, 64 (the official LVIS proposal branch).
+class _FpnBackbone(nn.Module):
+    """ResNet-50 with a feature pyramid: maps of strides 4, 8, 16, 32, 64, each with anchors of one size."""
+
+    channels = 256
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+    anchor_sizes: Sizes = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    fpn: FeaturePyramidNetwork
+
+    def pyramid(self, resnet: ResNet, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first; the input is padded to a multiple of 32 first."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % 32, 0, -height % 32))
+        x: Tensor = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images))))
+        maps: dict[str, Tensor] = {}
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            maps[name] = x = getattr(resnet, name)(x)
+        return list(self.fpn(maps).values())
+
+
+class ResNet50Fpn(_FpnBackbone):
+    """The official LVIS proposal branch.
 
     `lsj` is the variant trained with large-scale jittering: batch norms that train, and norms in the pyramid.
     """
 
-    mean: ClassVar[Colour] = _OFFICIAL_MEAN
-    std: ClassVar[Colour] = _OFFICIAL_STD
+    mean, std = _OFFICIAL_MEAN, _OFFICIAL_STD
 
     def __init__(self, lsj: bool = False) -> None:
         super().__init__()
-        self.channels = 256
-        self.strides = (4, 8, 16, 32, 64)
         self.resnet = _resnet50(nn.BatchNorm2d if lsj else FrozenBatchNorm2d, stride_in_1x1=True)
         # torchvision's pyramid puts no activation after its convolutions unless asked, like the official one.
-        self.fpn = FeaturePyramidNetwork(
-            _STAGE_CHANNELS, self.channels, LastLevelMaxPool(), norm_layer=nn.BatchNorm2d if lsj else None
-        )
+        norm = nn.BatchNorm2d if lsj else None
+        self.fpn = FeaturePyramidNetwork(_STAGE_CHANNELS, self.channels, LastLevelMaxPool(), norm_layer=norm)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first."""
-        return _pyramid(self.resnet, self.fpn, images.flip(1))
+        """See `pyramid`; the network wants BGR."""
+        return self.pyramid(self.resnet, images.flip(1))
 
 
-class TorchvisionFpn(nn.Module):
-    """ResNet-50 with a feature pyramid as in torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn.
+class TorchvisionFpn(_FpnBackbone):
+    """The proposal branch of torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn.
 
     RGB with ImageNet's statistics. Norms are frozen and add no epsilon, which is what torchvision sets for its
     published COCO_V1 weights; `rpn_weights.from_torchvision` puts the epsilon of other files into the variances.
@@ -141,19 +142,17 @@ class TorchvisionFpn(nn.Module):
     same for many high logits. The input differs where images are made smaller: torchvision doesn't antialias.
     """
 
-    mean: ClassVar[Colour] = (0.485, 0.456, 0.406)
-    std: ClassVar[Colour] = (0.229, 0.224, 0.225)
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
 
     def __init__(self) -> None:
         super().__init__()
-        self.channels = 256
-        self.strides = (4, 8, 16, 32, 64)
         self.body = _resnet50(partial(FrozenBatchNorm2d, eps=0.0), stride_in_1x1=False)
         self.fpn = FeaturePyramidNetwork(_STAGE_CHANNELS, self.channels, LastLevelMaxPool())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> five maps [B, 256, h, w], finest first."""
-        return _pyramid(self.body, self.fpn, images)
+        """See `pyramid`."""
+        return self.pyramid(self.body, images)
 
 
 Backbone = SmallBackbone | ResNet50C4 | ResNet50Fpn | TorchvisionFpn
@@ -167,7 +166,7 @@ def make_backbone(config: RpnConfig) -> Backbone:
     """
     backbone: Backbone
     if config.backbone == "small":
-        backbone = SmallBackbone(config.width)
+        backbone = SmallBackbone(config.width, config.anchor_sizes)
     elif config.backbone == "resnet50_c4":
         backbone = ResNet50C4()
     elif config.backbone == "torchvision_fpn":

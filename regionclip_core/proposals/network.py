@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regionclip_core.config.tree import RpnConfig
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.proposals.backbones import ResNet50C4, SmallBackbone, TorchvisionFpn, make_backbone
+from regionclip_core.proposals.backbones import TorchvisionFpn, make_backbone
 from regionclip_core.proposals.rpn import AnchorLayout, Proposals, RegionProposalNetwork, RpnSampling
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.boxed_images import BoxBatch, box_batches, boxed_images
@@ -35,30 +35,18 @@ class ProposalNetwork(nn.Module):
         super().__init__()
         self.backbone = make_backbone(config)
         self.mean, self.std = self.backbone.mean, self.backbone.std
-        sides = (32.0, 64.0, 128.0, 256.0, 512.0)
-        sizes: tuple[tuple[float, ...], ...] = tuple((side,) for side in sides)  # a pyramid: one size per level
-        if isinstance(self.backbone, SmallBackbone):
-            sizes = (tuple(float(side) for side in config.anchor_sizes),)
-        elif isinstance(self.backbone, ResNet50C4):
-            sizes = (sides,)
+        torchvision = isinstance(self.backbone, TorchvisionFpn)
         self.rpn = RegionProposalNetwork(
             self.backbone.channels,
-            AnchorLayout(self.backbone.strides, sizes, torchvision=isinstance(self.backbone, TorchvisionFpn)),
+            AnchorLayout(self.backbone.strides, self.backbone.anchor_sizes, torchvision=torchvision),
             head_depth=2 if config.backbone == "resnet50_fpn_lsj" else 1,
             sampling=SMALL_SAMPLING if config.backbone == "small" else None,
         )
 
-    def losses(
-        self, images: Tensor, boxes: Sequence[Tensor], generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """Return the training losses `loss_objectness` and `loss_rpn_box`, to be summed.
-
-        Args:
-            images: [B, 3, H, W], normalised and padded.
-            boxes: per image [n, 4] input pixels, n may be 0.
-            generator: draws the anchors that are sampled.
-        """
-        return self.rpn.losses(self.backbone(images), boxes, generator)
+    def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
+        """Return the training losses of a batch, `loss_objectness` and `loss_rpn_box`, to be summed."""
+        generator = torch.Generator().manual_seed(batch.seeds[0])  # draws the sampled anchors of all images
+        return self.rpn.losses(self.backbone(batch.images.tensor), batch.boxes, generator)
 
     @torch.no_grad()
     def propose(
@@ -68,10 +56,6 @@ class ProposalNetwork(nn.Module):
 
         `images`: [B, 3, H, W], normalised and padded; `sizes`: the unpadded sizes.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: expected a batch [B, 3, H, W], got shape {tuple(images.shape)}")
-        if len(sizes) != len(images):
-            raise ValueError(f"{len(images)} images came with {len(sizes)} sizes; each image needs its own")
         return self.rpn.propose(self.backbone(images), sizes, pre_nms, post_nms, nms)
 
 
@@ -80,18 +64,6 @@ def build_network(settings: RpnConfig, seed: int) -> ProposalNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ProposalNetwork(settings)
-
-
-class _RpnTrainer(nn.Module):
-    """A network whose forward returns its losses."""
-
-    def __init__(self, network: ProposalNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
-        generator = torch.Generator().manual_seed(batch.seeds[0])
-        return self.network.losses(batch.images.tensor, batch.boxes, generator)
 
 
 def train_network(
@@ -127,7 +99,7 @@ def train_network(
     )
     network.to(device).to(memory_format=torch.channels_last).train()
     result = fit(
-        _RpnTrainer(network),
+        network,
         batches,
         optim=settings.optim,
         steps=settings.steps,

@@ -95,16 +95,13 @@ class NetworkBoxes(Proposer):
             proposed = self.network.propose(
                 batch.tensor.to(self.device), batch.sizes, settings.pre_nms, settings.max_regions, settings.nms
             )
-            kept = [min_objectness(p, settings.min_objectness) for p in proposed]
-            return [Proposals(batch.to_original(i, p.boxes.cpu()), p.logits.cpu()) for i, p in enumerate(kept)]
+            found = []
+            for i, (boxes, logits) in enumerate(proposed):
+                kept = torch.sigmoid(logits) >= settings.min_objectness
+                found.append(Proposals(batch.to_original(i, boxes[kept].cpu()), logits[kept].cpu()))
+            return found
 
         return by_input_size(images, size, limit, propose)
-
-
-def min_objectness(proposals: Proposals, probability: float) -> Proposals:
-    """Return only the proposals whose sigmoid objectness is at least `probability`."""
-    kept = torch.sigmoid(proposals.logits) >= probability
-    return Proposals(proposals.boxes[kept], proposals.logits[kept])
 
 
 def grid_boxes(width: int, height: int, scales: Sequence[float], max_regions: int) -> Proposals:

@@ -5,7 +5,7 @@ Legend: P proposals, G ground-truth boxes of one image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -16,15 +16,17 @@ from regionclip_core.proposals.proposers import read_proposals
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.boxed_images import labelled_boxes
 
+IOU = 0.5
+TOPS = (10, 50, 100)
+
 
 class RecallCount:
-    """Counts ground-truth boxes, and those that one of the best `top` proposals covers at IoU >= `iou`."""
+    """Counts ground-truth boxes, and those that one of the best 10, 50 or 100 proposals covers at IoU >= 0.5."""
 
-    def __init__(self, ious: Sequence[float] = (0.5,), tops: Sequence[int] = (10, 50, 100)) -> None:
+    def __init__(self) -> None:
         self.boxes = 0
         """Ground-truth boxes so far."""
-        self._ious, self._tops = ious, tops
-        self._found = {(top, iou): 0 for iou in ious for top in tops}
+        self._found = dict.fromkeys(TOPS, 0)
 
     def add(self, proposals: Tensor, truth: Tensor) -> None:
         """Add one image: [P, 4] proposals, best first, and [G, 4] ground truth in the same pixels."""
@@ -32,22 +34,12 @@ class RecallCount:
             return
         self.boxes += len(truth)
         overlap = box_ops.iou(truth, proposals)
-        for top in self._tops:
-            best = overlap[:, :top].amax(dim=1) if overlap.shape[1] else overlap.new_zeros(len(truth))
-            for iou in self._ious:
-                self._found[top, iou] += int((best >= iou).sum())
+        for top in TOPS if len(proposals) else ():
+            self._found[top] += int((overlap[:, :top].amax(dim=1) >= IOU).sum())
 
     def scores(self) -> dict[str, float]:
-        """Return the share of boxes found, in 0..1; NaN if there is no box at all.
-
-        `recall@<top>` is at the first IoU, `recall@<top>/iou<iou>` at the others.
-        """
-        return {
-            f"recall@{top}" + ("" if iou == self._ious[0] else f"/iou{iou:g}"): (
-                count / self.boxes if self.boxes else float("nan")
-            )
-            for (top, iou), count in self._found.items()
-        }
+        """Return `recall@<top>`, the share of boxes found, in 0..1; NaN if there is no box at all."""
+        return {f"recall@{top}": n / self.boxes if self.boxes else float("nan") for top, n in self._found.items()}
 
 
 def recall_of_splits(data: Folder, proposals: Folder, splits: Iterable[str]) -> dict[str, dict[str, float]]:

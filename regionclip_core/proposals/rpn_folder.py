@@ -28,11 +28,6 @@ FORMAT = 1
 PROPOSAL_FIELDS = ("pre_nms", "nms", "max_regions", "min_objectness")
 """Keys of ProposalsConfig that turn the network's output into proposals."""
 
-# What the official configurations feed their networks, and how they choose among the boxes.
-_OFFICIAL_SIZE = {"image_size": 800, "max_size": 1333}
-_OFFICIAL_CHOICE = {"nms": 0.7, "max_regions": 1000, "min_objectness": 0.0}
-_OFFICIAL_PRE_NMS = {"resnet50_c4": 6000}
-
 
 def rpn_section(network: RpnConfig, proposals: ProposalsConfig | None = None) -> dict[str, Any]:
     """Return how a network is built and fed and, with `proposals`, how boxes are chosen: one flat JSON object."""
@@ -43,9 +38,10 @@ def rpn_section(network: RpnConfig, proposals: ProposalsConfig | None = None) ->
 
 def official_section(backbone: str) -> dict[str, Any]:
     """Return the `rpn_section` of a published network: the official input size and choice of boxes."""
-    network = RpnConfig.model_validate({"backbone": backbone, **_OFFICIAL_SIZE})
-    pre_nms = _OFFICIAL_PRE_NMS.get(backbone, 1000)
-    return rpn_section(network, ProposalsConfig.model_validate({"splits": (), "pre_nms": pre_nms, **_OFFICIAL_CHOICE}))
+    network = RpnConfig.model_validate({"backbone": backbone, "image_size": 800, "max_size": 1333})
+    pre_nms = 6000 if backbone == "resnet50_c4" else 1000
+    chosen = ProposalsConfig(splits=(), pre_nms=pre_nms, nms=0.7, max_regions=1000, min_objectness=0.0)
+    return rpn_section(network, chosen)
 
 
 def read_section(section: Mapping[str, Any], source: str) -> tuple[RpnConfig, ProposalsConfig]:

@@ -26,7 +26,7 @@ from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import INDEX, PROPOSED, read_proposal_table
 from regionclip_core.training.fit import step_seed
 from regionclip_core.training.row_table import RowTable
-from regionclip_core.training.sampling import EpochOrder, RepeatOrder, Samples, first_readable
+from regionclip_core.training.sampling import EpochOrder, RepeatOrder, first_readable
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 
@@ -180,7 +180,7 @@ class BoxBatch:
 
 
 def box_batches(
-    images: Samples[BoxedImage],
+    images: BoxedImages | Sequence[BoxedImage],
     reader: ImageReader,
     *,
     batch_size: int,

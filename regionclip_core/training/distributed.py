@@ -52,42 +52,20 @@ def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     return torch.where(counted > 0, total / counted.clamp(min=torch.finfo(total.dtype).tiny), total * 0.0)
 
 
-# torch.distributed.nn.functional has the next two, but deprecates them in favour of a private module.
-class _GatherRows(torch.autograd.Function):
-    """All ranks' rows, in rank order; its backward sums what every rank's loss asks of this rank's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.batch = rows.shape[0]
-        return all_ranks(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        start = dist.get_rank() * ctx.batch
-        return sum_ranks(gradient.contiguous())[start : start + ctx.batch]
-
-
-class _SumRanks(torch.autograd.Function):
-    """Element-wise sum over ranks; its backward is the same sum of gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return sum_ranks(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return sum_ranks(gradient)
-
-
 def gather_rows(rows_BD: Tensor) -> Tensor:
     """Return the rows of every rank, float[world * B, D], with gradients; every rank must bring the same B.
 
-    Every rank then evaluates the same global loss. The backward sums over ranks and DistributedDataParallel
-    averages: together that is the gradient of the one global loss (as in the official code's gather).
+    Every rank must then evaluate the same loss of all rows.
     """
-    if rank_count() == 1:
+    ranks = rank_count()
+    if ranks == 1:
         return rows_BD
-    return _GatherRows.apply(rows_BD)  # type: ignore[no-any-return]
+    # A rank's backward reaches its own rows only. DistributedDataParallel divides the sum over ranks by their number,
+    # so the rows' gradient counts that many times; added to their value is 0, so it stays the same to the bit.
+    own = rows_BD.detach() + ranks * (rows_BD - rows_BD.detach())
+    parts = list(torch.split(all_ranks(rows_BD), len(rows_BD)))
+    parts[dist.get_rank()] = own
+    return torch.cat(parts)
 
 
 def common_canvas(images: ImageBatch) -> ImageBatch:
@@ -126,6 +104,18 @@ def data_parallel(model: nn.Module) -> nn.Module:
     warning that can't be silenced; hence the one.
     """
     return nn.parallel.DistributedDataParallel(_OneUnused(model), find_unused_parameters=True)
+
+
+class _SumRanks(torch.autograd.Function):
+    """Element-wise sum over ranks; its backward is the same sum of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return sum_ranks(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_ranks(gradient)
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

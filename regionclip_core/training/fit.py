@@ -11,14 +11,11 @@ import hashlib
 import io
 import logging
 import math
-import struct
-import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,19 +30,7 @@ Progress = Callable[[int, int, str], None]
 Rows = list[dict[str, float]]
 _KEEP = 2  # A checkpoint that was cut short must leave an older one to fall back on.
 _LOG_EVERY = 10
-_DAMAGED = (zipfile.BadZipFile, EOFError, OverflowError, RuntimeError, ValueError, struct.error, zlib.error)
-"""What zipfile raises for bytes that are not a whole archive; running out of memory is not among them."""
 _log = logging.getLogger(__name__)
-
-
-class Movable(Protocol):
-    """A batch, whose tensors `fit` moves to the model's device."""
-
-    def to(self, device: torch.device) -> Self:
-        """Return the batch with all its tensors on `device`."""
-
-
-Batch = TypeVar("Batch", bound=Movable)
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -58,7 +43,6 @@ class FitResult:
 
     steps: int
     resumed_from: int
-    seconds: float
     history: Rows
     """One row every few steps: `step`, `lr`, `loss` and each named loss, averaged over those steps."""
 
@@ -71,7 +55,7 @@ def step_seed(seed: int, step: int, position: int = 0) -> int:
 
 def fit(
     model: nn.Module,
-    batch_at: Callable[[int], Batch],
+    batch_at: Callable[[int], Any],
     *,
     optim: OptimConfig,
     steps: int,
@@ -88,8 +72,8 @@ def fit(
     Args:
         model: `model(batch)` returns the named losses (scalars), whose sum is minimised. Frozen parameters are
             neither optimised nor checkpointed.
-        batch_at: this rank's batch of a 0-based step, its tensors on any device. It must depend on the step's number
-            alone; beside a GPU it is called ahead of time, in its own thread.
+        batch_at: this rank's batch of a 0-based step, whose `to(device)` moves its tensors. It must depend on the
+            step's number alone; beside a GPU it is called ahead of time, in its own thread.
         checkpoints: folder of this job's checkpoints; only rank 0 writes.
         world_size: above 1 the process group must be initialised; DistributedDataParallel averages the gradients.
         lr_factors: multiplies the rate of single parameters, by name.
@@ -101,7 +85,6 @@ def fit(
             being loaded is raised as it is: training without it would throw its steps away.
         RuntimeError: if ranks would go on from different steps.
     """
-    started = time.monotonic()
     optimizer = make_optimizer(model, optim, lr_factors)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     device = next(iter(trained.values())).device
@@ -150,12 +133,12 @@ def fit(
                 )
             if rank == 0:
                 save_checkpoint(checkpoints, step + 1, model, optimizer, trained, history, window)
-    return FitResult(steps, first, time.monotonic() - started, history)
+    return FitResult(steps, first, history)
 
 
 def _batches(
-    batch_at: Callable[[int], Batch], first: int, steps: int, device: torch.device, ahead: bool
-) -> Iterator[tuple[int, Batch]]:
+    batch_at: Callable[[int], Any], first: int, steps: int, device: torch.device, ahead: bool
+) -> Iterator[tuple[int, Any]]:
     """Yield (step, batch on `device`) in order. `ahead`: the next one is read while the last is trained on.
 
     Worth it beside a GPU only: where the training has every CPU, a reading thread makes all of torch's threads wait
@@ -165,7 +148,7 @@ def _batches(
     training's thread has chosen.
     """
 
-    def read(step: int) -> Batch:
+    def read(step: int) -> Any:
         return batch_at(step).to(device)
 
     if not ahead:
@@ -255,12 +238,14 @@ def _moving_buffers(model: nn.Module) -> dict[str, Tensor]:
 def _damage(data: bytes) -> str | None:
     """Return what is wrong with a checkpoint's bytes, or None if they are those that were written.
 
-    torch.save makes a zip archive with a checksum per entry. Asking it, and not torch.load, tells a damaged file from
-    one that can't be loaded because memory is short or torch has another version.
+    torch.save makes a zip archive with a checksum per entry. Checking these, and not the success of torch.load, keeps
+    a damaged file apart from one that can't be loaded because memory is short or torch has another version.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             bad = archive.testzip()
-    except _DAMAGED as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile raises most built-in exceptions for bytes that are not a whole archive
         return str(error) or type(error).__name__
     return None if bad is None else f"{bad} has another checksum"

@@ -27,18 +27,7 @@ class Keyed(Protocol):
 
 
 Item = TypeVar("Item", bound=Keyed)
-Item_co = TypeVar("Item_co", covariant=True)
 Result = TypeVar("Result")
-
-
-class Samples(Protocol[Item_co]):
-    """N samples by number: a list, or rows on disk."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def __getitem__(self, number: int, /) -> Item_co:
-        """Return the sample of this number, 0 to N - 1."""
 
 
 class EpochOrder:
@@ -123,9 +112,9 @@ def first_readable(
 ) -> tuple[Item, Result]:
     """Return the sample at `position` and what `read` gives for it; if it can't be read, those of the next that can.
 
-    Which sample stands in depends on the data and the seed alone: a resumed training, or one of several processes,
+    Which sample replaces it depends on the data and the seed alone: a resumed training, or one of several processes,
     takes the same. It is the next in the shuffled order and not in the index, where neighbours often fail together (a
-    folder that was not copied) and one image would stand in for all of them.
+    folder that was not copied) and one image would replace them all.
 
     Raises:
         ErrorRateExceeded: if too many images are unreadable, see `UnreadableImages`, or MOST_IN_A_ROW in a row.

@@ -23,7 +23,6 @@ from regionclip_core.pretraining.teacher import (
     ClipTrainer,
     augment,
     clip_batches,
-    normalise,
 )
 
 
@@ -163,15 +162,6 @@ def test_impossible_batches_are_refused() -> None:
         clip_batches(numbered(3), tiny_clip(), training(), seed=0)
     with pytest.raises(ValueError, match="batch_size 4 does not divide among 3 workers"):
         clip_batches(numbered(9), tiny_clip(), training(), seed=0, world_size=3)
-
-
-def test_normalise_against_the_definition() -> None:
-    clip = tiny_clip()
-    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
-    found = normalise(images, clip)
-    for b, y, x, c in np.ndindex(2, 5, 4, 3):
-        expected = (images[b, y, x, c] / 255 - clip.mean[c]) / clip.std[c]
-        assert float(found[b, c, y, x]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("log_scale", "scale"), [(2.0, np.exp(2.0)), (9.0, 100.0)])

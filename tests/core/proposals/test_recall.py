@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +12,31 @@ from torch import Tensor
 
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.ops import boxes as box_ops
+from regionclip_core.proposals import recall
 from regionclip_core.proposals.recall import RecallCount, recall_of_splits
 from regionclip_core.storage.records import Folder
 
 
-def recall(
-    proposals: Sequence[Tensor], truth: Sequence[Tensor], ious: Sequence[float] = (0.5,), tops: Sequence[int] = (10,)
-) -> dict[str, float]:
-    count = RecallCount(ious, tops)
-    for one, boxes in zip(proposals, truth, strict=True):
-        count.add(one, boxes)
-    return count.scores()
-
-
-def test_recall_counts_what_a_naive_loop_counts() -> None:
+def test_recall_counts_what_a_naive_loop_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "TOPS", (1, 5, 12))
     generator = torch.Generator().manual_seed(0)
     truth = [torch.rand(n, 4, generator=generator) * 40 for n in (3, 0, 4)]
     truth = [torch.cat((b[:, :2], b[:, :2] + 10 + b[:, 2:]), dim=1) for b in truth]
     noise = [torch.randn(12, 4, generator=generator) * 5 for _ in truth]
     proposals = [(b.repeat(4, 1)[:12] + n[: len(b) * 4]) if len(b) else n for b, n in zip(truth, noise, strict=True)]
     proposals[2] = proposals[2][:0]  # an image without proposals
+    count = RecallCount()
+    assert torch.tensor(list(count.scores().values())).isnan().all()
+    for one, boxes in zip(proposals, truth, strict=True):
+        count.add(one, boxes)
     for top in (1, 5, 12):
-        for level in (0.5, 0.7):
-            hits = sum(
-                any(box_ops.iou(box[None], p[None]).item() >= level for p in image[:top])
-                for image, boxes in zip(proposals, truth, strict=True)
-                for box in boxes
-            )
-            key = f"recall@{top}" + ("" if level == 0.5 else "/iou0.7")
-            assert recall(proposals, truth, ious=(0.5, 0.7), tops=(1, 5, 12))[key] == pytest.approx(hits / 7)
-    assert 0 < recall(proposals, truth, tops=(12,))["recall@12"] < 1
-    assert torch.tensor(recall([torch.zeros(0, 4)], [torch.zeros(0, 4)])["recall@10"]).isnan()
+        hits = sum(
+            any(box_ops.iou(box[None], p[None]).item() >= 0.5 for p in image[:top])
+            for image, boxes in zip(proposals, truth, strict=True)
+            for box in boxes
+        )
+        assert count.scores()[f"recall@{top}"] == pytest.approx(hits / 7)
+    assert 0 < count.scores()["recall@12"] < 1
 
 
 def naive_recall(rows: list[IndexRow], boxes: dict[str, Tensor], ids: tuple[int, ...], top: int) -> float:
