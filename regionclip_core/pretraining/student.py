@@ -86,8 +86,8 @@ class RegionPretrainer(nn.Module):
         settings, concepts_CD = self.settings, self.concept_embeddings_CD
 
         # One pass of the image encoder for regions and whole images: the box of the image is one more region, so its
-        # feature comes from the same RoIAlign and pooling (v_i for regions, v for the image in the paper).
-        images = common_canvas(batch.images)
+        # feature comes from the same RoIAlign and pooling.
+        images = common_canvas(batch.images)  # padding changes features, so it has to be that of the global batch
         whole = images.global_boxes(settings.global_box)
         boxes = [torch.cat([regions, image]) for regions, image in zip(batch.boxes, whole, strict=True)]
         features = self.student(images.tensor, boxes, images.sizes)
@@ -100,6 +100,7 @@ class RegionPretrainer(nn.Module):
 
         # Over ranks: regions per concept of the global batch, and the mean number of regions per rank. A column of
         # the contrast is the embedding of a concept, which every rank has, so no features need to be exchanged.
+        # Without `gather_regions` each rank contrasts its own regions only, as the official code does.
         counts_C = divisor = None
         if settings.gather_regions:
             counts_C = sum_ranks(torch.bincount(batch.concept_id_R, minlength=len(concepts_CD)))

@@ -126,8 +126,19 @@ def boxed_images(
             table = table.filter(pc.and_(pc.equal(table["status"], "ok"), pa.array(has_box)))
             with_boxes += table.num_rows
             if masks:
-                _require_masks(table, split)
-            yield table if proposals is None else _with_proposals(table, proposals, shard)
+                boxes, coded = (pc.list_value_length(table[name]).to_numpy() for name in ("boxes", "box_masks"))
+                for row in np.flatnonzero(boxes != coded).tolist()[:1]:
+                    raise ValueError(
+                        f"split {split!r}: image {table['key'][row].as_py()!r} has {boxes[row]} boxes and {coded[row]} "
+                        f"masks, but a mask head needs one mask per box; set data.splits.{split}.masks: true (coco and "
+                        "lvis splits have it) and run the data stage again, or set finetune.mask_head: false"
+                    )
+            if proposals is not None:
+                found = read_proposal_table(proposals, shard, ("key", "status", "boxes"))
+                found = found.filter(pc.equal(found["status"], "ok"))
+                place = pc.index_in(table["key"], value_set=found["key"].combine_chunks())  # null if there are none
+                table = table.filter(place.is_valid()).append_column(PROPOSED, found["boxes"].take(place.drop_null()))
+            yield table
 
     rows = RowTable(tables())
     if not with_boxes:
@@ -135,24 +146,6 @@ def boxed_images(
     if not len(rows):
         raise ValueError(f"split {split!r}: no image with boxes could be read for proposals")
     return BoxedImages(rows, tuple(sorted(allowed)), masks, proposals is not None)
-
-
-def _require_masks(table: pa.Table, split: str) -> None:
-    boxes, masks = (pc.list_value_length(table[name]).to_numpy() for name in ("boxes", "box_masks"))
-    for row in np.flatnonzero(boxes != masks).tolist()[:1]:
-        raise ValueError(
-            f"split {split!r}: image {table['key'][row].as_py()!r} has {boxes[row]} boxes and {masks[row]} masks, but "
-            f"a mask head needs one mask per box; set data.splits.{split}.masks: true (coco and lvis splits have it) "
-            "and run the data stage again, or set finetune.mask_head: false"
-        )
-
-
-def _with_proposals(table: pa.Table, proposals: Folder, shard: int) -> pa.Table:
-    """Return the rows whose image has proposals, with the boxes in a further column."""
-    found = read_proposal_table(proposals, shard, ("key", "status", "boxes"))
-    found = found.filter(pc.equal(found["status"], "ok"))
-    place = pc.index_in(table["key"], value_set=found["key"].combine_chunks())  # null where there are none
-    return table.filter(place.is_valid()).append_column(PROPOSED, found["boxes"].take(place.drop_null()))
 
 
 @dataclass(frozen=True)
