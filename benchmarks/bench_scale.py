@@ -312,13 +312,13 @@ def draw_rows(folder: str) -> None:
     from regionclip_core.training.sampling import RepeatOrder, repeat_factors
 
     images = boxed_images(Folder(f"{folder}/data"), "train", range(80), False, Folder(f"{folder}/proposals"))
-    order = RepeatOrder(repeat_factors(images.labels(), 0.5), 0)
+    order = RepeatOrder(repeat_factors(images.labels, 0.5), 0)
     assert all(len(images[order[position]].extra) for position in range(2000))
 
 
 def sum_recall(folder: str) -> None:
     """The merge of proposals."""
-    from regionclip_core.proposals.proposers import recall_of_splits
+    from regionclip_core.proposals.recall import recall_of_splits
     from regionclip_core.storage.records import Folder
 
     assert recall_of_splits(Folder(f"{folder}/data"), Folder(f"{folder}/proposals"), ("train",))

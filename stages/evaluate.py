@@ -9,7 +9,7 @@ from stages.base import JobStage, StageContext
 
 if TYPE_CHECKING:
     from regionclip_core.evaluation.data import EvaluationData
-    from regionclip_core.training.image_tally import ImageTally
+    from regionclip_core.training.unreadable_images import UnreadableImages
 
 _INITS = {"clip": "teacher", "regionclip": "pretrain"}
 
@@ -72,7 +72,7 @@ class EvaluateStage(JobStage):
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
-        metrics["teacher"], tallies = self._teacher(ctx, clips["clip"], evaluation)
+        metrics["teacher"], unreadable = self._teacher(ctx, clips["clip"], evaluation)
         for name, clip in clips.items():
             results = zero_shot(clip, config, evaluation, ctx.device, ticks.add)
             _put(metrics, name, measure(results, evaluation.evaluator, (GIVEN, PROPOSED)))
@@ -84,38 +84,34 @@ class EvaluateStage(JobStage):
             with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
                 _put(metrics, name, measure(results, evaluation.evaluator, settings, {FINETUNED: writer}))
         ctx.out.write_json("metrics.json", metrics, indent=2)
-        told: dict[str, Any] = {}
-        for split, tally in tallies.items():
-            for status, number in tally.counts().items():
+        summary: dict[str, Any] = {"images": evaluation.count, **_headline(metrics)}
+        for split, one in unreadable.items():
+            for status, number in one.counts().items():
                 ctx.counts[status] = ctx.counts.get(status, 0) + number
-            if unreadable := tally.unreadable():
-                told.setdefault("unreadable", []).extend({"split": split, **one} for one in unreadable)
-        return {"images": evaluation.count, **_headline(metrics), **told}
+                summary.setdefault("unreadable", {})[split] = one.summary()["unreadable"]
+        return summary
 
     def _teacher(
         self, ctx: StageContext, clip: Any, evaluation: EvaluationData
-    ) -> tuple[dict[str, Any], dict[str, ImageTally]]:
-        """The first look at the pixels: its accuracies, and by split which images could be read.
+    ) -> tuple[dict[str, Any], dict[str, UnreadableImages]]:
+        """The first look at the pixels: its accuracies, and by split which images could not be read.
 
         Raises:
             ErrorRateExceeded: too many could not.
         """
-        import torch
-
         from regionclip_core.datasets.index import split_rows
         from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
-        from regionclip_core.training.image_tally import ImageTally
+        from regionclip_core.training.unreadable_images import UnreadableImages
 
         settings, data = ctx.config.evaluate, ctx.inputs["data"]
         result = {"crop_top1": crop_top1(clip, ctx.config, evaluation)}
-        evaluation.tally.check(torch.device("cpu"), final=True)
-        tallies = {settings.split: evaluation.tally}
+        unreadable = {settings.split: evaluation.unreadable}
         if (split := settings.whole_image_split) is not None:
-            tally = ImageTally(split_rows(data, (split,)), ctx.config.execution.max_error_rate)
-            result["whole_image_top1"] = whole_image_top1(clip, ctx.config, data, split, tally)
-            tally.check(torch.device("cpu"), final=True)
-            tallies.setdefault(split, tally)  # images of the same split are counted once
-        return result, tallies
+            if split not in unreadable:
+                rows = split_rows(data, (split,))
+                unreadable[split] = UnreadableImages(rows, ctx.config.execution.max_error_rate)
+            result["whole_image_top1"] = whole_image_top1(clip, ctx.config, data, split, unreadable[split])
+        return result, unreadable
 
 
 class _Ticks:

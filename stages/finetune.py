@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from regionclip_core.config.tree import Config
 from stages.base import JobStage, StageContext
-
-if TYPE_CHECKING:
-    from regionclip_core.training.image_tally import ImageTally
 
 
 class FinetuneStage(JobStage):
@@ -27,7 +24,7 @@ class FinetuneStage(JobStage):
         return ("data", "teacher", "proposals", "pretrain") if config.finetune.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """Also what shapes the embeddings of names; of a given detector only where it lies."""
+        """Also what shapes the embeddings of names; for a given detector only its place."""
         if config.finetune.weights != "train":
             return {"finetune": {"weights": config.finetune.weights}}
         from regionclip_core.storage.given_files import text_settings
@@ -56,18 +53,11 @@ class FinetuneStage(JobStage):
             name: self._finetune(ctx, name, init, everything, (number, len(runs)))
             for number, (name, init, everything) in enumerate(runs)
         }
-        tally, *others = (read for _, read in done.values())
-        for other in others:  # of the same split: an image is counted once, whoever learned from it
-            tally.add(other)
-        ctx.counts |= tally.counts()
-        return {
-            "detectors": {name: told for name, (told, _) in done.items()},
-            **tally.summary(),
-        }
+        return {"detectors": done}
 
     def _finetune(
         self, ctx: StageContext, name: str, init: str, everything: bool, place: tuple[int, int]
-    ) -> tuple[dict[str, Any], ImageTally]:
+    ) -> dict[str, Any]:
         from regionclip_core.detection.detector import save_detector
         from regionclip_core.detection.finetuning import build_detector, finetune_data, finetune_detector
         from regionclip_core.models.clip import load_clip
@@ -92,8 +82,10 @@ class FinetuneStage(JobStage):
         if ctx.rank == 0:
             save_detector(detector, ctx.out, clip.architecture, stem=name)
             ctx.out.write_json(f"history-{name}.json", result.history)
-        told = {"images": len(training.images), "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return told, result.tally
+        for status, number in training.unreadable.counts().items():  # the detectors learn from one split: not a sum
+            ctx.counts[status] = max(number, ctx.counts.get(status, 0))
+        summary = {"images": len(training.images), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**summary, **training.unreadable.summary()}
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
         from regionclip_core.detection.detector import save_detector

@@ -57,7 +57,7 @@ class LabelsStage(ShardStage):
         save_embeddings(ctx.out, pool, embeddings_CD)
 
     def setup(self, ctx: StageContext) -> Any:
-        """Teacher and concept embeddings, loaded once a worker."""
+        """Teacher and concept embeddings, loaded once per worker."""
         import torch
 
         from regionclip_core.pretraining.labelling import Labeller
@@ -76,7 +76,7 @@ class LabelsStage(ShardStage):
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """How many regions were kept, and for annotated images how many of those are right."""
-        from regionclip_core.pretraining.label_quality import label_quality
+        from regionclip_core.pretraining.labelling import label_quality
 
         return label_quality(ctx.inputs["data"], ctx.out, ctx.config.labels.splits)
 

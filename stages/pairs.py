@@ -35,8 +35,7 @@ class PairsStage(ShardStage):
 
     def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
         """Join one shard."""
-        from regionclip_core.pretraining.pair_reader import pairs_name
-        from regionclip_core.pretraining.pair_writer import write_pairs
+        from regionclip_core.pretraining.pairs import pairs_name, write_pairs
 
         with ctx.out.write(pairs_name(shard)) as file:
             counts = write_pairs(file, ctx.inputs["data"], ctx.inputs["labels"], shard, ctx.config.pairs)
@@ -48,8 +47,7 @@ class PairsStage(ShardStage):
         Raises:
             ValueError: no image has a caption and enough kept regions.
         """
-        from regionclip_core.pretraining.pair_reader import write_meta
-        from regionclip_core.pretraining.pair_writer import labels_digest, stored_probabilities
+        from regionclip_core.pretraining.pairs import labels_digest, stored_probabilities, write_meta
 
         samples = sum(record.rows for record in records)
         if not samples:

@@ -9,7 +9,7 @@ from stages.base import JobStage, StageContext
 
 
 class PretrainStage(JobStage):
-    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with new eyes.
+    """Writes the student as a CLIP model, `clip.safetensors` and `clip.json`: the teacher with a new image encoder.
 
     Where `pretrain.weights` names a published student, that is written, and nothing is trained.
     """
@@ -24,7 +24,7 @@ class PretrainStage(JobStage):
         return ("teacher", "labels", "pairs") if config.pretrain.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The section and the seed; of a given student where it lies, and what it must fit.
+        """The section and the seed; for a given student its place, and the model it must fit.
 
         How many processes train counts only where each takes the losses over its own regions.
         """
@@ -55,7 +55,7 @@ class PretrainStage(JobStage):
         config = ctx.config
         clip = load_clip(ctx.inputs["teacher"])
         student = make_student(clip, config.pretrain)
-        result, samples = pretrain_student(
+        result, pairs = pretrain_student(
             student,
             clip,
             ctx.inputs["labels"],
@@ -71,9 +71,9 @@ class PretrainStage(JobStage):
             clip.model.visual.load_state_dict(student.state_dict())
             save_clip(clip, ctx.out)
             ctx.out.write_json("history.json", result.history)
-        ctx.counts |= result.tally.counts()
-        told = {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**told, **result.tally.summary()}
+        ctx.counts |= pairs.unreadable.counts()
+        summary = {"samples": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**summary, **pairs.unreadable.summary()}
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
         from regionclip_core.models.clip import load_clip, named_architecture, save_clip, small_architecture

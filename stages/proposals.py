@@ -1,4 +1,4 @@
-"""proposals: boxes that may hold an object, one Parquet row an image."""
+"""proposals: boxes that may hold an object, one Parquet row per image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProposalsStage(ShardStage):
         return ("data", "rpn") if config.proposals.method == "rpn" else ("data",)
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """What the method reads; of a network also how it is built and fed: its weights don't tell its anchors."""
+        """What the method reads; for a network also how it is built and fed, since weights don't show anchors."""
         method = config.proposals.method
         section = config.proposals.model_dump(mode="json", include={"splits", "method", *_READ_BY[method]})
         if method == "rpn":
@@ -43,7 +43,7 @@ class ProposalsStage(ShardStage):
         return split_shards(ctx.inputs["data"], ctx.config.proposals.splits)
 
     def setup(self, ctx: StageContext) -> Any:
-        """The proposer, loaded once a worker."""
+        """The proposer, loaded once per worker."""
         from regionclip_core.proposals.proposers import make_proposer
 
         return make_proposer(ctx.config, ctx.inputs.get("rpn"), ctx.device)
@@ -61,7 +61,7 @@ class ProposalsStage(ShardStage):
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Recall at IoU 0.5 of the boxes of base and novel categories, per split."""
-        from regionclip_core.proposals.proposers import recall_of_splits
+        from regionclip_core.proposals.recall import recall_of_splits
 
         return {"recall": recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)}
 

@@ -42,15 +42,15 @@ class RpnStage(JobStage):
             return {"unused": f"proposals.method is {ctx.config.proposals.method}"}
         import torch
 
+        from regionclip_core.proposals.network import build_network, train_network
         from regionclip_core.proposals.rpn_folder import load_weights, rpn_section, save_rpn_folder
-        from regionclip_core.proposals.training import build_network, train_network
 
         torch.set_num_threads(ctx.threads)
         settings = ctx.config.rpn
         network = build_network(settings, ctx.config.seed)
         summary: dict[str, Any] = {"backbone": settings.backbone, "weights": settings.weights}
         if settings.weights == "train":
-            result = train_network(
+            result, unreadable = train_network(
                 network,
                 ctx.inputs["data"],
                 settings,
@@ -61,8 +61,8 @@ class RpnStage(JobStage):
                 max_error_rate=ctx.config.execution.max_error_rate,
             )
             ctx.out.write_json("history.json", result.history)
-            summary |= {"steps": result.steps, "loss": result.history[-1]["loss"], **result.tally.summary()}
-            ctx.counts |= result.tally.counts()
+            summary |= {"steps": result.steps, "loss": result.history[-1]["loss"], **unreadable.summary()}
+            ctx.counts |= unreadable.counts()
         elif settings.weights != "random":
             read = load_weights(network, settings)
             summary |= {"names": read.layout, "matched": len(read.state), "left_over": _by_part(read.left_over)}

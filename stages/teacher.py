@@ -17,7 +17,7 @@ class TeacherStage(JobStage):
     distributed = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Only training reads the data; named weights stand alone."""
+        """Only training reads the data; named weights need nothing."""
         return ("data",) if config.teacher.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
@@ -70,18 +70,18 @@ class TeacherStage(JobStage):
     def _train(self, ctx: StageContext, clip: Any) -> dict[str, Any]:
         import torch
 
-        from regionclip_core.pretraining.captioned_images import captioned_images
-        from regionclip_core.pretraining.teacher import ClipTrainer, batch_maker
+        from regionclip_core.pretraining.teacher import ClipTrainer, captioned_images, clip_batches
         from regionclip_core.training.fit import fit
+        from regionclip_core.training.unreadable_images import UnreadableImages
 
         training = ctx.config.teacher.training
         assert training is not None  # the config refuses `train` without it
         pairs = captioned_images(ctx.inputs["data"], training.splits)
-        tally = pairs.tally(ctx.config.execution.max_error_rate)
+        unreadable = UnreadableImages(len(pairs), ctx.config.execution.max_error_rate)
         clip.model.to(ctx.device, memory_format=torch.channels_last)
         result = fit(
             ClipTrainer(clip).train(),
-            batch_maker(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, tally),
+            clip_batches(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, unreadable),
             optim=training.optim,
             steps=training.steps,
             seed=ctx.config.seed,
@@ -90,14 +90,13 @@ class TeacherStage(JobStage):
             progress=ctx.progress,
             rank=ctx.rank,
             world_size=ctx.world_size,
-            tally=tally,
         )
         clip.model.eval().cpu()
         if ctx.rank == 0:
             ctx.out.write_json("history.json", result.history)
-        ctx.counts |= tally.counts()
-        told = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**told, **tally.summary()}
+        ctx.counts |= unreadable.counts()
+        summary = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**summary, **unreadable.summary()}
 
 
 STAGE = TeacherStage()

@@ -18,12 +18,11 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import BoxBatch, BoxedImage, box_batches
-from regionclip_core.training.boxed_images import boxed_images
+from regionclip_core.training.boxed_images import BoxBatch, BoxedImage, BoxedImages, box_batches, boxed_images
 from regionclip_core.training.distributed import common_canvas
 from regionclip_core.training.fit import FitResult, Progress, fit
-from regionclip_core.training.image_tally import ImageTally
 from regionclip_core.training.sampling import repeat_factors
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 BACKGROUND_LR_FACTOR = 10.0  # one scalar that has units to travel while the weights move by thousandths
 
@@ -56,12 +55,12 @@ class DetectorTrainer(nn.Module):
 class FinetuneData:
     """What a detector is finetuned on: images with boxes, their proposals, and the names of the labels."""
 
-    images: Sequence[BoxedImage]
+    images: BoxedImages | Sequence[BoxedImage]
     names: tuple[str, ...]
+    unreadable: UnreadableImages
+    """Takes the images that turn out unreadable."""
     factors: npt.NDArray[np.float64] | None = None
     """How often each image comes in an epoch; None is once."""
-    tally: ImageTally | None = None
-    """Counts the images that are read."""
 
 
 def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
@@ -79,10 +78,10 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
     images = boxed_images(data, config.finetune.split, allowed, config.finetune.mask_head, proposals)
     factors = None
     if config.finetune.sampling == "repeat_factor":
-        factors = repeat_factors(images.labels(), config.finetune.repeat_threshold)
+        factors = repeat_factors(images.labels, config.finetune.repeat_threshold)
     images = replace(images, numbers=row_of)
     names = tuple(vocabulary.names[label] for label in allowed)
-    return FinetuneData(images, names, factors, images.tally(config.execution.max_error_rate))
+    return FinetuneData(images, names, UnreadableImages(len(images), config.execution.max_error_rate), factors)
 
 
 def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
@@ -130,7 +129,7 @@ def finetune_detector(
         world_size=world_size,
         train_sizes=settings.train_sizes,
         factors=training.factors,
-        tally=training.tally,
+        unreadable=training.unreadable,
     )
     detector.to(device).eval()
     if settings.background == "learnable":
@@ -149,7 +148,6 @@ def finetune_detector(
         rank=rank,
         world_size=world_size,
         lr_factors={"detector.background_logit": BACKGROUND_LR_FACTOR},
-        tally=training.tally,
     )
     detector.cpu().eval()
     return result

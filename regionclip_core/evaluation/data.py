@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,17 +11,15 @@ import torch
 from torch import Tensor
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets.images import BadImage, ImageReader
+from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.average_precision import Evaluator
 from regionclip_core.evaluation.image_boxes import ImageTruth
 from regionclip_core.proposals.proposers import read_proposals
-from regionclip_core.proposals.selection import Proposals
+from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.image_tally import ImageTally
-
-_log = logging.getLogger(__name__)
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ class EvaluationData:
             self.count += 1
         if not self.count:
             raise ValueError(f"evaluate.split {settings.split!r} has no readable image with proposals")
-        self.tally = ImageTally(self.count, config.execution.max_error_rate)
-        """Counts the images that a pass could read, by their order."""
+        self.unreadable = UnreadableImages(self.count, config.execution.max_error_rate)
+        """Takes the images that a pass can't read."""
 
     def rows(self) -> Iterator[IndexRow]:
         """Yield the index row of every image."""
@@ -84,18 +81,12 @@ class EvaluationData:
     def batches(self, size: int) -> Iterator[list[EvaluationImage]]:
         """Yield images with their pixels, at most `size` at a time; unreadable ones are left out and counted."""
         reader, batch = ImageReader(self.data), []
-        place = -1
         for shard in self.shards:
             proposals = read_proposals(self.proposals, shard)
             for row in self._shard_rows(shard, set(proposals)):
-                place += 1
-                try:
-                    pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
-                except BadImage as error:  # its objects stay in the ground truth, as missed ones
-                    if self.tally.bad(place, error, row.key):
-                        _log.warning("evaluation goes on without %s: %s", row.key, error)
+                pixels = self.unreadable.read(row.key, reader.read_tensor, row)
+                if pixels is None:  # its objects stay in the ground truth, as missed ones
                     continue
-                self.tally.good(place)
                 use = (row.box_labels >= 0) & ~row.box_crowd
                 boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
                 batch.append(EvaluationImage(row, pixels, boxes, labels, proposals[row.key]))

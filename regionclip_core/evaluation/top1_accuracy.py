@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets.images import BadImage, ImageReader
+from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.average_precision import Score, label_groups
@@ -25,7 +25,7 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.image_tally import ImageTally
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 
 class Top1:
@@ -50,30 +50,26 @@ class Top1:
         return {name: float(right / total * 100) if total else None for name, (right, total) in counts.items()}
 
 
-def whole_image_top1(clip: ClipModel, config: Config, data: Folder, split: str, tally: ImageTally) -> dict[str, Score]:
+def whole_image_top1(
+    clip: ClipModel, config: Config, data: Folder, split: str, unreadable: UnreadableImages
+) -> dict[str, Score]:
     """Return the top-1 accuracy over images of `split` that hold exactly one annotated object.
 
-    Each image is seen as CLIP sees images: one square around all of it, at CLIP's own input size. `tally` counts which
-    images could be read, by their row in the split.
+    Each image is seen as CLIP sees images: one square around all of it, at CLIP's own input size. `unreadable`
+    takes those that can't be read.
     """
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     reader = ImageReader(data)
     encoder = CropEncoder(clip, context=1.0)
     classes, top1 = class_embeddings(clip, vocabulary.names, config), Top1(vocabulary)
-    place = -1
     for shard in split_shards(data, (split,)):
         for row in read_index(data, shard):
-            place += 1
             if not row.ok or len(row.boxes) != 1 or row.box_labels[0] < 0 or row.box_crowd[0]:
                 continue
-            try:
-                image = reader.read(row)
-            except BadImage as error:  # it has no pixels to be right or wrong about
-                tally.bad(place, error, row.key)
+            pixels = unreadable.read(row.key, reader.read_tensor, row)
+            if pixels is None:
                 continue
-            tally.good(place)
-            whole = torch.tensor([[0.0, 0.0, image.shape[1], image.shape[0]]])
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            whole = torch.tensor([[0.0, 0.0, pixels.shape[2], pixels.shape[1]]])
             top1.add(_cosines(encoder([pixels], [whole]), classes), row.box_labels.astype(np.int64))
     scores = top1.scores()
     if scores["all"] is None:

@@ -165,14 +165,14 @@ def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upst
 
 def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
     """Each tar holds the samples that its record and pairs.json say, all of the pool that the labels are of."""
-    from regionclip_core.pretraining.pair_reader import PAIRS_META, pairs_name
-
-    meta = folder.read_json(PAIRS_META) if PAIRS_META in names else None
+    listing = "pairs.json"  # PAIRS_META and pairs_name are in a module that loads torch
+    meta = folder.read_json(listing) if listing in names else None
     listed = {entry["shard"]: entry["samples"] for entry in meta["shards"]} if meta else {}
     for record in shards:
-        path, digests = folder.path(pairs_name(record.shard)), []
+        name = f"pairs-{record.shard:05d}.tar"
+        path, digests = folder.path(name), []
         try:
-            digests = list(_sample_digests(folder, pairs_name(record.shard)))
+            digests = list(_sample_digests(folder, name))
         except ValueError as error:
             yield f"{path}: {error}"
             continue
@@ -181,13 +181,13 @@ def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstr
         if meta is not None:
             if listed.get(record.shard) != record.rows:
                 number = listed.get(record.shard)
-                yield f"{folder.path(PAIRS_META)}: {number} samples in shard {record.shard}, recorded {record.rows}"
+                yield f"{folder.path(listing)}: {number} samples in shard {record.shard}, recorded {record.rows}"
             for digest in sorted(set(digests) - {meta["vocabulary"]}):
-                yield from _same(f"{path}, {digests.count(digest)} samples", digest, PAIRS_META, meta["vocabulary"])
+                yield from _same(f"{path}, {digests.count(digest)} samples", digest, listing, meta["vocabulary"])
     if meta is not None and "labels" in upstream:
         source = upstream["labels"].path("concept_embeddings.json")
         digest = upstream["labels"].read_json("concept_embeddings.json")["digest"]
-        yield from _same(folder.path(PAIRS_META), meta["vocabulary"], source, digest)
+        yield from _same(folder.path(listing), meta["vocabulary"], source, digest)
 
 
 def _sample_digests(folder: Folder, name: str) -> Iterator[str]:

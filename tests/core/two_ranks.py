@@ -30,7 +30,7 @@ from regionclip_core.pretraining.losses import image_text_contrastive
 from regionclip_core.pretraining.student import RegionBatch, RegionPretrainer, make_student
 from regionclip_core.pretraining.teacher import ClipBatch, ClipTrainer
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import BoxBatch
+from regionclip_core.training.boxed_images import BoxBatch
 from regionclip_core.training.distributed import common_canvas, gather_rows
 from regionclip_core.training.fit import fit
 from stages.base import STAGES, JobStage, ShardStage, StageContext

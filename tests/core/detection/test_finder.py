@@ -28,9 +28,9 @@ from regionclip_core.evaluation.passes import FINETUNED, PROPOSED, finetuned, ze
 from regionclip_core.models.clip import save_clip
 from regionclip_core.models.name_prompts import NamePrompts, read_prompts, write_prompts
 from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
-from regionclip_core.proposals.training import build_network
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.exporting import export_detector
 from regionclip_core.weights.model_card import detector_card

@@ -36,7 +36,7 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.prompts import SHORT
 from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import box_batches
+from regionclip_core.training.boxed_images import box_batches
 from regionclip_core.training.fit import FitResult
 from regionclip_core.training.sampling import RepeatOrder
 

@@ -37,7 +37,7 @@ from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, ImageR
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import class_embeddings
 from regionclip_core.proposals.proposers import read_proposals
-from regionclip_core.proposals.selection import Proposals
+from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.storage.records import Folder
 
 GROUPS = ("base", "novel", "all")

@@ -26,7 +26,7 @@ from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.top1_accuracy import Top1, crop_top1, whole_image_top1
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.image_tally import ImageTally
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 CONFIG = tiny_config(evaluate={"split": "val"}, labels={"context": 1.5})
 
@@ -91,7 +91,7 @@ def test_whole_images_with_one_object_against_a_loop(tmp_path: Path, seen: list[
         if n != 6:
             whole = [0.0, 0.0, row.width, row.height]
             expected.append((int(row.box_labels[0]), naive_cosines(clip, reader.read(row), whole, 1.0)))
-    found = whole_image_top1(clip, CONFIG, data, "closeups", ImageTally(20))
+    found = whole_image_top1(clip, CONFIG, data, "closeups", UnreadableImages(20))
     np.testing.assert_allclose(seen, [row for _, row in expected], atol=2e-4)
     assert found == pytest.approx(percent(expected))
     assert 0 < found["all"] < 100
@@ -119,7 +119,7 @@ def test_crops_against_a_loop(tmp_path: Path, seen: list[np.ndarray]) -> None:
 def test_a_split_without_such_an_image_is_refused(tmp_path: Path) -> None:
     data = write_data(tmp_path, {"closeups": [OTHERS]})
     with pytest.raises(ValueError, match=r"evaluate\.whole_image_split 'closeups' has no readable image"):
-        whole_image_top1(tiny_clip(), CONFIG, data, "closeups", ImageTally(20))
+        whole_image_top1(tiny_clip(), CONFIG, data, "closeups", UnreadableImages(20))
 
 
 def test_top1_by_group() -> None:

@@ -20,8 +20,8 @@ from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import LoadedModel, Preprocess, load_model, model_config
 from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load_clip
 from regionclip_core.models.name_prompts import NamePrompts
+from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.rpn_folder import rpn_section
-from regionclip_core.proposals.training import build_network
 from regionclip_core.storage.new_folder import free_target, whole_or_nothing
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.exporting import export_detector, export_open_clip, usual_resizing

@@ -14,13 +14,23 @@ import pytest
 import torch
 
 from regionclip_core.config.tree import PairsConfig
-from regionclip_core.datasets.images import BadImage, encode_png
+from regionclip_core.datasets.images import encode_png
 from regionclip_core.datasets.index import IndexRow, index_name, write_index
-from regionclip_core.pretraining.pair_reader import REGION_FIELDS, RegionPairs, encode_body, pairs_name, write_meta
-from regionclip_core.pretraining.pair_writer import best_regions, labels_digest, stored_probabilities, write_pairs
+from regionclip_core.pretraining.pairs import (
+    REGION_FIELDS,
+    RegionPairs,
+    best_regions,
+    encode_body,
+    labels_digest,
+    pairs_name,
+    stored_probabilities,
+    write_meta,
+    write_pairs,
+)
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS
 from regionclip_core.storage.tars import TarWriter
+from regionclip_core.training.error_budget import ErrorRateExceeded
 
 DIGEST = "d" * 64
 TOP_K = 3
@@ -265,40 +275,38 @@ def test_the_next_readable_sample_stands_in_for_a_bad_one(folders, world_size: i
                 if member.name.endswith("png") and f"{shard}/a.b.{number}" in torn:
                     data[member.offset_data + 20 : member.offset_data + member.size] = bytes(member.size - 20)
         pairs.write_bytes(pairs_name(shard), bytes(data))
-    order = keys(RegionPairs(pairs, 0, buffer=4).stream(), 80)
+    plain = RegionPairs(pairs, 0, buffer=4)
+    order = [key for epoch in range(7) for key in keys(plain.epoch(epoch))]
     expected = [next(key for key in order[place:] if key not in torn) for place in range(42)]
     loader = RegionPairs(pairs, 0, buffer=4)
-    tallies = [loader.tally(1.0) for _ in range(world_size)]
-    shares = [loader.batches_at(6, rank, world_size, tally) for rank, tally in enumerate(tallies)]
+    shares = [loader.batches_at(6, rank, world_size) for rank in range(world_size)]
     for step in (0, 1, 2, 5, 6, 3):  # also a place that is gone to at once
         parts = [keys(share(step)) for share in shares]
         merged = [parts[i % world_size][i // world_size] for i in range(6)]
         assert merged == expected[6 * step : 6 * step + 6]
-    for tally in tallies[1:]:
-        tallies[0].add(tally)
-    assert tallies[0].counts() == {"ok": 10, "bad_image": 3}
-    told = [(one["place"], one["key"]) for one in tallies[0].unreadable()]
-    assert told == [(2, "00000-000002"), (3, "00000-000003"), (7, "00001-000000")]
+    assert loader.unreadable.counts() == {"bad_image": 3}
+    assert set(loader.unreadable.summary()["unreadable"]["first"]) == torn
+    strict = RegionPairs(pairs, 0, buffer=4, max_error_rate=0.2).batches_at(13)
+    with pytest.raises(ErrorRateExceeded, match="3 of 13 images can't be read"):
+        strict(0)
 
 
 def test_pairs_without_a_readable_image_say_so(folders) -> None:
     make_pairs(folders, [3])
     loader = RegionPairs(folders[2], 0)
-
-    plain = loader._read_shard
-    loader._read_shard = lambda shard: ({**members, "png": b"torn"} for members in plain(shard))
-    with pytest.raises(BadImage, match=r"6 images in a row can't be read.*--force"):
-        next(loader.stream(tally=loader.tally(1.0)))
+    plain = loader._endless
+    loader._endless = lambda position: ({**members, "png": b"torn"} for members in plain(position))
+    with pytest.raises(ErrorRateExceeded, match=r"100 images in a row can't be read.*0/a\.b\.[012]: .*--force"):
+        loader.batches_at(2)(0)
 
 
 def test_stream_from_any_position(folders) -> None:
     make_pairs(folders, [3, 2])
     pairs = RegionPairs(folders[2], 0, buffer=3)
-    whole = keys(pairs.stream(), 17)
-    assert whole[:5] == keys(pairs.epoch(0))
-    assert whole[5:10] == keys(pairs.epoch(1))
+    whole = [key for epoch in range(4) for key in keys(pairs.epoch(epoch))]
     for position in range(12):
-        assert keys(pairs.stream(position), 5) == whole[position : position + 5]
+        at = pairs.batches_at(1)
+        assert [key for step in range(position, position + 5) for key in keys(at(step))] == whole[position:][:5]
 
 
 def test_batches_at_any_step(folders) -> None:
@@ -310,13 +318,6 @@ def test_batches_at_any_step(folders) -> None:
         assert keys(jumping(step)) == in_order[step]
     with pytest.raises(ValueError, match="batch_size 5 does not divide among 2 workers"):
         RegionPairs(folders[2], 0).batches_at(5, 0, 2)
-
-
-def test_some_shards_only(folders) -> None:
-    make_pairs(folders, [3, 4, 5])
-    pairs = RegionPairs(folders[2], 0, shards=[1])
-    assert {key.split("/")[0] for key in keys(pairs.epoch(0))} == {"1"}
-    assert len(pairs) == 4
 
 
 def test_another_pool_is_refused_with_both_digests(folders) -> None:
