@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
+from regionclip_core.config.yaml_text import yaml_text
 
 LICENSE = "apache-2.0"
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
@@ -73,7 +73,7 @@ class ModelCard:
         }
         if self.results:
             front["model-index"] = [{"name": self.title, "results": [self._entry(name) for name in self._datasets()]}]
-        text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=110)
+        text = yaml_text(front, 110)
         parts = [f"---\n{text}---", f"# {self.title}", self.summary, f"## Use\n\n```\n{self.usage.strip()}\n```"]
         parts += [f"## {heading}\n\n{body.strip()}" for heading, body in self.sections]
         return "\n\n".join(parts) + "\n"
@@ -103,7 +103,7 @@ def detect_usage(has_network: bool, has_text: bool) -> str:
 def settings_text(config: Mapping[str, Any], sections: Iterable[str]) -> str:
     """Sections of a config as YAML, without what says where the run took place: paths are cut to their last part."""
     shown = {name: _without_places(config[name]) for name in sections if name in config and name not in _PRIVATE}
-    return f"```yaml\n{yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110)}```"
+    return f"```yaml\n{yaml_text(shown, 110, short_lists_in_a_line=True)}```"
 
 
 def _without_places(value: Any) -> Any:
