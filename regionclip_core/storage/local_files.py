@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +34,12 @@ def full_disk_named(path: str) -> Iterator[None]:
 
 
 def scratch(purpose: str) -> Path:
-    """This user's folder on this machine for one purpose."""
+    """Return this user's folder on this machine for one purpose. Raises PermissionError if it is somebody else's."""
     folder = Path(tempfile.gettempdir()) / f"regionclip-{purpose}-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()  # its name can be guessed, and another user may have put a link there
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "not a folder of this user; remove it, or set TMPDIR", str(folder))
     return folder
 
 

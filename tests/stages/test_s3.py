@@ -26,7 +26,7 @@ from regionclip_core.storage.records import (
     write_records,
 )
 from stages.commands.verify import artifacts, verify_workspace
-from stages.engine.lock import WorkspaceLock, WorkspaceLocked, read_holder
+from stages.engine.lock import WorkspaceLocked, hold, read_holder
 from stages.engine.progress import Reporter
 from stages.engine.runner import Pipeline
 
@@ -158,7 +158,7 @@ def test_one_of_many_gets_the_lock(s3: S3) -> None:
     def run() -> None:
         together.wait()
         try:
-            with WorkspaceLock(workspace):
+            with hold(workspace):
                 got.append("lock")
                 held.wait(20)
         except WorkspaceLocked as error:
