@@ -23,7 +23,7 @@ class ExecutionConfig(Section):
     dashboard: bool = False
     """Start Ray's dashboard on this machine and print its link: 1 s and 200 MiB more. A cluster has its own."""
     workers: int | None = Field(None, ge=1, le=10**5)
-    """Shard workers; null takes one per available CPU (or per GPU for stages that want one), also of machines that join
+    """Shard workers; null takes one per available CPU (or per GPU for stages that use one), also of machines that join
     a cluster during the run. A number is what the run asks a cluster for, whatever it has now: set it to make an
     autoscaler add machines."""
     train_workers: int = Field(1, ge=1, le=10**5)

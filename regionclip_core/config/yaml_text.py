@@ -23,7 +23,7 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 
 class _Composer(Composer):
-    """Refuses an alias inside the value that it stands for, which would have no end."""
+    """Refuses an alias inside the value that it refers to, which would have no end."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         mark = self.parser.peek_event().start_mark

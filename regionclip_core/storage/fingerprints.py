@@ -80,9 +80,6 @@ class InputDigests:
             return _listing_digest(path, [p for p in Path(path).rglob("*") if p.is_file()], Path(path))
         if not os.path.isfile(path):
             raise FileNotFoundError(f"input {path!r} is not there (looked from {os.getcwd()})")
-        return self._file_digest(path)
-
-    def _file_digest(self, path: str) -> str:
         if self._known is None:
             try:
                 found = self._cache.read_json(self.NAME)
@@ -91,7 +88,7 @@ class InputDigests:
             self._known = found if isinstance(found, dict) else {}
         place, stamp = os.path.abspath(path), _stamp(path)
         match self._known.get(place):
-            case {"stamp": known, "sha256": str(digest)} if known == stamp is not None:
+            case {"stamp": known, "sha256": str(digest)} if stamp is not None and known == stamp:
                 return digest
         digest = file_sha256(Path(path))
         if stamp is not None and _stamp(path) == stamp:  # it stayed the same while it was read

@@ -204,8 +204,9 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         """Content of the JSON file `name`. Raises ValueError with the path when it does not parse."""
+        data = self.read_small(name)
         try:
-            return json.loads(self.read_small(name))
+            return json.loads(data)
         except ValueError as error:
             raise ValueError(f"{self.path(name)}: not valid JSON ({error}); delete it or restore it") from error
 
@@ -276,7 +277,7 @@ class Folder:
         """Remove the folder and everything inside.
 
         The manifest and the records go first, so that in a half-removed artifact no record speaks for a missing file.
-        Without manifest and plan a folder is no artifact, so a mark tells what is left from a person's own files.
+        Without manifest and plan a folder is no artifact; a mark then says that it was one and nobody's own files.
         """
         if self.exists("manifest.json") or self.exists("plan.json"):
             with suppress(OSError):  # a full disk: all the more reason to remove

@@ -34,11 +34,14 @@ def remote(url: str) -> Iterator[tuple[Any, str]]:
     """Yield the file system behind a URL, and the path in it.
 
     An error of the block that is a client library's own (no connection, no credentials) becomes a ConnectionError.
+    Raises ValueError where the client library is not installed.
     """
     import fsspec  # not needed for local files, and slow to import
 
     try:
         yield fsspec.core.url_to_fs(url)
+    except ImportError as error:  # "Install s3fs to access S3"
+        raise ValueError(f"{url}: {error}") from error
     except Exception as error:
         if type(error).__module__ == "builtins":
             raise

@@ -17,14 +17,12 @@ import logging
 import os
 import socket
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from typing import Any
 
 from regionclip_core.storage.local_files import scratch
 from regionclip_core.storage.locations import remote
@@ -79,7 +77,7 @@ def hold(workspace: Folder) -> Iterator[Holder | None]:
     """
     command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])[:500]
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    me = Holder(socket.gethostname(), os.getpid(), now, command, _machine(), uuid.uuid4().hex)
+    me = Holder(socket.gethostname(), os.getpid(), now, command, _machine(), os.urandom(16).hex())
     lock = _lock_file(workspace)
     if lock is None:
         raise _locked(workspace, read_holder(workspace))
@@ -127,11 +125,13 @@ def _copy(workspace: Folder) -> Path:
     return scratch("locks") / f"{hashlib.sha256(workspace.url.encode()).hexdigest()[:24]}.json"
 
 
-def _lock_file(workspace: Folder) -> BaseFileLock | None:
-    """Take the lock of the operating system; None if another process has it."""
+def _lock_file(workspace: Folder) -> Any:
+    """Take the lock of the operating system, a filelock.BaseFileLock; None if another process has it."""
+    from filelock import FileLock, SoftFileLock, Timeout  # which `status` can do without
+
     path = workspace.path(".lock") if workspace.is_local else str(_copy(workspace).with_suffix(".lock"))
     for kind in (FileLock, SoftFileLock):
-        lock: BaseFileLock = kind(path, thread_local=False)
+        lock = kind(path, thread_local=False)
         try:
             lock.acquire(timeout=0.2)  # longer than `status` may have it
             return lock
@@ -140,7 +140,7 @@ def _lock_file(workspace: Folder) -> BaseFileLock | None:
         except (OSError, NotImplementedError) as error:  # some versions of filelock raise the latter for ENOSYS
             if kind is SoftFileLock or getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
                 raise
-            # Then a file is the lock by being there. After a kill filelock removes it, if it was of this machine.
+            # Then the existence of a file is the lock. If its run was killed on this machine, filelock removes it.
             _log.warning("%s: the file system has no locks (%s); the file %s.soft takes their place", path, error, path)
             path += ".soft"
     raise AssertionError
