@@ -63,7 +63,7 @@ def explain(error: ValidationError) -> list[str]:
                 hint = f"; write [{value}]"
             elif kind == "int_type" and isinstance(value, float) and value.is_integer():
                 hint = f"; write {int(value)}"
-            elif kind in ("int_type", "float_type") and isinstance(value, str) and re.fullmatch(r"[-\d.e]+", value):
+            elif kind in ("int_type", "float_type") and isinstance(value, str) and re.fullmatch(r"[-+\d.eE]+", value):
                 hint = "; write it without quotes"
             elif kind == "string_type" and isinstance(value, (bool, int, float)):
                 hint = "; put it in quotes if it is meant as text"

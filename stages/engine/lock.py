@@ -78,7 +78,7 @@ def hold(workspace: Folder) -> Iterator[Holder | None]:
     command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])[:500]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     me = Holder(socket.gethostname(), os.getpid(), now, command, _machine(), os.urandom(16).hex())
-    lock = _lock_file(workspace)
+    lock = _lock_file(workspace, wait=0.2)  # `status` may have it for a moment
     if lock is None:
         raise _locked(workspace, read_holder(workspace))
     try:
@@ -86,7 +86,7 @@ def hold(workspace: Folder) -> Iterator[Holder | None]:
         if left is not None and not _is_from_here(workspace, left):
             raise _locked(workspace, left, f" If that run is surely gone, delete {workspace.path(NAME)}.")
         if workspace.is_local:
-            workspace.write_json(NAME, asdict(me))
+            workspace.write_json(NAME, asdict(me), indent=1)
         else:
             _put(workspace, me, over=left)
         try:
@@ -108,7 +108,7 @@ def hold(workspace: Folder) -> Iterator[Holder | None]:
 def is_left_behind(workspace: Folder, holder: Holder) -> bool:
     """Whether the run that wrote lock.json is surely gone."""
     with suppress(OSError):  # a workspace that may only be read
-        if (lock := _lock_file(workspace)) is not None:
+        if (lock := _lock_file(workspace, wait=0)) is not None:
             lock.release()
             return _is_from_here(workspace, holder)
     return False
@@ -125,15 +125,15 @@ def _copy(workspace: Folder) -> Path:
     return scratch("locks") / f"{hashlib.sha256(workspace.url.encode()).hexdigest()[:24]}.json"
 
 
-def _lock_file(workspace: Folder) -> Any:
-    """Take the lock of the operating system, a filelock.BaseFileLock; None if another process has it."""
+def _lock_file(workspace: Folder, wait: float) -> Any:
+    """Take the lock of the operating system, a filelock.BaseFileLock; None if another process has it for `wait` s."""
     from filelock import FileLock, SoftFileLock, Timeout  # which `status` can do without
 
     path = workspace.path(".lock") if workspace.is_local else str(_copy(workspace).with_suffix(".lock"))
     for kind in (FileLock, SoftFileLock):
         lock = kind(path, thread_local=False)
         try:
-            lock.acquire(timeout=0.2)  # longer than `status` may have it
+            lock.acquire(timeout=wait)
             return lock
         except Timeout:
             return None
@@ -157,9 +157,10 @@ def _is_from_here(workspace: Folder, holder: Holder) -> bool:
 def _put(workspace: Folder, me: Holder, over: Holder | None) -> None:
     """Put lock.json into an object store, unless another machine is faster; `over` is the one that was left behind."""
     data, copy = canonical_json(asdict(me)), _copy(workspace)
-    Folder(str(copy.parent)).write_bytes(copy.name, data)  # before the put, between which and this a run may be killed
+    # In this order a run that is killed in between leaves no lock that later runs on this machine don't know.
     if over is not None:
         workspace.remove(NAME)
+    Folder(str(copy.parent)).write_bytes(copy.name, data)
     with remote(workspace.path(NAME)) as (fs, path):
         try:
             fs.pipe_file(path, data, mode="create")  # a conditional put, where the store knows it

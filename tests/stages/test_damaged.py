@@ -340,10 +340,10 @@ def test_gc_makes_room_for_its_own_lock(toy: Toy, monkeypatch: pytest.MonkeyPatc
     (old[1] / "large").write_bytes(b"x" * 100_000)
     lock_file = lock._lock_file
 
-    def no_room(workspace: Folder) -> Any:
+    def no_room(workspace: Folder, wait: float) -> Any:
         if (old[1] / "large").exists() and not workspace.exists("lock.json"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), workspace.path(".lock"))
-        return lock_file(workspace)
+        return lock_file(workspace, wait)
 
     monkeypatch.setattr(lock, "_lock_file", no_room)
     with pytest.raises(OSError, match="No space left"):

@@ -161,6 +161,7 @@ def test_a_file_system_without_links_has_locks(workspace: Folder, monkeypatch: p
     assert read_holder(workspace) is None
 
 
+@pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_without_locks_a_file_takes_their_place(
     workspace: Folder, monkeypatch: pytest.MonkeyPatch, code: int, caplog: pytest.LogCaptureFixture
