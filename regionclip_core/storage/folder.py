@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -143,6 +142,8 @@ class Folder:
         if self.is_local:
             yield from map(call, items)
             return
+        from concurrent.futures import ThreadPoolExecutor  # which `status` of a local workspace does without
+
         with ThreadPoolExecutor(REQUESTS) as threads:
             yield from threads.map(call, items)
 
