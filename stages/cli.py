@@ -169,7 +169,7 @@ def status(
 ) -> None:
     """Where every stage stands, and why."""
     from stages.commands.show import status_json, status_table
-    from stages.engine.lock import read_holder
+    from stages.engine.lock import is_left_behind, read_holder
     from stages.engine.runner import Pipeline
 
     pipeline = Pipeline(load(config, overrides, workspace))
@@ -179,7 +179,8 @@ def status(
         return
     typer.echo(status_table(lines, pipeline.workspace))
     if (holder := read_holder(pipeline.workspace)) is not None:
-        typer.echo(f"{'left locked by a process that is gone' if holder.is_dead() else 'running'}: {holder}")
+        gone = is_left_behind(pipeline.workspace, holder)
+        typer.echo(f"{'left locked by a process that is gone' if gone else 'running'}: {holder}")
 
 
 @app.command()

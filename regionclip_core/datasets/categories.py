@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.datasets.json_lists import decode_entry, list_entries
 from regionclip_core.datasets.vocabulary import DATA_FOLDER, Vocabulary, clean_lvis_name
 from regionclip_core.storage.locations import exists, open_location, read_location
@@ -126,10 +127,8 @@ def load_categories(spec: str) -> Vocabulary:
 
 
 def _read_categories(path: str) -> Vocabulary:
-    import yaml
-
     text = read_location(path).decode("utf-8")
-    loaded = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    loaded = json.loads(text) if path.endswith(".json") else parse_yaml(text, path)
     if not isinstance(loaded, dict) or set(loaded) - {"base", "novel", "order"} or "base" not in loaded:
         raise ValueError(
             f"{path} must hold the lists base:, novel: and optionally order:, and nothing else, or be a COCO or LVIS "

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from regionclip_core.models.checkpoint_files import BARE_TENSOR, read_checkpoint
 from regionclip_core.models.official_keys import STUDENT, TEACHER, TRAIN_EMBEDDINGS, sections
-from regionclip_core.storage.folder import Folder, file_sha256
+from regionclip_core.storage.folder import Folder, file_sha256, free_target, whole_or_nothing
 from regionclip_core.storage.given_files import EMBEDDING_FILES
-from regionclip_core.storage.new_folder import free_target, whole_or_nothing
 from regionclip_core.weights.clip_files import import_clip, import_pretrained, read_model
 from regionclip_core.weights.detector_files import import_detector
 from regionclip_core.weights.import_report import ImportReport, WeightFile

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from regionclip_core.config.tree import Config
+from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.model_folder import LoadedModel
 from regionclip_core.evaluation.metrics import paper_numbers
@@ -93,7 +93,7 @@ def _render(
         values |= {
             "splits": _without_places(config["data"]["splits"]),
             "images": images,
-            "settings": yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=110),
+            "settings": yaml_text(settings, 110, short_lists_in_a_line=True),
             "results": results,
             "commits": sorted({one.get("git_commit") or "unknown" for one in made}),
             "packages": [f"{name} {version}" for name, version in sorted(packages.items())],

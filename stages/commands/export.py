@@ -43,7 +43,7 @@ def export(what: str, source: Config | str, out: str, format: str | None, name: 
         count = _official(what, source, out, name)
         print(f"{what} in {out}: {count} tensors under the official names")
         return
-    from regionclip_core.storage.new_folder import free_target, whole_or_nothing
+    from regionclip_core.storage.folder import free_target, whole_or_nothing
 
     target = free_target(out)
     with whole_or_nothing(target) as folder:

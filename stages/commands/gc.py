@@ -14,7 +14,7 @@ from regionclip_core.storage.local_files import is_full
 from regionclip_core.storage.locations import remote
 from regionclip_core.storage.records import Folder
 from stages.commands.verify import artifacts, stage_folders
-from stages.engine.lock import WorkspaceLock
+from stages.engine.lock import hold
 from stages.engine.plan import Planner
 
 _log = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ def collect(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garbage]
     early: list[Garbage] = []
     with ExitStack() as stack:
         try:
-            stack.enter_context(WorkspaceLock(workspace))
+            stack.enter_context(hold(workspace))
         except OSError as error:
             if not is_full(error):
                 raise
             early = _make_room(configs, workspace, error)
-            stack.enter_context(WorkspaceLock(workspace))
+            stack.enter_context(hold(workspace))
         garbage, undecided = unreachable(configs, workspace)
         for item in garbage:
             item.folder.remove_all()

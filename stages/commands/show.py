@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.storage.fingerprints import SHORT
 from regionclip_core.storage.records import Folder, Manifest, read_records
 from stages.engine.plan import PlanLine, latest_manifest
@@ -112,10 +113,8 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
 
 
 def _sections(manifest: Manifest, folder: Folder) -> list[str]:
-    import yaml
-
     def block(title: str, value: Any) -> str:
-        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip()
+        text = yaml_text(value).rstrip()
         return f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines())
 
     overview = {

@@ -36,7 +36,7 @@ from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded
 from stages import base
 from stages.base import JobStage, ShardStage, Stage
 from stages.engine.backend import Backend, LocalBackend
-from stages.engine.lock import WorkspaceLock
+from stages.engine.lock import hold
 from stages.engine.plan import PlanLine, Planner
 from stages.engine.progress import Reporter, reporter
 from stages.engine.provenance import provenance
@@ -105,9 +105,9 @@ class Pipeline:
         if planner.finished().keys() >= set(names) and not force:
             report.say(f"nothing to do: {', '.join(names)} up to date in {self.workspace.url}")
             return RunResult(dict.fromkeys(names, "skipped"), {}, time.perf_counter() - start)
-        with WorkspaceLock(self.workspace) as lock:
-            if lock.taken_over:
-                report.say(f"took over the lock of a process that is gone ({lock.taken_over})")
+        with hold(self.workspace) as left:
+            if left is not None:
+                report.say(f"took over the lock of a process that is gone ({left})")
             result = _Run(self.config, self.workspace, report).run(names, set(targets or ()) if force else set())
         result.seconds = time.perf_counter() - start
         return result

@@ -30,6 +30,7 @@ from regionclip_core.storage.records import (
     ShardRecord,
     canonical_json,
     read_records,
+    read_shard_record,
     shard_record_name,
     write_shard_record,
 )
@@ -208,7 +209,7 @@ class ShardWorker:
                 write_shard_record(out, record)
                 return record
             except Committed:
-                return ShardRecord.from_json(out.read_json(name))
+                return read_shard_record(out, shard)
         except Exception as error:
             return failure(task.stage, shard, error)
 

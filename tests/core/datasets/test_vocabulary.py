@@ -128,7 +128,9 @@ def test_category_files(tmp_path, suffix):
         ("{base: [cat], novel: [dog], classes: [cow]}", "must hold the lists"),
         ("{base: [cat], novel: [cat, dog]}", "both base and novel"),
         ("{base: [cat], novel: [dog], order: [cat]}", "order:.*dog"),
-        ("{base: [cat, no], novel: [dog]}", "not blank"),  # YAML reads `no` as false
+        ("{base: [cat, ~], novel: [dog]}", "not blank"),
+        ("base: [cat]\nbase: [dog]", "line 2, .*duplicate key"),
+        ("base: [cat\n", r"mine\.yaml, line 2, "),
     ],
 )
 def test_bad_category_files_are_refused(tmp_path, text, match):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -32,6 +33,7 @@ from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_folder import load_rpn_folder, rpn_section, save_rpn_folder
 from regionclip_core.storage.fingerprints import InputDigests
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.locations import exists
 from stages.base import STAGES, StageContext
 
 Put = Callable[[Path], str]
@@ -65,6 +67,18 @@ def digests(stage: str, config: Config, tmp_path: Path) -> list[str]:
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize(
+    "look", [Folder.names, lambda folder: folder.read_json("x"), lambda folder: exists(folder.url)]
+)
+def test_a_store_whose_client_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, look: Any) -> None:
+    def missing(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ValueError, match=r"^s3://bucket/ws(/x)?: Install s3fs to access S3$"):
+        look(Folder("s3://bucket/ws"))
 
 
 @pytest.mark.parametrize("name", ["c.yaml", "c.json", "lvis.json"])

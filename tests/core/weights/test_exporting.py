@@ -22,7 +22,7 @@ from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load
 from regionclip_core.models.name_prompts import NamePrompts
 from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.rpn_folder import rpn_section
-from regionclip_core.storage.new_folder import free_target, whole_or_nothing
+from regionclip_core.storage.folder import free_target, whole_or_nothing
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.exporting import export_detector, export_open_clip, usual_resizing
 from regionclip_core.weights.model_card import RunFacts, clip_card, detector_card
