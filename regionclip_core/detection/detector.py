@@ -22,10 +22,9 @@ from regionclip_core.models.clip import lean_clip
 from regionclip_core.models.region_encoder import RegionEncoder, Sizes
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import FOREGROUND, match, sample
+from regionclip_core.ops.boxes import FOREGROUND, match, sample
 from regionclip_core.ops.image_batch import ImageBatch
-from regionclip_core.ops.mask_inference import encode_masks
-from regionclip_core.ops.masks import ImageMasks
+from regionclip_core.ops.masks import ImageMasks, encode_masks
 from regionclip_core.training.distributed import sum_ranks
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.name_prompts import NamePrompts, read_prompts
 from regionclip_core.models.prompts import prompt_templates
 from regionclip_core.models.towers import region_encoder
-from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.proposals.proposers import NetworkBoxes, proposer_row
 from regionclip_core.proposals.rpn_folder import find_rpn_folder, open_network, rpn_section
 from regionclip_core.storage.folder import Folder
@@ -107,7 +107,7 @@ class Finder:
             proposals = self.proposer([proposer_row(pixels)], [image])[0]
             batch = batch_images([image], to.image_size, to.max_size, to.mean, to.std)
             boxes = [batch.to_input(0, proposals.boxes).to(self.device)]
-            there = ImageBatch(batch.tensor.to(self.device), batch.sizes, batch.scales, batch.original_sizes)
+            there = batch.to(self.device)
             logits = [proposals.logits.to(self.device)]
             found = self.detector.detect(there, boxes, logits, self.rules, self.box_deltas)[0]
         return replace(

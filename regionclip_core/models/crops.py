@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from regionclip_core.models.attention_pool import pool_single_query
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.ops.image_batch import resize_uint8
 
 
 class CropEncoder(nn.Module):
@@ -105,12 +105,5 @@ def cut_crops(image: Tensor, boxes: Tensor, context: float, size: int, fill: tup
             if window.numel():
                 square[:, :, y0 - top : y1 - top, x0 - left : x1 - left] = window
             window = square
-        crops[row] = _resize(window, size)[0]
+        crops[row] = resize_uint8(window, (size, size), "bilinear")[0]
     return crops
-
-
-def _resize(window: Tensor, size: int) -> Tensor:
-    if window.is_cuda:  # antialiased resizing of uint8 exists on the CPU only
-        smooth = F.interpolate(window.float(), (size, size), mode="bilinear", antialias=True)
-        return smooth.round_().clamp_(0, 255).to(torch.uint8)
-    return F.interpolate(window, (size, size), mode="bilinear", antialias=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import FOREGROUND, match, sample
+from regionclip_core.ops.boxes import FOREGROUND, match, sample
 from regionclip_core.proposals.selection import RPN_WEIGHTS, Proposals, select_proposals
 
 TORCHVISION_MIN_SIDE = 1e-3  # pixels; torchvision drops thinner boxes, the official network empty ones only

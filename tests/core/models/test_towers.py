@@ -232,7 +232,6 @@ def test_batch_images_resizes_as_pillow():
     assert batch.sizes == [(60, 80), (90, 56)]
     assert batch.original_sizes == [(90, 120), (80, 50)]
     assert batch.tensor.shape == (2, 3, 90, 80)
-    assert batch.scales == pytest.approx([60 / 90, 90 / 80])
     for tensor, array, (h, w) in zip(batch.tensor, arrays, batch.sizes, strict=True):
         expected = np.asarray(Image.fromarray(array).resize((w, h), Image.Resampling.BILINEAR), dtype=np.float64)
         pixels = (tensor[:, :h, :w] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
