@@ -17,8 +17,8 @@ from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import Detections, InferenceSettings, Objectness
 from regionclip_core.detection.model_folder import TEXT, LoadedModel, Preprocess, is_model_folder, load_model
 from regionclip_core.models.clip import ClipModel, load_clip
-from regionclip_core.models.name_prompts import NamePrompts, read_prompts
 from regionclip_core.models.prompts import prompt_templates
+from regionclip_core.models.text_embeddings import NamePrompts, read_prompts
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.proposals.proposers import NetworkBoxes, proposer_row

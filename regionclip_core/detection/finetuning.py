@@ -15,7 +15,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.box_batches import BoxBatch, BoxedImage, box_batches
@@ -93,7 +93,7 @@ def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> O
         torch.manual_seed(config.seed)
         return OpenVocabularyDetector(
             encoder,
-            class_embeddings(clip, names, config),
+            embed_names(clip, names, config.teacher),
             names,
             config.finetune.temperature or 1 / clip.logit_scale,
             config.finetune.background,

@@ -17,6 +17,7 @@ from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
+from regionclip_core.models.checkpoint_files import load_strictly
 from regionclip_core.models.clip import ClipModel, Triple, lean_clip, load_clip, save_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork
@@ -215,34 +216,6 @@ def read_tensors(folder: Folder) -> dict[str, Tensor]:
         return load(folder.read_bytes(WEIGHTS))
     except SafetensorError as error:
         raise ValueError(f"{folder.path(WEIGHTS)} is damaged or cut short ({error}); copy or import it again") from None
-
-
-def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """load_state_dict in which only the counters of batch norms may be absent; ValueError says what doesn't fit."""
-    problems = misfits(module.state_dict(), state)
-    if problems:
-        raise ValueError(f"{where}: the weights don't fit the architecture: {'; '.join(problems)}")
-    module.load_state_dict(dict(state), strict=False)
-
-
-def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, unknown or of another shape, one text each; empty if all fits.
-
-    Frozen batch norms are often stored without `num_batches_tracked`, which nothing reads: it may be absent.
-    """
-    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
-    unknown = [n for n in state if n not in expected]
-    shapes = [
-        f"{n} {tuple(state[n].shape)} where {tuple(expected[n].shape)} is expected"
-        for n in expected
-        if n in state and state[n].shape != expected[n].shape
-    ]
-    parts = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
-    return [f"{len(found)} {what}: {_some(found)}" for what, found in parts if found]
-
-
-def _some(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
 
 
 def _build_detector(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> OpenVocabularyDetector:

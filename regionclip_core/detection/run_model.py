@@ -9,7 +9,7 @@ from regionclip_core.detection.finder import NameEncoder
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import LoadedModel, Preprocess, model_config
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.proposals.rpn_folder import load_network, rpn_section
 from regionclip_core.storage.records import Folder
 
@@ -31,7 +31,7 @@ def detector_of_run(
         there = [known for known in DETECTORS if detectors.exists(f"{known}.json")]
         raise ValueError(f"this run has no detector {name!r}, only {there}; choose one with --name")
     detector = load_detector(detectors, stem=name)
-    detector.set_vocabulary(class_embeddings(clip, vocabulary.names, config), vocabulary.names)
+    detector.set_vocabulary(embed_names(clip, vocabulary.names, config.teacher), vocabulary.names)
     settings = config.evaluate
     description = model_config(
         clip_architecture=clip.architecture,
@@ -50,4 +50,4 @@ def detector_of_run(
 
 def run_encoder(clip: ClipModel, config: Config) -> NameEncoder:
     """Embeds names as the run does: its prompts, and published embeddings where it names them."""
-    return lambda names: class_embeddings(clip, tuple(names), config)
+    return lambda names: embed_names(clip, tuple(names), config.teacher)

@@ -20,7 +20,7 @@ from regionclip_core.detection.inference import Detections, InferenceSettings, d
 from regionclip_core.evaluation.data import EvaluationData, EvaluationImage
 from regionclip_core.evaluation.evaluator import Protocol
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import ImageBatch, batch_images, by_input_size
 
@@ -63,7 +63,7 @@ def zero_shot(
     settings = config.evaluate
     detector = OpenVocabularyDetector(
         region_encoder(clip),
-        class_embeddings(clip, evaluation.vocabulary.names, config),
+        embed_names(clip, evaluation.vocabulary.names, config.teacher),
         evaluation.vocabulary.names,
         config.finetune.temperature or 1 / clip.logit_scale,
     )
@@ -111,7 +111,7 @@ def finetuned(
     group only, and images without an object of that group are left out. They share the forward pass with the first.
     """
     names = evaluation.vocabulary.names
-    detector.set_vocabulary(class_embeddings(clip, names, config), names)
+    detector.set_vocabulary(embed_names(clip, names, config.teacher), names)
     detector.to(device).eval()
     groups = restricted_labels(evaluation.vocabulary, config.evaluate.protocol)
     for images in evaluation.batches(config.evaluate.batch_size):

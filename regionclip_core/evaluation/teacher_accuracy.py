@@ -19,7 +19,7 @@ from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.evaluator import Top1
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.crops import CropEncoder
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.image_tally import ImageTally
 
@@ -30,7 +30,7 @@ class _Namer:
     """Names crops by the nearest class embedding and counts how often that is right."""
 
     def __init__(self, clip: ClipModel, config: Config, vocabulary: Vocabulary) -> None:
-        classes = class_embeddings(clip, vocabulary.names, config)
+        classes = embed_names(clip, vocabulary.names, config.teacher)
         self._classes = torch.nn.functional.normalize(classes, dim=1)
         self.top1 = Top1(vocabulary)
 

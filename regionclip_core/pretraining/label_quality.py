@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import load_embeddings
+from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.box_batches import labelled_boxes
 

@@ -20,7 +20,7 @@ from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index
 from regionclip_core.models.clip import load_clip
-from regionclip_core.models.concept_embeddings import load_embeddings
+from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS

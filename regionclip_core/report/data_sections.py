@@ -278,7 +278,7 @@ def labels_section(sources: Sources) -> str:
 
 
 def _label_crops(sources: Sources) -> str:
-    from regionclip_core.models.concept_embeddings import load_embeddings
+    from regionclip_core.models.text_embeddings import load_embeddings
 
     split = sources.config.labels.splits[0]
     images = sample_images(sources.folders["data"], split, CROP_IMAGES)

@@ -16,7 +16,7 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.model_folder import CARD, TEXT, LoadedModel, save_model
 from regionclip_core.evaluation.metrics import paper_numbers
 from regionclip_core.models.clip import ClipModel, save_clip
-from regionclip_core.models.name_prompts import NamePrompts, write_prompts
+from regionclip_core.models.text_embeddings import NamePrompts, write_prompts
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import CLIP_LAYOUTS
 from regionclip_core.weights.model_card import (

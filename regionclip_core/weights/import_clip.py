@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regionclip_core.models.clip import build_clip, normalisation_note, usual_normalisation
-from regionclip_core.models.clip_weights import OPENAI_EXTRAS
+from regionclip_core.models.clip import OPENAI_EXTRAS, build_clip, normalisation_note, usual_normalisation
 from regionclip_core.models.official_keys import OFFLINE, STUDENT, TEACHER, Split, is_constant, sections, split_clip
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import CLIP_LAYOUTS

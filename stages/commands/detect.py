@@ -107,7 +107,7 @@ def _finder(request: Request, source: Config | str, device: str) -> Finder:
         )
     from regionclip_core.detection.run_model import run_encoder
     from regionclip_core.models.clip import load_clip
-    from regionclip_core.models.name_prompts import NamePrompts
+    from regionclip_core.models.text_embeddings import NamePrompts
     from regionclip_core.storage.given_files import clip_folder
     from stages.commands.run_models import workspace_detector
 

@@ -14,7 +14,7 @@ from stages.engine.plan import PlanLine
 
 if TYPE_CHECKING:
     from regionclip_core.models.clip import ClipModel
-    from regionclip_core.models.name_prompts import NamePrompts
+    from regionclip_core.models.text_embeddings import NamePrompts
     from regionclip_core.storage.folder import Folder
     from regionclip_core.weights.exporting import RunFacts
 
@@ -90,7 +90,7 @@ def _write(what: str, source: Config | str, folder: Folder, name: str) -> None:
 
 
 def _write_detector(config: Config, folder: Folder, name: str) -> None:
-    from regionclip_core.models.name_prompts import NamePrompts
+    from regionclip_core.models.text_embeddings import NamePrompts
     from regionclip_core.weights.exporting import detector_card, export_detector
     from stages.commands.run_models import workspace_detector
 
@@ -103,7 +103,7 @@ def _write_detector(config: Config, folder: Folder, name: str) -> None:
 
 def _clip_of_folder(place: str, what: str) -> tuple[ClipModel, NamePrompts | None, None]:
     from regionclip_core.models.clip import load_clip
-    from regionclip_core.models.name_prompts import read_prompts
+    from regionclip_core.models.text_embeddings import read_prompts
     from regionclip_core.storage.given_files import clip_folder
 
     folder = clip_folder(place, "student" if what == "student" else "teacher")
@@ -112,7 +112,7 @@ def _clip_of_folder(place: str, what: str) -> tuple[ClipModel, NamePrompts | Non
 
 def _clip_of_run(config: Config, what: str) -> tuple[ClipModel, NamePrompts, RunFacts]:
     from regionclip_core.models.clip import load_clip
-    from regionclip_core.models.name_prompts import NamePrompts
+    from regionclip_core.models.text_embeddings import NamePrompts
 
     lines = finished(config, [_STAGE[what]], _USEFUL, "export")
     with undisturbed(lines.values()):

@@ -79,7 +79,7 @@ ROWS = [
     Row(
         FILE,
         "region_feats",
-        "resnet_encoder.ResNetEncoder.pool, attention_pool.pool_single_query",
+        "resnet_encoder.ResNetEncoder.pool, pool_single_query",
         5e-6,
         lambda: errors("region_feats"),
     ),

@@ -26,8 +26,7 @@ from regionclip_core.detection.run_model import detector_of_run, run_encoder
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.passes import FINETUNED, PROPOSED, finetuned, zero_shot
 from regionclip_core.models.clip import save_clip
-from regionclip_core.models.name_prompts import NamePrompts, read_prompts, write_prompts
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts, write_prompts
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
 from regionclip_core.proposals.training import build_network
@@ -265,7 +264,7 @@ def test_prompts_are_kept_in_the_folder_and_official_where_there_are_none(tmp_pa
     assert read_prompts(folder) == NamePrompts(("a {}", "{}."), True)
     settings = config().model_copy(update={"teacher": config().teacher.model_copy(update={"prompts": "short"})})
     made = name_encoder(tiny_clip(), NamePrompts.from_config(settings.teacher), None)(NAMES)
-    assert torch.equal(made, class_embeddings(tiny_clip(), NAMES, settings))
+    assert torch.equal(made, embed_names(tiny_clip(), NAMES, settings.teacher))
     folder.write_json("prompts.json", {"templates": ["no gap"], "normalize_prompts": True})
     with pytest.raises(ValueError, match=r"prompts\.json: expected `templates`"):
         read_prompts(folder)

@@ -20,11 +20,11 @@ from regionclip_core.detection.model_folder import (
     Preprocess,
     is_model_folder,
     load_model,
-    misfits,
     read_config,
     read_tensors,
     save_model,
 )
+from regionclip_core.models.checkpoint_files import misfits
 from regionclip_core.models.clip import ClipModel, save_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork

@@ -35,7 +35,7 @@ from regionclip_core.evaluation.measuring import as_found, make_evaluator, measu
 from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
 from regionclip_core.evaluation.truth import ImageDetections
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.proposals.proposers import read_proposals
 from regionclip_core.proposals.selection import Proposals
 from regionclip_core.storage.records import Folder
@@ -209,7 +209,7 @@ def test_zero_shot_against_a_loop(tmp_path: Path, background: str, objectness: s
     found = list(zero_shot(clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     with torch.no_grad():
-        classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+        classes = torch.nn.functional.normalize(embed_names(clip, VOCABULARY.names, config.teacher), dim=1)
     right: list[bool] = []
     number = 0
     given = proposals_of(evaluation)
@@ -250,7 +250,7 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
     found = list(finetuned(detector, clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     assert detector.names == VOCABULARY.names
-    classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+    classes = torch.nn.functional.normalize(embed_names(clip, VOCABULARY.names, config.teacher), dim=1)
     moved = 0.0
     subsets = {FINETUNED: [0, 1, 2, 3], "finetuned_base_only": [0, 2], "finetuned_novel_only": [1, 3]}
     seen = dict.fromkeys(subsets, 0)

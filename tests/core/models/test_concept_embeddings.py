@@ -12,8 +12,8 @@ from small_artifacts import tiny_clip
 
 from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import embed_pool, load_embeddings, read_pool, save_embeddings
 from regionclip_core.models.prompts import prompt_templates
+from regionclip_core.models.text_embeddings import embed_pool, load_embeddings, read_pool, save_embeddings
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import CONCEPTS
 

@@ -86,14 +86,13 @@ def test_stored_names_need_no_text_encoder(tmp_path: Path) -> None:
 def test_class_embeddings_and_pool_take_them(tmp_path: Path) -> None:
     from test_concept_embeddings import write_pool
 
-    from regionclip_core.models.concept_embeddings import embed_pool
-    from regionclip_core.models.text_embeddings import class_embeddings
+    from regionclip_core.models.text_embeddings import embed_names, embed_pool
 
     rows = torch.randn(2, WIDTH)
     folder = write_folder(tmp_path / "a", ["cat", "zebra"], rows)
     config = tiny_config(teacher={"embeddings": [folder], "normalize_prompts": False})
     clip = tiny_clip()
-    torch.testing.assert_close(class_embeddings(clip, ("dog", "cat"), config)[1], rows[0])
+    torch.testing.assert_close(embed_names(clip, ("dog", "cat"), config.teacher)[1], rows[0])
     _, pool = embed_pool(clip, write_pool(tmp_path / "pool", ("zebra", "cup")), config.teacher)
     torch.testing.assert_close(pool[0], rows[1] / rows[1].norm())
 
@@ -107,8 +106,8 @@ def test_another_width_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "rows", "match"),
     [
-        (["cat"], torch.ones(2, 3), r"1 names.*got \(2, 3\)"),
-        (["cat"], torch.ones(3), r"got \(3,\)"),
+        (["cat"], torch.ones(2, 3), r"1 names.*of shape \(2, 3\)"),
+        (["cat"], torch.ones(3), r"of shape \(3,\)"),
         (["cat", "cat"], torch.ones(2, 3), "'cat' twice"),
         (["cat"], torch.zeros(1, 3), "zero or not finite"),
         (["cat"], torch.full((1, 3), float("nan")), "zero or not finite"),

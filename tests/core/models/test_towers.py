@@ -11,9 +11,8 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
-from regionclip_core.models.attention_pool import pool_single_query
 from regionclip_core.models.clip import create_clip
-from regionclip_core.models.resnet_encoder import ResNetEncoder
+from regionclip_core.models.resnet_encoder import ResNetEncoder, pool_single_query
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import batch_images, normalize_and_pad, resized_shape
 

@@ -14,8 +14,7 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import Preprocess, save_model
-from regionclip_core.models.clip import ClipModel, load_clip, save_clip
-from regionclip_core.models.clip_weights import find_weights
+from regionclip_core.models.clip import ClipModel, find_weights, load_clip, save_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import clip_files, clip_folder

@@ -19,7 +19,7 @@ from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import LoadedModel, Preprocess, load_model, model_config
 from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load_clip
-from regionclip_core.models.name_prompts import NamePrompts
+from regionclip_core.models.text_embeddings import NamePrompts
 from regionclip_core.proposals.rpn_folder import rpn_section
 from regionclip_core.proposals.training import build_network
 from regionclip_core.storage.new_folder import free_target, whole_or_nothing
