@@ -20,7 +20,7 @@ QUICK = {
     *(ROOT / "regionclip_core" / "config").glob("*.py"),
     *(ROOT / "regionclip_core" / "storage" / f"{name}.py" for name in ("records", "folder")),
     *(path for path in STAGES if path.stem not in RAY and path.parent.name != "commands"),
-    *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("verify", "gc", "show", "detect", "finished", "export")),
+    *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("verify", "gc", "show", "finished")),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
 # The rooms of the library from the ground up: a package imports none that comes after it.

@@ -37,19 +37,11 @@ class DetectorTrainer(nn.Module):
         self.settings = settings
 
     def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
-        """The detector's losses; the batch's `extra` boxes are the proposals."""
+        """Return the detector's losses; the batch's `extra` boxes are the proposals."""
         images = common_canvas(batch.images)
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        return self.detector.loss(
-            images.tensor,
-            batch.extra,
-            batch.boxes,
-            batch.labels,
-            self.settings,
-            generators,
-            batch.masks,
-            images.sizes,
-        )
+        boxes = (batch.extra, batch.boxes, batch.labels)
+        return self.detector.loss(images.tensor, *boxes, self.settings, generators, batch.masks, images.sizes)
 
 
 @dataclass(frozen=True)
@@ -65,10 +57,10 @@ class FinetuneData:
 
 
 def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
-    """Images of `finetune.split` with the boxes of base categories (or of all: the oracle) and their proposals.
+    """Read `finetune.split`: images with the boxes of base categories (or of all: the oracle) and their proposals.
 
-    Labels are renumbered to rows of `names`. Images without proposals (unreadable ones) are left out. Masks come
-    with `finetune.mask_head`.
+    Labels become rows of `names`. Images without proposals (unreadable ones) are left out. Masks come with
+    `finetune.mask_head`.
 
     Raises:
         ValueError: if no image is left, or a mask head is to be trained and an image has no masks.
@@ -86,7 +78,7 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
 
 
 def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
-    """A detector around the CLIP model's visual encoder, seeded, not trained yet."""
+    """Return a detector around the CLIP model's visual encoder, seeded, not trained yet."""
     encoder = region_encoder(clip)
     encoder.freeze(config.finetune.freeze_at)
     with torch.random.fork_rng(devices=[]):
@@ -133,7 +125,7 @@ def finetune_detector(
         tally=training.tally,
     )
     detector.to(device).eval()
-    if settings.background == "learnable":
+    if settings.background == "learnable":  # it starts even with the categories, on the first batch
         first = batches(0).to(device)
         detector.calibrate_background(common_canvas(first.images).tensor, first.extra, first.images.sizes)
     detector.train()

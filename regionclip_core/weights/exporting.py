@@ -13,7 +13,8 @@ import open_clip
 
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import CARD, TEXT, LoadedModel, save_model
+from regionclip_core.detection.model_folder import CARD, config_of, save_model
+from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.evaluation.metrics import paper_numbers
 from regionclip_core.models.clip import ClipModel, save_clip
 from regionclip_core.models.text_embeddings import NamePrompts, write_prompts
@@ -76,23 +77,9 @@ def usual_resizing(name: str) -> dict[str, str]:
     return {key: values.pop() for key, values in found.items() if len(values) == 1 and None not in values}
 
 
-def export_detector(folder: Folder, model: LoadedModel, card: ModelCard, prompts: NamePrompts | None) -> None:
-    """A detector folder; `prompts` are written beside the text encoder, so that new names are embedded alike."""
-    save_model(
-        folder,
-        model.detector,
-        model.network,
-        clip_architecture=model.config["clip_architecture"],
-        clip_name=model.config["clip_name"],
-        vocabulary=model.vocabulary,
-        preprocess=model.preprocess,
-        inference=model.inference,
-        rpn=model.config["rpn"],
-        card=card.render(),
-        text=model.text,
-    )
-    if model.text is not None and prompts is not None:
-        write_prompts(folder.child(TEXT), prompts)
+def export_detector(folder: Folder, model: RegionModel, card: ModelCard) -> None:
+    """Write a detector folder; the text encoder's prompts go with it, so that new names are embedded alike."""
+    save_model(folder, model, card.render())
 
 
 # ---------------------------------------------------------------- cards
@@ -127,7 +114,7 @@ def clip_card(clip: ClipModel, what: str, facts: RunFacts | None) -> ModelCard:
     )
 
 
-def detector_card(model: LoadedModel, name: str, facts: RunFacts | None) -> ModelCard:
+def detector_card(model: RegionModel, name: str, facts: RunFacts | None) -> ModelCard:
     """The card of a detector; `name` is its name in the run."""
     base, novel = len(model.vocabulary.base), len(model.vocabulary.novel)
     split = f" ({base} base, {novel} novel)" if base and novel else ""
@@ -138,14 +125,14 @@ def detector_card(model: LoadedModel, name: str, facts: RunFacts | None) -> Mode
         "included: an upper bound, no open-vocabulary result",
     }
     return ModelCard(
-        title=f"RegionCLIP detector {model.config['clip_name']}",
+        title=f"RegionCLIP detector {model.clip_name}",
         task="zero-shot-object-detection",
         library="regionclip",
         summary=f"An open-vocabulary detector (RegionCLIP, arXiv 2112.09106), {trained.get(name, 'as imported')}. "
         f"It comes with {len(model.vocabulary)} names{split}; others can be given in words.",
-        usage=detect_usage(model.network is not None, model.text is not None),
+        usage=detect_usage(model.proposer is not None, model.text is not None),
         sections=(
-            ("Model", architecture_text(model.config)),
+            ("Model", architecture_text(config_of(model))),
             *_run_sections(facts, "detector"),
             ("Intended use", INTENDED_USE),
             ("Limits", LIMITS),

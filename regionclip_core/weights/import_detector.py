@@ -19,7 +19,8 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import TEXT as TEXT_FOLDER
-from regionclip_core.detection.model_folder import Preprocess, model_config, write_model
+from regionclip_core.detection.model_folder import model_config, write_model
+from regionclip_core.detection.region_model import Preprocess
 from regionclip_core.models.clip import lean_clip, usual_normalisation
 from regionclip_core.models.official_keys import (
     BACKGROUND,
