@@ -100,11 +100,12 @@ class RegionModel:
     def region_features(self, images: ImageLike | Sequence[ImageLike], boxes: Sequence[Any]) -> Tensor:
         """Return float32[R, D], rows of unit length, image by image in the order of the boxes, on the CPU.
 
-        `boxes`: per image [R_i, 4], absolute xyxy pixels of the image as it comes. The model classifies by the
-        cosines `features @ model.embed(names).T`.
+        `boxes`: [R_i, 4] per image (of one image: [R, 4]), absolute xyxy pixels of the image as it comes. The model
+        classifies by the cosines `features @ model.embed(names).T`.
         """
         found = [torch.zeros(0, self.detector.encoder.embed_dim)]
-        for image, some in zip(_several(images), boxes, strict=True):
+        several = _several(images)
+        for image, some in zip(several, boxes if several is images else [boxes], strict=True):
             batch = self._batch(to_tensor(pixels_of(image)))
             regions = batch.to_input(0, torch.as_tensor(some, dtype=torch.float32).reshape(-1, 4)).to(self.device)
             found.append(F.normalize(self.detector.encoder(batch.tensor, [regions], batch.sizes), dim=1).cpu())

@@ -312,7 +312,7 @@ def test_features_and_embeddings_are_what_the_model_classifies_by(
         cosines = features[row : row + len(regions)] @ embeddings.T
         torch.testing.assert_close(cosines / model.detector.temperature, logits, atol=1e-3, rtol=1e-4)
         row += len(regions)
-    assert torch.equal(model.region_features(images[0], [boxes[0]]), features[:2])
+    assert torch.equal(model.region_features(images[0], boxes[0]), features[:2])
     assert model.region_features([], []).shape == (0, 16)
 
 
