@@ -314,23 +314,27 @@ class OpenVocabularyDetector(nn.Module):
 # ---------------------------------------------------------------- files
 
 
-def save_detector(
-    detector: OpenVocabularyDetector, folder: Folder, architecture: dict[str, Any], stem: str = "detector"
-) -> None:
-    """Write `<stem>.safetensors` (all weights) and `<stem>.json` (what rebuilds the module around them).
+def describe_detector(detector: OpenVocabularyDetector, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what builds the module around its weights, as JSON.
 
     `architecture` is the ClipModel.architecture of the model that the encoder was taken from.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    description = {
+    return {
         "names": list(detector.names),
         "temperature": detector.temperature,
         "background": detector.background,
         "mask_head": detector.mask_head is not None,
-        "clip_architecture": architecture,
+        "clip_architecture": dict(architecture),
     }
+
+
+def save_detector(
+    detector: OpenVocabularyDetector, folder: Folder, architecture: Mapping[str, Any], stem: str = "detector"
+) -> None:
+    """Write `<stem>.safetensors` (all weights) and `<stem>.json` (see `describe_detector`)."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     folder.write_bytes(f"{stem}.safetensors", save_tensors(state))
-    folder.write_json(f"{stem}.json", description)
+    folder.write_json(f"{stem}.json", describe_detector(detector, architecture))
 
 
 def load_detector(folder: Folder, stem: str = "detector") -> OpenVocabularyDetector:
@@ -342,7 +346,7 @@ def load_detector(folder: Folder, stem: str = "detector") -> OpenVocabularyDetec
 
 
 def rebuild_detector(description: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> OpenVocabularyDetector:
-    """Build the detector that a description (see `save_detector`) and its weights make; `where` names the weights."""
+    """Build the detector that a description (see `describe_detector`) and weights make; `where` names the weights."""
     if "class_embeddings" not in state:
         raise ValueError(f"{where}: class_embeddings is missing; import or export the model again")
     detector = OpenVocabularyDetector(

@@ -6,7 +6,7 @@ where new names can be embedded, text/ with a CLIP model and its prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.detector import rebuild_detector
+from regionclip_core.detection.detector import describe_detector, rebuild_detector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.checkpoint_files import load_strictly
@@ -41,47 +41,27 @@ def is_model_folder(folder: Folder) -> bool:
 
 
 def model_config(
-    *,
-    clip_architecture: Mapping[str, Any],
     clip_name: str,
-    names: Sequence[str],
-    temperature: float,
-    background: str,
-    mask_head: bool,
+    description: Mapping[str, Any],
     preprocess: Preprocess,
     inference: InferenceSettings,
     rpn: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return config.json of a detector; `rpn` as `rpn_folder.rpn_section` gives it, None without a network."""
-    return {
-        "model_type": MODEL_TYPE,
-        "format": FORMAT,
-        "clip_architecture": dict(clip_architecture),
-        "clip_name": clip_name,
-        "names": list(names),
-        "temperature": temperature,
-        "background": background,
-        "mask_head": mask_head,
-        "preprocess": asdict(preprocess),
-        "inference": asdict(inference),
-        "rpn": None if rpn is None else dict(rpn),
-    }
+    """Return config.json of a detector.
+
+    Args:
+        description: as `describe_detector` gives it.
+        rpn: as `rpn_folder.rpn_section` gives it; None without a proposal network.
+    """
+    parts = {"preprocess": asdict(preprocess), "inference": asdict(inference), "rpn": rpn}
+    return {"model_type": MODEL_TYPE, "format": FORMAT, "clip_name": clip_name, **description, **parts}
 
 
 def config_of(model: RegionModel) -> dict[str, Any]:
     """Return config.json of a model."""
-    detector, proposer = model.detector, model.proposer
-    return model_config(
-        clip_architecture=model.clip_architecture,
-        clip_name=model.clip_name,
-        names=model.vocabulary.names,
-        temperature=detector.temperature,
-        background=detector.background,
-        mask_head=detector.mask_head is not None,
-        preprocess=model.preprocess,
-        inference=model.inference,
-        rpn=None if proposer is None else rpn_section(proposer.rpn, proposer.settings),
-    )
+    description = describe_detector(model.detector, model.clip_architecture) | {"names": list(model.vocabulary.names)}
+    rpn = None if model.proposer is None else rpn_section(model.proposer.rpn, model.proposer.settings)
+    return model_config(model.clip_name, description, model.preprocess, model.inference, rpn)
 
 
 def save_model(folder: Folder, model: RegionModel, card: str) -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from regionclip_core.datasets.images import decode_image, read_image_file, to_tensor
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
-from regionclip_core.detection.inference import Detections, InferenceSettings, Objectness
+from regionclip_core.detection.inference import Detections, InferenceSettings
 from regionclip_core.models.clip import ClipModel, Triple
 from regionclip_core.models.text_embeddings import NamePrompts
 from regionclip_core.ops.image_batch import ImageBatch, batch_images
@@ -82,13 +82,14 @@ class RegionModel:
         Raises:
             ValueError: as `ready`, and for an image that can't be read.
         """
-        proposer, _ = self.ready(classes)
+        self.ready(classes)
+        assert self.proposer is not None
         found = []
         # One image at a time: padding is convolved like pixels, so results would depend on the other images.
         for pixels in map(pixels_of, _several(images)):
             image = to_tensor(pixels)
             with torch.no_grad():
-                proposals = proposer([proposer_row(pixels)], [image])[0]
+                [proposals] = self.proposer([proposer_row(pixels)], [image])
                 batch = self._batch(image)
                 boxes = [batch.to_input(0, proposals.boxes).to(self.device)]
                 logits = [proposals.logits.to(self.device)]
@@ -119,8 +120,8 @@ class RegionModel:
         """
         return F.normalize(self._embeddings(names), dim=1)
 
-    def ready(self, classes: Sequence[str] = ()) -> tuple[NetworkBoxes, tuple[str, ...]]:
-        """Get ready to detect `classes`; returns what proposes boxes, and the names that labels are rows of.
+    def ready(self, classes: Sequence[str] = ()) -> tuple[str, ...]:
+        """Get ready to detect `classes`; returns the names that labels are rows of.
 
         Raises:
             ValueError: if there is no proposal network or no name, a name comes twice, or nothing can embed a name.
@@ -137,7 +138,7 @@ class RegionModel:
             self.detector.class_embeddings = self.embeddings.to(self.device)
         else:
             raise ValueError("a CLIP model has no names of its own: give them with --classes (in Python: classes=)")
-        return self.proposer, self.detector.names
+        return self.detector.names
 
     def _embeddings(self, names: Sequence[str]) -> Tensor:
         """Return [K, D] on the CPU, as they were stored or made: of any norm."""
@@ -171,23 +172,19 @@ class RegionModel:
             proposer = NetworkBoxes(proposer.network, proposer.rpn, proposer.settings, device)
         return replace(self, proposer=proposer)
 
-    def adjusted(
-        self,
-        nms: float | None = None,
-        max_detections: int | None = None,
-        objectness: Objectness | None = None,
-        image_size: int | None = None,
-    ) -> RegionModel:
-        """Return the model with other settings; None keeps one. `image_size`: both networks' shorter side, pixels."""
-        given: dict[str, Any] = {"nms": nms, "max_detections": max_detections, "objectness": objectness}
-        rules = replace(self.inference, **{name: value for name, value in given.items() if value is not None})
+    def adjusted(self, image_size: int | None = None, **rules: Any) -> RegionModel:
+        """Return the model with other settings; None keeps one.
+
+        `image_size`: both networks' shorter side, pixels. `rules`: fields of InferenceSettings.
+        """
+        inference = replace(self.inference, **{name: value for name, value in rules.items() if value is not None})
         preprocess, proposer = self.preprocess, self.proposer
         if image_size is not None:
             preprocess = replace(preprocess, image_size=image_size)
             if proposer is not None:
                 rpn = proposer.rpn.model_copy(update={"image_size": image_size})
                 proposer = NetworkBoxes(proposer.network, rpn, proposer.settings, proposer.device)
-        return replace(self, inference=rules, preprocess=preprocess, proposer=proposer)
+        return replace(self, inference=inference, preprocess=preprocess, proposer=proposer)
 
     def _batch(self, image: Tensor) -> ImageBatch:
         to = self.preprocess

@@ -169,17 +169,16 @@ def _config(
     architecture: Architecture, vocabulary: Vocabulary, mask_head: bool, section: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     mean, std = (tuple(values) for values in usual_normalisation(architecture.name))
-    return model_config(
-        clip_architecture=architecture.config,
-        clip_name=architecture.name,
-        names=vocabulary.names,
-        temperature=TEMPERATURE,
-        background="zero",
-        mask_head=mask_head,
-        preprocess=Preprocess(**_SIZE, mean=mean, std=std),  # type: ignore[arg-type]
-        inference=_LVIS if mask_head or len(vocabulary) in _LVIS_ROWS else _COCO,
-        rpn=section,
-    )
+    description = {
+        "names": list(vocabulary.names),
+        "temperature": TEMPERATURE,
+        "background": "zero",
+        "mask_head": mask_head,
+        "clip_architecture": architecture.config,
+    }
+    preprocess = Preprocess(**_SIZE, mean=mean, std=std)  # type: ignore[arg-type]
+    inference = _LVIS if mask_head or len(vocabulary) in _LVIS_ROWS else _COCO
+    return model_config(architecture.name, description, preprocess, inference, section)
 
 
 def _card(config: Mapping[str, Any], has_text: bool, report: ImportReport) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import BadImage, decode_image, read_image_file
@@ -59,8 +59,8 @@ def detect(
         model = open_model(source, rpn=rpn, text=text, prompts=prompts, device=device, with_text=bool(classes))
     else:
         model = with_parts(workspace_detector(source, name, "detect")[0], rpn, text, prompts).to(device)
-    model = model.adjusted(nms, max_detections, cast("Objectness | None", objectness), image_size)
-    _, names = model.ready(classes)
+    model = model.adjusted(image_size, nms=nms, max_detections=max_detections, objectness=objectness)
+    names = model.ready(classes)
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []

@@ -147,7 +147,7 @@ def test_an_exported_detector_embeds_new_names_as_its_run_does(folders: dict[str
     [expected] = run_model(folders).detect(pixels, UNKNOWN)
     model = open_model(exported.url)
     assert same(model.detect(pixels, UNKNOWN)[0], expected)
-    assert model.ready(UNKNOWN)[1] == UNKNOWN
+    assert model.ready(UNKNOWN) == UNKNOWN
     [other] = open_model(exported.url, prompts="clip81").detect(pixels, UNKNOWN)
     assert not torch.equal(other.scores, expected.scores)
     by_text = open_model(exported.url, text=folders["pretrain"].url, prompts="single").detect(pixels, UNKNOWN)[0]
@@ -168,7 +168,7 @@ def test_names_of_ones_own_leave_the_model_as_it_was(folders: dict[str, Folder])
     [before] = model.detect(pixels)
     assert not same(model.detect(pixels, UNKNOWN)[0], before)
     assert same(model.detect(pixels)[0], before)
-    assert model.ready()[1] == NAMES
+    assert model.ready() == NAMES
 
 
 def test_stored_embeddings_are_kept_and_only_other_names_are_embedded(
@@ -239,8 +239,8 @@ def test_what_a_model_lacks_is_asked_for(exported: Folder, pretrained: Folder, t
     try:
         with pytest.raises(ValueError, match=r"no embedding of \['dragon', 'tea pot', 'comb'\] and no text encoder"):
             open_model(exported.url).ready(UNKNOWN)
-        assert open_model(exported.url).ready(("dog", "cat"))[1] == ("dog", "cat")
-        assert open_model(exported.url, text=str(tmp_path / "text")).ready(UNKNOWN)[1] == UNKNOWN
+        assert open_model(exported.url).ready(("dog", "cat")) == ("dog", "cat")
+        assert open_model(exported.url, text=str(tmp_path / "text")).ready(UNKNOWN) == UNKNOWN
     finally:
         (tmp_path / "text").rename(Path(exported.url) / "text")
     with pytest.raises(ValueError, match="no text encoder"):
