@@ -7,6 +7,7 @@ Legend: K names, R regions, D embedding.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,9 +48,9 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class RegionModel:
-    """A region encoder with a classifier by names and, as far as there are, a proposal network and a text encoder.
+    """A region encoder with a classifier by names and, where it has them, a proposal network and a text encoder.
 
-    Its networks are in evaluation mode. Each method takes one image or a list of them.
+    Its networks are in evaluation mode. Each method takes one image, or several as a list.
     """
 
     detector: OpenVocabularyDetector
@@ -129,10 +130,10 @@ class RegionModel:
         if self.proposer is None:
             raise ValueError("the model has no proposal network: give the folder of one with --rpn (in Python: rpn=)")
         if classes:
-            repeated = sorted({name for name in classes if list(classes).count(name) > 1})
-            if repeated:
+            embeddings = self._embeddings(classes)
+            if repeated := [name for name, count in Counter(classes).items() if count > 1]:
                 raise ValueError(f"--classes names {repeated[:5]} more than once; each name makes one class")
-            self.detector.set_vocabulary(self._embeddings(classes), classes)
+            self.detector.set_vocabulary(embeddings, classes)
         elif self.vocabulary.names:
             self.detector.names = self.vocabulary.names
             self.detector.class_embeddings = self.embeddings.to(self.device)
@@ -142,6 +143,8 @@ class RegionModel:
 
     def _embeddings(self, names: Sequence[str]) -> Tensor:
         """Return [K, D] on the CPU, as they were stored or made: of any norm."""
+        if isinstance(names, str):
+            raise ValueError(f"expected a list of names, got the text {names!r}")
         own = zip(self.vocabulary.names, self.embeddings.cpu(), strict=True) if self.keeps_embeddings else ()
         known = dict(own) | self._made
         others = [name for name in names if name not in known]
@@ -192,7 +195,7 @@ class RegionModel:
 
 
 def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
-    one = isinstance(images, (str, Path, bytes, Image.Image, np.ndarray, Tensor))
+    one = isinstance(images, (str, Path, bytes, Image.Image)) or getattr(images, "ndim", 4) < 4
     return [images] if one else images  # type: ignore[list-item, return-value]
 
 

@@ -288,6 +288,9 @@ def test_an_image_may_come_in_any_form(folders: dict[str, Folder], tmp_path: Pat
             model.detect([wrong])
     with pytest.raises(ValueError, match="no file"):
         model.detect(str(tmp_path / "nothing.png"))
+    assert all(same(found, expected) for found in model.detect(np.stack([pixels, pixels])))
+    with pytest.raises(ValueError, match="expected a list of names, got the text 'cat'"):
+        model.detect(pixels, "cat")
 
 
 @pytest.mark.parametrize("kind", ["detector", "clip"])
