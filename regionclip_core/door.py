@@ -36,7 +36,8 @@ def load(
     Args:
         path: a detector folder, as `regionclip export detector` and `regionclip import` make them; a CLIP folder, such
             as an exported student or the artifact of the teacher or pretrain stage; or an imported pretraining file.
-            A path or fsspec URL. A CLIP folder needs `rpn` to detect; features and embeddings it gives without.
+            A path or fsspec URL. A CLIP folder needs `rpn` to detect; without, it gives features and embeddings, and
+            sees images at the official 800 pixels of the shorter side (`model.adjusted(image_size=...)` changes that).
         rpn: folder or file of a proposal network, instead of the model's own.
         text: CLIP folder whose text encoder embeds names, instead of the model's own.
         prompts: templates for the names: `single`, `short`, `clip81` or a text file, instead of the model's own.
