@@ -70,7 +70,7 @@ class ColourEncoder(nn.Module):
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """CLIP replaced by a model that can't be wrong about the painted pictures, however they are resized."""
     monkeypatch.setattr(evaluating, "region_encoder", ColourEncoder)
-    monkeypatch.setattr(evaluating, "class_embeddings", lambda clip, names, config: torch.eye(len(names)))
+    monkeypatch.setattr(evaluating, "embed_names", lambda clip, names, teacher: torch.eye(len(names)))
 
 
 def setup(
@@ -123,7 +123,7 @@ def test_a_perfect_model_has_full_marks(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("colours")
 def test_a_model_that_takes_novel_for_base_fails_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swapped = torch.eye(4)[[0, 3, 2, 1]]  # dog and cup, the novel ones
-    monkeypatch.setattr(evaluating, "class_embeddings", lambda clip, names, config: swapped)
+    monkeypatch.setattr(evaluating, "embed_names", lambda clip, names, teacher: swapped)
     found = scores(*setup(tmp_path, TRAIN), tmp_path)
     for kind in (GIVEN, PROPOSED):
         assert found[kind]["base"]["ap50"] == pytest.approx(100)
