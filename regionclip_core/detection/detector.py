@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +20,7 @@ from regionclip_core.config.tree import FinetuneConfig
 from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
 from regionclip_core.detection.losses import box_loss, classification_loss, mask_loss
 from regionclip_core.detection.mask_head import MaskHead
-from regionclip_core.models.checkpoint_files import load_strictly
+from regionclip_core.models.checkpoint_files import load_strictly, read_safetensors
 from regionclip_core.models.clip import lean_clip
 from regionclip_core.models.region_encoder import RegionEncoder, Sizes
 from regionclip_core.models.towers import region_encoder
@@ -340,9 +339,7 @@ def save_detector(
 def load_detector(folder: Folder, stem: str = "detector") -> OpenVocabularyDetector:
     """Load what `save_detector` wrote, on the CPU, in evaluation mode; ValueError if the files don't fit each other."""
     weights = f"{stem}.safetensors"
-    return rebuild_detector(
-        folder.read_json(f"{stem}.json"), load_tensors(folder.read_bytes(weights)), folder.path(weights)
-    )
+    return rebuild_detector(folder.read_json(f"{stem}.json"), read_safetensors(folder, weights), folder.path(weights))
 
 
 def rebuild_detector(description: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> OpenVocabularyDetector:

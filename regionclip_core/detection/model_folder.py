@@ -11,8 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import describe_detector, rebuild_detector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.region_model import Preprocess, RegionModel
-from regionclip_core.models.checkpoint_files import load_strictly
+from regionclip_core.models.checkpoint_files import load_strictly, read_safetensors
 from regionclip_core.models.clip import load_clip, save_clip
 from regionclip_core.models.text_embeddings import read_prompts, write_prompts
 from regionclip_core.proposals.network import ProposalNetwork
@@ -108,7 +106,7 @@ def load_model(folder: Folder, with_text: bool = True) -> RegionModel:
     if tuple(config["names"]) != vocabulary.names:
         raise ValueError(f"{folder.url}: {VOCABULARY} and the names in {CONFIG} differ; write the folder again")
     parts: dict[str, dict[str, Tensor]] = {"detector": {}, "rpn": {}}
-    for name, tensor in read_tensors(folder).items():
+    for name, tensor in read_safetensors(folder, WEIGHTS).items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
     detector = rebuild_detector(config, parts["detector"], f"{folder.path(WEIGHTS)}, detector")
@@ -150,11 +148,3 @@ def read_config(folder: Folder) -> dict[str, Any]:
             "that wrote the folder, or write it again"
         )
     return config
-
-
-def read_tensors(folder: Folder) -> dict[str, Tensor]:
-    """Return everything in model.safetensors, as stored. ValueError where the file is damaged."""
-    try:
-        return load_tensors(folder.read_bytes(WEIGHTS))
-    except SafetensorError as error:
-        raise ValueError(f"{folder.path(WEIGHTS)} is damaged or cut short ({error}); copy or import it again") from None

@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from regionclip_core.models.torchscript_files import read_torchscript
+from regionclip_core.storage.folder import Folder
 
 BARE_TENSOR = "<tensor>"
 """The name of the tensor in a file that is one single tensor."""
@@ -136,6 +138,14 @@ def _by_name(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any
     if all(name.startswith("module.") for name in tensors):  # saved from a data-parallel wrapper
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors, others, beside
+
+
+def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one of our own files, as stored; ValueError if it is damaged."""
+    try:
+        return load_tensors(folder.read_bytes(name))
+    except SafetensorError as error:
+        raise ValueError(f"{folder.path(name)} is damaged or cut short ({error}); copy or import it again") from None
 
 
 # ---------------------------------------------------------------- weights and modules

@@ -22,13 +22,12 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from regionclip_core.config.architectures import model_config, why_not_buildable
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
-from regionclip_core.models.checkpoint_files import misfits, read_checkpoint
+from regionclip_core.models.checkpoint_files import misfits, read_checkpoint, read_safetensors
 from regionclip_core.models.official_keys import is_constant
 from regionclip_core.models.tokenization import LocalTokenizer, make_tokenizer
 from regionclip_core.storage.folder import Folder
@@ -363,5 +362,5 @@ def load_clip(folder: Folder) -> ClipModel:
     preprocess = config.get("preprocess_cfg", {})
     name = config.get("name", folder.url.rsplit("/", 1)[-1])  # open_clip's own descriptions have no name
     clip = build_clip(config["model_cfg"], name, 0, preprocess.get("mean"), preprocess.get("std"), folder)
-    _load_weights(clip, load_tensors(folder.read_bytes(names[1])), folder.path(names[1]))
+    _load_weights(clip, read_safetensors(folder, names[1]), folder.path(names[1]))
     return clip

@@ -12,13 +12,12 @@ from typing import Self
 
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.prompts import embed_texts, prompt_templates
 from regionclip_core.storage.folder import Folder
@@ -139,12 +138,7 @@ def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
                 f"teacher.embeddings: {folder.url} has no {name}; expected a folder that `regionclip import` made of "
                 "an embedding file"
             )
-    try:
-        rows = load_tensors(folder.read_bytes(tensor_file)).get("embeddings")
-    except SafetensorError as error:
-        raise ValueError(
-            f"teacher.embeddings: {folder.path(tensor_file)} is damaged ({error}); import it again"
-        ) from None
+    rows = read_safetensors(folder, tensor_file).get("embeddings")
     names = tuple(folder.read_json(names_file)["names"])
     shape = () if rows is None else tuple(rows.shape)
     if rows is None or len(shape) != 2 or len(rows) != len(names):
@@ -189,5 +183,5 @@ def save_embeddings(folder: Folder, pool: Vocabulary, embeddings_CD: Tensor) -> 
 
 def load_embeddings(folder: Folder) -> tuple[Vocabulary, Tensor]:
     """Return what `save_embeddings` wrote."""
-    embeddings_CD = load_tensors(folder.read_bytes(f"{_POOL}.safetensors"))["embeddings"]
+    embeddings_CD = read_safetensors(folder, f"{_POOL}.safetensors")["embeddings"]
     return Vocabulary.from_json(folder.read_json(f"{_POOL}.json")), embeddings_CD

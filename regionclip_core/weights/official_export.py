@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from regionclip_core.config.architectures import tower_of
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import TEXT, VOCABULARY, is_model_folder, read_config, read_tensors
+from regionclip_core.detection.model_folder import TEXT, VOCABULARY, is_model_folder, read_config
+from regionclip_core.detection.model_folder import WEIGHTS as DETECTOR_WEIGHTS
+from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.official_keys import (
     BACKGROUND,
     STUDENT,
@@ -42,14 +43,14 @@ def to_official(folder: Folder) -> dict[str, Tensor]:
     if is_model_folder(folder):
         return _detector(folder)
     if folder.exists(DESCRIPTION):
-        return rpn_to_official(_read(folder, WEIGHTS), offline=False)
+        return rpn_to_official(read_safetensors(folder, WEIGHTS), offline=False)
     student = folder.child("student")
     if _clip_layout(student):
         official = _clip(student, STUDENT, text=True)
         if _clip_layout(folder.child("teacher")):
             official |= _clip(folder.child("teacher"), TEACHER, text=False)
         if folder.child("rpn").exists(DESCRIPTION):
-            official |= rpn_to_official(_read(folder.child("rpn"), WEIGHTS), offline=True)
+            official |= rpn_to_official(read_safetensors(folder.child("rpn"), WEIGHTS), offline=True)
         return official
     if _clip_layout(folder):
         return _clip(folder, STUDENT, text=True)
@@ -76,7 +77,7 @@ def save_official(folder: Folder, file: Path) -> int:
 
 
 def _detector(folder: Folder) -> dict[str, Tensor]:
-    config, tensors = read_config(folder), read_tensors(folder)
+    config, tensors = read_config(folder), read_safetensors(folder, DETECTOR_WEIGHTS)
     _check_tower(config["clip_architecture"], folder)
     if config["background"] != "zero":
         raise ValueError(
@@ -114,7 +115,7 @@ def _clip(folder: Folder, visual: str, text: bool) -> dict[str, Tensor]:
             f"{folder.url}: its text encoder has GELU, and the official code's has QuickGELU: it would embed names "
             "otherwise there"
         )
-    return clip_to_official(_read(folder, weights_file), visual, text)
+    return clip_to_official(read_safetensors(folder, weights_file), visual, text)
 
 
 def _check_tower(architecture: Mapping[str, Any], folder: Folder) -> None:
@@ -125,7 +126,3 @@ def _check_tower(architecture: Mapping[str, Any], folder: Folder) -> None:
 
 def _clip_layout(folder: Folder) -> tuple[str, ...]:
     return next((files for files in CLIP_LAYOUTS if folder.exists(files[0])), ())
-
-
-def _read(folder: Folder, name: str) -> dict[str, Tensor]:
-    return load_tensors(folder.read_bytes(name))

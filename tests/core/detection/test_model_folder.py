@@ -16,15 +16,9 @@ from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import (
-    is_model_folder,
-    load_model,
-    read_config,
-    read_tensors,
-    save_model,
-)
+from regionclip_core.detection.model_folder import WEIGHTS, is_model_folder, load_model, read_config, save_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
-from regionclip_core.models.checkpoint_files import misfits
+from regionclip_core.models.checkpoint_files import misfits, read_safetensors
 from regionclip_core.models.clip import ClipModel, save_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork
@@ -288,4 +282,4 @@ def test_readers_of_parts(tmp_path: Path) -> None:
     assert is_model_folder(folder)
     assert not is_model_folder(Folder(str(tmp_path / "nowhere")))
     assert read_config(folder)["clip_name"] == "small"
-    assert read_tensors(folder)["detector.class_embeddings"].shape == (4, 16)
+    assert read_safetensors(folder, WEIGHTS)["detector.class_embeddings"].shape == (4, 16)
