@@ -93,11 +93,11 @@ def load(config: str | None, overrides: list[str] | None, workspace: str | None,
 def model_source(
     model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None
 ) -> Config | str:
-    """A model's folder, or the config of the workspace that holds the model; never both."""
+    """Return a model's folder, or the config of the workspace that holds the model; never both."""
     if model is None:
         return load(config, overrides, workspace)
     if config is not None or overrides or workspace is not None:
-        raise ValueError("--model stands for itself: leave out --config, --set and --workspace, or --model")
+        raise ValueError("--model needs no config: leave out --config, --set and --workspace, or --model")
     return model
 
 
@@ -299,7 +299,7 @@ def detect(
         str | None, typer.Option(help="Templates for --classes: single, short, clip81 or a file.")
     ] = None,
     nms: Annotated[float | None, typer.Option(help="IoU of the per-class NMS.", min=0, max=1)] = None,
-    max_detections: Annotated[int | None, typer.Option(help="Detections an image, at most.", min=1)] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Detections per image, at most.", min=1)] = None,
     objectness: Annotated[
         str | None, typer.Option(help="How the proposals' objectness enters the score: none, sigmoid or raw_logit.")
     ] = None,
@@ -314,26 +314,25 @@ def detect(
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if classes and not names:
         raise ValueError(f'--classes {classes!r} names no category; expected "a,b,c"')
-    from stages.commands.detect import Request
+    source = model_source(model, config, overrides, workspace)
     from stages.commands.detect import detect as run_detect
 
-    source = model_source(model, config, overrides, workspace)
-    request = Request(
+    run_detect(
         images,
-        out,
-        score,
-        names,
-        name,
-        rpn,
-        text,
-        prompts,
+        source,
+        out=out,
+        score=score,
+        classes=names,
+        name=name,
+        rpn=rpn,
+        text=text,
+        prompts=prompts,
         nms=nms,
         max_detections=max_detections,
         objectness=objectness,
         image_size=image_size,
         device=device,
     )
-    run_detect(request, source)
 
 
 @app.command()
@@ -352,9 +351,10 @@ def export(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write a model of the workspace for other programs: open_clip, a Hugging Face folder, the official code."""
+    source = model_source(model, config, overrides, workspace)
     from stages.commands.export import export as run_export
 
-    run_export(what, model_source(model, config, overrides, workspace), out, format, name)
+    run_export(what, source, out, format, name)
 
 
 @app.command("import")
@@ -374,9 +374,12 @@ def import_(
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""
-    from stages.commands.importing import import_weights
+    from regionclip_core.weights.importing import REPORT, import_checkpoint
 
-    import_weights(file, out, names, model, kind)
+    report = import_checkpoint(file, out, names=names, model=model, kind=kind)
+    typer.echo(f"imported into {out}")
+    typer.echo("\n".join(report.lines()))
+    typer.echo(f"every tensor by name: {out}/{REPORT}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class FinetuneStage(JobStage):
         weights = ctx.config.finetune.weights
         model = load_model(Folder(weights))
         if ctx.rank == 0:
-            save_detector(model.detector, ctx.out, model.config["clip_architecture"], stem="regionclip")
+            save_detector(model.detector, ctx.out, model.clip_architecture, stem="regionclip")
         return {"weights": weights, "names": len(model.detector.names)}
 
 

@@ -49,7 +49,7 @@ class LabelsStage(ShardStage):
     def prepare(self, ctx: StageContext) -> None:
         """Embed the concept pool once; the workers only read it."""
         from regionclip_core.models.clip import load_clip
-        from regionclip_core.models.concept_embeddings import embed_pool, save_embeddings
+        from regionclip_core.models.text_embeddings import embed_pool, save_embeddings
 
         clip = load_clip(ctx.inputs["teacher"])
         clip.model.to(ctx.device)

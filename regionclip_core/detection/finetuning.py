@@ -15,7 +15,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.boxed_images import BoxBatch, BoxedImage, BoxedImages, box_batches, boxed_images
@@ -36,19 +36,11 @@ class DetectorTrainer(nn.Module):
         self.settings = settings
 
     def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
-        """The detector's losses; the batch's `extra` boxes are the proposals."""
+        """Return the detector's losses; the batch's `extra` boxes are the proposals."""
         images = common_canvas(batch.images)
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        return self.detector.loss(
-            images.tensor,
-            batch.extra,
-            batch.boxes,
-            batch.labels,
-            self.settings,
-            generators,
-            batch.masks,
-            images.sizes,
-        )
+        boxes = (batch.extra, batch.boxes, batch.labels)
+        return self.detector.loss(images.tensor, *boxes, self.settings, generators, batch.masks, images.sizes)
 
 
 @dataclass(frozen=True)
@@ -64,10 +56,10 @@ class FinetuneData:
 
 
 def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
-    """Images of `finetune.split` with the boxes of base categories (or of all: the oracle) and their proposals.
+    """Read `finetune.split`: images with the boxes of base categories (or of all: the oracle) and their proposals.
 
-    Labels are renumbered to rows of `names`. Images without proposals (unreadable ones) are left out. Masks come
-    with `finetune.mask_head`.
+    Labels become rows of `names`. Images without proposals (unreadable ones) are left out. Masks come with
+    `finetune.mask_head`.
 
     Raises:
         ValueError: if no image is left, or a mask head is to be trained and an image has no masks.
@@ -85,14 +77,14 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
 
 
 def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
-    """A detector around the CLIP model's visual encoder, seeded, not trained yet."""
+    """Return a detector around the CLIP model's visual encoder, seeded, not trained yet."""
     encoder = region_encoder(clip)
     encoder.freeze(config.finetune.freeze_at)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return OpenVocabularyDetector(
             encoder,
-            class_embeddings(clip, names, config),
+            embed_names(clip, names, config.teacher),
             names,
             config.finetune.temperature or 1 / clip.logit_scale,
             config.finetune.background,
@@ -132,7 +124,7 @@ def finetune_detector(
         unreadable=training.unreadable,
     )
     detector.to(device).eval()
-    if settings.background == "learnable":
+    if settings.background == "learnable":  # it starts even with the categories, on the first batch
         first = batches(0).to(device)
         detector.calibrate_background(common_canvas(first.images).tensor, first.extra, first.images.sizes)
     detector.train()

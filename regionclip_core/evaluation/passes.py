@@ -20,7 +20,7 @@ from regionclip_core.detection.inference import Detections, InferenceSettings, d
 from regionclip_core.evaluation.average_precision import Protocol, label_groups
 from regionclip_core.evaluation.data import EvaluationData, EvaluationImage
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import ImageBatch, batch_images, by_input_size
 
@@ -56,7 +56,7 @@ def zero_shot(
     """
     settings, names = config.evaluate, evaluation.vocabulary.names
     temperature = config.finetune.temperature or 1 / clip.logit_scale
-    classes = class_embeddings(clip, names, config)
+    classes = embed_names(clip, names, config.teacher)
     detector = OpenVocabularyDetector(region_encoder(clip), classes, names, temperature).to(device).eval()
     threshold = settings.given_score_threshold
     threshold = settings.score_threshold if threshold is None else threshold
@@ -97,7 +97,7 @@ def finetuned(
     group only, and images without an object of that group are left out. They share the forward pass with the first.
     """
     names = evaluation.vocabulary.names
-    detector.set_vocabulary(class_embeddings(clip, names, config), names)
+    detector.set_vocabulary(embed_names(clip, names, config.teacher), names)
     detector.to(device).eval()
     groups = restricted_labels(evaluation.vocabulary, config.evaluate.protocol)
     rules = InferenceSettings.from_config(config.evaluate, finetuned=True)

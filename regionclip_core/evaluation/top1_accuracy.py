@@ -23,7 +23,7 @@ from regionclip_core.evaluation.average_precision import Score, label_groups
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.crops import CropEncoder
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.unreadable_images import UnreadableImages
 
@@ -61,7 +61,7 @@ def whole_image_top1(
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     reader = ImageReader(data)
     encoder = CropEncoder(clip, context=1.0)
-    classes, top1 = class_embeddings(clip, vocabulary.names, config), Top1(vocabulary)
+    classes, top1 = embed_names(clip, vocabulary.names, config.teacher), Top1(vocabulary)
     for shard in split_shards(data, (split,)):
         for row in read_index(data, shard):
             if not row.ok or len(row.boxes) != 1 or row.box_labels[0] < 0 or row.box_crowd[0]:
@@ -80,7 +80,7 @@ def whole_image_top1(
 def crop_top1(clip: ClipModel, config: Config, evaluation: EvaluationData) -> dict[str, Score]:
     """Return the top-1 accuracy of square crops with `labels.context` around the annotated boxes."""
     encoder = CropEncoder(clip, config.labels.context, config.labels.batch_size)
-    classes, top1 = class_embeddings(clip, evaluation.vocabulary.names, config), Top1(evaluation.vocabulary)
+    classes, top1 = embed_names(clip, evaluation.vocabulary.names, config.teacher), Top1(evaluation.vocabulary)
     for images in evaluation.batches(config.evaluate.batch_size):
         features = encoder([i.pixels for i in images], [i.boxes for i in images])
         top1.add(_cosines(features, classes), torch.cat([i.labels for i in images]).numpy())

@@ -21,8 +21,8 @@ from regionclip_core.datasets.images import BadImage, ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
-from regionclip_core.models.concept_embeddings import load_embeddings
 from regionclip_core.models.crops import CropEncoder
+from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import batch_images, by_input_size
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from regionclip_core.config.tree import Config, PretrainConfig
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.concept_embeddings import load_embeddings
 from regionclip_core.models.region_encoder import RegionEncoder
+from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.boxes import flip_horizontal
 from regionclip_core.ops.image_batch import ImageBatch, batch_images

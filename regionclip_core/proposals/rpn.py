@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import FOREGROUND, match, sample
+from regionclip_core.ops.boxes import FOREGROUND, match, sample
 
 RPN_WEIGHTS: box_ops.Weights = (1.0, 1.0, 1.0, 1.0)
 TORCHVISION_MIN_SIDE = 1e-3  # pixels; torchvision drops thinner boxes, the official network empty ones only

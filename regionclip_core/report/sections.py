@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import load_embeddings
+from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.report.curves import charts
 from regionclip_core.report.pictures import Drawn, PictureBook
 from regionclip_core.report.results import (

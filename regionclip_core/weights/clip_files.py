@@ -20,8 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from regionclip_core.config.architectures import model_config, why_not_buildable
-from regionclip_core.models.clip import build_clip, normalisation_note, usual_normalisation
-from regionclip_core.models.clip_weights import OPENAI_EXTRAS
+from regionclip_core.models.clip import OPENAI_EXTRAS, build_clip, normalisation_note, usual_normalisation
 from regionclip_core.models.official_keys import OFFLINE, STUDENT, TEACHER, is_constant, sections, split_clip
 from regionclip_core.proposals.rpn_folder import official_section, write_rpn_folder
 from regionclip_core.storage.folder import Folder

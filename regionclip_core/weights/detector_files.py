@@ -18,7 +18,8 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import TEXT as TEXT_FOLDER
-from regionclip_core.detection.model_folder import Preprocess, model_config, write_model
+from regionclip_core.detection.model_folder import model_config, write_model
+from regionclip_core.detection.region_model import Preprocess
 from regionclip_core.models.clip import lean_clip, usual_normalisation
 from regionclip_core.models.official_keys import (
     BACKGROUND,
@@ -112,17 +113,16 @@ def import_detector(file: WeightFile, folder: Folder, report: ImportReport) -> N
         raise ValueError(f"{file.name}: unknown weights in the detector's heads: {unknown[:5]}; nothing was imported")
     report.leave(rest, "no part of a detector")
     mean, std = (tuple(values) for values in usual_normalisation(architecture.name))
-    config = model_config(
-        clip_architecture=architecture.config,
-        clip_name=architecture.name,
-        names=vocabulary.names,
-        temperature=TEMPERATURE,
-        background="zero",
-        mask_head=mask_head,
-        preprocess=Preprocess(800, 1333, mean=mean, std=std),  # type: ignore[arg-type]
-        inference=_LVIS if mask_head or len(vocabulary) in _LVIS_ROWS else _COCO,
-        rpn=rpn,
-    )
+    description = {
+        "names": list(vocabulary.names),
+        "temperature": TEMPERATURE,
+        "background": "zero",
+        "mask_head": mask_head,
+        "clip_architecture": architecture.config,
+    }
+    preprocess = Preprocess(800, 1333, mean=mean, std=std)  # type: ignore[arg-type]
+    inference = _LVIS if mask_head or len(vocabulary) in _LVIS_ROWS else _COCO
+    config = model_config(architecture.name, description, preprocess, inference, rpn)
     write_model(folder, tensors, config, vocabulary, str(imported_card(config, has_text, report)))
 
 

@@ -10,23 +10,15 @@ from pathlib import Path
 import open_clip
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from regionclip_core.config.architectures import tower_of
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import (
-    CARD,
-    TEXT,
-    VOCABULARY,
-    LoadedModel,
-    is_model_folder,
-    read_config,
-    read_tensors,
-    save_model,
-)
+from regionclip_core.detection.model_folder import CARD, TEXT, VOCABULARY, is_model_folder, read_config, save_model
+from regionclip_core.detection.model_folder import WEIGHTS as DETECTOR_WEIGHTS
+from regionclip_core.detection.region_model import RegionModel
+from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.clip import ClipModel, save_clip
-from regionclip_core.models.name_prompts import NamePrompts, write_prompts
 from regionclip_core.models.official_keys import (
     BACKGROUND,
     STUDENT,
@@ -36,6 +28,7 @@ from regionclip_core.models.official_keys import (
     clip_to_official,
     detector_to_official,
 )
+from regionclip_core.models.text_embeddings import NamePrompts, write_prompts
 from regionclip_core.proposals.rpn_folder import DESCRIPTION, WEIGHTS
 from regionclip_core.proposals.rpn_weights import to_official as rpn_to_official
 from regionclip_core.storage.folder import Folder
@@ -63,23 +56,9 @@ def usual_resizing(name: str) -> dict[str, str]:
     return {key: values.pop() for key, values in found.items() if len(values) == 1 and None not in values}
 
 
-def export_detector(folder: Folder, model: LoadedModel, card: ModelCard, prompts: NamePrompts | None) -> None:
-    """Write a detector folder, with `prompts` beside the text encoder, so that new names are embedded alike."""
-    save_model(
-        folder,
-        model.detector,
-        model.network,
-        clip_architecture=model.config["clip_architecture"],
-        clip_name=model.config["clip_name"],
-        vocabulary=model.vocabulary,
-        preprocess=model.preprocess,
-        inference=model.inference,
-        rpn=model.config["rpn"],
-        card=str(card),
-        text=model.text,
-    )
-    if model.text is not None and prompts is not None:
-        write_prompts(folder.child(TEXT), prompts)
+def export_detector(folder: Folder, model: RegionModel, card: ModelCard) -> None:
+    """Write a detector folder; the text encoder's prompts go with it, so that new names are embedded alike."""
+    save_model(folder, model, str(card))
 
 
 # ---------------------------------------------------------------- official files
@@ -115,14 +94,14 @@ def to_official(folder: Folder) -> dict[str, Tensor]:
     if is_model_folder(folder):
         return _detector(folder)
     if folder.exists(DESCRIPTION):
-        return rpn_to_official(load_tensors(folder.read_bytes(WEIGHTS)), offline=False)
+        return rpn_to_official(read_safetensors(folder, WEIGHTS), offline=False)
     parts = {name: folder.child(name) for name in ("student", "teacher", "rpn")}
     if _clip_layout(parts["student"]):
         official = _clip(parts["student"], STUDENT, text=True)
         if _clip_layout(parts["teacher"]):
             official |= _clip(parts["teacher"], TEACHER, text=False)
         if parts["rpn"].exists(DESCRIPTION):
-            official |= rpn_to_official(load_tensors(parts["rpn"].read_bytes(WEIGHTS)), offline=True)
+            official |= rpn_to_official(read_safetensors(parts["rpn"], WEIGHTS), offline=True)
         return official
     if _clip_layout(folder):
         return _clip(folder, STUDENT, text=True)
@@ -133,7 +112,7 @@ def to_official(folder: Folder) -> dict[str, Tensor]:
 
 
 def _detector(folder: Folder) -> dict[str, Tensor]:
-    config, tensors = read_config(folder), read_tensors(folder)
+    config, tensors = read_config(folder), read_safetensors(folder, DETECTOR_WEIGHTS)
     _check_tower(config["clip_architecture"], folder)
     if config["background"] != "zero":
         raise ValueError(
@@ -166,7 +145,7 @@ def _clip(folder: Folder, visual: str, text: bool) -> dict[str, Tensor]:
             f"{folder.url}: its text encoder has GELU, and the official code's has QuickGELU: it would embed names "
             "differently there"
         )
-    return clip_to_official(load_tensors(folder.read_bytes(weights_file)), visual, text)
+    return clip_to_official(read_safetensors(folder, weights_file), visual, text)
 
 
 def _check_tower(architecture: dict[str, object], folder: Folder) -> None:

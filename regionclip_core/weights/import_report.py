@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regionclip_core.detection.model_folder import misfits
+from regionclip_core.models.checkpoint_files import misfits
 from regionclip_core.models.official_keys import why_left_over
 
 _SHOWN = 4

@@ -16,7 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from regionclip_core.config.tree import Config
 from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import LoadedModel
+from regionclip_core.detection.model_folder import config_of
+from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.evaluation.metrics import paper_numbers
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.weights.import_report import ImportReport
@@ -54,7 +55,7 @@ def clip_card(clip: ClipModel, kind: str, facts: RunFacts | None) -> ModelCard:
     return _render(data, kind, f"RegionCLIP {kind} {clip.name}", facts, model, "zero-shot", clip=clip)
 
 
-def detector_card(model: LoadedModel, name: str, facts: RunFacts | None) -> ModelCard:
+def detector_card(model: RegionModel, name: str, facts: RunFacts | None) -> ModelCard:
     """Return the card of a detector; `name` is its name in the run."""
     data = ModelCardData(
         license="apache-2.0",
@@ -62,8 +63,8 @@ def detector_card(model: LoadedModel, name: str, facts: RunFacts | None) -> Mode
         pipeline_tag="zero-shot-object-detection",
         tags=["regionclip", "object-detection", "open-vocabulary-detection"],
     )
-    title = f"RegionCLIP detector {model.config['clip_name']}"
-    values = {"config": model.config, "vocabulary": model.vocabulary, "has_text": model.text is not None}
+    title = f"RegionCLIP detector {model.clip_name}"
+    values = {"config": config_of(model), "vocabulary": model.vocabulary, "has_text": model.text is not None}
     return _render(data, "detector", title, facts, name, "open-vocabulary", name=name, **values)
 
 

@@ -93,7 +93,7 @@ def images(rows: slice) -> ImageBatch:
     tensor = torch.zeros(len(sizes), 3, max(h for h, _ in sizes), max(w for _, w in sizes), dtype=torch.float64)
     for canvas, number, (h, w) in zip(tensor, range(*rows.indices(BATCH)), sizes, strict=True):
         canvas[:, :h, :w] = random(3, h, w, seed=number)
-    return ImageBatch(tensor, sizes, [1.0] * len(sizes), sizes)
+    return ImageBatch(tensor, sizes, sizes)
 
 
 def boxes(number: int, count: int, seed: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from regionclip_core.concepts.parser import count_captions, make_parser
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import IndexRow, write_index
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import read_pool
+from regionclip_core.models.text_embeddings import read_pool
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 from stages.base import StageContext

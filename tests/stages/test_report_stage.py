@@ -16,7 +16,7 @@ import torch
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import read_index
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.storage.records import Folder, Manifest, content_digest, write_manifest
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import ShardRecord, StageContext

@@ -22,7 +22,7 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector, save_detector
 from regionclip_core.evaluation.metrics import PAPER_TABLES, paper_numbers
 from regionclip_core.models.clip import save_clip
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import canonical_json
 from regionclip_core.storage.records import Folder
@@ -77,7 +77,7 @@ def make_inputs(
         save_clip(clip, inputs[stage])
     for name in detectors:
         clip = clips["teacher" if name == "clip" else "pretrain"]
-        classes = class_embeddings(clip, ("cat", "bus"), config)
+        classes = embed_names(clip, ("cat", "bus"), config.teacher)
         torch.manual_seed(0)
         detector = OpenVocabularyDetector(region_encoder(clip), classes, ("cat", "bus"), 0.07, mask_head=mask_head)
         save_detector(detector, inputs["finetune"], clip.architecture, stem=name)

@@ -35,7 +35,7 @@ from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.metrics import measure
 from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.proposals.proposers import read_proposals
 from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.storage.records import Folder
@@ -70,7 +70,7 @@ class ColourEncoder(nn.Module):
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """CLIP replaced by a model that can't be wrong about the painted pictures, however they are resized."""
     monkeypatch.setattr(passes, "region_encoder", ColourEncoder)
-    monkeypatch.setattr(passes, "class_embeddings", lambda clip, names, config: torch.eye(len(names)))
+    monkeypatch.setattr(passes, "embed_names", lambda clip, names, teacher: torch.eye(len(names)))
 
 
 def setup(
@@ -121,7 +121,7 @@ def test_a_perfect_model_has_full_marks(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("colours")
 def test_a_model_that_takes_novel_for_base_fails_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swapped = torch.eye(4)[[0, 3, 2, 1]]  # dog and cup, the novel ones
-    monkeypatch.setattr(passes, "class_embeddings", lambda clip, names, config: swapped)
+    monkeypatch.setattr(passes, "embed_names", lambda clip, names, teacher: swapped)
     found = scores(*setup(tmp_path, TRAIN))
     for kind in (GIVEN, PROPOSED):
         assert found[kind]["base"]["ap50"] == pytest.approx(100)
@@ -207,7 +207,7 @@ def test_zero_shot_against_a_loop(tmp_path: Path, background: str, objectness: s
     found = list(zero_shot(clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     with torch.no_grad():
-        classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+        classes = torch.nn.functional.normalize(embed_names(clip, VOCABULARY.names, config.teacher), dim=1)
     right: list[bool] = []
     number = 0
     given = proposals_of(evaluation)
@@ -247,7 +247,7 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
     found = list(finetuned(detector, clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     assert detector.names == VOCABULARY.names
-    classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+    classes = torch.nn.functional.normalize(embed_names(clip, VOCABULARY.names, config.teacher), dim=1)
     moved = 0.0
     subsets = {FINETUNED: [0, 1, 2, 3], "finetuned_base_only": [0, 2], "finetuned_novel_only": [1, 3]}
     seen = dict.fromkeys(subsets, 0)

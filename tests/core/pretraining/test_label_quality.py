@@ -14,7 +14,7 @@ from small_artifacts import TRAIN, VOCABULARY, naive_iou, rows_of
 
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.pretraining.labelling import label_quality
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS

@@ -24,8 +24,8 @@ from regionclip_core.config.tree import Config, PretrainConfig
 from regionclip_core.datasets.images import encode_png
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
-from regionclip_core.models.concept_embeddings import save_embeddings
 from regionclip_core.models.region_encoder import RegionEncoder
+from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
 from regionclip_core.pretraining.student import (

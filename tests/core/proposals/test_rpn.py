@@ -191,7 +191,7 @@ def test_losses_repeat_by_seed_and_reach_every_parameter():
     boxes, none = [torch.tensor([[10.0, 10, 30, 28]]), torch.zeros(0, 4)], [torch.zeros(0)] * 2
 
     def losses(seed):
-        return network(BoxBatch(ImageBatch(images, [(64, 64)] * 2, [1.0] * 2, []), boxes, none, none, [seed] * 2))
+        return network(BoxBatch(ImageBatch(images, [(64, 64)] * 2, [(64, 64)] * 2), boxes, none, none, [seed] * 2))
 
     first, again, other = losses(1), losses(1), losses(2)
     assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in again.items()}

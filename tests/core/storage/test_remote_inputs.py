@@ -24,7 +24,8 @@ from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import Preprocess, save_model
+from regionclip_core.detection.model_folder import save_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import create_clip, load_clip, save_clip
 from regionclip_core.models.prompts import prompt_templates
 from regionclip_core.models.text_embeddings import embed_names
@@ -161,18 +162,18 @@ def test_pretrain_weights(tmp_path: Path, put: Put) -> None:
 
 def test_finetune_weights(tmp_path: Path, put: Put) -> None:
     clip, names = tiny_clip(3), ("cat", "dog")
-    save_model(
-        Folder(str(tmp_path / "detector")),
-        OpenVocabularyDetector(region_encoder(clip), torch.randn(2, clip.embed_dim), names, 0.01).eval(),
-        None,
-        clip_architecture=clip.architecture,
-        clip_name=clip.name,
-        vocabulary=Vocabulary(names, base=names),
-        preprocess=Preprocess(64, 128, clip.mean, clip.std),
-        inference=InferenceSettings(),
-        rpn=None,
-        card="# a detector",
+    detector = OpenVocabularyDetector(region_encoder(clip), torch.randn(2, clip.embed_dim), names, 0.01).eval()
+    vocabulary = Vocabulary(names, base=names)
+    model = RegionModel(
+        detector,
+        vocabulary,
+        detector.class_embeddings,
+        Preprocess(64, 128, clip.mean, clip.std),
+        InferenceSettings(),
+        clip.name,
+        clip.architecture,
     )
+    save_model(Folder(str(tmp_path / "detector")), model, "# a detector")
     url = put(tmp_path / "detector")
     local, remote = (tiny_config(finetune={"weights": one}) for one in (str(tmp_path / "detector"), url))
     one, other = (outcome("finetune", c, tmp_path / str(i)) for i, c in enumerate((local, remote)))

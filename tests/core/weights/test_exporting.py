@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from small_artifacts import ARCHITECTURE, VOCABULARY, tiny_clip, tiny_config
 from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
 from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import LoadedModel, Preprocess, load_model, model_config
+from regionclip_core.detection.model_folder import config_of, load_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load_clip
-from regionclip_core.models.name_prompts import NamePrompts
+from regionclip_core.models.text_embeddings import NamePrompts
 from regionclip_core.proposals.network import build_network
-from regionclip_core.proposals.rpn_folder import rpn_section
+from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.storage.folder import free_target, whole_or_nothing
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.exporting import export_detector, export_open_clip, usual_resizing
@@ -133,22 +133,21 @@ def facts(metrics: dict[str, Any] | None = METRICS) -> RunFacts:
     return RunFacts(run_config(), {"data": MADE, "finetune": MADE}, metrics, VOCABULARY)
 
 
-def small_model(with_network: bool = True) -> LoadedModel:
+def small_model(with_network: bool = True) -> RegionModel:
     config, clip = run_config(), tiny_clip()
     detector = build_detector(clip, VOCABULARY.names, config).eval()
-    network = build_network(config.rpn, 0) if with_network else None
-    description = model_config(
-        clip_architecture=clip.architecture,
-        clip_name=clip.name,
-        names=VOCABULARY.names,
-        temperature=detector.temperature,
-        background=detector.background,
-        mask_head=False,
-        preprocess=Preprocess(64, 128, clip.mean, clip.std),
-        inference=InferenceSettings(),
-        rpn=rpn_section(config.rpn, config.proposals) if with_network else None,
+    return RegionModel(
+        detector,
+        VOCABULARY,
+        detector.class_embeddings,
+        Preprocess(64, 128, clip.mean, clip.std),
+        InferenceSettings(),
+        clip.name,
+        clip.architecture,
+        NetworkBoxes(build_network(config.rpn, 0), config.rpn, config.proposals) if with_network else None,
+        clip,
+        NamePrompts(("a {}",), True),
     )
-    return LoadedModel(detector, network, description, VOCABULARY, clip)
 
 
 def test_a_detectors_card_says_what_the_run_measured() -> None:
@@ -228,14 +227,15 @@ def test_the_sections_of_a_card() -> None:
 def test_a_detector_folder_has_every_part(tmp_path: Path) -> None:
     model = small_model()
     card = detector_card(model, "regionclip", facts())
-    export_detector(Folder(str(tmp_path)), model, card, NamePrompts(("a {}",), True))
+    export_detector(Folder(str(tmp_path)), model, card)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     text = {"text/clip.json", "text/clip.safetensors", "text/prompts.json"}
     assert names == {"config.json", "model.safetensors", "vocabulary.json", "README.md", *text}
     again = load_model(Folder(str(tmp_path)))
-    assert again.config == json.loads(json.dumps(model.config))
+    assert config_of(again) == config_of(model)
+    assert again.prompts == model.prompts
     assert again.vocabulary == VOCABULARY
-    for one, other in ((model.detector, again.detector), (model.network, again.network)):
+    for one, other in ((model.detector, again.detector), (model.proposer.network, again.proposer.network)):
         state = one.state_dict()
         assert state.keys() == other.state_dict().keys()
         assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())

@@ -38,7 +38,8 @@ from torch.nn import functional as F
 
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import LoadedModel, load_model
+from regionclip_core.detection.model_folder import load_model
+from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.clip import load_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
@@ -60,7 +61,7 @@ def small(tmp_path: Path) -> str:
     return write_model_json(tmp_path / "small_model.json")
 
 
-def model_at(tmp_path: Path) -> LoadedModel:
+def model_at(tmp_path: Path) -> RegionModel:
     return load_model(Folder(out(tmp_path)))
 
 
@@ -87,10 +88,10 @@ def test_a_full_coco_detector_comes_in_whole_and_goes_back_bit_by_bit(tmp_path: 
     coco = load_categories("coco_ovd")
     assert model.vocabulary == coco
     assert model.detector.names == coco.names
-    assert model.network is not None
-    assert model.rpn is not None and model.rpn[0].backbone == "resnet50_c4"
-    assert (model.rpn[1].pre_nms, model.rpn[1].nms, model.rpn[1].max_regions) == (6000, 0.7, 1000)
-    assert model.config["clip_architecture"] == open_clip.get_model_config("RN50") | {"quick_gelu": True}
+    assert model.proposer is not None and model.proposer.rpn.backbone == "resnet50_c4"
+    choice = model.proposer.settings
+    assert (choice.pre_nms, choice.nms, choice.max_regions) == (6000, 0.7, 1000)
+    assert model.clip_architecture == open_clip.get_model_config("RN50") | {"quick_gelu": True}
     readme = Path(out(tmp_path)) / "README.md"
     data = ModelCard.load(readme).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("other", "regionclip", "object-detection")
@@ -117,7 +118,6 @@ def test_a_full_lvis_detector_of_half_precision(tmp_path: Path, model: str) -> N
     assert len(report.converted) == halves == len(state) - len(counters) > 500
     assert set(report.converted.values()) == {"float16 -> float32"}
     model_in = model_at(tmp_path)
-    assert model_in.config["mask_head"] is True
     assert all(p.dtype == torch.float32 for p in model_in.detector.parameters())
     assert model_in.detector.mask_head is not None
     deconv = state["roi_heads.mask_head.deconv.weight"].float()
@@ -344,7 +344,7 @@ def test_a_mask_head_comes_along(tmp_path: Path, small: str) -> None:
     (tmp_path / "names.txt").write_text("a\nb\nc")
     import_checkpoint(save(tmp_path / "w.pth", state), out(tmp_path), names=str(tmp_path / "names.txt"), model=small)
     model = model_at(tmp_path)
-    assert model.config["mask_head"] is True
+    assert model.detector.mask_head is not None
     assert model.detector.mask_head is not None
     maps = torch.randn(2, 256, 2, 2)
     weight, bias = state["roi_heads.mask_head.deconv.weight"], state["roi_heads.mask_head.deconv.bias"]

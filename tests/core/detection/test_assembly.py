@@ -1,4 +1,4 @@
-"""Detection on one's own images: boxes in the picture's pixels, from a run or from a folder, and what is drawn."""
+"""A model of a run, of a detector folder and of a CLIP folder: what it finds, region features, embeddings of names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from small_artifacts import VOCABULARY, Picture, tiny_clip, tiny_config, write_data
 from torch import Tensor
 
 from regionclip_core.config.tree import Config
+from regionclip_core.datasets.images import to_tensor
+from regionclip_core.detection.assembly import model_of_run, open_model, with_parts
 from regionclip_core.detection.detector import load_detector, save_detector
-from regionclip_core.detection.drawing import draw
-from regionclip_core.detection.finder import Finder, finder_of_folder, name_encoder, set_names, with_network
 from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import Detections
-from regionclip_core.detection.model_folder import LoadedModel
-from regionclip_core.detection.run_model import detector_of_run, run_encoder
+from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.passes import FINETUNED, PROPOSED, finetuned, zero_shot
 from regionclip_core.models.clip import save_clip
-from regionclip_core.models.name_prompts import NamePrompts, read_prompts, write_prompts
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts, write_prompts
+from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
@@ -61,20 +59,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     return result
 
 
-def run_model(folders: dict[str, Folder], settings: Config) -> LoadedModel:
-    return detector_of_run(settings, folders["finetune"], tiny_clip(), folders["rpn"], VOCABULARY, "regionclip")
-
-
-def finder(folders: dict[str, Folder], **evaluate: Any) -> Finder:
-    return Finder.from_model(run_model(folders, config(**evaluate)))
+def run_model(folders: dict[str, Folder], settings: Config | None = None, **evaluate: Any) -> RegionModel:
+    settings = settings or config(**evaluate)
+    return model_of_run(settings, folders["finetune"], tiny_clip(), folders["rpn"], VOCABULARY, "regionclip")
 
 
 @pytest.fixture(scope="module")
 def exported(folders: dict[str, Folder], tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """The same detector as a folder of its own."""
     folder = Folder(str(tmp_path_factory.mktemp("exported") / "model"))
-    model = run_model(folders, config())
-    export_detector(folder, model, detector_card(model, "regionclip", None), NamePrompts.from_config(config().teacher))
+    model = run_model(folders)
+    export_detector(folder, model, detector_card(model, "regionclip", None))
     return folder
 
 
@@ -91,7 +86,7 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("height", "width"), [(210, 331), (400, 150), (40, 50)])
 def test_boxes_are_in_the_pictures_own_pixels(folders: dict[str, Folder], height: int, width: int) -> None:
-    found = finder(folders, score_threshold=0.01).find(photograph(height, width))
+    found = run_model(folders, score_threshold=0.01).detect(photograph(height, width))[0]
     assert len(found) > 5
     assert bool((found.scores.diff() <= 0).all())
     limit = torch.tensor([width, height, width, height]) + 1e-3
@@ -130,7 +125,7 @@ def test_a_picture_is_found_in_as_the_evaluation_does(
     data = evaluation(tmp_path, pixels, config(), folders["rpn"])
     detector = load_detector(folders["finetune"], stem="regionclip")
     expected = next(finetuned(detector, tiny_clip(), config(), data, "cpu", lambda n: None)).found[FINETUNED]
-    found = finder(folders).find(pixels)
+    found = run_model(folders).detect(pixels)[0]
     assert len(found) == len(expected.scores) > 5
     np.testing.assert_allclose(found.scores.numpy(), expected.scores, atol=1e-5)
     np.testing.assert_allclose(found.boxes.numpy(), expected.boxes, atol=1e-2)
@@ -143,45 +138,64 @@ def test_a_picture_is_found_in_as_the_evaluation_does(
 
 def test_an_exported_detector_finds_the_same_bit_for_bit(folders: dict[str, Folder], exported: Folder) -> None:
     pixels = photograph(210, 331)
-    expected, found = finder(folders).find(pixels), finder_of_folder(exported.url).find(pixels)
+    [expected], [found] = run_model(folders).detect(pixels), open_model(exported.url).detect(pixels)
     assert len(expected) > 5
     assert same(found, expected)
 
 
 def test_an_exported_detector_embeds_new_names_as_its_run_does(folders: dict[str, Folder], exported: Folder) -> None:
     pixels = photograph(150, 120)
-    model = run_model(folders, config())
-    set_names(model, UNKNOWN, run_encoder(tiny_clip(), config()))
-    expected = Finder.from_model(model).find(pixels)
-    one = finder_of_folder(exported.url, names=UNKNOWN)
-    assert one.names == UNKNOWN
-    assert same(one.find(pixels), expected)
-    other = finder_of_folder(exported.url, names=UNKNOWN, prompts="clip81").find(pixels)
+    [expected] = run_model(folders).detect(pixels, UNKNOWN)
+    model = open_model(exported.url)
+    assert same(model.detect(pixels, UNKNOWN)[0], expected)
+    assert model.ready(UNKNOWN) == UNKNOWN
+    [other] = open_model(exported.url, prompts="clip81").detect(pixels, UNKNOWN)
     assert not torch.equal(other.scores, expected.scores)
-    by_text = finder_of_folder(exported.url, names=UNKNOWN, text=folders["pretrain"].url, prompts="single").find(pixels)
+    by_text = open_model(exported.url, text=folders["pretrain"].url, prompts="single").detect(pixels, UNKNOWN)[0]
     torch.testing.assert_close(by_text.scores, expected.scores, atol=1e-4, rtol=0)  # one prompt: nothing to average
 
 
-def test_stored_embeddings_are_kept_and_only_other_names_are_embedded(folders: dict[str, Folder]) -> None:
-    model = run_model(folders, config())
-    before = model.detector.class_embeddings.clone()
+def test_another_text_encoder_brings_its_prompts_or_takes_the_models(
+    folders: dict[str, Folder], exported: Folder, tmp_path: Path
+) -> None:
+    assert open_model(exported.url, text=folders["pretrain"].url).prompts == NamePrompts.from_config(config().teacher)
+    save_clip(tiny_clip(), Folder(str(tmp_path)))
+    write_prompts(Folder(str(tmp_path)), NamePrompts(("a {}",), False))
+    assert open_model(exported.url, text=str(tmp_path)).prompts == NamePrompts(("a {}",), False)
+
+
+def test_names_of_ones_own_leave_the_model_as_it_was(folders: dict[str, Folder]) -> None:
+    pixels, model = photograph(150, 120), run_model(folders)
+    [before] = model.detect(pixels)
+    assert not same(model.detect(pixels, UNKNOWN)[0], before)
+    assert same(model.detect(pixels)[0], before)
+    assert model.ready() == NAMES
+
+
+def test_stored_embeddings_are_kept_and_only_other_names_are_embedded(
+    folders: dict[str, Folder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = run_model(folders)
+    stored = model.embeddings.clone()
     asked: list[list[str]] = []
 
-    def encode(names: Any) -> Tensor:
+    def encode(self: NamePrompts, clip: Any, names: Any) -> Tensor:
         asked.append(list(names))
-        return torch.ones(len(names), before.shape[1])
+        return torch.ones(len(names), stored.shape[1])
 
-    set_names(model, ("bus", "dragon", "cat"), encode)
-    assert asked == [["dragon"]]
-    assert model.detector.names == ("bus", "dragon", "cat")
-    expected = torch.stack([before[2], torch.full_like(before[0], before.shape[1] ** -0.5), before[0]])
+    monkeypatch.setattr(NamePrompts, "embed", encode)
+    expected = torch.stack([stored[2], torch.full_like(stored[0], stored.shape[1] ** -0.5), stored[0]])
+    torch.testing.assert_close(model.embed(("bus", "dragon", "cat")), expected)
+    model.ready(("bus", "dragon", "cat"))
     torch.testing.assert_close(model.detector.class_embeddings, expected)
-    set_names(model, ("bus", "cat"), encode, anew=True)
+    assert asked == [["dragon"]]  # once
+    with_parts(model, prompts="short").embed(("bus", "cat"))
     assert asked[-1] == ["bus", "cat"]
+    assert model.embed(()).shape == (0, stored.shape[1])
     with pytest.raises(ValueError, match=r"no embedding of \['lamp'\] and no text encoder .*--text DIR"):
-        set_names(model, ("bus", "lamp"), None)
+        replace(model, text=None).embed(("bus", "lamp"))
     with pytest.raises(ValueError, match=r"names \['bus'\] more than once"):
-        set_names(model, ("bus", "bus"), encode)
+        model.ready(("bus", "bus"))
 
 
 @pytest.fixture
@@ -203,59 +217,113 @@ def test_a_clip_folder_finds_zero_shot_as_the_official_evaluation_does(
     pixels = photograph(210, 331)
     data = evaluation(tmp_path, pixels, settings, folders["rpn"])
     expected = next(zero_shot(tiny_clip(), settings, data, "cpu", lambda n: None)).found[PROPOSED]
-    found = finder_of_folder(pretrained.url, names=NAMES).find(pixels)
+    [found] = open_model(pretrained.url).detect(pixels, NAMES)
     assert len(found) == len(expected.scores) > 5
     np.testing.assert_allclose(found.scores.numpy(), expected.scores, atol=1e-4)
     np.testing.assert_allclose(found.boxes.numpy(), expected.boxes, atol=1e-2)
     assert found.labels.tolist() == expected.labels.tolist()
-    apart = finder_of_folder(pretrained.child("student").url, names=NAMES, rpn=folders["rpn"].url)
-    assert same(apart.find(pixels), found)
+    apart = open_model(pretrained.child("student").url, rpn=folders["rpn"].url)
+    assert same(apart.detect(pixels, NAMES)[0], found)
 
 
 def test_what_a_model_lacks_is_asked_for(exported: Folder, pretrained: Folder, tmp_path: Path) -> None:
-    student = pretrained.child("student").url
+    student, pixels = pretrained.child("student").url, photograph(60, 60)
     with pytest.raises(ValueError, match=r"no model there\. Expected a detector folder"):
-        finder_of_folder(str(tmp_path / "nothing"))
+        open_model(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="no names of its own: give them with --classes"):
-        finder_of_folder(pretrained.url)
-    with pytest.raises(ValueError, match=r"has no proposal network: give the folder of one with --rpn"):
-        finder_of_folder(student, names=NAMES)
+        open_model(pretrained.url).detect(pixels)
+    with pytest.raises(ValueError, match="the model has no proposal network: give the folder of one with --rpn"):
+        open_model(student).detect(pixels, NAMES)
     with pytest.raises(ValueError, match=r"no folder of a proposal network"):
-        finder_of_folder(exported.url, rpn=student)
+        open_model(exported.url, rpn=student)
     (Path(exported.url) / "text").rename(tmp_path / "text")
     try:
         with pytest.raises(ValueError, match=r"no embedding of \['dragon', 'tea pot', 'comb'\] and no text encoder"):
-            finder_of_folder(exported.url, names=UNKNOWN)
-        assert finder_of_folder(exported.url, names=("dog", "cat")).names == ("dog", "cat")
-        assert finder_of_folder(exported.url, names=UNKNOWN, text=str(tmp_path / "text")).names == UNKNOWN
+            open_model(exported.url).ready(UNKNOWN)
+        assert open_model(exported.url).ready(("dog", "cat")) == ("dog", "cat")
+        assert open_model(exported.url, text=str(tmp_path / "text")).ready(UNKNOWN) == UNKNOWN
     finally:
         (tmp_path / "text").rename(Path(exported.url) / "text")
+    with pytest.raises(ValueError, match="no text encoder"):
+        open_model(exported.url, with_text=False).ready(UNKNOWN)
 
 
 def test_a_model_without_proposals_takes_another_network(folders: dict[str, Folder]) -> None:
-    model = replace(run_model(folders, config()), network=None)
-    bare = replace(model, config={**model.config, "rpn": None})
-    with pytest.raises(ValueError, match="the model has no proposal network: give the folder of one with --rpn"):
-        Finder.from_model(bare)
-    pixels = photograph(90, 120)
-    found = Finder.from_model(with_network(bare, folders["rpn"].url)).find(pixels)
-    assert same(found, finder(folders).find(pixels))
+    bare, pixels = replace(run_model(folders), proposer=None), photograph(90, 120)
+    with pytest.raises(ValueError, match="the model has no proposal network"):
+        bare.detect(pixels)
+    [found] = with_parts(bare, rpn=folders["rpn"].url).detect(pixels)
+    assert same(found, run_model(folders).detect(pixels)[0])
 
 
 def test_settings_of_ones_own_change_what_is_found(folders: dict[str, Folder]) -> None:
     pixels = photograph(210, 331)
-    usual = finder(folders)
-    few = usual.adjusted(max_detections=3).find(pixels)
+    model = run_model(folders)
+    [usual] = model.detect(pixels)
+    [few] = model.adjusted(max_detections=3).detect(pixels)
     assert len(few) == 3
-    assert torch.equal(few.scores, usual.find(pixels).scores[:3])
-    assert len(usual.adjusted(nms=0.1).find(pixels)) < len(usual.find(pixels))
-    assert usual.adjusted() == usual
-    sigmoid = finder(folders, finetuned_objectness="sigmoid").find(pixels)
-    assert same(usual.adjusted(objectness="sigmoid").find(pixels), sigmoid)
-    assert not same(usual.find(pixels), sigmoid)
+    assert torch.equal(few.scores, usual.scores[:3])
+    assert len(model.adjusted(nms=0.1).detect(pixels)[0]) < len(usual)
+    assert model.adjusted().inference == model.inference
+    [sigmoid] = run_model(folders, finetuned_objectness="sigmoid").detect(pixels)
+    assert same(model.adjusted(objectness="sigmoid").detect(pixels)[0], sigmoid)
+    assert not same(usual, sigmoid)
     large = config(image_size=96).model_copy(update={"rpn": config().rpn.model_copy(update={"image_size": 96})})
-    expected = Finder.from_model(run_model(folders, large)).find(pixels)
-    assert same(usual.adjusted(image_size=96).find(pixels), expected)
+    [expected] = run_model(folders, large).detect(pixels)
+    assert same(model.adjusted(image_size=96).detect(pixels)[0], expected)
+
+
+# ---------------------------------------------------------------- for people
+
+
+def test_an_image_may_come_in_any_form(folders: dict[str, Folder], tmp_path: Path) -> None:
+    pixels, model = photograph(60, 90), run_model(folders)
+    file = tmp_path / "é.png"
+    Image.fromarray(pixels).save(file)
+    [expected] = model.detect(pixels)
+    forms: list[Any] = [str(file), file, file.read_bytes(), Image.open(file), to_tensor(pixels)]
+    for found in [*(model.detect(form)[0] for form in forms), *model.detect(forms)]:
+        assert same(found, expected)
+    for wrong in (pixels[:, :, 0], pixels.astype(float), torch.zeros(3, 9, 9), [[1, 2]]):
+        with pytest.raises(ValueError, match=r"expected uint8\[H, W, 3\] RGB or, as a tensor, uint8\[3, H, W\]"):
+            model.detect([wrong])
+    with pytest.raises(ValueError, match="no file"):
+        model.detect(str(tmp_path / "nothing.png"))
+    assert all(same(found, expected) for found in model.detect(np.stack([pixels, pixels])))
+    with pytest.raises(ValueError, match="expected a list of names, got the text 'cat'"):
+        model.detect(pixels, "cat")
+
+
+@pytest.mark.parametrize("kind", ["detector", "clip"])
+def test_features_and_embeddings_are_what_the_model_classifies_by(
+    exported: Folder, pretrained: Folder, kind: str
+) -> None:
+    """Their cosines, by the temperature, are the logits; a CLIP model needs no proposal network for them."""
+    model = open_model(exported.url if kind == "detector" else pretrained.child("student").url)
+    model = model.adjusted(image_size=64)
+    sizes, boxes = [(60, 90), (80, 64)], [[[3.0, 4, 50, 40], [1, 1, 30, 50]], torch.tensor([[2.0, 2, 60, 70]])]
+    images = [photograph(*size) for size in sizes]
+    features, embeddings = model.region_features(images, boxes), model.embed(UNKNOWN)
+    assert (features.shape, embeddings.shape) == ((3, 16), (3, 16))
+    assert features.dtype == embeddings.dtype == torch.float32
+    model.detector.set_vocabulary(embeddings, UNKNOWN)
+    row = 0
+    for image, some in zip(images, boxes, strict=True):
+        batch = batch_images([to_tensor(image)], 64, 1333, model.preprocess.mean, model.preprocess.std)
+        regions = batch.to_input(0, torch.as_tensor(some))
+        with torch.no_grad():
+            logits = model.detector(batch.tensor, [regions]).logits[:, :-1]
+        cosines = features[row : row + len(regions)] @ embeddings.T
+        torch.testing.assert_close(cosines / model.detector.temperature, logits, atol=1e-3, rtol=1e-4)
+        row += len(regions)
+    assert torch.equal(model.region_features(images[0], boxes[0]), features[:2])
+    assert model.region_features([], []).shape == (0, 16)
+
+
+def test_names_are_embedded_as_the_text_encoder_does(pretrained: Folder) -> None:
+    model = open_model(pretrained.child("student").url)
+    found = embed_names(tiny_clip(), UNKNOWN, config().teacher)
+    torch.testing.assert_close(model.embed(UNKNOWN), found / found.norm(dim=1, keepdim=True))
 
 
 def test_prompts_are_kept_in_the_folder_and_official_where_there_are_none(tmp_path: Path) -> None:
@@ -265,71 +333,8 @@ def test_prompts_are_kept_in_the_folder_and_official_where_there_are_none(tmp_pa
     write_prompts(folder, NamePrompts(("a {}", "{}."), True))
     assert read_prompts(folder) == NamePrompts(("a {}", "{}."), True)
     settings = config().model_copy(update={"teacher": config().teacher.model_copy(update={"prompts": "short"})})
-    made = name_encoder(tiny_clip(), NamePrompts.from_config(settings.teacher), None)(NAMES)
-    assert torch.equal(made, class_embeddings(tiny_clip(), NAMES, settings))
+    made = NamePrompts.from_config(config().teacher).with_templates("short").embed(tiny_clip(), NAMES)
+    assert torch.equal(made, embed_names(tiny_clip(), NAMES, settings.teacher))
     folder.write_json("prompts.json", {"templates": ["no gap"], "normalize_prompts": True})
     with pytest.raises(ValueError, match=r"prompts\.json: expected `templates`"):
         read_prompts(folder)
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def detections(boxes: list[list[float]], scores: list[float]) -> Detections:
-    rows: Tensor = torch.arange(len(boxes))
-    return Detections(torch.tensor(boxes), torch.tensor(scores), rows % len(NAMES), rows)
-
-
-@pytest.mark.parametrize(("height", "width", "scale"), [(600, 900, 1), (256, 200, 2), (60, 50, 9)])
-def test_draw_puts_a_box_where_it_was_found(height: int, width: int, scale: int) -> None:
-    grey = np.full((height, width, 3), 90, np.uint8)
-    box = [0.2 * width // 1, 0.5 * height // 1, 0.7 * width // 1, 0.9 * height // 1]
-    picture = draw(grey, detections([box], [0.8]), NAMES, 0.5)
-    assert picture.size == (width * scale, height * scale)
-    red = np.abs(np.asarray(picture).astype(int) - [220, 30, 60]).max(axis=2) == 0
-    x0, y0, x1, y1 = (int(v * scale) for v in box)
-    for y in (y0, y1):
-        assert red[y, x0 : x1 + 1].all()
-    for x in (x0, x1):
-        assert red[y0 : y1 + 1, x].all()
-    assert not red[y0 + 15 : y1 - 4, x0 + 4 : x1 - 4].any()
-    assert not red[: max(0, y0 - 20)].any()
-    assert not red[y1 + 3 :].any()
-    assert not red[y0 + 15 :, : x0 - 2].any()
-    assert (np.asarray(picture)[y0 - 14 : y0, x0 : x0 + 40] > 240).all(axis=2).any()  # white letters
-
-
-def test_draw_shows_what_is_sure_enough_and_the_best_on_top() -> None:
-    grey = np.full((600, 900, 3), 90, np.uint8)
-    boxes = [[100.0, 100, 300, 300], [500, 100, 700, 300]]
-    both = np.asarray(draw(grey, detections(boxes, [0.75, 0.25]), NAMES, 0.25))
-    sure = np.asarray(draw(grey, detections(boxes, [0.75, 0.25]), NAMES, 0.26))
-    none = np.asarray(draw(grey, detections([], []), NAMES, 0.0))
-    assert (none == 90).all()
-    assert (sure[:, 450:] == 90).all()
-    assert np.array_equal(both[:, :450], sure[:, :450])
-    assert not (both[:, 450:] == 90).all()
-    same = [[100.0, 100, 300, 300]] * 2
-    top = np.asarray(draw(grey, detections(same, [0.8, 0.7]), NAMES, 0.0))
-    best = np.asarray(draw(grey, detections(same[:1], [0.8]), NAMES, 0.0))
-    assert np.array_equal(top[best != 90], best[best != 90])
-
-
-def test_masks_are_tinted_and_the_best_lies_on_top() -> None:
-    grey = np.full((600, 900, 3), 90, np.uint8)
-    shapes = np.zeros((3, 600, 900), np.uint8)
-    shapes[0, 100:300, 100:300] = 1
-    shapes[1, 200:400, 200:400] = 1
-    shapes[2, 500:550, 500:550] = 1
-    boxes = [[100.0, 100, 300, 300], [200, 200, 400, 400], [500, 500, 550, 550]]
-    found = detections(boxes, [0.9, 0.8, 0.1])
-    found = replace(found, masks=[coco_mask.encode(np.asfortranarray(shape))["counts"] for shape in shapes])
-    picture = np.asarray(draw(grey, found, NAMES, 0.5))
-    first, second, both = picture[150, 150], picture[350, 350], picture[250, 250]
-    assert (first != 90).any() and (second != 90).any() and (first != second).any()
-    assert (both == first).all()
-    assert (picture[520, 520] == 90).all()  # its score is too low
-    assert (picture[450, 150] == 90).all()
-    plain = np.asarray(draw(grey, replace(found, masks=None), NAMES, 0.5))
-    changed = (plain != picture).any(axis=2)
-    assert not changed[(shapes[:2].sum(axis=0) == 0)].any()
