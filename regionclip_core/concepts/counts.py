@@ -61,7 +61,7 @@ class ConceptCounts:
                         count.images += 1
 
     def to_table(self, parser: Mapping[str, Any] | None = None) -> pa.Table:
-        """Return schemas.PHRASES, most captions first, ties by phrase and reason; `parser` goes into its metadata."""
+        """Return tables.PHRASES, most captions first, ties by phrase and reason; `parser` goes into its metadata."""
         rows = []
         order = sorted(self._counts.items(), key=lambda item: (-item[1].captions, item[0][0], item[0][1] or ""))
         for (phrase, reason), count in order:

@@ -1,4 +1,4 @@
-"""Which caption parser a config stands for on this machine, found without loading spaCy."""
+"""Which caption parser a config means on this machine, found without loading spaCy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lemmas_version() -> str:
 
 
 def parser_identity(config: ConceptsConfig) -> dict[str, str | None]:
-    """Return the parser that `config` stands for here, for a fingerprint.
+    """Return the parser that `config` means here, for a fingerprint.
 
     A pipeline that `parser: spacy` asks for and that is missing has version None; `make_parser` raises for it.
     """

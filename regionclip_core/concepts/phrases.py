@@ -200,7 +200,7 @@ class PhraseExtractor:
             )
             if after == "of" or not thing:
                 reason = "relational"
-        elif lemma in words.ABSTRACT or (  # "a trick"; "the blind", which names no thing by itself
+        elif lemma in words.ABSTRACT or (  # "a trick", "in the wild"
             lemma in words.ADJECTIVES and lemma not in words.ADJECTIVE_NOUNS and lemma not in words.NOUNS
         ):
             reason = "abstract"

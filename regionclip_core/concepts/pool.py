@@ -74,16 +74,16 @@ def build_pool(
     """Return the concept pool, and write the phrases that it leaves out to `dropped`, a Parquet file.
 
     Args:
-        tables: counts of the shards (schemas.PHRASES), in shard order; one at a time is held.
+        tables: counts of the shards (tables.PHRASES), in shard order; one at a time is held.
         config: count_unit, min_count, max_concepts and protect_categories are used.
-        dropped: gets schemas.DROPPED_CONCEPTS, in the pool's order; reasons: the phrase's own, `below_min_count`,
+        dropped: gets tables.DROPPED_CONCEPTS, in the pool's order; reasons: the phrase's own, `below_min_count`,
             `beyond_max_concepts`.
         class_names: class names of the data set by their spelling in the pool (`CaptionParser.class_name`); they fill
             `dataset_class`, and with protect_categories also `source`. They add no concept.
         memory: limit of DuckDB's memory.
 
     Returns:
-        schemas.CONCEPTS, most frequent first (by count_unit, ties by name), about 200 bytes per concept; and the number
+        tables.CONCEPTS, most frequent first (by count_unit, ties by name), about 200 bytes per concept; and the number
         of rows in `dropped`.
 
     Raises:

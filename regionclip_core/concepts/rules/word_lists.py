@@ -183,6 +183,7 @@ ING_ADJECTIVES = _words(
     "living"
 )
 
+# Persons and animals, which do what the verb after them says ("a dog noses in").
 ANIMATE = _words(
     "man men woman women person people boy boys girl girls child children kid kids baby babies toddler toddlers guy "
     "guys lady ladies gentleman gentlemen adult adults teenager teenagers teen teens youth couple family families "
