@@ -104,8 +104,11 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
                     "parser, which needs no download"
                 ) from error
             logger.warning(
-                "spaCy pipeline %r is not installed: parsing captions with the built-in rules (concepts.parser: rules)",
+                "spaCy pipeline %r is not installed: parsing captions with the built-in rules (concepts.parser: rules)"
+                ". A trained pipeline is in the extra `trained`: `pip install 'regionclip[trained]'`, "
+                "concepts.spacy_model: %s",
                 model,
+                _TRAINED,
             )
         else:
             _check_pipeline(nlp, model)
