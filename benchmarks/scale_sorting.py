@@ -45,19 +45,17 @@ def merge_phrases(folder: str, min_count: int) -> None:
     """What the stage's merge does with them."""
     import pyarrow.parquet as pq
 
-    from regionclip_core.concepts.pool import build_pool, merge_counts
-    from regionclip_core.concepts.row_groups import RowGroupWriter
+    from regionclip_core.concepts.pool import build_pool
     from regionclip_core.config.tree import ConceptsConfig
     from regionclip_core.storage.records import Folder
-    from regionclip_core.storage.tables import DROPPED_CONCEPTS
 
     counts = Folder(folder)
     out = counts.child("merged")
     tables = (pq.read_table(counts.path(name)) for name in counts.names())
     config = ConceptsConfig(splits=("train",), min_count=min_count)
-    with out.write("dropped.parquet") as file, RowGroupWriter(file, DROPPED_CONCEPTS) as dropped:
-        pool = build_pool(merge_counts(tables), config, dropped.write)
-    print(f"{len(pool)} concepts, {dropped.rows} dropped")
+    with out.write("dropped.parquet") as file:
+        pool, dropped = build_pool(tables, config, file)
+    print(f"{len(pool)} concepts, {dropped} dropped")
 
 
 def bench_concepts(run: Run, folder: str, shards: int, times: int) -> None:

@@ -38,7 +38,7 @@ class ConceptsStage(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and which parser it stands for here: `auto` must not mix two parsers in one pool."""
-        from regionclip_core.concepts.parser import parser_identity
+        from regionclip_core.concepts.identity import parser_identity
 
         return {"concepts": config.concepts.model_dump(mode="json"), "parser": parser_identity(config.concepts)}
 
@@ -56,7 +56,7 @@ class ConceptsStage(ShardStage):
         """Parse and count the captions of every good row; a row of the result is one phrase."""
         import pyarrow.parquet as pq
 
-        from regionclip_core.concepts.parser import count_captions
+        from regionclip_core.concepts.counts import count_captions
         from regionclip_core.datasets.index import read_index
 
         rows = read_index(ctx.inputs["data"], shard)
@@ -71,16 +71,14 @@ class ConceptsStage(ShardStage):
         """Sum the shards, cut at min_count, write the pool."""
         import pyarrow.parquet as pq
 
-        from regionclip_core.concepts.pool import build_pool, merge_counts
-        from regionclip_core.concepts.row_groups import RowGroupWriter
-        from regionclip_core.storage.tables import DROPPED_CONCEPTS
+        from regionclip_core.concepts.pool import build_pool
 
         parser, section = _parser(ctx), ctx.config.concepts
         classes = {parser.class_name(name): name for name in _categories(ctx)}
-        with ctx.out.write("dropped.parquet") as file, RowGroupWriter(file, DROPPED_CONCEPTS) as dropped:
-            pool = build_pool(merge_counts(self._tables(ctx)), section, dropped.write, classes)
-            with ctx.out.write("concepts.parquet") as concepts:
-                pq.write_table(pool, concepts, compression="zstd")
+        with ctx.out.write("dropped.parquet") as file:
+            pool, dropped = build_pool(self._tables(ctx), section, file, classes)
+        with ctx.out.write("concepts.parquet") as file:
+            pq.write_table(pool, file, compression="zstd")
         names = pool.column("concept").to_pylist()
         ctx.out.write_bytes("concepts.txt", "".join(f"{name}\n" for name in names).encode())
         seen = sum(value is not None for value in pool.column("dataset_class").to_pylist())
@@ -88,7 +86,7 @@ class ConceptsStage(ShardStage):
         return {
             **parser.description(),
             "concepts": len(names),
-            "dropped": dropped.rows,
+            "dropped": dropped,
             "images": images,
             "min_count": section.min_count,
             "categories": len(classes),

@@ -107,8 +107,8 @@ def test_world_categories():
     world = pytest.importorskip("regionclip_core.datasets.world.categories")
     vocabulary = load_categories("world")
     assert vocabulary.names == tuple(category.name for category in world.CATEGORIES)
-    assert set(vocabulary.base) == set(world.base_names())
-    assert set(vocabulary.novel) == set(world.novel_names())
+    assert set(vocabulary.base) == {category.name for category in world.CATEGORIES if not category.novel}
+    assert set(vocabulary.novel) == {category.name for category in world.CATEGORIES if category.novel}
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])  # JSON is YAML, too

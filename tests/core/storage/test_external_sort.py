@@ -1,8 +1,7 @@
-"""Sorting on disk, and Parquet files that are written in parts."""
+"""Sorting on disk."""
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import tempfile
@@ -10,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from regionclip_core.concepts.row_groups import ROW_GROUP, RowGroupWriter
 from regionclip_core.storage.external_sort import sorted_tables
 
 
@@ -81,29 +78,3 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
     with pytest.raises(OSError, match=f"No space left on device: '{tempfile.gettempdir()}'"):
         list(sorted_tables(random_tables(0, 5, 20), [("number", "ascending")], memory=1))
-
-
-def parquet(table: pa.Table) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd")
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("rows", [0, 1, ROW_GROUP, ROW_GROUP + 5000])
-def test_row_groups_have_the_bytes_of_a_file_written_at_once(rows: int) -> None:
-    numbers = pa.array(range(rows), pa.int64())
-    columns = {
-        "text": numbers.cast("string"),
-        "number": numbers,
-        "other": pa.array([None, "a"] * (rows // 2 + 1))[:rows],
-    }
-    schema = pa.schema([("text", "string"), ("number", "int64"), ("other", "string")])
-    table = pa.table(columns, schema=schema)
-    file = io.BytesIO()
-    with RowGroupWriter(file, schema) as writer:
-        start = 0
-        for size in [1, 100, 0, 12_345, *[300_000] * 4]:
-            writer.write(table.slice(start, size))
-            start += size
-    assert writer.rows == rows
-    assert file.getvalue() == parquet(table)

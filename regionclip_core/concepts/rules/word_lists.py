@@ -15,6 +15,11 @@ def _phrases(text: str) -> frozenset[str]:
     return frozenset(part.strip() for part in text.replace("\n", " ").split(",") if part.strip())
 
 
+def _by_first(text: str) -> dict[str, frozenset[str]]:
+    """Read "dining: room table; living: room": a word, and those that may follow it."""
+    return {first: _words(rest) for first, rest in (entry.strip().split(":") for entry in text.split(";"))}
+
+
 # ---------------------------------------------------------------- closed classes
 
 DETERMINERS = _words("a an the this these those every each no any some all both either neither such what whatever")
@@ -48,11 +53,16 @@ ADVERBS = _words(
     "barefoot shirtless airborne"
 )
 
-# Adverbs that stand before an adjective inside a noun phrase; the ones above never do.
+# Adverbs that come before an adjective inside a noun phrase ("a very old dog"); the ones above never do.
 DEGREE_ADVERBS = _words("very too so really quite rather almost nearly somewhat more most less extra pretty")
 
-# Ambiguous quantities: determiner before a noun, pronoun elsewhere.
+# Determiner before a noun ("some dogs"), pronoun elsewhere ("some of them").
 QUANTIFIERS = _words("several many few much more most other another all both some each any one enough half less fewer")
+# Words that ambiguous_words.py has a rule for.
+AMBIGUOUS = _words(
+    "that this these those to her next close back front top left right inside outside light dark 's can well like as "
+    "past opposite getting"
+)
 
 # ---------------------------------------------------------------- readings
 
@@ -83,19 +93,24 @@ ADJECTIVES = _words(
     "next straight far left-hand right-hand total average entire whole certain special extra"
 )
 
-# The adjectives above that are things too.
+# The adjectives above that are things too ("two adults").
 ADJECTIVE_NOUNS = _words(
     "male female adult individual public professional liquid solid blonde blond brunette asian american african "
     "indian chinese japanese european british english german italian spanish mexican russian korean native local "
     "square oval official antique classic second first third mini double triple mobile junior senior light stray"
 )
 
-# Never nouns in captions.
+# Never nouns in captions, whatever the tables list ("a go", "a say").
 VERBS_ONLY = _words(
     "see sees go goes take takes let lets lie lies lay lays hang hangs be do does get gets have make makes eat eats "
     "put puts give gives sit sits say says keep keeps come comes tell tells know think thinks try tries carry "
     "carries wear wears hold holds wait waits grow become becomes bring brings stays rises strewn lit seem seems"
 )
+
+# Adjectives although they end in -ly.
+LY_ADJECTIVES = _words("elderly friendly lovely curly hilly ugly silly lonely lively early daily only costly")
+# Verbs whose past form is the same.
+UNCHANGED_PASTS = _words("set cut hit put let shut spread split shed bet cast hurt quit read cost")
 
 # Nouns in captions, whatever else the tables list; before another noun they make a compound.
 NOUNS = _words(
@@ -129,7 +144,7 @@ NOUNS = _words(
     "pocket bow arrow gun sword"
 )
 
-# Nouns although they end in -ing; the second set only right after a determiner or an adjective.
+# Nouns although they end in -ing ("a painting"); the second set only where nothing follows that they could act on.
 ING_NOUNS = _words(
     "building painting ceiling railing clothing wedding evening morning string ring king wing swing thing spring "
     "icing frosting topping stuffing awning siding flooring molding plumbing pudding earring lettering stocking "
@@ -138,76 +153,27 @@ ING_NOUNS = _words(
     "anything seating housing piping paneling"
 )
 MAYBE_ING_NOUNS = _words("drawing crossing writing setting opening parking serving covering filling dressing")
-# Gerunds that make a compound with these nouns: "dining table", "cutting board".
-GERUND_HEADS: dict[str, frozenset[str]] = {
-    "dining": _words("room table area hall car chair set establishment space"),
-    "living": _words("room area space quarters"),
-    "parking": _words("lot meter garage space spot area structure sign ticket deck ramp place zone attendant"),
-    "cutting": _words("board boards table mat"),
-    "frying": _words("pan pans"),
-    "baking": _words("sheet pan dish tray soda powder"),
-    "cooking": _words("pot pan oil utensil utensils range area stove class show ware"),
-    "swimming": _words("pool suit trunks hole cap area"),
-    "shopping": _words("cart bag mall center centre basket trolley area district bags carts"),
-    "washing": _words("machine machines station basin"),
-    "sewing": _words("machine kit"),
-    "ironing": _words("board"),
-    "sleeping": _words("bag bags mat"),
-    "watering": _words("hole can hose"),
-    "skiing": _words("gear slope equipment outfit suit goggles poles area trail lesson gloves course"),
-    "racing": _words("car bike track suit horse uniform boat"),
-    "riding": _words("gear helmet boots lesson outfit ring crop"),
-    "fishing": _words("boat pole rod net boats line gear village pier"),
-    "sailing": _words("boat boats ship vessel"),
-    "rocking": _words("chair horse"),
-    "folding": _words("chair table chairs"),
-    "waiting": _words("room area"),
-    "sitting": _words("room area"),
-    "dressing": _words("room table gown"),
-    "bowling": _words("alley ball pin pins"),
-    "boxing": _words("ring glove gloves match"),
-    "running": _words("shoes shoe track"),
-    "hiking": _words("trail boots boot path"),
-    "walking": _words("stick path trail cane"),
-    "serving": _words("tray dish plate spoon bowl table line platter"),
-    "drinking": _words("glass glasses fountain cup water"),
-    "mixing": _words("bowl bowls"),
-    "measuring": _words("cup tape spoon cups spoons"),
-    "carving": _words("knife"),
-    "landing": _words("gear strip pad"),
-    "loading": _words("dock truck zone"),
-    "storage": _words("room"),
-    "wedding": _words("cake dress party ring"),
-    "batting": _words("cage helmet gloves cages practice"),
-    "baseball": _words("bat"),
-    "surfing": _words("board gear competition"),
-    "reading": _words("glasses lamp room"),
-    "vending": _words("machine machines"),
-    "chewing": _words("gum"),
-    "rolling": _words("pin pins"),
-    "hanging": _words("basket plant lamp light lights planter baskets"),
-    "changing": _words("table room"),
-    "diving": _words("board suit"),
-    "wrapping": _words("paper"),
-    "whipping": _words("cream"),
-    "crossing": _words("sign light signal guard"),
-    "boarding": _words("gate pass school area ramp"),
-    "meeting": _words("room hall"),
-    "training": _words("wheels camp"),
-    "grazing": _words("land field"),
-    "stepping": _words("stone stones"),
-    "lighting": _words("fixture fixtures"),
-    "building": _words("block blocks"),
-    "playing": _words("field card cards court"),
-    "tasting": _words("room menu"),
-    "weighing": _words("scale"),
-    "writing": _words("desk table"),
-    "knitting": _words("needle needles"),
-    "skating": _words("rink ramp park"),
-    "skateboarding": _words("park ramp competition"),
-    "camping": _words("site tent chair gear"),
-    "farming": _words("equipment"),
-}
+# Gerunds that make a compound with these nouns, in either number: "dining table", "cutting boards".
+GERUND_HEADS = _by_first(
+    "dining: room table area hall car chair set establishment space; living: room area space quarters; parking: lot "
+    "meter garage space spot area structure sign ticket deck ramp place zone attendant; cutting: board table mat; "
+    "frying: pan; baking: sheet pan dish tray soda powder; cooking: pot pan oil utensil range area stove class show "
+    "ware; swimming: pool suit trunks hole cap area; shopping: cart bag mall center centre basket trolley area "
+    "district; washing: machine station basin; sewing: machine kit; ironing: board; sleeping: bag mat; watering: hole "
+    "can hose; skiing: gear slope equipment outfit suit goggles poles area trail lesson gloves course; racing: car "
+    "bike track suit horse uniform boat; riding: gear helmet boots lesson outfit ring crop; fishing: boat pole rod "
+    "net line gear village pier; sailing: boat ship vessel; rocking: chair horse; folding: chair table; waiting: room "
+    "area; sitting: room area; dressing: room table gown; bowling: alley ball pin; boxing: ring glove match; running: "
+    "shoe track; hiking: trail boot path; walking: stick path trail cane; serving: tray dish plate spoon bowl table "
+    "line platter; drinking: glass glasses fountain cup water; mixing: bowl; measuring: cup tape spoon; carving: "
+    "knife; landing: gear strip pad; loading: dock truck zone; wedding: cake dress party ring; batting: cage helmet "
+    "gloves practice; surfing: board gear competition; reading: glasses lamp room; vending: machine; chewing: gum; "
+    "rolling: pin; hanging: basket plant lamp light planter; changing: table room; diving: board suit; wrapping: "
+    "paper; whipping: cream; crossing: sign light signal guard; boarding: gate pass school area ramp; meeting: room "
+    "hall; training: wheels camp; grazing: land field; stepping: stone; lighting: fixture; building: block; playing: "
+    "field card court; tasting: room menu; weighing: scale; writing: desk table; knitting: needle; skating: rink ramp "
+    "park; skateboarding: park ramp competition; camping: site tent chair gear; farming: equipment"
+)
 # Before a noun without a determiner these describe it ("smiling woman"); other -ing words govern it.
 ING_ADJECTIVES = _words(
     "smiling sleeping laughing crying running flying floating growing burning glowing shining flowing matching "
@@ -217,6 +183,7 @@ ING_ADJECTIVES = _words(
     "living"
 )
 
+# Persons and animals, which do what the verb after them says ("a dog noses in").
 ANIMATE = _words(
     "man men woman women person people boy boys girl girls child children kid kids baby babies toddler toddlers guy "
     "guys lady ladies gentleman gentlemen adult adults teenager teenagers teen teens youth couple family families "
@@ -234,7 +201,9 @@ ANIMATE = _words(
     "customer customers shopper somebody someone everyone he she they who cattle deer rabbit squirrel dolphin whale "
     "turtle camel camels"
 )
+# Take a verb in the plural although they are singular ("a couple walk").
 COLLECTIVES = _words("sheep deer fish elk couple family crowd team crew group herd flock police pair bunch class band")
+# Plurals without -s, and words that only have a plural.
 PLURALS = _words(
     "people men women children police cattle feet teeth geese mice lives wives knives leaves wolves loaves shelves "
     "scissors pants jeans shorts glasses goggles clothes stairs headphones sunglasses folks oxen calves halves"
@@ -246,7 +215,7 @@ PLURAL_NOUNS = _words(
     "mathematics physics pajamas canvas christmas atlas chess dress brass molasses earmuffs suspenders crossroads "
     "kudos cosmos alas asparagus hummus cheers bowels"
 )
-# Plurals that stand before another noun.
+# Plurals that come before another noun ("a sports car").
 PLURAL_MODIFIERS = _words(
     "sports glasses clothes goods arms games savings news athletics electronics sales ladies mens womens men women "
     "kids baseballs scissors pants stairs"
@@ -267,9 +236,9 @@ STRONG_VERBS = _words(
     "shoot spray spread stack study sweep tend tie tow turn twist view visit wade yawn land leap lead line approach "
     "face block reflect say tell want need like love"
 )
-# Past forms that are nouns or adjectives in captions unless a subject comes right before.
+# Nouns after "to", although they are verbs too ("walks to school").
 LIKELY_TO_NOUNS = _words("bed shore school work church dinner lunch breakfast town sea home traffic music water camera")
-# Verb and particle that make one modifier before a noun.
+# Verb and particle that make one modifier before these nouns: "a pick up truck".
 PARTICLE_COMPOUNDS = {
     ("pick", "up"): _words("truck trucks"),
     ("walk", "in"): _words("shower closet tub freezer cooler fridge refrigerator"),
@@ -279,7 +248,7 @@ PARTICLE_COMPOUNDS = {
     ("close", "up"): _words("picture photo photograph view shot image pictures photos"),
 }
 PARTICLES = _words("up down over back on in")
-# What makes a following "to" a preposition.
+# Words that make a following "to" a preposition ("next to", "tied to").
 BEFORE_TO = _words(
     "next close attached tied connected listening adjacent similar according due belonging talking speaking up down "
     "over back on in opposite nearest leading pointing compared hooked hitched strapped added chained thanks face "
@@ -287,18 +256,20 @@ BEFORE_TO = _words(
     "addition parallel fastened glued taped pinned leashed"
 )
 
-# ---------------------------------------------------------------- what makes no concept
+# ---------------------------------------------------------------- nouns that make no concept
 
+# "A group of people" is about people.
 PARTITIVES = _words(
     "group pair couple bunch slice piece number lot variety row herd flock set pile stack bit kind type sort array "
     "assortment collection dozen handful line series selection amount plenty half part portion section load mixture "
     "cluster bundle heap mound range majority rest quantity ton mass mix trio sheet swarm pack school string batch "
     "body wedge chunk patch stretch bite sip style host multitude hundred thousand combination"
 )
-# Partitives that mean nothing without an "of" either.
+# Partitives that name nothing without an "of" either ("a variety").
 QUANTITY_NOUNS = _words(
     "lot plenty number variety bit kind type sort amount dozen handful majority quantity ton series"
 )
+# "In front of a car", "in the background".
 RELATIONAL = _words(
     "front top back side middle center centre background foreground bottom edge left right corner inside outside "
     "end distance rear next midst vicinity surroundings opposite underside upside area spot place location setting "
@@ -316,6 +287,7 @@ LEXICAL_HEADS = _phrases(
     "slice, bread slice, tomato slice, parking lot, remote control, bus line, railroad line, train line, subway "
     "line, hay bundle, six pack"
 )
+# Words for the image itself; the first set only before "of" ("a drawing of a cat").
 IMAGE_WORDS_WITH_OF = _words("drawing sketch depiction artwork animation")
 IMAGE_WORDS = _words(
     "picture photo photograph image view shot closeup close-up close snapshot photography illustration vector scene "
@@ -366,9 +338,10 @@ LEXICAL_PAIRS = _phrases(
     "animal, wild flower, convertible car, flip flop, double decker, cell phone, flat screen, one way, cross "
     "country, rear view, high rise, take out, mini van, fast food, touch screen"
 )
-# Of these pairs the head alone is another thing.
+# Pairs whose head alone would be another thing: a hot dog is no dog.
 EXOCENTRIC_PAIRS = _phrases("big ben, hot dog, teddy bear, french fry, stuffed animal, stainless steel, flip flop")
 
+# Before "glasses", these make them drinking glasses.
 DRINKS = _words(
     "wine water beer champagne drinking shot martini cocktail juice milk tall empty drink whiskey crystal pint stem "
     "beverage plastic margarita tea"
