@@ -3,77 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from tempfile import TemporaryDirectory
-from urllib.parse import quote
+from typing import Any
 
 from regionclip_core.config.tree import FolderSplit
-from regionclip_core.datasets.caption_rows import CaptionRow
-from regionclip_core.datasets.caption_scan import CaptionScan
+from regionclip_core.datasets.caption_file import caption_rows_by_image
 from regionclip_core.datasets.cleaning import clean_captions, reasons
+from regionclip_core.datasets.image_list import ListedSource
 from regionclip_core.datasets.images import BadImage, check_image, read_image_file
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.datasets.source import Found, Piece, ShardPlan, Source, even_pieces
+from regionclip_core.datasets.source import ShardPlan
+from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.locations import absolute, join, printable, unsafe_name
-from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tars import TarWriter
 
 
-class FolderSource(Source):
+class FolderSource(ListedSource):
     """Images by the file names of a caption file, in the order of their first row; each is decoded once."""
 
-    def __init__(self, name: str, split: FolderSplit, scratch: Folder | None = None) -> None:
-        """`scratch` is a folder for where the rows of each image stand in the caption file; None: a temporary one."""
-        self._name, self._split = name, split
-        self._images = absolute(split.images)
-        if scratch is None:
-            self._own = TemporaryDirectory(prefix="regionclip-captions-")
-            scratch = Folder(self._own.name)
-        self._scratch = scratch
-        self._scan: CaptionScan | None = None
+    def __init__(self, name: str, split: FolderSplit, scratch: Folder) -> None:
+        super().__init__(name, scratch, f"captions: {split.captions}")
+        self._captions, self._images = absolute(split.captions), absolute(split.images)
 
-    def pieces(self, shard_size: int) -> list[Piece]:
-        count = len(self._scanned())
-        if count == 0:
-            where = f"data.splits.{self._name}.captions"
-            raise ValueError(f"{where}: no images are named in {self._split.captions}; give another file or drop it")
-        return even_pieces(count, shard_size)
+    def _read_files(self) -> tuple[Iterator[bytes], dict[str, Any]]:
+        return caption_rows_by_image(self._captions), {}
 
-    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[Found]:
-        piece = plan.piece
-        images = self._scanned().images(piece.start, piece.stop)
-        for number, (file, rows) in enumerate(images, start=piece.start):
-            yield self._sample(file, rows, number)
-
-    def _scanned(self) -> CaptionScan:
-        """Once a run, by whoever asks first: the driver, when it counts the images."""
-        if self._scan is None:
-            self._scan = CaptionScan(absolute(self._split.captions), self._scratch, quote(self._name, safe=""))
-        return self._scan
-
-    def _sample(self, file: str, rows: list[CaptionRow], number: int) -> Found:
-        key = printable(file)
-        problems = [row.problem for row in rows if row.problem is not None]
-        if problems:
-            return Found(IndexRow(key, number, status="bad_caption", reason=problems[-1]))
-        unsafe = unsafe_name(file)
-        if unsafe is not None:
-            return Found(IndexRow(key, number, status="bad_unsafe_member", reason=unsafe))
-        url = join(self._images, file)
-        try:
-            data = read_image_file(url)
-            header = check_image(data)
-        except BadImage as error:
-            return Found(IndexRow(key, number, url, status=error.status, reason=error.reason))
-        captions, dropped = clean_captions(row.caption for row in rows)
-        row = IndexRow(
-            key,
-            number,
-            url,
-            size=len(data),
-            width=header.width,
-            height=header.height,
-            captions=captions,
-            status="ok" if captions else "bad_caption",
-            reason=reasons(dropped),
-        )
-        return Found(row, ("lost_caption",) * bool(captions and dropped))
+    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
+        for number, rows in enumerate(self._documents(plan.piece), start=plan.piece.start):
+            file = rows[0][0]
+            key = printable(file)
+            problems = [problem for _, _, problem in rows if problem is not None]
+            if problems:
+                yield IndexRow(key, number, status="bad_caption", reason=problems[-1])
+                continue
+            unsafe = unsafe_name(file)
+            if unsafe is not None:
+                yield IndexRow(key, number, status="bad_unsafe_member", reason=unsafe)
+                continue
+            url = join(self._images, file)
+            try:
+                data = read_image_file(url)
+                header = check_image(data)
+            except BadImage as error:
+                yield IndexRow(key, number, url, status=error.status, reason=error.reason)
+                continue
+            captions, dropped = clean_captions(caption for _, caption, _ in rows)
+            yield IndexRow(
+                key,
+                number,
+                url,
+                size=len(data),
+                width=header.width,
+                height=header.height,
+                captions=captions,
+                status="ok" if captions else "bad_caption",
+                reason=reasons(dropped),
+                lost=("lost_caption",) if captions and dropped else (),
+            )

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from regionclip_core.config.tree import PairsConfig
-from regionclip_core.datasets.images import BadImage, ImageReader, image_extension
+from regionclip_core.datasets.images import BadImage, ImageReader, read_header
 from regionclip_core.datasets.index import VOCABULARY_DIGEST, IndexRow, read_index
 from regionclip_core.pretraining.pair_reader import REGION_FIELDS, encode_body, sample_name
 from regionclip_core.storage.records import Folder
@@ -58,7 +58,7 @@ def _write(
     """Add one sample; returns what to count it as."""
     try:
         image = reader.read_bytes(row)
-        extension = image_extension(image)
+        extension = read_header(image).extension
     except BadImage as error:
         return error.status
     body = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_artifacts import Picture, rows_of, tiny_clip, tiny_config, write_data, write_proposals
 
-from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.images import ImageReader, to_tensor
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import save_clip
 from regionclip_core.models.concept_embeddings import save_embeddings
@@ -31,7 +31,7 @@ def test_proposals_are_those_of_the_cpu(tmp_path: Path, device: str) -> None:
     config = tiny_config(proposals={"method": "rpn", "max_regions": 40})
     data = write_data(tmp_path, {"train": [PICTURES]})
     rows, reader = rows_of(data, "train"), ImageReader(data)
-    images = [reader.read_tensor(row) for row in rows]
+    images = [to_tensor(reader.read(row)) for row in rows]
     here, there = (
         NetworkBoxes(build_network(config.rpn, 0).eval(), config.rpn, config.proposals, place)(rows, images)
         for place in ("cpu", device)

@@ -12,7 +12,7 @@ import torch
 from small_artifacts import TRAIN, VOCABULARY, Picture, rows_of, tiny_config, write_data, write_proposals
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.images import ImageReader, to_tensor
 from regionclip_core.datasets.index import IndexRow, index_name, read_index, split_shards, write_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation import data as evaluation_data
@@ -51,7 +51,7 @@ def test_what_is_read(tmp_path: Path) -> None:
         images = [image for batch in evaluation.batches(3) for image in batch]
         for row, image, truth in zip(rows, images, evaluation.truth(), strict=True):
             assert image.row.key == row.key
-            assert torch.equal(image.pixels, reader.read_tensor(row))
+            assert torch.equal(image.pixels, to_tensor(reader.read(row)))
             known = [i for i in range(len(row.boxes)) if row.box_labels[i] >= 0]
             usable = [i for i in known if not row.box_crowd[i]]
             assert image.boxes.tolist() == row.boxes[usable].tolist()

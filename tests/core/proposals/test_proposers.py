@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.images import ImageReader, to_tensor
 from regionclip_core.datasets.index import IndexRow, read_index
 from regionclip_core.proposals.proposers import (
     NetworkBoxes,
@@ -176,7 +176,7 @@ def test_more_images_than_go_through_at_once(rpn: Folder, tmp_path: Path) -> Non
     _, table = propose_shard(proposer, data, 0)
     reader = ImageReader(data)
     for one, found in zip(read_index(data, 0), table.to_pylist(), strict=True):
-        alone = proposer([one], [reader.read_tensor(one)])[0]
+        alone = proposer([one], [to_tensor(reader.read(one))])[0]
         np.testing.assert_allclose(found["objectness_logit"], alone.logits.numpy(), atol=1e-4)
         np.testing.assert_allclose(found["boxes"], alone.boxes.numpy(), atol=1e-2)
 
