@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from regionclip_core.config.tree import CocoSplit, LvisSplit
 from regionclip_core.datasets.annotation_files import Image, hashable, join_annotations
@@ -19,7 +20,6 @@ from regionclip_core.datasets.cleaning import clean_box, clean_captions, reasons
 from regionclip_core.datasets.image_list import ListedSource
 from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE
 from regionclip_core.datasets.index import WHOLE_FILE, IndexRow
-from regionclip_core.datasets.segmentations import BadMask, mask_counts
 from regionclip_core.datasets.source import ShardPlan
 from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name
 from regionclip_core.storage.folder import Folder
@@ -27,6 +27,7 @@ from regionclip_core.storage.locations import absolute, join, printable, unsafe_
 from regionclip_core.storage.tars import TarWriter
 
 _MAX_AREA = 2.0**53  # square pixels; a larger or infinite area is no area
+_FARTHEST = 2.0**20  # pixels; the rasteriser's integers and its memory end somewhere beyond
 
 
 class CocoSource(ListedSource):
@@ -123,15 +124,16 @@ class CocoSource(ListedSource):
         """Return the box columns of the image's row, and why boxes were dropped."""
         boxes, labels, crowd, areas, masks, dropped = [], [], [], [], [], []
         for one in map(_as_object, annotations):
-            corners = _corners(one.get("bbox"))
-            if corners is None:
+            bbox = one.get("bbox")
+            if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) for v in bbox):
                 dropped.append("box is not four numbers")
                 continue
+            x, y, w, h = bbox
             category = hashable(one.get("category_id"))
             if category not in categories:
                 dropped.append(f"box of category {category!r}, which the file does not name")
                 continue
-            box, problem = clean_box(corners, image["width"], image["height"])
+            box, problem = clean_box((x, y, x + w, y + h), image["width"], image["height"])
             if box is None:
                 dropped.append(f"box dropped: {problem}")
                 continue
@@ -200,12 +202,68 @@ def _image_problem(image: Image, name: str | None, duplicate: bool) -> tuple[str
     return None
 
 
-def _corners(bbox: object) -> list[float] | None:
-    """Return xywh as xyxy; None if it is not four numbers."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) for v in bbox):
-        return None
-    try:
-        x, y, w, h = (float(v) for v in bbox)
-    except OverflowError:  # JSON integers have no upper end
-        return None
-    return [x, y, x + w, y + h]
+class BadMask(ValueError):
+    """A segmentation that can't be read; the message is the reason."""
+
+
+def mask_counts(segmentation: object, height: int, width: int) -> bytes:
+    """Return one object's mask as COCO's compressed run lengths (`counts`), which go down the columns, zeros first.
+
+    Args:
+        segmentation: polygons `[[x1, y1, x2, y2, ...], ...]`, whose union is taken, or run lengths
+            `{"size": [h, w], "counts": ...}`, as a list of numbers or as compressed text.
+        height, width: of the image, pixels.
+
+    Raises:
+        BadMask: none of these forms, not of the image's size, or no polygon with three corners.
+    """
+    if isinstance(segmentation, dict):
+        size, runs = segmentation.get("size"), segmentation.get("counts")
+        if size != [height, width]:
+            raise BadMask(f"run lengths are of size {str(size)[:40]}, the image is [{height}, {width}]")
+        if isinstance(runs, str):
+            runs = _from_text(runs)
+        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+            raise BadMask("run lengths are not whole numbers of at least 0")
+        if sum(runs) != height * width:
+            raise BadMask(f"run lengths cover {sum(runs)} pixels, the image has {height * width}")
+        encoded = coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)
+    else:
+        if not isinstance(segmentation, list) or not all(isinstance(one, list) for one in segmentation):
+            raise BadMask("segmentation is neither a list of polygons nor run lengths")
+        for polygon in segmentation:
+            if len(polygon) % 2 or not all(type(value) in (int, float) for value in polygon):
+                raise BadMask("a polygon is not a list of x, y pairs")
+            if not all(abs(value) <= _FARTHEST for value in polygon):
+                raise BadMask("a corner of a polygon is not finite, or far outside the image")
+        # COCO has a few polygons with fewer corners beside good ones.
+        polygons = [[float(value) for value in polygon] for polygon in segmentation if len(polygon) >= 6]
+        if not polygons:
+            raise BadMask("no polygon with three corners")
+        encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    counts: bytes = encoded["counts"]
+    return counts
+
+
+def _from_text(text: str) -> list[int]:
+    """Return the runs of COCO's compressed text, which pycocotools would read without looking for errors.
+
+    Five bits per character from 48 on, the lowest first; from the fourth run on, differences.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 50:
+            raise BadMask("compressed run lengths can't be read")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise BadMask("compressed run lengths end early")
+    return runs

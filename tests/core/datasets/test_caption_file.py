@@ -13,8 +13,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from regionclip_core.datasets import caption_file
-from regionclip_core.datasets.caption_file import caption_rows_by_image
+from regionclip_core.datasets import folder_source
+from regionclip_core.datasets.folder_source import caption_rows_by_image
 
 Image = tuple[str, list[object], str | None]
 """Name, captions, what is wrong."""
@@ -166,7 +166,7 @@ def test_a_remote_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rest", ["x" * 2000, "\nc.png,line" * 200])
 def test_a_quote_left_open_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str) -> None:
-    monkeypatch.setattr(caption_file, "LARGEST_FIELD", 1000)
+    monkeypatch.setattr(folder_source, "LARGEST_FIELD", 1000)
     path = tmp_path / "x.csv"
     path.write_text(f'file,caption\na.png,fine\nb.png,"open{rest}')
     with pytest.raises(ValueError, match=r"x\.csv, line \d+: not valid CSV .field larger than field limit"):

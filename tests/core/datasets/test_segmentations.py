@@ -9,7 +9,7 @@ import pytest
 from places import TINY_COCO
 from pycocotools import mask as coco_mask
 
-from regionclip_core.datasets.segmentations import BadMask, mask_counts
+from regionclip_core.datasets.coco_source import BadMask, mask_counts
 
 
 def decoded(counts: bytes, height: int, width: int) -> np.ndarray:
