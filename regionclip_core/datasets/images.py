@@ -70,7 +70,7 @@ def read_header(data: bytes) -> ImageHeader:
     """
     image = _open(data)
     width, height = image.size
-    if _orientation(image) >= 5:  # orientations 5 to 8 lie on their side
+    if _orientation(image) >= 5:  # orientations 5 to 8 are turned by 90 degrees
         width, height = height, width
     # MPO: a JPEG with further pictures behind it, which Pillow's JPEG parser renames.
     return ImageHeader(width, height, FORMATS["JPEG" if image.format == "MPO" else str(image.format)])
@@ -209,7 +209,7 @@ class ImageReader:
     ranges.
 
     Args:
-        data_folder: the finished data artifact; relative urls of rows lie in it.
+        data_folder: the finished data artifact, which relative urls of rows refer to.
     """
 
     def __init__(self, data_folder: Folder) -> None:

@@ -116,7 +116,7 @@ def test_a_category_that_is_listed_twice_is_one(tmp_path) -> None:
 
 
 def test_annotations_of_other_images_are_refused(tmp_path) -> None:
-    """Both files' ids are told; one annotation that belongs is enough."""
+    """The message has both files' ids; one annotation that belongs is enough."""
     urls = [str(tmp_path / name) for name in ("a.json", "b.json")]
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(7)]
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": []}))
