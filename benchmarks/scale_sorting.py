@@ -84,21 +84,23 @@ def write_captions(path: str, rows: int) -> None:
             )
 
 
-def scan_captions(path: str, scratch: str) -> None:
-    """What the driver does with it: count the images."""
-    from regionclip_core.datasets.caption_scan import CaptionScan
-    from regionclip_core.storage.records import Folder
+def _caption_source(path: str, scratch: str) -> Any:
+    from regionclip_core.config.tree import FolderSplit
+    from regionclip_core.datasets.folder_source import FolderSource
+    from regionclip_core.storage.folder import Folder
 
-    assert len(CaptionScan(path, Folder(scratch), "train")) > 0
+    return FolderSource("train", FolderSplit(source="folder", images=".", captions=path), Folder(scratch))
+
+
+def scan_captions(path: str, scratch: str) -> None:
+    """What the driver does with it: count the images, and keep their rows by shard."""
+    assert _caption_source(path, scratch).pieces(10_000)
 
 
 def read_captions(path: str, scratch: str) -> None:
-    """What a worker reads for a shard of 10,000 images, at the end of the file."""
-    from regionclip_core.datasets.caption_scan import CaptionScan
-    from regionclip_core.storage.records import Folder
-
-    scan = CaptionScan(path, Folder(scratch), "train")
-    assert sum(1 for _ in scan.images(len(scan) - 10_000, len(scan))) == 10_000
+    """What a worker reads for a shard of 10,000 images, near the end of the file."""
+    source = _caption_source(path, scratch)
+    assert sum(1 for _ in source._documents(source.pieces(10_000)[-2])) == 10_000
 
 
 def bench_captions(run: Run, folder: str, rows: int, times: int) -> None:

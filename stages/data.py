@@ -13,13 +13,14 @@ from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardStage, StageContext
 
 if TYPE_CHECKING:
-    from regionclip_core.datasets.source import Found, ShardPlan, Source
+    from regionclip_core.datasets.index import IndexRow
+    from regionclip_core.datasets.source import ShardPlan, Source
     from regionclip_core.datasets.vocabulary import Vocabulary
 
 
 SCRATCH = "scan"
-"""Folder in the artifact, no part of its content, for where everything stands in the annotation files: `shards`, which
-counts the images, fills it, the workers read it, and the merge removes it."""
+"""Folder in the artifact, no part of its content, for what the annotation and caption files say about each image:
+`shards`, which counts the images, fills it, the workers read it, and the merge removes it."""
 
 
 @dataclass
@@ -82,11 +83,12 @@ class DataStage(ShardStage):
     def setup(self, ctx: StageContext) -> State:
         """Open the sources and number the shards."""
         from regionclip_core.datasets.categories import load_categories
-        from regionclip_core.datasets.sources import open_sources, plan_shards
+        from regionclip_core.datasets.shard_plan import open_source, plan_shards
 
-        vocabulary = load_categories(ctx.config.data.categories)
-        sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary, ctx.out.child(SCRATCH))
-        plans = plan_shards(sources, ctx.config.data.shard_size)
+        data, scratch = ctx.config.data, ctx.out.child(SCRATCH)
+        vocabulary = load_categories(data.categories)
+        sources = {n: open_source(n, split, ctx.config.seed, vocabulary, scratch) for n, split in data.splits.items()}
+        plans = plan_shards(sources, data.shard_size)
         return State(vocabulary, sources, {plan.shard: plan for plan in plans})
 
     def process(self, ctx: StageContext, state: State, shard: int) -> ShardResult:
@@ -100,11 +102,10 @@ class DataStage(ShardStage):
             store = None
             if source.stores_images:
                 store = stack.enter_context(TarWriter(stack.enter_context(ctx.out.write(images_name(shard)))))
-            found = list(source.samples(plan, store))
-        rows = [one.row for one in found]
+            rows = list(source.samples(plan, store))
         with ctx.out.write(index_name(shard)) as file:
             write_index(file, rows, state.vocabulary.digest)
-        return ShardResult(len(rows), count(found) | source.lost(plan))
+        return ShardResult(len(rows), count(rows) | source.lost(plan))
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Say which shards make a split."""
@@ -123,11 +124,11 @@ class DataStage(ShardStage):
         return {"images": images, "categories": categories}
 
 
-def count(found: list[Found]) -> dict[str, int]:
-    """Rows by status, and good rows that lost a part by what they lost."""
-    counts = Counter(one.row.status for one in found)
-    for one in found:
-        counts.update(one.dropped)
+def count(rows: list[IndexRow]) -> dict[str, int]:
+    """Count rows by status, and good rows that lost a part by what they lost."""
+    counts = Counter(row.status for row in rows)
+    for row in rows:
+        counts.update(row.lost)
     return dict(sorted(counts.items()))
 
 

@@ -33,7 +33,7 @@ from webdataset.filters import shuffle
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from regionclip_core.config.tree import PairsConfig
-from regionclip_core.datasets.images import EXTENSIONS, BadImage, ImageReader, decode_image, image_extension, to_tensor
+from regionclip_core.datasets.images import EXTENSIONS, BadImage, ImageReader, decode_image, read_header, to_tensor
 from regionclip_core.datasets.index import VOCABULARY_DIGEST, read_index
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tars import TarWriter
@@ -84,7 +84,7 @@ def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settin
                 continue
             try:
                 image = reader.read_bytes(row)
-                extension = image_extension(image)
+                extension = read_header(image).extension
             except BadImage as error:
                 counts[error.status] += 1
                 continue

@@ -13,13 +13,10 @@ from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name, dig
 
 def test_indices_follow_the_order_of_names():
     vocabulary = Vocabulary(("pear", "apple", "fig", "kiwi"), base=("fig", "pear"))
-    assert [vocabulary.index(name) for name in vocabulary.names] == [0, 1, 2, 3]
     assert vocabulary.base_ids == [0, 2]
     assert vocabulary.novel_ids == [1, 3]
     assert vocabulary.novel == ("apple", "kiwi")
     assert len(vocabulary) == 4
-    with pytest.raises(ValueError, match="'plum'"):
-        vocabulary.index("plum")
 
 
 def test_digest_is_fixed():
@@ -191,11 +188,10 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("tail", [16, 64, 1 << 26])
+@pytest.mark.parametrize("tail", [16, 64, 1 << 22])
 @pytest.mark.parametrize(("place", "body"), PLACES.items())
 def test_categories_are_found_wherever_they_stand(tmp_path, monkeypatch, tail, place, body):
     monkeypatch.setattr(annotation_categories, "_TAIL", tail)
-    monkeypatch.setattr(annotation_categories, "_FIRST_TAIL", 16)
     path = tmp_path / "x.json"
     path.write_text(json.dumps(body))
     found = annotation_vocabulary(str(path))

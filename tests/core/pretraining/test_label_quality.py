@@ -105,7 +105,7 @@ def test_right_labels_are_all_right(boxes_data: Folder, tmp_path: Path) -> None:
                     "key": image.key,
                     "status": image.status,
                     "boxes": image.boxes[use].tolist(),
-                    "concept_id": [POOL.index(VOCABULARY.names[image.box_labels[i]]) for i in use],
+                    "concept_id": [POOL.names.index(VOCABULARY.names[image.box_labels[i]]) for i in use],
                     "kept": [True] * n,
                 }
                 | {name: [0.0] * n for name in ("objectness_logit", "score", "residual_mass")}

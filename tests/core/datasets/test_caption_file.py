@@ -1,4 +1,4 @@
-"""Scanned caption files against a naive reading of the whole file."""
+"""Caption files grouped by image, against a naive reading of the whole file."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import io
 import json
 import random
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pytest
 
-from regionclip_core.datasets import caption_rows
-from regionclip_core.datasets.caption_scan import CaptionScan
-from regionclip_core.storage.records import Folder
+from regionclip_core.datasets import folder_source
+from regionclip_core.datasets.folder_source import caption_rows_by_image
 
 Image = tuple[str, list[object], str | None]
 """Name, captions, what is wrong."""
@@ -94,7 +90,7 @@ def naive_csv(text: str) -> list[tuple[int, Any, Any, str]]:
     for cells in reader:
         raw, start = lines[start : reader.line_num], reader.line_num
         if list(csv.reader([*raw, "\n", "end\n"]))[-1] != ["end"]:
-            raise ValueError("a quote is opened and not closed")
+            raise ValueError("a quote is opened in this row and not closed")
         if cells:
             found.append((reader.line_num, cells, raw))
     return [
@@ -126,44 +122,31 @@ def naive_json(line: int, raw: str) -> tuple[int, Any, Any, str]:
     return line, body["file"], body.get("caption"), ""
 
 
-def read(scan: CaptionScan, shard_size: int) -> list[Image]:
+def read(url: str) -> list[Image]:
     found: list[Image] = []
-    for start in range(0, len(scan), shard_size):
-        for name, rows in scan.images(start, min(start + shard_size, len(scan))):
-            problems = [row.problem for row in rows if row.problem]
-            found.append((name, [] if problems else [row.caption for row in rows], problems[-1] if problems else None))
+    for rows in map(json.loads, caption_rows_by_image(url)):
+        problems = [problem for _, _, problem in rows if problem]
+        captions = [] if problems else [caption for _, caption, _ in rows]
+        found.append((rows[0][0], captions, problems[-1] if problems else None))
+        assert {file for file, _, _ in rows} == {rows[0][0]}
     return found
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
-@pytest.mark.parametrize("memory", [1, 2_000, 1 << 25])
-def test_against_a_naive_reading(tmp_path: Path, kind: str, memory: int) -> None:
+def test_against_a_naive_reading(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"x.{kind}"
     seen = 0
-    for seed in range(15 if memory == 1 else 40):
-        rng = random.Random(seed)
-        path.write_bytes(odd_file(rng, kind))
-        scratch = Folder(str(tmp_path / f"{seed}"))
+    for seed in range(60):
+        path.write_bytes(odd_file(random.Random(seed), kind))
         try:
             expected = naive(path)
         except ValueError as error:
             with pytest.raises(ValueError, match=str(error)):
-                CaptionScan(str(path), scratch, "a", memory)
+                read(str(path))
             continue
-        assert read(CaptionScan(str(path), scratch, "a", memory), rng.choice([1, 3, 100])) == expected, seed
-        assert read(CaptionScan(str(path), scratch, "a", memory), 2) == expected, seed  # as another process reads it
+        assert read(str(path)) == expected, seed
         seen += len(expected)
     assert seen > 90
-
-
-@contextmanager
-def arrow_pool() -> Iterator[pa.MemoryPool]:
-    """Arrow's memory of the block alone."""
-    usual = pa.default_memory_pool()
-    pool = pa.proxy_memory_pool(usual)
-    pa.set_memory_pool(pool)
-    yield pool
-    pa.set_memory_pool(usual)
 
 
 def write_tsv(path: Path, rows: int) -> None:
@@ -173,83 +156,30 @@ def write_tsv(path: Path, rows: int) -> None:
         file.writelines(lines)
 
 
-def test_a_remote_file_is_read_where_it_is_scanned_and_copied_where_it_is_read(tmp_path: Path) -> None:
+def test_a_remote_file(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     write_tsv(path, 2000)
     url = f"memory://{tmp_path.name}/x.tsv"
     fsspec.filesystem("memory").pipe(url, path.read_bytes())
-    scan = CaptionScan(url, Folder(f"memory://{tmp_path.name}/scan"), "a b", memory=10_000)
-    assert read(scan, 100) == naive(path)
-    assert Folder(f"memory://{tmp_path.name}/scan").names() == ["a b.images", "a b.rows"]
+    assert read(url) == naive(path)
 
 
-def test_the_file_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, scratch = tmp_path / "x.tsv", Folder(str(tmp_path / "scan"))
-    write_tsv(path, 100)
-    expected = read(CaptionScan(str(path), scratch, "a"), 10)
-    monkeypatch.setattr("regionclip_core.datasets.caption_scan.open_location", None)
-    assert read(CaptionScan(str(path), scratch, "a"), 10) == expected
-
-
-def test_a_file_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
-    path, scratch = tmp_path / "x.tsv", Folder(str(tmp_path / "scan"))
-    write_tsv(path, 10)
-    text = path.read_text()
-    scan = CaptionScan(str(path), scratch, "a")
-    for changed, start in [(text.replace("caption 7", "caption 8"), 7), (text[:-1], 4), ("Caption" + text[7:], 0)]:
-        path.write_text(changed)
-        with pytest.raises(ValueError, match=r"x\.tsv has changed since this run began"):
-            list(scan.images(start, 9))
-    path.write_text(text)
-    assert len(list(scan.images(0, 9))) == 9
-
-
-@pytest.mark.parametrize("kind", ["tsv", "jsonl"])
-def test_a_line_too_large_to_read_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(caption_rows, "LARGEST_ROW", 1000)
-    path = tmp_path / f"x.{kind}"
-    rows = [("a.png", "first"), ("b.png", "x" * 5000), ("a.png", "y" * 500), ("c.png", "last")]
-    as_line = {"tsv": lambda f, c: f"{f}\t{c}\n", "jsonl": lambda f, c: json.dumps({"file": f, "caption": c}) + "\n"}
-    lines = [as_line[kind](*row) for row in rows]
-    path.write_text("".join(["file\tcaption\n"] * (kind == "tsv") + lines))
-    line = 3 if kind == "tsv" else 2
-    problem = f"line {line}: {len(lines[1])} bytes, at most 1000"
-    assert read(CaptionScan(str(path), Folder(str(tmp_path / "scan")), "a"), 9) == [
-        ("a.png", ["first", "y" * 500], None),
-        (f"x.{kind}#{line}", [], problem),
-        ("c.png", ["last"], None),
-    ]
-
-
-@pytest.mark.parametrize("end", ["", "\n" * 2000])
-def test_a_quote_left_open_is_told_before_it_swallows_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
-    monkeypatch.setattr(caption_rows, "LARGEST_ROW", 1000)
+@pytest.mark.parametrize("rest", ["x" * 2000, "\nc.png,line" * 200])
+def test_a_quote_left_open_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str) -> None:
+    monkeypatch.setattr(folder_source, "LARGEST_FIELD", 1000)
     path = tmp_path / "x.csv"
-    path.write_text(f'file,caption\na.png,fine\nb.png,"open{"x" * (0 if end else 2000)}{end}')
-    with pytest.raises(ValueError, match=r"x\.csv, line \d+: a row of more than 1000 bytes, which starts at byte 24"):
-        CaptionScan(str(path), Folder(str(tmp_path / "scan")), "a")
-    assert Folder(str(tmp_path / "scan")).names() == []
+    path.write_text(f'file,caption\na.png,fine\nb.png,"open{rest}')
+    with pytest.raises(ValueError, match=r"x\.csv, line \d+: not valid CSV .field larger than field limit"):
+        read(str(path))
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """Python's and Arrow's memory, for the count of the images and for 100 of them, at ten times the rows."""
-
-    def peaks(rows: int) -> tuple[int, int, int]:
-        path, scratch = tmp_path / f"{rows}.tsv", Folder(str(tmp_path / f"{rows}"))
-        write_tsv(path, rows)
-        tracemalloc.start()
-        with arrow_pool() as pool:
-            count = len(CaptionScan(str(path), scratch, "a", memory=1 << 18))
-            scanning = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        assert len(list(CaptionScan(str(path), scratch, "a").images(count - 100, count))) == 100
-        reading = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return scanning, pool.max_memory(), reading
-
-    few, many = peaks(2_000), peaks(20_000)
-    assert (tmp_path / "20000.tsv").stat().st_size > 6_000_000
-    assert many[0] < 5_000_000 and many[1] < 3_000_000, (few, many)
-    assert many[2] < 500_000, (few, many)  # which bytes of a row end where moves it between 90,000 and 240,000
+    """The captions are on disk while they are grouped."""
+    path = tmp_path / "x.tsv"
+    write_tsv(path, 20_000)
+    tracemalloc.start()
+    assert sum(1 for _ in caption_rows_by_image(str(path))) == 19_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 6_000_000
+    assert peak < 3_000_000

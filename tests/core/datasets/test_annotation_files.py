@@ -1,4 +1,4 @@
-"""Scanned annotation files against a naive join of the whole files."""
+"""Annotation files joined by image, against a naive join of the whole files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from regionclip_core.datasets.annotation_scan import AnnotationScan, EntryReader, scan_annotations
-from regionclip_core.storage.records import Folder
+from regionclip_core.datasets.annotation_files import join_annotations
 
 
 def file_name(image: dict[str, Any]) -> str | None:
@@ -57,17 +56,16 @@ def naive_lost(bodies: list[dict[str, Any]]) -> int:
     return sum(not isinstance(e, dict) or "image_id" not in e or e["image_id"] not in listed for e in entries)
 
 
-def read_back(scan: AnnotationScan, urls: list[str]) -> list[tuple[Any, bool, list[list[Any]]]]:
-    result = []
-    with EntryReader(urls) as reader:
-        for n in range(len(scan)):
-            (image,) = reader.read(int(scan.image_file[n]), scan.images, n, n + 1)
-            mine = [
-                list(reader.read(i, scan.annotations[i], int(scan.first[i][n]), int(scan.first[i][n + 1])))
-                for i in range(len(urls))
-            ]
-            result.append((image, bool(scan.duplicates[n]), mine))
-    return result
+def joined(
+    urls: list[str], every_image: bool = True, limit: int | None = None
+) -> tuple[list[tuple[Any, bool, list[list[Any]]]], dict[str, Any]]:
+    """As `naive`, and the facts as they are stored."""
+    kinds = [f"kind{i}" for i in range(len(urls))]
+    documents, facts = join_annotations(dict(zip(kinds, urls, strict=True)), file_name, every_image, limit)
+    found = [json.loads(one.decode("utf-8", "surrogateescape")) for one in documents]
+    return [(one["image"], one["duplicate"], [one[kind] for kind in kinds]) for one in found], json.loads(
+        json.dumps(facts)
+    )
 
 
 @pytest.mark.parametrize("every_image", [True, False])
@@ -76,26 +74,11 @@ def test_against_a_naive_join(tmp_path, every_image: bool) -> None:
         paths = [tmp_path / f"{seed}{part}.json" for part in "ab"]
         bodies = [write(path, 2 * seed + i, images_first=i == 0) for i, path in enumerate(paths)]
         urls = [str(path) for path in paths]
-        scan = scan_annotations(urls, file_name, every_image)
-        assert read_back(scan, urls) == naive(bodies, every_image)
-        assert scan.lost == naive_lost(bodies)
-        assert scan.categories == ({3: "cat", "x": "é"},) * 2
-
-
-def test_what_is_kept_is_what_was_found(tmp_path) -> None:
-    url = str(tmp_path / "x.json")
-    write(Path(url), 0, images_first=False)
-    scan = scan_annotations([url], file_name)
-    folder = Folder(str(tmp_path / "kept"))
-    assert AnnotationScan.load(folder, "train") is None
-    scan.save(folder, "train")
-    loaded = AnnotationScan.load(folder, "train")
-    assert read_back(loaded, [url]) == read_back(scan, [url])
-    assert loaded.categories == scan.categories
-    assert loaded.lost == scan.lost > 0
-    with np.load(tmp_path / "kept" / "train.npz") as found:
-        np.savez(tmp_path / "kept" / "train.npz", **{name: found[name] for name in found if name != "lost"})
-    assert AnnotationScan.load(folder, "train") is None  # of an earlier version
+        found, facts = joined(urls, every_image)
+        assert found == naive(bodies, every_image)
+        assert facts["lost"] == naive_lost(bodies)
+        assert facts["categories"] == {kind: [[3, "cat"], ["x", "é"]] for kind in ("kind0", "kind1")}
+        assert joined(urls, every_image, limit=7) == (found[:7], facts)
 
 
 def test_remote_files(tmp_path) -> None:
@@ -103,17 +86,7 @@ def test_remote_files(tmp_path) -> None:
     write(local, 0, images_first=True)
     url = f"memory://{tmp_path.name}/x.json"
     fsspec.filesystem("memory").pipe(url, local.read_bytes())
-    found = [read_back(scan_annotations([one], file_name), [one]) for one in (str(local), url)]
-    assert found[0] == found[1]
-
-
-def test_a_file_that_changed_meanwhile_is_refused(tmp_path) -> None:
-    path = tmp_path / "x.json"
-    write(path, 0, images_first=True)
-    scan = scan_annotations([str(path)], file_name)
-    path.write_text(" " + path.read_text())
-    with pytest.raises(ValueError, match=r"x\.json has changed since this run began"):
-        read_back(scan, [str(path)])
+    assert joined([url]) == joined([str(local)])
 
 
 @pytest.mark.parametrize(
@@ -132,18 +105,18 @@ def test_a_file_that_changed_meanwhile_is_refused(tmp_path) -> None:
 def test_other_files_are_refused(tmp_path, text: str, match: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=match):
-        scan_annotations([str(tmp_path / "x.json")], file_name)
+        joined([str(tmp_path / "x.json")])
 
 
 def test_a_category_that_is_listed_twice_is_one(tmp_path) -> None:
     (tmp_path / "x.json").write_text(
         '{"images": [], "annotations": [], "categories": [%s, %s]}' % (('{"id": 1, "name": "a"}',) * 2)
     )
-    assert scan_annotations([str(tmp_path / "x.json")], file_name).categories == ({1: "a"},)
+    assert joined([str(tmp_path / "x.json")])[1]["categories"] == {"kind0": [[1, "a"]]}
 
 
 def test_annotations_of_other_images_are_refused(tmp_path) -> None:
-    """Both files' ids are told; one annotation that belongs is enough."""
+    """The message has both files' ids; one annotation that belongs is enough."""
     urls = [str(tmp_path / name) for name in ("a.json", "b.json")]
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(7)]
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": []}))
@@ -155,17 +128,17 @@ def test_annotations_of_other_images_are_refused(tmp_path) -> None:
     for message, entries in cases.items():
         (tmp_path / "b.json").write_text(json.dumps({"images": images[:1], "annotations": entries}))
         with pytest.raises(ValueError, match=r"b\.json: none of its " + message):
-            scan_annotations(urls, file_name)
+            joined(urls)
         body = {"images": images[:1], "annotations": [*entries, {"image_id": 6}]}
         (tmp_path / "b.json").write_text(json.dumps(body))
-        assert scan_annotations(urls, file_name).lost == len(entries)
+        assert joined(urls)[1]["lost"] == len(entries)
 
 
-def test_images_without_usable_ids_are_no_strangers(tmp_path) -> None:
+def test_images_without_usable_ids_do_not_make_a_file_foreign(tmp_path) -> None:
     body = {"images": [{"id": float("nan"), "file_name": "a.jpg"}, None], "annotations": [{"image_id": 1}]}
     (tmp_path / "x.json").write_text(json.dumps(body))
-    scan = scan_annotations([str(tmp_path / "x.json")], file_name)
-    assert (len(scan), scan.lost) == (2, 1)
+    found, facts = joined([str(tmp_path / "x.json")])
+    assert (len(found), facts["lost"]) == (2, 1)
 
 
 def test_annotations_of_images_that_are_left_out_are_not_lost(tmp_path) -> None:
@@ -174,12 +147,12 @@ def test_annotations_of_images_that_are_left_out_are_not_lost(tmp_path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"images": entry[:1], "annotations": []}))
     body = {"images": entry, "annotations": [{"image_id": number} for number in (0, 1, 2, 3)]}
     (tmp_path / "b.json").write_text(json.dumps(body))
-    scan = scan_annotations(urls, file_name, every_image=False)
-    assert (len(scan), scan.lost) == (1, 1)
+    found, facts = joined(urls, every_image=False)
+    assert (len(found), facts["lost"]) == (1, 1)
 
 
 def test_masks_take_no_memory(tmp_path) -> None:
-    """Annotations of a kilobyte each cost the scan about as much as 20 bytes each."""
+    """Annotations of a kilobyte each are on disk while they are joined."""
     path = tmp_path / "x.json"
     outline = ", ".join(["123.45"] * 120)
     with path.open("w") as file:
@@ -187,9 +160,9 @@ def test_masks_take_no_memory(tmp_path) -> None:
         file.write('], "annotations": [')
         file.write(", ".join(f'{{"image_id": {i % 100}, "segmentation": [[{outline}]]}}' for i in range(12_000)) + "]}")
     tracemalloc.start()
-    scan = scan_annotations([str(path)], file_name)
+    documents, _ = join_annotations({"instances": str(path)}, file_name, True)
+    assert sum(1 for _ in documents) == 100
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(scan.annotations[0].offsets) == 12_000
     assert path.stat().st_size > 10_000_000
-    assert peak < 6_000_000  # the window of 2 MiB, twice while it moves, and 12,000 x 16 bytes
+    assert peak < 6_000_000  # the window of 1 MiB, four times while it moves, and 12,000 x 40 bytes

@@ -1,4 +1,4 @@
-"""The source of each split, and the plan that cuts all of them into shards.
+"""Opens the source of each split, and cuts all of them into shards.
 
 Sharding is decided here, once: shard numbers run over all splits in the order of the config, and every later stage
 keeps them.
@@ -8,44 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from regionclip_core.config.tree import CocoSplit, DataConfig, FolderSplit, LvisSplit, Split, TarsSplit, WorldSplit
+from regionclip_core.config.tree import CocoSplit, FolderSplit, LvisSplit, Split, TarsSplit, WorldSplit
 from regionclip_core.datasets.coco_source import CocoSource
 from regionclip_core.datasets.folder_source import FolderSource
 from regionclip_core.datasets.source import ShardPlan, Source
-from regionclip_core.datasets.source_lvis import LvisSource
 from regionclip_core.datasets.tar_source import TarsSource
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.datasets.world_source import WorldSource
-from regionclip_core.storage.records import Folder
+from regionclip_core.storage.folder import Folder
 
 
-def open_source(name: str, split: Split, seed: int, vocabulary: Vocabulary, scratch: Folder | None = None) -> Source:
-    """The source of a split. Nothing is read yet.
+def open_source(name: str, split: Split, seed: int, vocabulary: Vocabulary, scratch: Folder) -> Source:
+    """Return the source of a split. Nothing is read yet.
 
     Args:
         name: of the split.
         seed: of the run; the world draws from it.
         vocabulary: gives the annotated boxes their class ids.
-        scratch: folder in which a source may keep what is slow to find out; all workers should be given the same.
+        scratch: folder in which a source may keep what is slow to find out; all workers must be given the same one.
     """
     match split:
         case WorldSplit():
             return WorldSource(name, split, seed, vocabulary)
-        case CocoSplit():
+        case CocoSplit() | LvisSplit():
             return CocoSource(name, split, vocabulary, scratch)
-        case LvisSplit():
-            return LvisSource(name, split, vocabulary, scratch)
         case TarsSplit():
-            return TarsSource(name, split)
+            return TarsSource(split)
         case FolderSplit():
             return FolderSource(name, split, scratch)
-
-
-def open_sources(
-    data: DataConfig, seed: int, vocabulary: Vocabulary, scratch: Folder | None = None
-) -> dict[str, Source]:
-    """The sources of all splits, by name."""
-    return {name: open_source(name, split, seed, vocabulary, scratch) for name, split in data.splits.items()}
 
 
 def plan_shards(sources: Mapping[str, Source], shard_size: int) -> list[ShardPlan]:

@@ -11,23 +11,21 @@ import numpy as np
 import pytest
 from lvis_samples import BASE, CATEGORIES, COLOURS, NAMES, LvisSample, write_lvis
 from pycocotools import mask as coco_mask
+from source_samples import read_all
 
 from regionclip_core.config.tree import CocoSplit, LvisSplit
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.images import ImageReader
-from regionclip_core.datasets.source import Found
-from regionclip_core.datasets.sources import open_source, plan_shards
+from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import Folder
 
 ID_OF = {category_id: row for row, (category_id, _, _) in enumerate(CATEGORIES)}
 
 
-def read(sample: LvisSample, vocabulary: Vocabulary | None = None, **settings: Any) -> list[Found]:
-    source = open_source(
-        "train", LvisSplit(**sample.split(**settings)), 0, vocabulary or load_categories(str(sample.instances))
-    )
-    return [found for plan in plan_shards({"train": source}, 5) for found in source.samples(plan, None)]
+def read(sample: LvisSample, vocabulary: Vocabulary | None = None, **settings: Any) -> list[IndexRow]:
+    vocabulary = vocabulary or load_categories(str(sample.instances))
+    return read_all(LvisSplit(**sample.split(**settings)), 5, vocabulary)
 
 
 def edited(sample: LvisSample, edit: Callable[[dict[str, Any]], Any]) -> LvisSample:
@@ -52,9 +50,8 @@ def test_against_the_file(tmp_path: Path) -> None:
     sample = write_lvis(tmp_path, 13)
     found = read(sample, captions=str(sample.captions))
     assert len(found) == 13
-    assert not any(one.dropped for one in found)
-    for one, image in zip(found, sample.body["images"], strict=True):
-        row = one.row
+    assert not any(one.lost for one in found)
+    for row, image in zip(found, sample.body["images"], strict=True):
         mine = [a for a in sample.body["annotations"] if a["image_id"] == image["id"]]
         assert (row.status, row.reason, row.image_id) == ("ok", None, image["id"])
         assert row.key == f"train2017/{image['id']:012d}.png"
@@ -70,20 +67,20 @@ def test_against_the_file(tmp_path: Path) -> None:
         for counts, annotation in zip(row.box_masks, mine, strict=True):
             wanted = coco_mask.merge(coco_mask.frPyObjects(annotation["segmentation"], 64, 96))
             assert counts == wanted["counts"]
-    assert any(len(one.row.neg_labels) for one in found) and any(len(one.row.not_exhaustive_labels) for one in found)
+    assert any(len(one.neg_labels) for one in found) and any(len(one.not_exhaustive_labels) for one in found)
 
 
 def test_masks_boxes_and_pixels_are_of_one_place(tmp_path: Path) -> None:
     """The last object drawn is not covered: its colour fills its mask and its box."""
     with ImageReader(Folder("unused")) as reader:
         for one in read(write_lvis(tmp_path)):
-            pixels = reader.read(one.row).astype(int)
-            mask = coco_mask.decode({"size": [64, 96], "counts": one.row.box_masks[-1]}).astype(bool)
-            same = (pixels == COLOURS[one.row.box_labels[-1]]).all(-1)
+            pixels = reader.read(one).astype(int)
+            mask = coco_mask.decode({"size": [64, 96], "counts": one.box_masks[-1]}).astype(bool)
+            same = (pixels == COLOURS[one.box_labels[-1]]).all(-1)
             assert mask.sum() > 20
             assert (mask & same).sum() >= 0.9 * mask.sum()
             y, x = np.nonzero(mask)
-            x1, y1, x2, y2 = one.row.boxes[-1]
+            x1, y1, x2, y2 = one.boxes[-1]
             np.testing.assert_allclose([x.min(), y.min(), x.max() + 1, y.max() + 1], [x1, y1, x2, y2], atol=1.5)
 
 
@@ -92,20 +89,19 @@ def test_categories_outside_the_vocabulary_are_left_out_of_the_lists(tmp_path: P
     everything, some = read(sample), read(sample, Vocabulary(("cat", "hot dog", "spoon")))
     rows = {2: 0, 3: 1}  # "cat" and "hot dog" in the two vocabularies
     for one, other in zip(everything, some, strict=True):
-        assert not other.dropped
-        assert other.row.box_labels.tolist() == [rows.get(label, -1) for label in one.row.box_labels.tolist()]
+        assert not other.lost
+        assert other.box_labels.tolist() == [rows.get(label, -1) for label in one.box_labels.tolist()]
         for name in ("neg_labels", "not_exhaustive_labels"):
-            wanted = [rows[label] for label in getattr(one.row, name).tolist() if label in rows]
-            assert getattr(other.row, name).tolist() == wanted
+            wanted = [rows[label] for label in getattr(one, name).tolist() if label in rows]
+            assert getattr(other, name).tolist() == wanted
 
 
 def test_masks_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
     sample = write_lvis(tmp_path)
-    assert all(one.row.box_masks == [] and len(one.row.boxes) for one in read(sample, masks=False))
+    assert all(one.box_masks == [] and len(one.boxes) for one in read(sample, masks=False))
     plain = CocoSplit(source="coco", images=str(tmp_path), instances=str(sample.instances), masks=True)
-    source = open_source("train", plain, 0, Vocabulary(("cat",)))
-    rows = [found.row for plan in plan_shards({"train": source}, 99) for found in source.samples(plan, None)]
-    assert [list(row.box_masks) for row in rows] == [list(one.row.box_masks) for one in read(sample)]
+    rows = read_all(plain, vocabulary=Vocabulary(("cat",)))
+    assert [list(row.box_masks) for row in rows] == [list(one.box_masks) for one in read(sample)]
     assert all(row.neg_labels is None and row.not_exhaustive_labels is None for row in rows)
 
 
@@ -133,9 +129,8 @@ def test_damaged_entries_cost_themselves(tmp_path: Path) -> None:
         first["segmentation"] = [[1, 2, 3]]
 
     sample = write_lvis(tmp_path)
-    boxes = len(read(sample)[11].row.boxes)
-    found = read(edited(sample, damage))
-    rows = [one.row for one in found]
+    boxes = len(read(sample)[11].boxes)
+    rows = read(edited(sample, damage))
     assert [row.status for row in rows] == [
         *["ok"] * 3,
         "bad_image",
@@ -148,7 +143,7 @@ def test_damaged_entries_cost_themselves(tmp_path: Path) -> None:
         "ok",
         "ok",
     ]
-    assert [one.dropped for one in found[:3]] == [("lost_image_labels",)] * 3
+    assert [row.lost for row in rows[:3]] == [("lost_image_labels",)] * 3
     assert rows[0].reason == "neg_category_ids is not a list of category ids"
     assert rows[0].neg_labels.tolist() == []
     assert rows[1].reason == "not_exhaustive_category_ids holds ids that are no category of the file"
@@ -156,7 +151,7 @@ def test_damaged_entries_cost_themselves(tmp_path: Path) -> None:
     assert rows[2].reason == "neg_category_ids is not a list of category ids"
     assert rows[4].key == "train2017/four.png"
     assert rows[10].neg_labels.tolist() == [0, 5]
-    assert found[11].dropped == ("lost_box",)
+    assert rows[11].lost == ("lost_box",)
     assert rows[11].reason == "box dropped: a polygon is not a list of x, y pairs"
     assert len(rows[11].boxes) == len(rows[11].box_masks) == len(rows[11].box_labels) == boxes - 1
 
