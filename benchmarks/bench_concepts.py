@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from regionclip_core.concepts.parser import count_captions, make_parser
+from regionclip_core.concepts.counts import count_captions
+from regionclip_core.concepts.parser import make_parser
 from regionclip_core.config.tree import ConceptsConfig
 
 ROUNDS = 7

@@ -310,13 +310,13 @@ def draw_rows(folder: str) -> None:
     from regionclip_core.training.sampling import RepeatOrder, repeat_factors
 
     images = boxed_images(Folder(f"{folder}/data"), "train", range(80), False, Folder(f"{folder}/proposals"))
-    order = RepeatOrder(repeat_factors(images.labels(), 0.5), 0)
+    order = RepeatOrder(repeat_factors(images.labels, 0.5), 0)
     assert all(len(images[order[position]].extra) for position in range(2000))
 
 
 def sum_recall(folder: str) -> None:
     """The merge of proposals."""
-    from regionclip_core.proposals.proposers import recall_of_splits
+    from regionclip_core.proposals.recall import recall_of_splits
     from regionclip_core.storage.records import Folder
 
     assert recall_of_splits(Folder(f"{folder}/data"), Folder(f"{folder}/proposals"), ("train",))
@@ -343,8 +343,8 @@ def evaluate_boxes(images: int) -> None:
     import numpy as np
 
     from regionclip_core.datasets.vocabulary import Vocabulary
-    from regionclip_core.evaluation.evaluator import Evaluator
-    from regionclip_core.evaluation.truth import ImageDetections, ImageTruth
+    from regionclip_core.evaluation.average_precision import Evaluator
+    from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth
 
     share = np.array([0.25, *[0.75 / 79] * 79])
 
@@ -360,14 +360,12 @@ def evaluate_boxes(images: int) -> None:
             ImageDetections(number, found, scores, np.concatenate((labels[:7], labels))),
         )
 
-    with tempfile.TemporaryDirectory() as folder:
-        evaluator = Evaluator(Path(folder), Vocabulary(tuple(f"class {n}" for n in range(80))), "coco")
-        for number in range(images):
-            evaluator.add_truth(image(number)[0])
-        store = evaluator.detections()
-        for number in range(images):
-            evaluator.add(store, *image(number))
-        assert evaluator.evaluate(store).groups["all"]["boxes"] == 7 * images
+    evaluator, detections = Evaluator(Vocabulary(tuple(f"class {n}" for n in range(80))), "coco"), CategoryRows()
+    for number in range(images):
+        evaluator.add_truth(image(number)[0])
+    for number in range(images):
+        evaluator.add(detections, image(number)[1])
+    assert evaluator.evaluate(detections)["all"]["boxes"] == 7 * images
 
 
 def bench_evaluation(shards: int, shard_size: int, times: int) -> None:

@@ -45,19 +45,17 @@ def merge_phrases(folder: str, min_count: int) -> None:
     """What the stage's merge does with them."""
     import pyarrow.parquet as pq
 
-    from regionclip_core.concepts.pool import build_pool, merge_counts
-    from regionclip_core.concepts.row_groups import RowGroupWriter
+    from regionclip_core.concepts.pool import build_pool
     from regionclip_core.config.tree import ConceptsConfig
     from regionclip_core.storage.records import Folder
-    from regionclip_core.storage.tables import DROPPED_CONCEPTS
 
     counts = Folder(folder)
     out = counts.child("merged")
     tables = (pq.read_table(counts.path(name)) for name in counts.names())
     config = ConceptsConfig(splits=("train",), min_count=min_count)
-    with out.write("dropped.parquet") as file, RowGroupWriter(file, DROPPED_CONCEPTS) as dropped:
-        pool = build_pool(merge_counts(tables), config, dropped.write)
-    print(f"{len(pool)} concepts, {dropped.rows} dropped")
+    with out.write("dropped.parquet") as file:
+        pool, dropped = build_pool(tables, config, file)
+    print(f"{len(pool)} concepts, {dropped} dropped")
 
 
 def bench_concepts(run: Run, folder: str, shards: int, times: int) -> None:
@@ -86,21 +84,23 @@ def write_captions(path: str, rows: int) -> None:
             )
 
 
-def scan_captions(path: str, scratch: str) -> None:
-    """What the driver does with it: count the images."""
-    from regionclip_core.datasets.caption_scan import CaptionScan
-    from regionclip_core.storage.records import Folder
+def _caption_source(path: str, scratch: str) -> Any:
+    from regionclip_core.config.tree import FolderSplit
+    from regionclip_core.datasets.folder_source import FolderSource
+    from regionclip_core.storage.folder import Folder
 
-    assert len(CaptionScan(path, Folder(scratch), "train")) > 0
+    return FolderSource("train", FolderSplit(source="folder", images=".", captions=path), Folder(scratch))
+
+
+def scan_captions(path: str, scratch: str) -> None:
+    """What the driver does with it: count the images, and keep their rows by shard."""
+    assert _caption_source(path, scratch).pieces(10_000)
 
 
 def read_captions(path: str, scratch: str) -> None:
-    """What a worker reads for a shard of 10,000 images, at the end of the file."""
-    from regionclip_core.datasets.caption_scan import CaptionScan
-    from regionclip_core.storage.records import Folder
-
-    scan = CaptionScan(path, Folder(scratch), "train")
-    assert sum(1 for _ in scan.images(len(scan) - 10_000, len(scan))) == 10_000
+    """What a worker reads for a shard of 10,000 images, near the end of the file."""
+    source = _caption_source(path, scratch)
+    assert sum(1 for _ in source._documents(source.pieces(10_000)[-2])) == 10_000
 
 
 def bench_captions(run: Run, folder: str, rows: int, times: int) -> None:

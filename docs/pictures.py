@@ -12,7 +12,7 @@ from PIL import Image
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.contact_sheet import contact_sheet
 from regionclip_core.datasets.world.sample import make_sample
-from stages.commands.detect import Request, detect
+from stages.commands.detect import detect
 
 HERE = Path(__file__).parent
 SCENES = range(8)  # the first of a stream that no split has: not chosen by their looks
@@ -32,7 +32,7 @@ def main(workspace: str) -> None:
             path = Path(folder) / f"{number}.png"
             Image.fromarray(make_sample("scene", config.seed, "readme", number, 128).image).save(path)
             files.append(str(path))
-        detect(Request(files, folder, SCORE, nms=NMS), config)
+        detect(files, config, out=folder, score=SCORE, nms=NMS)
         pictures = [Image.open(row["picture"]) for row in json.loads((Path(folder) / "detections.json").read_text())]
         sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(pictures) // COLUMNS) * SIDE), "white")
         for number, picture in enumerate(pictures):

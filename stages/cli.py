@@ -99,11 +99,11 @@ def load(config: str | None, overrides: list[str] | None, workspace: str | None,
 def model_source(
     model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None
 ) -> Config | str:
-    """A model's folder, or the config of the workspace that holds the model; never both."""
+    """Return a model's folder, or the config of the workspace that holds the model; never both."""
     if model is None:
         return load(config, overrides, workspace)
     if config is not None or overrides or workspace is not None:
-        raise ValueError("--model stands for itself: leave out --config, --set and --workspace, or --model")
+        raise ValueError("--model needs no config: leave out --config, --set and --workspace, or --model")
     return model
 
 
@@ -151,7 +151,7 @@ def run(
 
 def _show_results(lines: dict[str, PlanLine]) -> None:
     """Show the table and where the report is, once there are any."""
-    from regionclip_core.report.results_table import format_results
+    from regionclip_core.report.results import format_results
     from regionclip_core.storage.records import Folder
 
     if "evaluate" in lines:
@@ -175,7 +175,7 @@ def status(
 ) -> None:
     """Show the state of every stage, and why."""
     from stages.commands.show import status_json, status_table
-    from stages.engine.lock import read_holder
+    from stages.engine.lock import is_left_behind, read_holder
     from stages.engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
@@ -185,7 +185,8 @@ def status(
         return
     typer.echo(status_table(lines, planner.workspace))
     if (holder := read_holder(planner.workspace)) is not None:
-        typer.echo(f"{'left locked by a process that is gone' if holder.is_dead() else 'running'}: {holder}")
+        gone = is_left_behind(planner.workspace, holder)
+        typer.echo(f"{'left locked by a process that is gone' if gone else 'running'}: {holder}")
 
 
 @app.command()
@@ -301,7 +302,7 @@ def detect(
         str | None, typer.Option(help="Templates for --classes: single, short, clip81 or a file.")
     ] = None,
     nms: Annotated[float | None, typer.Option(help="IoU of the per-class NMS.", min=0, max=1)] = None,
-    max_detections: Annotated[int | None, typer.Option(help="Detections an image, at most.", min=1)] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Detections per image, at most.", min=1)] = None,
     objectness: Annotated[
         str | None, typer.Option(help="How the proposals' objectness enters the score: none, sigmoid or raw_logit.")
     ] = None,
@@ -316,26 +317,25 @@ def detect(
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if classes and not names:
         raise ValueError(f'--classes {classes!r} names no category; expected "a,b,c"')
-    from stages.commands.detect import Request
+    source = model_source(model, config, overrides, workspace)
     from stages.commands.detect import detect as run_detect
 
-    source = model_source(model, config, overrides, workspace)
-    request = Request(
+    run_detect(
         images,
-        out,
-        score,
-        names,
-        name,
-        rpn,
-        text,
-        prompts,
+        source,
+        out=out,
+        score=score,
+        classes=names,
+        name=name,
+        rpn=rpn,
+        text=text,
+        prompts=prompts,
         nms=nms,
         max_detections=max_detections,
         objectness=objectness,
         image_size=image_size,
         device=device,
     )
-    run_detect(request, source)
 
 
 @app.command()
@@ -354,9 +354,10 @@ def export(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write a model of the workspace for other programs: open_clip, a Hugging Face folder, the official code."""
+    source = model_source(model, config, overrides, workspace)
     from stages.commands.export import export as run_export
 
-    run_export(what, model_source(model, config, overrides, workspace), out, format, name)
+    run_export(what, source, out, format, name)
 
 
 @app.command("import")
@@ -376,9 +377,12 @@ def import_(
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""
-    from stages.commands.importing import import_weights
+    from regionclip_core.weights.importing import REPORT, import_checkpoint
 
-    import_weights(file, out, names, model, kind)
+    report = import_checkpoint(file, out, names=names, model=model, kind=kind)
+    typer.echo(f"imported into {out}")
+    typer.echo("\n".join(report.lines()))
+    typer.echo(f"every tensor by name: {out}/{REPORT}")
 
 
 if __name__ == "__main__":

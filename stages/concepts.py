@@ -6,13 +6,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from regionclip_core.concepts.parser import CaptionParser, count_captions, make_parser
-from regionclip_core.concepts.pool import build_pool, merge_counts
-from regionclip_core.concepts.row_groups import RowGroupWriter
+from regionclip_core.concepts.counts import count_captions
+from regionclip_core.concepts.parser import CaptionParser, make_parser
+from regionclip_core.concepts.pool import build_pool
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
-from regionclip_core.storage.tables import DROPPED_CONCEPTS
 from stages.base import ShardResult, ShardWork, StageContext
 
 
@@ -59,16 +58,16 @@ class ConceptsWork(ShardWork):
                 with ctx.out.open_table(phrases_name(shard)) as file:
                     yield pq.read_table(file)
 
-        with ctx.out.write("dropped.parquet") as file, RowGroupWriter(file, DROPPED_CONCEPTS) as dropped:
-            pool = build_pool(merge_counts(tables()), section, dropped.write, classes)
-            with ctx.out.write("concepts.parquet") as concepts:
-                pq.write_table(pool, concepts, compression="zstd")
+        with ctx.out.write("dropped.parquet") as file:
+            pool, dropped = build_pool(tables(), section, file, classes)
+        with ctx.out.write("concepts.parquet") as file:
+            pq.write_table(pool, file, compression="zstd")
         names = pool.column("concept").to_pylist()
         ctx.out.write_bytes("concepts.txt", "".join(f"{name}\n" for name in names).encode())
         return {
             **parser.description(),
             "concepts": len(names),
-            "dropped": dropped.rows,
+            "dropped": dropped,
             "images": sum(record.counts.get("ok", 0) for record in records),
             "min_count": section.min_count,
             "categories": len(classes),

@@ -10,15 +10,15 @@ from typing import Any
 from regionclip_core.config.tree import TarsSplit
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.index import images_name, index_name, write_index
+from regionclip_core.datasets.shard_plan import open_source, plan_shards
 from regionclip_core.datasets.source import ShardPlan, Source
-from regionclip_core.datasets.sources import open_sources, plan_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
 from regionclip_core.storage.tars import TarWriter
 from stages.base import ShardResult, ShardWork, StageContext
 
 SCRATCH = "scan"
-"""Folder inside the artifact, not part of its content, with what was found while scanning the annotation files:
+"""Folder inside the artifact, not part of its content, with what the annotation and caption files say about each image:
 `shards`, which counts the images, fills it, every worker reads it, and the merge removes it."""
 
 
@@ -46,9 +46,10 @@ class DataWork(ShardWork):
 
     def setup(self, ctx: StageContext) -> State:
         """Open the sources and number the shards."""
-        vocabulary = load_categories(ctx.config.data.categories)
-        sources = open_sources(ctx.config.data, ctx.config.seed, vocabulary, ctx.out.child(SCRATCH))
-        plans = plan_shards(sources, ctx.config.data.shard_size)
+        data, scratch = ctx.config.data, ctx.out.child(SCRATCH)
+        vocabulary = load_categories(data.categories)
+        sources = {n: open_source(n, split, ctx.config.seed, vocabulary, scratch) for n, split in data.splits.items()}
+        plans = plan_shards(sources, data.shard_size)
         return State(vocabulary, sources, {plan.shard: plan for plan in plans})
 
     def process(self, ctx: StageContext, state: State, shard: int) -> ShardResult:
@@ -59,14 +60,14 @@ class DataWork(ShardWork):
             store = None
             if source.stores_images:
                 store = stack.enter_context(TarWriter(stack.enter_context(ctx.out.write(images_name(shard)))))
-            found = list(source.samples(plan, store))
+            rows = list(source.samples(plan, store))
         with ctx.out.write(index_name(shard)) as file:
-            write_index(file, [one.row for one in found], state.vocabulary.digest)
+            write_index(file, rows, state.vocabulary.digest)
         # Rows by status, and good rows that lost a part by what they lost.
-        counts = Counter(one.row.status for one in found)
-        for one in found:
-            counts.update(one.dropped)
-        return ShardResult(len(found), dict(sorted(counts.items())) | source.lost(plan))
+        counts = Counter(row.status for row in rows)
+        for row in rows:
+            counts.update(row.lost)
+        return ShardResult(len(rows), dict(sorted(counts.items())) | source.lost(plan))
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Write which shards make a split.

@@ -12,7 +12,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from regionclip_core.concepts.parser import parser_identity
+from regionclip_core.concepts.identity import parser_identity
 from regionclip_core.config.tree import RPN_FIELDS, CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.world.version import WORLD_VERSION

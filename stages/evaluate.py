@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ import torch
 from regionclip_core.datasets.index import split_rows
 from regionclip_core.detection.detector import load_detector
 from regionclip_core.evaluation.data import EvaluationData
-from regionclip_core.evaluation.measuring import ResultsWriter, make_evaluator, measure
+from regionclip_core.evaluation.metrics import ResultsWriter, measure
 from regionclip_core.evaluation.passes import (
     FINETUNED,
     GIVEN,
@@ -20,9 +18,9 @@ from regionclip_core.evaluation.passes import (
     restricted_labels,
     zero_shot,
 )
-from regionclip_core.evaluation.teacher_accuracy import crop_top1, whole_image_top1
+from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
 from regionclip_core.models.clip import ClipModel, load_clip
-from regionclip_core.training.image_tally import ImageTally
+from regionclip_core.training.unreadable_images import UnreadableImages
 from stages.base import JobWork, StageContext
 
 _INITS = {"clip": "teacher", "regionclip": "pretrain"}
@@ -38,9 +36,7 @@ class EvaluateWork(JobWork):
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Measure every model on the same images and proposals."""
         config = ctx.config
-        evaluation = EvaluationData.read(
-            config, ctx.inputs["data"], ctx.inputs["proposals"], annotated_only=config.evaluate.annotated_only
-        )
+        evaluation = EvaluationData(config, ctx.inputs["data"], ctx.inputs["proposals"])
         detectors = [n for n in ("clip", "regionclip", "oracle") if ctx.inputs["finetune"].exists(f"{n}.json")]
         done, total = 0, evaluation.count * (len(_INITS) + len(detectors))
 
@@ -54,46 +50,42 @@ class EvaluateWork(JobWork):
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
-        metrics["teacher"], tallies = self._teacher(ctx, clips["clip"], evaluation)
-        with tempfile.TemporaryDirectory(prefix="regionclip-evaluate-") as folder:
-            evaluator = make_evaluator(config, evaluation, Path(folder))
-            for name, clip in clips.items():
-                results = zero_shot(clip, config, evaluation, ctx.device, count, config.evaluate.given_score_threshold)
-                _put(metrics, name, measure(results, evaluator, (GIVEN, PROPOSED)))
-            settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
-            for name in detectors:
-                clip = clips["clip" if name == "clip" else "regionclip"]
-                detector = load_detector(ctx.inputs["finetune"], stem=name)
-                results = finetuned(detector, clip, config, evaluation, ctx.device, count)
-                with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
-                    _put(metrics, name, measure(results, evaluator, settings, {FINETUNED: writer}))
+        metrics["teacher"], unreadable = self._teacher(ctx, clips["clip"], evaluation)
+        for name, clip in clips.items():
+            results = zero_shot(clip, config, evaluation, ctx.device, count)
+            _put(metrics, name, measure(results, evaluation.evaluator, (GIVEN, PROPOSED)))
+        settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
+        for name in detectors:
+            clip = clips["clip" if name == "clip" else "regionclip"]
+            detector = load_detector(ctx.inputs["finetune"], stem=name)
+            results = finetuned(detector, clip, config, evaluation, ctx.device, count)
+            with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
+                _put(metrics, name, measure(results, evaluation.evaluator, settings, {FINETUNED: writer}))
         ctx.out.write_json("metrics.json", metrics, indent=2)
-        unreadable = []
-        for split, tally in tallies.items():
-            for status, number in tally.counts().items():
+        summary: dict[str, Any] = {"images": evaluation.count, **_headline(metrics)}
+        for split, one in unreadable.items():
+            for status, number in one.counts().items():
                 ctx.counts[status] = ctx.counts.get(status, 0) + number
-            unreadable += [{"split": split, **image} for image in tally.unreadable()]
-        found = {"unreadable": unreadable} if unreadable else {}
-        return {"images": evaluation.count, **_headline(metrics), **found}
+                summary.setdefault("unreadable", {})[split] = one.summary()["unreadable"]
+        return summary
 
     def _teacher(
         self, ctx: StageContext, clip: ClipModel, evaluation: EvaluationData
-    ) -> tuple[dict[str, Any], dict[str, ImageTally]]:
-        """Return the teacher's accuracies, and by split which images could be read: the first look at the pixels.
+    ) -> tuple[dict[str, Any], dict[str, UnreadableImages]]:
+        """Return the teacher's accuracies, and by split which images could not be read: the first look at the pixels.
 
         Raises:
             ErrorRateExceeded: too many could not be read.
         """
-        settings, data, cpu = ctx.config.evaluate, ctx.inputs["data"], torch.device("cpu")
+        settings, data = ctx.config.evaluate, ctx.inputs["data"]
         result = {"crop_top1": crop_top1(clip, ctx.config, evaluation)}
-        evaluation.tally.check(cpu, final=True)
-        tallies = {settings.split: evaluation.tally}
+        unreadable = {settings.split: evaluation.unreadable}
         if (split := settings.whole_image_split) is not None:
-            tally = ImageTally(split_rows(data, (split,)), ctx.config.execution.max_error_rate)
-            result["whole_image_top1"] = whole_image_top1(clip, ctx.config, data, split, tally)
-            tally.check(cpu, final=True)
-            tallies.setdefault(split, tally)  # images of the same split are counted once
-        return result, tallies
+            if split not in unreadable:
+                rows = split_rows(data, (split,))
+                unreadable[split] = UnreadableImages(rows, ctx.config.execution.max_error_rate)
+            result["whole_image_top1"] = whole_image_top1(clip, ctx.config, data, split, unreadable[split])
+        return result, unreadable
 
 
 def _put(metrics: dict[str, Any], model: str, scores: dict[str, dict[str, Any]]) -> None:

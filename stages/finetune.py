@@ -9,7 +9,6 @@ from regionclip_core.detection.finetuning import build_detector, finetune_data, 
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.image_tally import ImageTally
 from stages.base import JobWork, StageContext
 
 
@@ -25,23 +24,20 @@ class FinetuneWork(JobWork):
         if weights != "train":
             model = load_model(Folder(weights))
             if ctx.rank == 0:
-                save_detector(model.detector, ctx.out, model.config["clip_architecture"], stem="regionclip")
+                save_detector(model.detector, ctx.out, model.clip_architecture, stem="regionclip")
             return {"detectors": {"regionclip": {"weights": weights, "names": len(model.detector.names)}}}
         runs = [("clip", "teacher", False), ("regionclip", "pretrain", False)]
         runs += [("oracle", "pretrain", True)] * ctx.config.finetune.oracle
-        detectors, tallies = {}, []
-        for number, (name, init, every_box) in enumerate(runs):
-            detectors[name], tally = self._finetune(ctx, name, init, every_box, (number, len(runs)))
-            tallies.append(tally)
-        tally, *others = tallies
-        for other in others:  # of the same split: an image is counted once, however many detectors could not read it
-            tally.add(other)
-        ctx.counts |= tally.counts()
-        return {"detectors": detectors, **tally.summary()}
+        return {
+            "detectors": {
+                name: self._finetune(ctx, name, init, every_box, (number, len(runs)))
+                for number, (name, init, every_box) in enumerate(runs)
+            }
+        }
 
     def _finetune(
         self, ctx: StageContext, name: str, init: str, every_box: bool, place: tuple[int, int]
-    ) -> tuple[dict[str, Any], ImageTally]:
+    ) -> dict[str, Any]:
         """Finetune one detector; `place`: how many are done, and how many there are."""
         config, (done, of) = ctx.config, place
         training = finetune_data(config, ctx.inputs["data"], ctx.inputs["proposals"], every_box)
@@ -62,8 +58,10 @@ class FinetuneWork(JobWork):
         if ctx.rank == 0:
             save_detector(detector, ctx.out, clip.architecture, stem=name)
             ctx.out.write_json(f"history-{name}.json", result.history)
-        loss = result.history[-1]["loss"]
-        return {"images": len(training.images), "steps": result.steps, "loss": loss}, result.tally
+        for status, number in training.unreadable.counts().items():  # the detectors learn from one split: not a sum
+            ctx.counts[status] = max(number, ctx.counts.get(status, 0))
+        summary = {"images": len(training.images), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**summary, **training.unreadable.summary()}
 
 
 WORK = FinetuneWork()

@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 
 from regionclip_core.datasets.index import split_shards
 from regionclip_core.models.clip import load_clip
-from regionclip_core.models.concept_embeddings import embed_pool, save_embeddings
-from regionclip_core.pretraining.label_quality import label_quality
-from regionclip_core.pretraining.labelling import Labeller
+from regionclip_core.models.text_embeddings import embed_pool, save_embeddings
+from regionclip_core.pretraining.labelling import Labeller, label_quality
 from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardWork, StageContext
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regionclip_core.datasets.index import split_shards
-from regionclip_core.pretraining.pair_reader import pairs_name, write_meta
-from regionclip_core.pretraining.pair_writer import labels_digest, stored_probabilities, write_pairs
+from regionclip_core.pretraining.pairs import labels_digest, pairs_name, stored_probabilities, write_meta, write_pairs
 from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardWork, StageContext
 

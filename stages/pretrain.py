@@ -23,7 +23,7 @@ class PretrainWork(JobWork):
             return self._take(ctx)
         clip = load_clip(ctx.inputs["teacher"])
         student = make_student(clip, config.pretrain)
-        result, samples = pretrain_student(
+        result, pairs = pretrain_student(
             student,
             clip,
             ctx.inputs["labels"],
@@ -39,9 +39,9 @@ class PretrainWork(JobWork):
             clip.model.visual.load_state_dict(student.state_dict())
             save_clip(clip, ctx.out)
             ctx.out.write_json("history.json", result.history)
-        ctx.counts |= result.tally.counts()
-        trained = {"samples": samples, "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**trained, **result.tally.summary()}
+        ctx.counts |= pairs.unreadable.counts()
+        summary = {"samples": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**summary, **pairs.unreadable.summary()}
 
     def _take(self, ctx: StageContext) -> dict[str, Any]:
         """Save the given student. Raises ValueError for one of another architecture than the teacher's."""

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from regionclip_core.datasets.index import split_shards
-from regionclip_core.proposals.proposers import make_proposer, propose_shard, recall_of_splits
+from regionclip_core.proposals.proposers import make_proposer, propose_shard
+from regionclip_core.proposals.recall import recall_of_splits
 from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardWork, StageContext
 

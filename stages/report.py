@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from regionclip_core.report.page import build_page
-from regionclip_core.report.results_table import format_markdown, format_results
+from regionclip_core.report.page import build_page, format_markdown
+from regionclip_core.report.results import format_results
 from stages.base import JobWork, StageContext
 
 

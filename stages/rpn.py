@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from regionclip_core.proposals.network import build_network, train_network
 from regionclip_core.proposals.rpn_folder import load_weights, rpn_section, save_rpn_folder
-from regionclip_core.proposals.training import build_network, train_network
 from stages.base import JobWork, StageContext
 
 
@@ -21,7 +21,7 @@ class RpnWork(JobWork):
         network = build_network(settings, ctx.config.seed)
         summary: dict[str, Any] = {"backbone": settings.backbone, "weights": settings.weights}
         if settings.weights == "train":
-            result = train_network(
+            result, unreadable = train_network(
                 network,
                 ctx.inputs["data"],
                 settings,
@@ -32,8 +32,8 @@ class RpnWork(JobWork):
                 max_error_rate=ctx.config.execution.max_error_rate,
             )
             ctx.out.write_json("history.json", result.history)
-            summary |= {"steps": result.steps, "loss": result.history[-1]["loss"], **result.tally.summary()}
-            ctx.counts |= result.tally.counts()
+            summary |= {"steps": result.steps, "loss": result.history[-1]["loss"], **unreadable.summary()}
+            ctx.counts |= unreadable.counts()
         elif settings.weights != "random":
             read = load_weights(network, settings)
             left_over = Counter(name.split(".")[0] for name in read.left_over)  # by the first part of their names

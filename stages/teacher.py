@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from regionclip_core.models.clip import ClipModel, create_clip, save_clip
-from regionclip_core.pretraining.captioned_images import captioned_images
-from regionclip_core.pretraining.teacher import ClipTrainer, batch_maker
+from regionclip_core.pretraining.teacher import ClipTrainer, captioned_images, clip_batches
 from regionclip_core.training.fit import fit
+from regionclip_core.training.unreadable_images import UnreadableImages
 from stages.base import JobWork, StageContext
 
 
@@ -34,11 +34,11 @@ class TeacherWork(JobWork):
         training = ctx.config.teacher.training
         assert training is not None  # the config refuses `train` without it
         pairs = captioned_images(ctx.inputs["data"], training.splits)
-        tally = pairs.tally(ctx.config.execution.max_error_rate)
+        unreadable = UnreadableImages(len(pairs), ctx.config.execution.max_error_rate)
         clip.model.to(ctx.device, memory_format=torch.channels_last)
         result = fit(
             ClipTrainer(clip).train(),
-            batch_maker(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, tally),
+            clip_batches(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, unreadable),
             optim=training.optim,
             steps=training.steps,
             seed=ctx.config.seed,
@@ -47,14 +47,13 @@ class TeacherWork(JobWork):
             progress=ctx.progress,
             rank=ctx.rank,
             world_size=ctx.world_size,
-            tally=tally,
         )
         clip.model.eval().cpu()
         if ctx.rank == 0:
             ctx.out.write_json("history.json", result.history)
-        ctx.counts |= tally.counts()
-        trained = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**trained, **tally.summary()}
+        ctx.counts |= unreadable.counts()
+        summary = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+        return {**summary, **unreadable.summary()}
 
 
 WORK = TeacherWork()

@@ -14,7 +14,8 @@ from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import Preprocess, save_model
+from regionclip_core.detection.model_folder import save_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import CLIP_LAYOUTS, create_clip, save_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
@@ -48,18 +49,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     rows = torch.randn(len(categories), clip.embed_dim)
     detector = OpenVocabularyDetector(region_encoder(clip), rows, categories.names, 0.01).eval()
-    save_model(
-        Folder(str(root / "detector")),
+    model = RegionModel(
         detector,
-        None,
-        clip_architecture=clip.architecture,
-        clip_name=clip.name,
-        vocabulary=categories,
-        preprocess=Preprocess(128, 1333, clip.mean, clip.std),
-        inference=InferenceSettings(),
-        rpn=None,
-        card="# a detector",
+        categories,
+        detector.class_embeddings,
+        Preprocess(128, 1333, clip.mean, clip.std),
+        InferenceSettings(),
+        clip.name,
+        clip.architecture,
     )
+    save_model(Folder(str(root / "detector")), model, "# a detector")
     (root / "embeddings").mkdir()
     save_file({"embeddings": rows}, str(root / "embeddings" / "embeddings.safetensors"))
     (root / "embeddings" / "embeddings.json").write_text(json.dumps({"names": list(categories.names)}))

@@ -1,8 +1,8 @@
 """From a caption's noun chunks to the phrases that may become concepts.
 
-Shared by both parsers: all it reads is `doc.noun_chunks`, POS, DEP and LEMMA. A chunk counts for its head and for its
-full compound, never for the suffixes between ("link fence" of "chain link fence"); a phrase that names no visible
-thing is not lost but carries the reason.
+Shared by all parsers: it reads `doc.noun_chunks`, POS, DEP and LEMMA, nothing else. A chunk counts for its head and for
+its full compound, never for the suffixes between ("link fence" of "chain link fence"). A phrase that names no visible
+thing is not lost: it carries the reason.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from regionclip_core.concepts.rules import words
+from spacy.attrs import DEP, LEMMA, LOWER, POS
+from spacy.language import Language
+from spacy.matcher import PhraseMatcher
+from spacy.tokens import Doc
+
+from regionclip_core.concepts.rules import word_lists as words
 from regionclip_core.config.tree import ConceptsConfig
-
-if TYPE_CHECKING:
-    from spacy.language import Language
-    from spacy.matcher import PhraseMatcher
-    from spacy.tokens import Doc
 
 
 class Phrase(NamedTuple):
@@ -39,6 +39,7 @@ class Phrase(NamedTuple):
 
 # ---------------------------------------------------------------- raw text
 
+# Most captions are plain ASCII without any of these, and are not looked at further.
 _SUSPICIOUS = re.compile(r"[^ -~]|[<>&@#_|{}\\^~*=\[\]]|://|www\.|\.(?:com|org|net|jpe?g|png)\b", re.IGNORECASE)
 _WEB = re.compile(
     r"<[^<>]{0,300}>|\b(?:https?|ftp)://\S+|\bwww\.\S+|\S+@\S+\.\S+|[@#]\w+|\b[\w.-]+\.(?:com|org|net|jpe?g|png|gif)\b\S*",
@@ -57,7 +58,7 @@ PIECE = 50_000
 
 
 def clean(caption: str) -> str:
-    """The caption without markup, addresses, control characters, emoji and other scripts.
+    """Return the caption without markup, addresses, control characters, emoji and other scripts.
 
     What is taken out leaves a comma, so that the words around it don't join into one phrase.
     """
@@ -72,14 +73,14 @@ def clean(caption: str) -> str:
 
 
 def is_foreign(text: str) -> bool:
-    """More function words of other languages than English ones (and at least two)."""
+    """Return whether there are more function words of other languages than English ones (and at least two)."""
     parts = set(text.lower().split())
     foreign = len(parts & words.FOREIGN_WORDS)
     return foreign >= 2 and foreign > len(parts & words.ENGLISH_WORDS)
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """`text` in stretches of at most `size` characters, cut at the last space before that where there is one."""
+    """Yield `text` in stretches of at most `size` characters, cut at the last space before that where there is one."""
     start = 0
     while len(text) - start > size:
         cut = text.rfind(" ", start + 1, start + size)
@@ -107,101 +108,102 @@ class PhraseExtractor:
         self._nominal = frozenset(strings.add(tag) for tag in ("NOUN", "PROPN"))
         self._multiword, self._max_words, self._merge = config.multiword, config.max_words, dict(config.merge)
         self._drop = frozenset(config.drop)
-        self.protected: dict[str, str] = {}
-        self._matcher: PhraseMatcher | None = None
-        self._protect(nlp, protected)
-
-    def _protect(self, nlp: Language, names: Sequence[str]) -> None:
-        from spacy.matcher import PhraseMatcher
-
-        matcher = PhraseMatcher(nlp.vocab, attr="LEMMA")
-        for name in names:
+        self._protected: set[str] = set()
+        self._matcher = PhraseMatcher(nlp.vocab, attr="LEMMA")  # class names of several words
+        for name in protected:
             lemmas = class_lemmas(nlp, name)
-            if not lemmas:
-                continue
             text = " ".join(lemmas)
-            self.protected[self._merge.get(text, text)] = name
+            if lemmas:
+                self._protected.add(self._merge.get(text, text))
             if len(lemmas) > 1:
-                from spacy.tokens import Doc
-
-                matcher.add(text, [Doc(nlp.vocab, words=lemmas, lemmas=lemmas)])
-        if len(matcher):
-            self._matcher = matcher
+                self._matcher.add(text, [Doc(nlp.vocab, words=lemmas, lemmas=lemmas)])
 
     def extract(self, doc: Doc) -> list[Phrase]:
-        """The phrases of one parsed caption, in the order of their heads."""
+        """Return the phrases of one parsed caption, in the order of their heads."""
         found: list[Phrase] = []
         chunks = [(chunk.start, chunk.end - 1) for chunk in doc.noun_chunks]
         if not chunks:
             return found
         text = _Words(doc)
-        spans = self._protected_spans(doc)
+        names: dict[int, int] = {}  # last word -> first word of a class name of several words; the longest wins
+        if len(self._matcher):
+            for _, start, end in self._matcher(doc):
+                names[end - 1] = min(start, names.get(end - 1, start))
         for start, head in chunks:
-            for i in range(start, head):
+            for i in range(start, head):  # "the old man's hat": the man is a mention too
                 if text.dep[i] == self._poss and text.pos[i] in self._nominal:
-                    self._phrases(text, start, i, spans.get(i), found)
+                    self._phrases(text, start, i, names.get(i), found)
             if text.pos[head] in self._nominal:
-                self._phrases(text, start, head, spans.get(head), found)
+                self._phrases(text, start, head, names.get(head), found)
         return found
 
-    def _protected_spans(self, doc: Doc) -> dict[int, int]:
-        """Last word -> first word of the protected multi-word names in `doc`; the longest wins."""
-        spans: dict[int, int] = {}
-        if self._matcher is not None:
-            for _, start, end in self._matcher(doc):
-                spans[end - 1] = min(start, spans.get(end - 1, start))
-        return spans
+    def _phrases(self, text: _Words, start: int, head: int, name: int | None, found: list[Phrase]) -> None:
+        """Add the phrases of one head to `found`.
 
-    def _phrases(self, text: _Words, start: int, head: int, span: int | None, found: list[Phrase]) -> None:
-        """The phrases of one head, whose noun phrase begins at `start`."""
-        if span is not None:
-            self._protected_name(text, span, head, found)
+        Its noun phrase begins at `start`; a class name of several words that ends in the head begins at `name`.
+        """
+        if name is not None:  # "hot dog" is a mention of itself alone, whatever `multiword` says
+            lemmas, surface = " ".join(text.lemma[name : head + 1]), " ".join(text.lower[name : head + 1])
+            found.append(Phrase(self._merge.get(lemmas, lemmas), text.lemma[head], head + 1 - name, surface, None))
             return
         first = head
         while first > start and text.dep[first - 1] == self._compound:
             first -= 1
         if first > start and f"{text.lemma[first - 1]} {text.lemma[first]}" in words.LEXICAL_PAIRS:
-            first -= 1
+            first -= 1  # "polar bear": an adjective that makes a thing of its own
         lemma = self._merge.get(text.lemma[head], text.lemma[head])
         pair = f"{text.lemma[head - 1]} {text.lemma[head]}" if head > start else ""
-        reason = self._reason(text, start, head, lemma)
+        reason = None if lemma in self._protected else self._reason(text, start, head, lemma)
         if first == head or (reason is not None and pair not in words.LEXICAL_HEADS):
             found.append(Phrase(lemma, lemma, 1, text.lower[head], reason))
             return
-        compound = [_modifier(text, i) for i in range(first, head)]
-        compound.append(lemma)
-        surface = " ".join(text.lower[first : head + 1])
-        self._compound_phrases(compound, surface, text.lower[head], pair, reason, found)
-
-    def _compound_phrases(
-        self, compound: list[str], surface: str, head_surface: str, pair: str, reason: str | None, found: list[Phrase]
-    ) -> None:
-        """Head, full compound or both, as `multiword` says; one that is too long counts for its head only."""
-        lemma, text = compound[-1], " ".join(compound)
-        text = self._merge.get(text, text)
-        readable = all(_CONCEPT.match(part) and len(part) <= _LONGEST_WORD for part in compound)
-        whole_reason = None if readable else "not_a_word"
-        if len(compound) > self._max_words and text not in self.protected:
-            whole_reason = whole_reason or "too_long"
-        keep_head = self._multiword != "compound" or whole_reason is not None
+        # The first words of a compound keep their form where the plural is a word of its own ("sports car").
+        parts = [
+            text.lower[i] if text.lower[i] in words.PLURAL_MODIFIERS else text.lemma[i] for i in range(first, head)
+        ]
+        parts.append(lemma)
+        compound = " ".join(parts)
+        compound = self._merge.get(compound, compound)
+        compound_reason = None
+        if not all(_CONCEPT.match(part) and len(part) <= _LONGEST_WORD for part in parts):
+            compound_reason = "not_a_word"
+        elif len(parts) > self._max_words and compound not in self._protected:
+            compound_reason = "too_long"
+        # A compound that makes no concept counts for its head. "hot dog" is no dog, so its head counts for nothing.
+        keep_head = self._multiword != "compound" or compound_reason is not None
         if keep_head and not (pair in words.EXOCENTRIC_PAIRS and self._multiword == "both"):
-            found.append(Phrase(lemma, lemma, 1, head_surface, reason))
+            found.append(Phrase(lemma, lemma, 1, text.lower[head], reason))
         if self._multiword != "head":
-            found.append(Phrase(text, lemma, len(compound), surface, whole_reason))
-
-    def _protected_name(self, text: _Words, first: int, head: int, found: list[Phrase]) -> None:
-        """A class name of several words stands for itself alone, whatever `multiword` says."""
-        name = " ".join(text.lemma[first : head + 1])
-        surface = " ".join(text.lower[first : head + 1])
-        found.append(Phrase(self._merge.get(name, name), text.lemma[head], head + 1 - first, surface, None))
+            surface = " ".join(text.lower[first : head + 1])
+            found.append(Phrase(compound, lemma, len(parts), surface, compound_reason))
 
     def _reason(self, text: _Words, start: int, head: int, lemma: str) -> str | None:
-        """Why the head makes no concept, or None."""
-        if lemma in self.protected:
-            return None
+        """Return why the head makes no concept: `not_a_word` or one of the classes in config.drop; else None."""
         if not 2 <= len(lemma) <= _LONGEST_WORD or not _CONCEPT.match(lemma):
             return "not_a_word"
-        reason = _word_class(text, start, head, lemma)
+        after = text.lower[head + 1] if head + 1 < len(text.lower) else ""
+        reason = None
+        if lemma in words.PARTITIVES and (after == "of" or lemma in words.QUANTITY_NOUNS):  # "a slice of pizza"
+            reason = "partitive"
+        elif lemma in words.COLORS:  # "in red"; but "an orange" and "oranges" are fruit
+            if lemma != "orange" or (start == head and text.lower[head] == lemma):
+                reason = "abstract"
+        elif lemma in words.IMAGE_WORDS or (after == "of" and lemma in words.IMAGE_WORDS_WITH_OF):  # "a photo of"
+            reason = "image"
+        elif lemma in words.TIME_WORDS:  # "at night"
+            reason = "time"
+        elif lemma in words.RELATIONAL:  # "the top of", "in the back"; but "a red top" is a garment, "its back" a part
+            thing = (
+                lemma == "foot"
+                or (lemma == "top" and (text.lower[start] in ("a", "an") or text.lower[head] == "tops"))
+                or (lemma == "back" and text.lower[start] in words.POSSESSIVES)
+            )
+            if after == "of" or not thing:
+                reason = "relational"
+        elif lemma in words.ABSTRACT or (  # "a trick", "in the wild"
+            lemma in words.ADJECTIVES and lemma not in words.ADJECTIVE_NOUNS and lemma not in words.NOUNS
+        ):
+            reason = "abstract"
         return reason if reason in self._drop else None
 
 
@@ -211,8 +213,6 @@ class _Words:
     __slots__ = ("dep", "lemma", "lower", "pos")
 
     def __init__(self, doc: Doc) -> None:
-        from spacy.attrs import DEP, LEMMA, LOWER, POS
-
         columns = doc.to_array([POS, DEP, LEMMA, LOWER]).T.tolist()
         string = doc.vocab.strings.__getitem__
         self.pos: list[int] = columns[0]
@@ -222,48 +222,9 @@ class _Words:
 
 
 def class_lemmas(nlp: Language, name: str) -> list[str]:
-    """Lemmas of a class name, by the same pipeline as the captions ("skis" -> ["ski"]); [] for an empty name.
+    """Return the lemmas of a class name, by the captions' pipeline ("skis" -> ["ski"]); [] for an empty name.
 
     The name is read inside a noun phrase; alone, "remote" or "train" could be an adjective or a verb.
     """
     plain = re.sub(r"\(.*?\)", " ", name.replace("_", " ")).strip().lower()
-    if not plain:
-        return []
-    prefix = nlp("the")
-    doc = nlp(f"the {plain}")
-    return [token.lemma_.lower() for token in doc[len(prefix) :]]
-
-
-def _modifier(text: _Words, i: int) -> str:
-    """A compound's first words keep their form where the plural is a word of its own ("sports car")."""
-    lower = text.lower[i]
-    return lower if lower in words.PLURAL_MODIFIERS else text.lemma[i]
-
-
-def _word_class(text: _Words, start: int, head: int, lemma: str) -> str | None:
-    """partitive, image, time, relational, abstract, or None."""
-    after = text.lower[head + 1] if head + 1 < len(text.lower) else ""
-    if lemma in words.PARTITIVES and (after == "of" or lemma in words.QUANTITY_NOUNS):
-        return "partitive"
-    if lemma in words.COLORS:
-        fruit = lemma == "orange" and (start < head or text.lower[head] != lemma)
-        return None if fruit else "abstract"
-    if lemma in words.IMAGE_WORDS or (after == "of" and lemma in words.IMAGE_WORDS_WITH_OF):
-        return "image"
-    if lemma in words.TIME_WORDS:
-        return "time"
-    if lemma in words.RELATIONAL:
-        return None if _is_thing(text, start, head, lemma, after) else "relational"
-    if lemma in words.ADJECTIVES and lemma not in words.ADJECTIVE_NOUNS and lemma not in words.NOUNS:
-        return "abstract"
-    return "abstract" if lemma in words.ABSTRACT else None
-
-
-def _is_thing(text: _Words, start: int, head: int, lemma: str, after: str) -> bool:
-    """ "a red top" is a garment and "its back" a body part; "the top of" and "in the back" are places."""
-    if after == "of":
-        return False
-    first = text.lower[start]
-    if lemma == "top":
-        return first in ("a", "an") or text.lower[head] == "tops"
-    return lemma == "foot" or (lemma == "back" and first in words.POSSESSIVES)
+    return [token.lemma_.lower() for token in nlp(f"the {plain}")[1:]] if plain else []

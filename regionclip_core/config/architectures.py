@@ -1,4 +1,4 @@
-"""What a CLIP architecture can do, told from its description alone: read without torch or open_clip.
+"""What a CLIP architecture can do, judged by its description alone, without importing torch or open_clip.
 
 A description is open_clip's `model_cfg`: `embed_dim`, `vision_cfg`, `text_cfg` and a few switches.
 """
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from regionclip_core.config.nearest import nearest
 
 RESNET_STRIDE = 16
-"""Input pixels a cell of the stage-3 map, on which a ResNet's regions are aligned."""
+"""Input pixels per cell of the stage-3 map, on which a ResNet's regions are aligned."""
 
 _SWITCHES = {"quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
 _OTHER_BLOCKS = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
@@ -29,14 +29,19 @@ class Tower:
     kind: Literal["resnet", "vit", "siglip", "timm"]
     """`vit`: open_clip's own. `siglip`: timm's ViT with an attention pool. `timm`: any other timm model."""
     stride: int | None
-    """Input pixels a cell of its feature map; None where there are no region features."""
+    """Input pixels per cell of its feature map; None where there are no region features."""
     no_regions: str | None
     """Why it can't give features of regions from one pass over an image; None if it can."""
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """The description of a built-in open_clip architecture; ValueError with the nearest names if there is none."""
-    folder = _configs_folder()
+    """Return the description of a built-in open_clip architecture. Raises ValueError with the nearest names."""
+    spec = importlib.util.find_spec("open_clip")  # finds the package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            "teacher.model: open_clip, which knows the architectures, is not installed: pip install open_clip_torch"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model_configs"
     file = folder / f"{name}.json"
     if "/" in name or not file.is_file():
         near = nearest(name, ["small", *(path.stem for path in folder.glob("*.json"))], most=3, cutoff=0.5)
@@ -46,20 +51,8 @@ def model_config(name: str) -> dict[str, Any]:
     return config
 
 
-def _configs_folder() -> Path:
-    spec = importlib.util.find_spec("open_clip")  # finds the package without importing it
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            "teacher.model: open_clip, which knows the architectures, is not installed: pip install open_clip_torch"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "model_configs"
-
-
-# ---------------------------------------------------------------- what a description allows
-
-
 def why_not_buildable(config: Mapping[str, Any]) -> str | None:
-    """Why no ClipModel can be made of a description, offline; None if one can."""
+    """Return why no ClipModel can be built from a description, offline; None if one can."""
     if "multimodal_cfg" in config:
         return "it is a captioning model (CoCa), not a plain pair of encoders"
     if unknown := set(config) - _SWITCHES - {"embed_dim", "vision_cfg", "text_cfg"}:
@@ -77,10 +70,15 @@ def why_not_buildable(config: Mapping[str, Any]) -> str | None:
 
 
 def tower_of(config: Mapping[str, Any]) -> Tower:
-    """The image tower of a description."""
+    """Return the image tower of a description."""
     vision = config["vision_cfg"]
-    if vision.get("timm_model_name"):
-        return _timm_tower(vision)
+    if timm_name := vision.get("timm_model_name"):
+        found = re.match(r"vit_\w+_patch(\d+)_siglip_\d+$", timm_name)
+        if found and vision.get("timm_pool") == "map" and vision.get("timm_proj") == "none":
+            return Tower("siglip", int(found[1]), None)
+        return Tower(
+            "timm", None, f"its image tower is timm's {timm_name}, which has no patch features for regions here"
+        )
     if isinstance(vision.get("layers", 12), (list, tuple)):
         return Tower("resnet", RESNET_STRIDE, None)
     reason = None
@@ -93,11 +91,3 @@ def tower_of(config: Mapping[str, Any]) -> Tower:
     elif not isinstance(vision.get("patch_size", 16), int):
         reason = f"its patches are not square ({vision['patch_size']})"
     return Tower("vit", None if reason else vision.get("patch_size", 16), reason)
-
-
-def _timm_tower(vision: Mapping[str, Any]) -> Tower:
-    name = vision["timm_model_name"]
-    found = re.match(r"vit_\w+_patch(\d+)_siglip_\d+$", name)
-    if found and vision.get("timm_pool") == "map" and vision.get("timm_proj") == "none":
-        return Tower("siglip", int(found[1]), None)
-    return Tower("timm", None, f"its image tower is timm's {name}, which has no patch features for regions here")

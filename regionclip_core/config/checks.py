@@ -13,12 +13,7 @@ from regionclip_core.config.tree import Config
 def check_config(config: Config) -> list[str]:
     """Return one line per setting that doesn't fit another one, or that the teacher's architecture can't do."""
     # With a split that doesn't exist the other checks would repeat, or stumble over, what the first one found.
-    return list(_unknown_splits(config)) or [
-        *_without_proposals(config),
-        *_crossed(config),
-        *_without_what_is_read(config),
-        *_architecture(config),
-    ]
+    return list(_unknown_splits(config)) or [*_between_sections(config), *_architecture(config)]
 
 
 def _unknown_splits(config: Config) -> Iterator[str]:
@@ -48,7 +43,7 @@ def _unknown_splits(config: Config) -> Iterator[str]:
                 yield f"{path}: expected each split once (came: {list(names)})"
 
 
-def _without_proposals(config: Config) -> Iterator[str]:
+def _between_sections(config: Config) -> Iterator[str]:
     for path, names in [
         ("labels.splits", config.labels.splits),
         ("finetune.split", (config.finetune.split,)),
@@ -57,29 +52,21 @@ def _without_proposals(config: Config) -> Iterator[str]:
         for name in names:
             if name not in config.proposals.splits:
                 yield f"{path}: split {name!r} has no proposals; add it to proposals.splits"
-
-
-def _crossed(config: Config) -> Iterator[str]:
-    """Limits that others pass."""
-    sizes = {
-        "rpn": (config.rpn.image_size, config.rpn.max_size),
-        "pretrain": (config.pretrain.image_size, config.pretrain.max_size),
-        "finetune": (config.finetune.image_size, config.finetune.max_size),
-        "evaluate": (config.evaluate.image_size, config.evaluate.max_size),
-    }
-    if config.labels.mode == "roi":  # which alone reads them
-        sizes["labels"] = (config.labels.image_size, config.labels.max_size)
-    for name, (shorter, longer) in sizes.items():
-        if longer < shorter:
-            yield f"{name}.max_size: expected at least {name}.image_size, which is {shorter} (came: {longer})"
+    for section in ("rpn", "labels", "pretrain", "finetune", "evaluate"):
+        settings = getattr(config, section)
+        read = section != "labels" or config.labels.mode == "roi"
+        if read and settings.max_size < (shorter := settings.image_size):
+            yield (
+                f"{section}.max_size: expected at least {section}.image_size, which is {shorter} "
+                f"(came: {settings.max_size})"
+            )
     for name, split in config.data.splits.items():
         if split.source == "world" and split.kind == "scene" and split.object_size[0] * split.image_size < 8:
             yield (
                 f"data.splits.{name}.object_size: expected objects of at least 8 pixels, a share of "
                 f"{8 / split.image_size:.3g} of image_size {split.image_size} (came: {list(split.object_size)})"
             )
-    drawn = [side for side in config.finetune.train_sizes if side > config.finetune.max_size]
-    if drawn:
+    if drawn := [side for side in config.finetune.train_sizes if side > config.finetune.max_size]:
         yield f"finetune.train_sizes: expected at most finetune.max_size, {config.finetune.max_size} (came: {drawn[0]})"
     weights = (config.pretrain.contrastive_weight, config.pretrain.distill_weight, config.pretrain.image_text_weight)
     if not any(weights):
@@ -92,10 +79,6 @@ def _crossed(config: Config) -> Iterator[str]:
             f"pairs.min_regions: expected at most pairs.max_regions, which is {config.pairs.max_regions} "
             f"(came: {config.pairs.min_regions})"
         )
-
-
-def _without_what_is_read(config: Config) -> Iterator[str]:
-    """Settings that read what the data or the proposals of this run don't have."""
     raw = [n for n in ("objectness", "finetuned_objectness") if getattr(config.evaluate, n) == "raw_logit"]
     if raw and config.proposals.method != "rpn":  # their logits are all 0, and so would be every score
         yield (
@@ -115,7 +98,7 @@ def _architecture(config: Config) -> Iterator[str]:
     """What the configuration asks of the teacher's architecture and it can't do, for any stage."""
     name = config.teacher.model
     if name == "small":
-        yield from _sides(config, "small", RESNET_STRIDE)
+        yield from _too_small(config, "small", RESNET_STRIDE)
         return
     try:
         description = model_config(name)
@@ -127,8 +110,8 @@ def _architecture(config: Config) -> Iterator[str]:
         return
     if config.teacher.weights == "train" and "init_logit_bias" in description:
         yield (
-            f"teacher.weights: {name} is trained with a sigmoid for each pair, and `train` has CLIP's softmax loss "
-            "alone; give weights"
+            f"teacher.weights: {name} needs a sigmoid loss per pair, and `train` has only CLIP's softmax loss; give "
+            "weights"
         )
     if description["text_cfg"].get("hf_tokenizer_name") and importlib.util.find_spec("transformers") is None:
         yield (
@@ -138,11 +121,11 @@ def _architecture(config: Config) -> Iterator[str]:
     tower = tower_of(description)
     if tower.no_regions is None:
         assert tower.stride is not None
-        yield from _sides(config, name, tower.stride)
+        yield from _too_small(config, name, tower.stride)
         if tower.kind != "resnet" and config.pretrain.global_box == "padded":
             yield (
                 f"pretrain.global_box: `padded` is the official code's box around image and padding, and {name}, a "
-                "ViT, is not shown the padding; set image"
+                "ViT, does not see the padding; set image"
             )
     elif config.labels.mode == "roi":
         yield (
@@ -151,10 +134,23 @@ def _architecture(config: Config) -> Iterator[str]:
         )
 
 
-def check_stages(config: Config, stages: Collection[str]) -> None:
-    """ValueError if one of `stages` needs region features and the teacher's architecture has none.
+def _too_small(config: Config, name: str, stride: int) -> Iterator[str]:
+    """Inputs that are smaller than one cell of the feature map."""
+    sides = [
+        (f"{stage}.image_size", getattr(config, stage).image_size) for stage in ("pretrain", "finetune", "evaluate")
+    ]
+    sides += [("finetune.train_sizes", side) for side in config.finetune.train_sizes]
+    if config.labels.mode == "roi":
+        sides.append(("labels.image_size", config.labels.image_size))
+    for path, side in sides:
+        if side < stride:
+            yield f"{path}: expected at least a cell of {name}'s feature map, {stride} px (came: {side})"
 
-    Apart from check_config: with such a teacher the stages up to the pseudo labels can run.
+
+def check_stages(config: Config, stages: Collection[str]) -> None:
+    """Raise ValueError if one of `stages` needs region features and the teacher's architecture has none.
+
+    This is not part of check_config: with such a teacher the stages up to the pseudo labels can run.
     """
     if config.teacher.model == "small":
         return
@@ -167,15 +163,3 @@ def check_stages(config: Config, stages: Collection[str]) -> None:
             f"{', '.join(blocked)}: {tower.no_regions}. Take an RN, ViT or SigLIP architecture, or stop earlier with "
             "`regionclip run pairs`"
         )
-
-
-def _sides(config: Config, name: str, stride: int) -> Iterator[str]:
-    """Inputs must be at least one cell of the feature map high."""
-    sides = [("pretrain.image_size", config.pretrain.image_size), ("finetune.image_size", config.finetune.image_size)]
-    sides += [("evaluate.image_size", config.evaluate.image_size)]
-    sides += [("finetune.train_sizes", side) for side in config.finetune.train_sizes]
-    if config.labels.mode == "roi":
-        sides.append(("labels.image_size", config.labels.image_size))
-    for path, side in sides:
-        if side < stride:
-            yield f"{path}: expected at least a cell of {name}'s feature map, {stride} px (came: {side})"

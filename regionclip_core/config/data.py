@@ -1,4 +1,4 @@
-"""Settings of what goes in: the splits by their sources, the categories, the concept pool from captions."""
+"""Settings of what goes in: the splits by their sources, the categories, and the concept pool from captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ObjectShare = Annotated[float, Field(gt=0, le=0.9)]
 
 
 class WorldSplit(Section):
-    """Images of the embedded world."""
+    """Images of the embedded world, drawn by the project itself."""
 
     source: Literal["world"] = "world"
     kind: Literal["closeup", "scene"] = "scene"
@@ -21,9 +21,9 @@ class WorldSplit(Section):
     images: Count
     """Number of images."""
     image_size: int = Field(128, ge=32, le=1024)
-    """Side of the square image, pixels."""
+    """Side of the square image, in pixels."""
     objects: Listed[tuple[ObjectCount, ObjectCount]] = (3, 7)
-    """Fewest and most objects in an image (`scene` only)."""
+    """Fewest and most objects per image (`scene` only)."""
     object_size: Listed[tuple[ObjectShare, ObjectShare]] = (0.11, 0.24)
     """Smallest and largest object, as a share of the image side (`scene` only); at least 8 pixels."""
 
@@ -54,7 +54,7 @@ class CocoSplit(Section):
     captions: str | None = None
     """captions_*.json, for captions."""
     masks: bool = False
-    """Read segmentation masks too: for `finetune.mask_head` and mask AP."""
+    """Also read segmentation masks, for `finetune.mask_head` and mask AP."""
     limit: Count | None = None
     """Take only the first images, in the order of the file."""
 
@@ -70,7 +70,7 @@ class LvisSplit(Section):
     captions: str | None = None
     """COCO's captions_*.json, for captions of the same images."""
     masks: bool = True
-    """Read segmentation masks too: for `finetune.mask_head` and mask AP."""
+    """Also read segmentation masks, for `finetune.mask_head` and mask AP."""
     limit: Count | None = None
     """Take only the first images, in the order of the file."""
 
@@ -82,7 +82,7 @@ class FolderSplit(Section):
     images: str
     """Folder (or fsspec URL) of images."""
     captions: str
-    """.jsonl, .csv or .tsv with the fields `file` and `caption`; a file may stand in several rows."""
+    """.jsonl, .csv or .tsv with the fields `file` and `caption`; an image may have several rows."""
 
 
 Split = Annotated[WorldSplit | TarsSplit | CocoSplit | LvisSplit | FolderSplit, Field(discriminator="source")]
@@ -97,7 +97,7 @@ class DataConfig(Section):
     """`world`, a name under data/ (`coco_ovd`), a YAML/JSON file with `base:` and `novel:` lists, a COCO
     annotation file (all its categories are base), or an LVIS one (rare categories are novel, the others base)."""
     shard_size: Count = 500
-    """Images a shard (tars keep the shards they come in)."""
+    """Images per shard (tars keep the shards they come in)."""
 
 
 class ConceptsConfig(Section):
@@ -106,19 +106,19 @@ class ConceptsConfig(Section):
     splits: Listed[tuple[str, ...]]
     """Splits whose captions are parsed."""
     parser: Literal["auto", "spacy", "rules"] = "auto"
-    """`spacy`: an installed pipeline. `rules`: the built-in caption parser. `auto`: the first that is there."""
+    """`spacy`: an installed pipeline. `rules`: the built-in caption parser. `auto`: the first that is installed."""
     spacy_model: str = "en_core_web_sm"
     """Name or path for spacy.load; never downloaded."""
     min_count: Count = 100
-    """Concepts seen less often are dropped (the paper's CC3M pool: 100)."""
+    """Concepts with a smaller count are dropped (the paper's CC3M pool: 100)."""
     count_unit: Literal["caption", "image"] = "caption"
-    """What one count is."""
+    """Whether a concept's count is of captions or of images."""
     multiword: Literal["head", "compound", "both"] = "both"
     """Keep the head noun, the full compound, or both."""
     max_words: Count = 3
-    """Longer compounds count for their head only."""
+    """A compound of more words counts for its head noun only."""
     merge: dict[str, str] = Field({"people": "person"})
-    """Lemmas counted as another."""
+    """Lemmas that count as another one."""
     drop: Listed[tuple[Literal["relational", "partitive", "image", "time", "abstract"], ...]] = (
         "relational",
         "partitive",
@@ -126,15 +126,15 @@ class ConceptsConfig(Section):
         "time",
         "abstract",
     )
-    """Word classes that make no concept."""
+    """Classes of words that make no concept."""
     protect_categories: bool = False
-    """Never drop a category name that the captions hold (it must still be seen, and min_count still rules)."""
+    """Never drop a category name as a class of words; it must still be in the captions, `min_count` times."""
     max_concepts: Count | None = None
-    """Keep only the most frequent."""
+    """Keep only the most frequent ones."""
 
     @field_validator("spacy_model")
     @classmethod
-    def _spacy_is_here(cls, name: str) -> str:
+    def _spacy_is_local(cls, name: str) -> str:
         if "://" in name:  # spaCy opens folders only
             raise ValueError(
                 f"expected the name of an installed pipeline or the path of one on this machine, came {name!r}; copy "

@@ -1,4 +1,4 @@
-"""Settings of regions and what is said of them: proposals, pseudo labels, pairs, and average precision."""
+"""Settings of regions and what is computed of them: proposals, pseudo labels, pairs, and average precision."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from regionclip_core.config.section import (
     Count,
     CountOrNone,
     Listed,
+    LongerSide,
     PositiveShare,
     Section,
     Share,
+    ShorterSide,
     Side,
     Temperature,
 )
 
 Resize = Literal["detection", "pretraining"]
-
-
 GridScale = Annotated[float, Field(ge=0.01, le=1)]
 
 
@@ -28,14 +28,17 @@ class ProposalsConfig(Section):
     """Boxes that may hold an object."""
 
     splits: Listed[tuple[str, ...]]
+    """Splits whose images get proposals: those of all later stages."""
     method: Literal["rpn", "grid", "random", "given"] = "rpn"
-    """`given` takes the annotated boxes, whatever their category."""
+    """`rpn`: by the network of the stage rpn. `given`: the annotated boxes, whatever their category."""
     max_regions: int = Field(100, ge=1, le=10**5)
-    """Boxes kept an image, best objectness first."""
+    """Proposals kept per image, highest objectness first."""
     pre_nms: Count = 1000
+    """Boxes with the highest objectness that enter the NMS, per level of the feature pyramid."""
     nms: PositiveShare = 0.7
+    """IoU above which the NMS drops the box of lower objectness."""
     min_objectness: Share = 0.0
-    """Sigmoid of the RPN logit, smallest kept."""
+    """Proposals below this objectness, the sigmoid of the logit, are dropped."""
     grid_scales: Listed[Annotated[tuple[GridScale, ...], Field(min_length=1)]] = (0.15, 0.25, 0.5)
     """`grid`: box sides as shares of the shorter image side; `random` draws between the extremes."""
 
@@ -44,32 +47,34 @@ class LabelsConfig(Section):
     """Teacher pseudo labels for proposals (paper section 3.3)."""
 
     splits: Listed[tuple[str, ...]]
+    """Splits whose proposals are labelled; the student learns from them."""
     mode: Literal["roi", "crop"] = "crop"
-    """`roi`: RoIAlign on the image's feature map, the paper's way. `crop`: each region alone through the teacher."""
+    """`roi`: RoIAlign on the image's feature map, as in the paper. `crop`: each region alone through the teacher."""
     context: float = Field(1.2, ge=1, le=100)
-    """`crop`: side of the square crop over the longer side of the box."""
+    """`crop`: side of the square crop, as a multiple of the longer side of the box."""
     image_size: Side = 128
-    """`roi`: shorter side of the input, pixels."""
-    max_size: Side = 1333
+    """`roi`: shorter side of the resized image, in pixels."""
+    max_size: LongerSide = 1333
     resize: Resize = "detection"
-    """`roi`: `detection` resizes bilinearly and rounds the longer side; `pretraining` is the official pretraining's
-    rule: bicubic, longer side rounded down."""
+    """`roi`: `detection` resizes bilinearly and rounds the longer side; `pretraining` is the rule of the official
+    pretraining: bicubic, longer side rounded down."""
     max_regions: Count = 16
-    """Proposals labelled an image, best objectness first."""
+    """Proposals labelled per image, highest objectness first."""
     threshold: float = Field(0.1, ge=0, lt=1)
-    """Regions whose best probability is not above this are marked, and not used."""
+    """Regions whose best probability is not above this are stored, but not used."""
     temperature: Temperature | None = None
-    """null takes the teacher's own, 1 / exp(logit_scale)."""
+    """Of the softmax over concepts; null takes the teacher's own, 1 / exp(logit_scale)."""
     top_k: Count = 16
-    """Teacher probabilities stored a region; the rest is stored as one residual mass."""
+    """Teacher probabilities stored per region; the rest is stored as one residual mass."""
     batch_size: BatchSize = 64
+    """`crop`: crops per forward pass."""
 
 
 class PairsConfig(Section):
     """Region-text samples as WebDataset tars."""
 
     max_regions: Count = 16
-    """Kept regions an image, highest score first."""
+    """Regions written per image, highest score first."""
     min_regions: CountOrNone = 1
     """Images with fewer kept regions are left out."""
 
@@ -78,27 +83,31 @@ class EvaluateConfig(Section):
     """Average precision on base, novel and all categories."""
 
     split: str = "val"
+    """Split on which the detectors are measured."""
     protocol: Literal["coco", "lvis"] = "coco"
     """`lvis`: federated evaluation with APr, APc and APf; takes LVIS splits."""
     annotated_only: bool = False
     """Leave out images without an object of any category, as the official validation sets do."""
-    image_size: Side = 128
-    max_size: Side = 1333
+    image_size: ShorterSide = 128
+    max_size: LongerSide = 1333
     batch_size: BatchSize = 16
+    """Images per forward pass."""
     score_threshold: Share = 0.001
+    """Detections with a lower score are dropped."""
     given_score_threshold: Share | None = None
-    """Zero-shot with annotated boxes: replaces `score_threshold`, which null takes (official for LVIS: 0.0001)."""
+    """Replaces `score_threshold` for zero-shot with annotated boxes, unless null (official for LVIS: 0.0001)."""
     nms: PositiveShare = 0.5
     """IoU of the per-class NMS (`gaussian` doesn't use it)."""
     nms_kind: Literal["hard", "gaussian", "linear"] = "hard"
     """Finetuned detectors: `hard` NMS, or soft-NMS that lowers scores; their official test scripts use `gaussian`.
     Zero-shot rows always have hard NMS, as officially."""
     report_probability: bool = False
-    """Report the class probability, though its product with the objectness ranks and is thresholded (as the official
-    drawing tool does). Soft-NMS ignores it, officially too."""
+    """Report the class probability as the score, although detections are ranked and thresholded by its product with
+    the objectness (as the official drawing tool does). Soft-NMS ignores this setting, officially too."""
     max_detections: Count = 100
+    """Detections kept per image, highest score first."""
     whole_image_split: str | None = None
-    """Split whose one-object images measure the teacher's whole-image accuracy; null leaves that row out."""
+    """Split on whose one-object images the teacher's whole-image accuracy is measured; null leaves that row out."""
     zero_shot_background: Literal["none", "zero"] = "none"
     """Zero-shot softmax over the categories alone, or with the official zero embedding as one more column."""
     objectness: Literal["none", "sigmoid", "raw_logit"] = "sigmoid"

@@ -1,4 +1,4 @@
-"""Settings of what is trained: teacher, proposal network, student, detector."""
+"""Settings of the trainings: teacher, proposal network, student, detector."""
 
 from __future__ import annotations
 
@@ -8,38 +8,48 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from regionclip_core.config.regions import Resize
 from regionclip_core.config.section import (
-    BatchSize,
+    CheckpointEvery,
     Count,
     CountOrNone,
+    Flip,
+    ImagesPerStep,
     Listed,
+    LongerSide,
     PositiveShare,
     Section,
-    Share,
+    ShorterSide,
     Side,
+    Steps,
     Temperature,
     Weight,
 )
 
 
 class OptimConfig(Section):
-    """Optimiser and schedule of one training job."""
+    """Optimiser and learning-rate schedule of one training."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW decays matrices only; SGD decays every parameter, as the official code does."""
     lr: float = Field(1e-3, gt=0, le=1000)
+    """Highest learning rate, reached after the warm-up."""
     weight_decay: Weight = 0.05
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD only."""
     schedule: Literal["constant", "cosine", "one_cycle", "steps"] = "cosine"
+    """After the warm-up: `cosine` and `one_cycle` fall to 0, `steps` falls at `drops`. `one_cycle` also warms up along
+    a cosine."""
     warmup_steps: CountOrNone = 0
+    """Steps over which the rate rises from `warmup_factor * lr` to `lr`."""
     warmup_factor: PositiveShare = 1e-3
-    """Multiplier of the rate at step 0; rises linearly to 1."""
+    """Multiplier of the rate at step 0."""
     drops: Listed[tuple[Count, ...]] = ()
-    """`steps` only: the rate falls by `drop_factor` at these steps."""
+    """`steps` only: the steps at which the rate is multiplied by `drop_factor`."""
     drop_factor: PositiveShare = 0.1
+    """`steps` only: multiplier of the rate at each of `drops`."""
     clip_norm: float | None = Field(None, gt=0, le=1e9)
-    """Gradient L2 norm; null clips nothing."""
+    """Largest L2 norm of the gradient; null clips nothing."""
     clip_per_tensor: bool = False
-    """Clip each parameter on its own, as the official pretraining does, not the global norm."""
+    """Clip each parameter's gradient on its own, as the official pretraining does, instead of all together."""
 
 
 Channels = Annotated[int, Field(ge=1, le=2**14)]
@@ -50,17 +60,23 @@ class ClipArchitecture(Section):
     """A small CLIP with open_clip's own modules: ModifiedResNet and a text transformer."""
 
     embed_dim: Channels = 128
+    """Dimensions of the embedding that images and texts share."""
     image_size: int = Field(64, multiple_of=32, ge=32, le=2048)
-    """Side of the square input, pixels; a multiple of 32."""
+    """Side of the square input, in pixels; a multiple of 32."""
     vision_width: int = Field(16, multiple_of=2, ge=2, le=2**14)
     """Channels of the first stage; even, since the stem has half as many."""
     vision_layers: Listed[tuple[Depth, Depth, Depth, Depth]] = (1, 1, 1, 1)
+    """Residual blocks of the four stages."""
     text_width: Channels = 128
+    """Channels of the text transformer."""
     text_heads: Channels = 4
+    """Attention heads of the text transformer; a divisor of `text_width`."""
     text_layers: Depth = 1
+    """Blocks of the text transformer."""
     context_length: int = Field(32, ge=8, le=2**14)
-    """Tokens a caption, start and end included; in fewer than 8 a prompt has no room for its category."""
+    """Tokens per caption, start and end included; with fewer than 8 a prompt has no room for its category."""
     quick_gelu: bool = False
+    """OpenAI's approximation of the GELU, x * sigmoid(1.702 x)."""
 
     @field_validator("text_heads")
     @classmethod
@@ -75,13 +91,15 @@ class TeacherTraining(Section):
     """CLIP from nothing on the captioned splits (the embedded default)."""
 
     splits: Listed[tuple[str, ...]]
-    steps: Count = 2400
+    """Splits whose images and captions are learned from."""
+    steps: Steps = 2400
     batch_size: int = Field(64, ge=2, le=2**20)
+    """Images per step, over all workers together; each caption is contrasted with all of them."""
     min_crop: PositiveShare = 0.8
-    """Random-resized-crop area, smallest share."""
-    flip: Share = 0.5
+    """Smallest area of the random resized crop, as a share of the image."""
+    flip: Flip = 0.5
     optim: OptimConfig = OptimConfig(lr=1.5e-3, schedule="one_cycle", warmup_steps=200)
-    checkpoint_every: Count = 400
+    checkpoint_every: CheckpointEvery = 400
 
 
 class TeacherConfig(Section):
@@ -89,7 +107,7 @@ class TeacherConfig(Section):
 
     model: str = "small"
     """`small` (see `architecture`) or an open_clip architecture: an RN, a ViT (ViT-B-16), a SigLIP (ViT-B-16-SigLIP);
-    others can label with `labels.mode: crop` and no more."""
+    others can only label, with `labels.mode: crop`."""
     weights: str = "train"
     """`train` (on `training.splits`), an open_clip pretrained tag (`openai`), a local checkpoint file, a folder from
     `regionclip import` or `export`, or `random` (untrained: for trying the pipeline out, never for results)."""
@@ -98,13 +116,13 @@ class TeacherConfig(Section):
     prompts: str = "short"
     """Prompt templates: `single`, `short`, `clip81` (the paper's), or a text file with `{}` lines."""
     normalize_prompts: bool = True
-    """Normalise each prompt's embedding before averaging; false reproduces the official average of raw ones."""
+    """Normalise each prompt's embedding before averaging; false averages the raw ones, as the official code does."""
     embeddings: Listed[tuple[str, ...]] = ()
-    """Folders from `regionclip import` of published embedding files. Names that they hold take their embedding from
+    """Folders that `regionclip import` made of published embedding files. The names in them take their embeddings from
     there, all others from the text encoder."""
 
     @model_validator(mode="after")
-    def _training_is_given(self) -> TeacherConfig:
+    def _has_training(self) -> TeacherConfig:
         if self.weights == "train" and self.training is None:
             raise ValueError("weights: train needs a `training:` section that names its splits")
         return self
@@ -118,22 +136,22 @@ class RpnConfig(Section):
     weights: str = "train"
     """`train`, `random` (for trying out), or a file or folder from `regionclip import`."""
     split: str = "train"
+    """Split whose boxes of base categories are learned from."""
     width: int = Field(24, ge=1, le=2**12)
     """Channels of the small backbone's first stage."""
     image_size: int = Field(128, ge=16, le=2**14)
-    """Shorter side of the input, pixels."""
-    max_size: Side = 1333
-    """Longer side, pixels, at most."""
+    """Shorter side of the resized image, in pixels."""
+    max_size: LongerSide = 1333
     anchor_sizes: Listed[Annotated[tuple[Side, ...], Field(min_length=1)]] = (12, 20, 32)
-    """Anchor sides at input resolution, pixels (small backbone only)."""
-    steps: Count = 300
-    batch_size: BatchSize = 16
+    """Sides of the anchors, in pixels of the resized image (small backbone only)."""
+    steps: Steps = 300
+    batch_size: ImagesPerStep = 16
     optim: OptimConfig = OptimConfig(lr=4e-3)
-    checkpoint_every: Count = 100
+    checkpoint_every: CheckpointEvery = 100
 
 
 RPN_FIELDS = ("backbone", "width", "anchor_sizes", "image_size", "max_size")
-"""What of RpnConfig builds a network and feeds it."""
+"""The settings of RpnConfig that decide how a network is built and what input it gets."""
 
 
 class PretrainConfig(Section):
@@ -142,62 +160,70 @@ class PretrainConfig(Section):
     weights: str = "train"
     """`train`, or a student to take as it is: a folder from `regionclip import`, an exported CLIP folder, or the folder
     of an artifact that holds one."""
-    steps: Count = 300
-    batch_size: BatchSize = 16
-    """Images a step, all workers together."""
+    steps: Steps = 300
+    batch_size: ImagesPerStep = 16
     regions_per_image: Count = 12
-    image_size: Side = 128
-    """Shorter side of the input, pixels."""
-    max_size: Side = 1333
+    """Regions per image and step, drawn at random from the kept ones."""
+    image_size: ShorterSide = 128
+    max_size: LongerSide = 1333
     resize: Resize = "detection"
     """As `labels.resize`."""
-    flip: Share = 0.5
+    flip: Flip = 0.5
     freeze_at: int = Field(2, ge=0, le=5)
     """Frozen parts of the visual encoder. ResNets: 1 the stem, 2 also stage 1, ..., 5 all but the attention pool.
     ViTs: 1 patch embedding and positions, 2 also the first quarter of the blocks, ..., 5 all but what pools."""
     temperature: Temperature | None = None
-    """null takes the teacher's own."""
+    """Of the three losses; null takes the teacher's own."""
     contrastive_weight: Weight = 1.0
+    """Weight of the region-text contrastive loss."""
     distill_weight: Weight = 1.0
+    """Weight of the distillation of the teacher's probabilities over concepts."""
     image_text_weight: Weight = 1.0
+    """Weight of CLIP's image-text contrastive loss."""
     gather_regions: bool = True
-    """The region losses are those of all workers' regions together, whatever their number; false reproduces the
-    official losses, which each worker takes over its own regions."""
+    """Contrast the regions of all workers with each other, so that their number doesn't matter; false reproduces the
+    official code, where each worker contrasts its own regions only."""
     global_box: Literal["image", "padded"] = "image"
-    """`padded` reproduces the official global box over the batch's padded canvas."""
+    """Box of the image-text loss: the `image`, or, as in the official code, its `padded` canvas in the batch."""
     optim: OptimConfig = OptimConfig(lr=5e-4, weight_decay=1e-4, clip_norm=5.0)
-    checkpoint_every: Count = 100
+    checkpoint_every: CheckpointEvery = 100
 
 
 class FinetuneConfig(Section):
     """Open-vocabulary detector from base boxes (paper section 3.4)."""
 
     weights: str = "train"
-    """`train`, or a published detector: a folder from `regionclip import`, taken as it is for the `regionclip` one."""
+    """`train`, or a published detector to take as `regionclip`: a folder from `regionclip import`."""
     split: str = "train"
+    """Split whose boxes of base categories are learned from."""
     sampling: Literal["uniform", "repeat_factor"] = "uniform"
-    """`repeat_factor`: images with rare categories come more often (LVIS's way)."""
+    """`repeat_factor`: images with rare categories are drawn more often, as LVIS does."""
     repeat_threshold: PositiveShare = 0.001
-    """`repeat_factor`: categories in a smaller share of the images are repeated."""
+    """`repeat_factor`: categories that are in a smaller share of the images are repeated."""
     oracle: bool = True
-    """Also finetune on the boxes of all categories, as an upper row."""
-    steps: Count = 60
-    batch_size: BatchSize = 16
+    """Also finetune one detector on the boxes of all categories, as an upper limit in the results."""
+    steps: Steps = 60
+    batch_size: ImagesPerStep = 16
     regions_per_image: Count = 16
+    """Proposals per image and step that the losses are computed on."""
     positive_fraction: PositiveShare = 0.25
-    image_size: Side = 128
-    max_size: Side = 1333
+    """Largest share of objects among them; background fills the rest."""
+    image_size: ShorterSide = 128
+    max_size: LongerSide = 1333
     train_sizes: Listed[tuple[Side, ...]] = ()
-    """Shorter sides of the input to draw from, one an image and step; empty: always `image_size`."""
-    flip: Share = 0.5
+    """Shorter sides to draw from, one per image and step, in pixels; empty: always `image_size`."""
+    flip: Flip = 0.5
     freeze_at: int = Field(2, ge=0, le=5)
+    """As `pretrain.freeze_at`."""
     temperature: Temperature | None = None
+    """Divides the cosines of regions and categories; null takes the teacher's own."""
     background: Literal["zero", "learnable"] = "learnable"
     """Background logit: the official fixed zero embedding, or one learnable logit."""
     background_weight: float = Field(0.2, gt=0, le=1000)
+    """Weight of background regions in the classification loss."""
     focal_gamma: float | None = Field(0.5, ge=0, le=100)
-    """null: cross entropy, divided by the sum of weights (the official LVIS loss)."""
+    """Exponent of the focal loss; null: cross entropy, divided by the sum of weights (the official LVIS loss)."""
     mask_head: bool = False
     """Also train a class-agnostic mask head; needs a split with `masks: true`."""
     optim: OptimConfig = OptimConfig(lr=3e-4, weight_decay=1e-4)
-    checkpoint_every: Count = 50
+    checkpoint_every: CheckpointEvery = 50

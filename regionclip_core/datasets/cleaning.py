@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import posixpath
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,46 +14,37 @@ MAX_CAPTION = 10_000
 _UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # Unicode's control, format and separator characters
 
 
-class BadCaption(ValueError):
-    """A caption that can't be used; the message is the reason."""
-
-
-def clean_caption(raw: str | bytes) -> str:
-    """A caption as stripped, valid Unicode, without a byte-order mark.
-
-    Raises:
-        BadCaption: not UTF-8, empty, nothing to be seen, or longer than MAX_CAPTION characters.
-    """
-    try:
-        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
-        text.encode("utf-8")  # a str may hold lone surrogates, from an escape in JSON or an undecodable byte
-    except UnicodeDecodeError as error:
-        raise BadCaption(f"caption is not UTF-8 (byte {error.start})") from error
-    except UnicodeEncodeError as error:
-        raise BadCaption(f"caption is not valid Unicode (character {error.start})") from error
-    text = text.removeprefix("\ufeff").strip()
-    if not any(unicodedata.category(character) not in _UNSEEN for character in text):
-        raise BadCaption("caption is empty")
-    if len(text) > MAX_CAPTION:
-        raise BadCaption(f"caption of {len(text)} characters, at most {MAX_CAPTION}")
-    return text
-
-
 def clean_captions(raw: Iterable[object]) -> tuple[list[str], list[str]]:
-    """(captions kept, reasons why others were dropped)."""
+    """Return the captions kept, as stripped and valid Unicode without a byte-order mark, and why others were dropped.
+
+    Dropped are those that are not text or not UTF-8, have no visible character, or have more than MAX_CAPTION.
+    """
     kept, dropped = [], []
     for one in raw:
         try:
-            if not isinstance(one, (str, bytes)):
-                raise BadCaption(f"caption is a {type(one).__name__}, expected text")
-            kept.append(clean_caption(one))
-        except BadCaption as error:
-            dropped.append(str(error))
+            text = one.decode("utf-8") if isinstance(one, bytes) else one
+            if not isinstance(text, str):
+                dropped.append(f"caption is a {type(one).__name__}, expected text")
+                continue
+            text.encode("utf-8")  # a str may hold lone surrogates, from an escape in JSON or an undecodable byte
+        except UnicodeDecodeError as error:
+            dropped.append(f"caption is not UTF-8 (byte {error.start})")
+            continue
+        except UnicodeEncodeError as error:
+            dropped.append(f"caption is not valid Unicode (character {error.start})")
+            continue
+        text = text.removeprefix("\ufeff").strip()
+        if not any(unicodedata.category(character) not in _UNSEEN for character in text):
+            dropped.append("caption is empty")
+        elif len(text) > MAX_CAPTION:
+            dropped.append(f"caption of {len(text)} characters, at most {MAX_CAPTION}")
+        else:
+            kept.append(text)
     return kept, dropped
 
 
 def clean_box(xyxy: npt.ArrayLike, width: int, height: int) -> tuple[npt.NDArray[np.float32] | None, str | None]:
-    """(the box clipped to the image, None), or (None, why it is dropped).
+    """Return (the box clipped to the image, None), or (None, why it is dropped).
 
     Args:
         xyxy: absolute corner coordinates in pixels.
@@ -73,14 +64,6 @@ def clean_box(xyxy: npt.ArrayLike, width: int, height: int) -> tuple[npt.NDArray
 
 
 def reasons(texts: Iterable[str]) -> str | None:
-    """One line for the reason column: equal reasons counted, None if there are none."""
-    counted: dict[str, int] = {}
-    for text in texts:
-        counted[text] = counted.get(text, 0) + 1
-    parts = [text if n == 1 else f"{n} x {text}" for text, n in counted.items()]
-    return "; ".join(parts)[:1000] or None
-
-
-def stem(path: str) -> str:
-    """File name without folder and extension."""
-    return posixpath.basename(path).rsplit(".", 1)[0]
+    """Return one line for the reason column, equal reasons counted; None if there are none."""
+    counted = Counter(texts)
+    return "; ".join(text if n == 1 else f"{n} x {text}" for text, n in counted.items())[:1000] or None

@@ -1,92 +1,115 @@
-"""COCO-style annotation files beside a folder of images."""
+"""COCO-style annotation files beside a folder of images, and LVIS's, which add to them.
+
+LVIS is federated: a category is annotated in some images only. An image lists the categories that are known to be
+absent from it (`neg_category_ids`) and those of which not every object is annotated (`not_exhaustive_category_ids`);
+of a category that it neither lists nor has a box of, nothing is known.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from regionclip_core.config.tree import CocoSplit, LvisSplit
-from regionclip_core.datasets.annotation_scan import AnnotationScan, EntryReader, Image, hashable, scan_annotations
+from regionclip_core.datasets.annotation_files import Image, hashable, join_annotations
 from regionclip_core.datasets.cleaning import clean_box, clean_captions, reasons
+from regionclip_core.datasets.image_list import ListedSource
 from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE
 from regionclip_core.datasets.index import WHOLE_FILE, IndexRow
-from regionclip_core.datasets.segmentations import BadMask, mask_counts
-from regionclip_core.datasets.source import Found, Piece, ShardPlan, Source, even_pieces
-from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.datasets.source import ShardPlan
+from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name
+from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.locations import absolute, join, printable, unsafe_name
-from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tars import TarWriter
 
 _MAX_AREA = 2.0**53  # square pixels; a larger or infinite area is no area
+_FARTHEST = 2.0**20  # pixels; the rasteriser's integers and its memory end somewhere beyond
 
 
-class CocoSource(Source):
+class CocoSource(ListedSource):
     """Images listed in instances_*.json, captions_*.json or both, joined by image id.
 
     Width and height are the file's: opening 118,000 images to ask them is slow, and a reader checks them anyway when
     it decodes. Boxes come from xywh; categories are matched to the vocabulary by name, -1 where it lacks them. An
     image without captions or boxes is kept.
+
+    With LVIS, names of categories are cleaned, images that only the captions file lists are left out, and rows have
+    `neg_labels` and `not_exhaustive_labels`.
     """
 
-    caption_images = True
-    """Whether images that only the captions file lists belong to the split."""
-
-    def __init__(
-        self, name: str, split: CocoSplit | LvisSplit, vocabulary: Vocabulary, scratch: Folder | None = None
-    ) -> None:
-        """`scratch` is a folder for what was found by scanning the files, which is slow."""
-        if split.instances is None and split.captions is None:
+    def __init__(self, name: str, split: CocoSplit | LvisSplit, vocabulary: Vocabulary, scratch: Folder) -> None:
+        files = {kind: url for kind in ("instances", "captions") if (url := getattr(split, kind))}
+        if not files:
             raise ValueError(f"data.splits.{name}: a coco split needs `instances:`, `captions:` or both")
-        self._name, self._split, self._vocabulary, self._scratch = name, split, vocabulary, scratch
+        super().__init__(name, scratch, " and ".join(f"{kind}: {url}" for kind, url in files.items()))
+        self._split, self._vocabulary, self._is_lvis = split, vocabulary, isinstance(split, LvisSplit)
+        self._files = {kind: absolute(url) for kind, url in files.items()}
         self._images = absolute(split.images)
         self._row_of = {label: row for row, label in enumerate(vocabulary.names)}
-        self._kinds = [kind for kind in ("instances", "captions") if getattr(split, kind)]
-        self._urls = [absolute(getattr(split, kind)) for kind in self._kinds]
-        self._reader = EntryReader(self._urls)  # of all shards: a remote file is copied once a worker
-        self._scan: AnnotationScan | None = None
 
-    def pieces(self, shard_size: int) -> list[Piece]:
-        count = len(self._scanned())
-        if count == 0:
-            files = " and ".join(f"{kind}: {getattr(self._split, kind)}" for kind in self._kinds)
-            raise ValueError(f"data.splits.{self._name}: no images are listed in {files}; give other files or drop it")
-        return even_pieces(min(count, self._split.limit or count), shard_size)
+    def _read_files(self) -> tuple[Iterator[bytes], dict[str, Any]]:
+        return join_annotations(self._files, self._file_name, not self._is_lvis, self._split.limit)
 
-    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[Found]:
-        scan = self._scanned()
-        categories = self._category_names(scan)
-        read = self._reader.read
-        for number in range(plan.piece.start, plan.piece.stop):
-            (image,) = read(int(scan.image_file[number]), scan.images, number, number + 1)
-            annotations: dict[str, Iterator[Any]] = {
-                kind: map(_as_object, read(i, scan.annotations[i], *scan.first[i][number : number + 2].tolist()))
-                for i, kind in enumerate(self._kinds)
-            }
-            yield self._sample(number, image, bool(scan.duplicates[number]), annotations, categories)
+    def _file_name(self, image: Image) -> str | None:
+        """Return `file_name`, or the last folder and the name of `coco_url`, as train2017/000000000009.jpg.
+
+        LVIS takes its images from two folders of COCO's, which only `coco_url` names; elsewhere `file_name` is first.
+        """
+        url = image.get("coco_url")
+        names = [image.get("file_name"), "/".join(url.split("/")[-2:]) if isinstance(url, str) else None]
+        return next((name for name in (reversed(names) if self._is_lvis else names) if isinstance(name, str)), None)
+
+    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
+        categories = self._category_names()
+        for number, found in enumerate(self._documents(plan.piece), start=plan.piece.start):
+            image = _as_object(found["image"])
+            name = self._file_name(image)
+            problem = _image_problem(image, name, found["duplicate"])
+            if problem is not None:
+                # Keys and (negative) ids of bad rows never meet a good one's.
+                key = f"{printable(name or '')}#{number}"
+                yield IndexRow(key, -1 - number, status=problem[0], reason=problem[1])
+                continue
+            assert name is not None
+            captions, bad_captions = clean_captions(_as_object(a).get("caption") for a in found.get("captions", ()))
+            boxes, bad_boxes = self._boxes(image, found.get("instances", ()), categories)
+            labels, bad_labels = self._image_labels(image, categories) if self._is_lvis else ({}, [])
+            lost = {"lost_caption": bad_captions, "lost_box": bad_boxes, "lost_image_labels": bad_labels}
+            yield IndexRow(
+                key=name,
+                image_id=int(image["id"]),
+                url=join(self._images, name),
+                size=WHOLE_FILE,
+                width=image["width"],
+                height=image["height"],
+                captions=captions,
+                reason=reasons([*bad_captions, *bad_boxes, *bad_labels]),
+                lost=tuple(status for status, why in lost.items() if why),
+                **boxes,
+                **labels,
+            )
 
     def lost(self, plan: ShardPlan) -> dict[str, int]:
-        found = self._scanned().lost
-        return {"lost_annotations": found} if found and plan.piece.ordinal == 0 else {}
+        lost = self._facts["lost"]
+        return {"lost_annotations": lost} if lost and plan.piece.ordinal == 0 else {}
 
-    def _scanned(self) -> AnnotationScan:
-        """Once a run, by whoever asks first: the driver, when it counts the images."""
-        if self._scan is None and self._scratch is not None:
-            self._scan = AnnotationScan.load(self._scratch, quote(self._name, safe=""))
-        if self._scan is None:
-            self._scan = scan_annotations(self._urls, self._file_name, self.caption_images)
-            if self._scratch is not None:
-                self._scan.save(self._scratch, quote(self._name, safe=""))
-        return self._scan
-
-    def _category_names(self, scan: AnnotationScan) -> dict[Any, str]:
-        """The vocabulary's names by the file's category ids."""
-        if "instances" not in self._kinds:
+    def _category_names(self) -> dict[Any, str]:
+        """Return the vocabulary's names by the file's category ids."""
+        if "instances" not in self._files:
             return {}
-        found = scan.categories[self._kinds.index("instances")]
-        names = {key: self._category_name(name) for key, name in found.items()}
+        names = dict(self._facts["categories"]["instances"])
+        if self._is_lvis:
+            names = {key: clean_lvis_name(name) for key, name in names.items()}
+            repeated = [name for name, count in Counter(names.values()).items() if count > 1]
+            if repeated:
+                raise ValueError(
+                    f"{self._split.instances}: several categories are called {repeated[0]!r} once cleaned; boxes are "
+                    "matched by name, so rename one"
+                )
         if not set(names.values()) & set(self._row_of):
             raise ValueError(
                 f"data.splits.{self._name}.instances: none of the categories in {self._split.instances} "
@@ -95,55 +118,22 @@ class CocoSource(Source):
             )
         return names
 
-    def _sample(
-        self,
-        number: int,
-        image: Any,
-        duplicate: bool,
-        annotations: dict[str, Iterator[Any]],
-        categories: dict[Any, str],
-    ) -> Found:
-        image = _as_object(image)
-        name = self._file_name(image)
-        problem = _image_problem(image, image.get("id"), name, duplicate)
-        if problem is not None:
-            # Keys and (negative) ids of bad rows never meet a good one's.
-            key = f"{printable(name or '')}#{number}"
-            return Found(IndexRow(key, -1 - number, status=problem[0], reason=problem[1]))
-        assert name is not None
-        captions, bad_captions = clean_captions(one.get("caption") for one in annotations.get("captions", ()))
-        boxes, bad_boxes = self._boxes(image, annotations.get("instances", iter(())), categories)
-        labels, bad_labels = self._image_labels(image, categories)
-        row = IndexRow(
-            key=name,
-            image_id=int(image["id"]),
-            url=join(self._images, name),
-            size=WHOLE_FILE,
-            width=image["width"],
-            height=image["height"],
-            captions=captions,
-            reason=reasons([*bad_captions, *bad_boxes, *bad_labels]),
-            **boxes,
-            **labels,
-        )
-        lost = {"lost_caption": bad_captions, "lost_box": bad_boxes, "lost_image_labels": bad_labels}
-        return Found(row, tuple(status for status, why in lost.items() if why))
-
     def _boxes(
-        self, image: Image, annotations: Iterator[Any], categories: dict[Any, str]
+        self, image: Image, annotations: list[Any], categories: dict[Any, str]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Box columns of the image's row, and why boxes were dropped."""
+        """Return the box columns of the image's row, and why boxes were dropped."""
         boxes, labels, crowd, areas, masks, dropped = [], [], [], [], [], []
-        for one in annotations:
-            corners = _corners(one.get("bbox"))
-            if corners is None:
+        for one in map(_as_object, annotations):
+            bbox = one.get("bbox")
+            if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) for v in bbox):
                 dropped.append("box is not four numbers")
                 continue
+            x, y, w, h = bbox
             category = hashable(one.get("category_id"))
             if category not in categories:
                 dropped.append(f"box of category {category!r}, which the file does not name")
                 continue
-            box, problem = clean_box(corners, image["width"], image["height"])
+            box, problem = clean_box((x, y, x + w, y + h), image["width"], image["height"])
             if box is None:
                 dropped.append(f"box dropped: {problem}")
                 continue
@@ -157,7 +147,8 @@ class CocoSource(Source):
             labels.append(self._row_of.get(categories[category], -1))
             crowd.append(bool(one.get("iscrowd")))
             area = one.get("area")
-            areas.append(area if _positive(area) else float((box[2] - box[0]) * (box[3] - box[1])))
+            given = isinstance(area, (int, float)) and 0 < area < _MAX_AREA
+            areas.append(area if given else float((box[2] - box[0]) * (box[3] - box[1])))
         return {
             "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
             "box_labels": np.asarray(labels, np.int32),
@@ -166,35 +157,36 @@ class CocoSource(Source):
             "box_masks": masks,
         }, dropped
 
-    def _file_name(self, image: Image) -> str | None:
-        """`file_name`; where there is none, what `coco_url` ends with, folder included."""
-        name = image.get("file_name")
-        return name if isinstance(name, str) else url_name(image)
-
-    def _category_name(self, name: str) -> str:
-        """The vocabulary's name for a category of the file."""
-        return name
-
     def _image_labels(self, image: Image, categories: dict[Any, str]) -> tuple[dict[str, Any], list[str]]:
-        """Columns about categories of the image as a whole, and what was wrong with them: COCO has none."""
-        return {}, []
+        """Return LVIS's columns about the image as a whole, and what was wrong with its lists.
+
+        Categories outside the vocabulary are left out. A list that is missing or names what is no category loses what
+        is wrong in it.
+        """
+        columns: dict[str, Any] = {}
+        problems = []
+        lists = {"neg_labels": "neg_category_ids", "not_exhaustive_labels": "not_exhaustive_category_ids"}
+        for column, field in lists.items():
+            ids = image.get(field)
+            if not isinstance(ids, list):
+                problems.append(f"{field} is not a list of category ids")
+                ids = []
+            named = [categories[hashable(one)] for one in ids if hashable(one) in categories]
+            if len(named) < len(ids):
+                problems.append(f"{field} holds ids that are no category of the file")
+            rows = {self._row_of[name] for name in named if name in self._row_of}
+            columns[column] = np.array(sorted(rows), np.int32)
+        return columns, problems
 
 
 def _as_object(entry: Any) -> dict[str, Any]:
-    """An entry of a list; without fields if it is no object, or one nested too deep to be read."""
+    """Return an entry of a list; without fields if it is no object."""
     return entry if isinstance(entry, dict) else {}
 
 
-def url_name(image: Image) -> str | None:
-    """The last folder and the name of `coco_url`, as train2017/000000000009.jpg."""
-    url = image.get("coco_url")
-    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
-
-
-def _image_problem(
-    image: dict[str, Any], image_id: object, name: str | None, duplicate: bool
-) -> tuple[str, str] | None:
-    """(status, reason) of an entry of `images` that can't be used."""
+def _image_problem(image: Image, name: str | None, duplicate: bool) -> tuple[str, str] | None:
+    """Return (status, reason) of an entry of `images` that can't be used; None if it can."""
+    image_id = image.get("id")
     if not isinstance(image_id, int) or not 0 <= image_id < 2**63 or name is None:
         return "bad_image", f"expected an integer id and a file_name, found {image_id!r} and {name!r}"[:500]
     unsafe = unsafe_name(name)
@@ -210,16 +202,68 @@ def _image_problem(
     return None
 
 
-def _corners(bbox: object) -> list[float] | None:
-    """xywh to xyxy; None if it is not four numbers."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) for v in bbox):
-        return None
-    try:
-        x, y, w, h = (float(v) for v in bbox)
-    except OverflowError:  # JSON integers have no upper end
-        return None
-    return [x, y, x + w, y + h]
+class BadMask(ValueError):
+    """A segmentation that can't be read; the message is the reason."""
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < _MAX_AREA
+def mask_counts(segmentation: object, height: int, width: int) -> bytes:
+    """Return one object's mask as COCO's compressed run lengths (`counts`), which go down the columns, zeros first.
+
+    Args:
+        segmentation: polygons `[[x1, y1, x2, y2, ...], ...]`, whose union is taken, or run lengths
+            `{"size": [h, w], "counts": ...}`, as a list of numbers or as compressed text.
+        height, width: of the image, pixels.
+
+    Raises:
+        BadMask: none of these forms, not of the image's size, or no polygon with three corners.
+    """
+    if isinstance(segmentation, dict):
+        size, runs = segmentation.get("size"), segmentation.get("counts")
+        if size != [height, width]:
+            raise BadMask(f"run lengths are of size {str(size)[:40]}, the image is [{height}, {width}]")
+        if isinstance(runs, str):
+            runs = _from_text(runs)
+        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+            raise BadMask("run lengths are not whole numbers of at least 0")
+        if sum(runs) != height * width:
+            raise BadMask(f"run lengths cover {sum(runs)} pixels, the image has {height * width}")
+        encoded = coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)
+    else:
+        if not isinstance(segmentation, list) or not all(isinstance(one, list) for one in segmentation):
+            raise BadMask("segmentation is neither a list of polygons nor run lengths")
+        for polygon in segmentation:
+            if len(polygon) % 2 or not all(type(value) in (int, float) for value in polygon):
+                raise BadMask("a polygon is not a list of x, y pairs")
+            if not all(abs(value) <= _FARTHEST for value in polygon):
+                raise BadMask("a corner of a polygon is not finite, or far outside the image")
+        # COCO has a few polygons with fewer corners beside good ones.
+        polygons = [[float(value) for value in polygon] for polygon in segmentation if len(polygon) >= 6]
+        if not polygons:
+            raise BadMask("no polygon with three corners")
+        encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    counts: bytes = encoded["counts"]
+    return counts
+
+
+def _from_text(text: str) -> list[int]:
+    """Return the runs of COCO's compressed text, which pycocotools would read without looking for errors.
+
+    Five bits per character from 48 on, the lowest first; from the fourth run on, differences.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 50:
+            raise BadMask("compressed run lengths can't be read")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise BadMask("compressed run lengths end early")
+    return runs

@@ -2,78 +2,179 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
 from collections.abc import Iterator
-from tempfile import TemporaryDirectory
-from urllib.parse import quote
+from typing import Any, TextIO
+
+import numpy as np
 
 from regionclip_core.config.tree import FolderSplit
-from regionclip_core.datasets.caption_rows import CaptionRow
-from regionclip_core.datasets.caption_scan import CaptionScan
 from regionclip_core.datasets.cleaning import clean_captions, reasons
+from regionclip_core.datasets.image_list import ListedSource, Spool, by_image
 from regionclip_core.datasets.images import BadImage, check_image, read_image_file
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.datasets.source import Found, Piece, ShardPlan, Source, even_pieces
-from regionclip_core.storage.locations import absolute, join, printable, unsafe_name
-from regionclip_core.storage.records import Folder
+from regionclip_core.datasets.source import ShardPlan
+from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.locations import absolute, join, open_location, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
 
+LARGEST_FIELD = 1 << 26
+"""Characters of one field of a .csv. A quote that is left open reaches it and is an error before memory is full."""
+_DIGEST = 16  # bytes
 
-class FolderSource(Source):
+
+class FolderSource(ListedSource):
     """Images by the file names of a caption file, in the order of their first row; each is decoded once."""
 
-    def __init__(self, name: str, split: FolderSplit, scratch: Folder | None = None) -> None:
-        """`scratch` is a folder for where the rows of each image stand in the caption file; None: a temporary one."""
-        self._name, self._split = name, split
-        self._images = absolute(split.images)
-        if scratch is None:
-            self._own = TemporaryDirectory(prefix="regionclip-captions-")
-            scratch = Folder(self._own.name)
-        self._scratch = scratch
-        self._scan: CaptionScan | None = None
+    def __init__(self, name: str, split: FolderSplit, scratch: Folder) -> None:
+        super().__init__(name, scratch, f"captions: {split.captions}")
+        self._captions, self._images = absolute(split.captions), absolute(split.images)
 
-    def pieces(self, shard_size: int) -> list[Piece]:
-        count = len(self._scanned())
-        if count == 0:
-            where = f"data.splits.{self._name}.captions"
-            raise ValueError(f"{where}: no images are named in {self._split.captions}; give another file or drop it")
-        return even_pieces(count, shard_size)
+    def _read_files(self) -> tuple[Iterator[bytes], dict[str, Any]]:
+        return caption_rows_by_image(self._captions), {}
 
-    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[Found]:
-        piece = plan.piece
-        images = self._scanned().images(piece.start, piece.stop)
-        for number, (file, rows) in enumerate(images, start=piece.start):
-            yield self._sample(file, rows, number)
+    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
+        for number, rows in enumerate(self._documents(plan.piece), start=plan.piece.start):
+            file = rows[0][0]
+            key = printable(file)
+            problems = [problem for _, _, problem in rows if problem is not None]
+            if problems:
+                yield IndexRow(key, number, status="bad_caption", reason=problems[-1])
+                continue
+            unsafe = unsafe_name(file)
+            if unsafe is not None:
+                yield IndexRow(key, number, status="bad_unsafe_member", reason=unsafe)
+                continue
+            url = join(self._images, file)
+            try:
+                data = read_image_file(url)
+                header = check_image(data)
+            except BadImage as error:
+                yield IndexRow(key, number, url, status=error.status, reason=error.reason)
+                continue
+            captions, dropped = clean_captions(caption for _, caption, _ in rows)
+            yield IndexRow(
+                key,
+                number,
+                url,
+                size=len(data),
+                width=header.width,
+                height=header.height,
+                captions=captions,
+                status="ok" if captions else "bad_caption",
+                reason=reasons(dropped),
+                lost=("lost_caption",) if captions and dropped else (),
+            )
 
-    def _scanned(self) -> CaptionScan:
-        """Once a run, by whoever asks first: the driver, when it counts the images."""
-        if self._scan is None:
-            self._scan = CaptionScan(absolute(self._split.captions), self._scratch, quote(self._name, safe=""))
-        return self._scan
 
-    def _sample(self, file: str, rows: list[CaptionRow], number: int) -> Found:
-        key = printable(file)
-        problems = [row.problem for row in rows if row.problem is not None]
-        if problems:
-            return Found(IndexRow(key, number, status="bad_caption", reason=problems[-1]))
-        unsafe = unsafe_name(file)
-        if unsafe is not None:
-            return Found(IndexRow(key, number, status="bad_unsafe_member", reason=unsafe))
-        url = join(self._images, file)
+def caption_rows_by_image(url: str) -> Iterator[bytes]:
+    """Read a caption file once; yield a JSON document for each image, in the order of their first rows.
+
+    A document is the list of the image's rows, [file, caption, problem] each. A row that can't be used has a problem,
+    which says why, and is an image of its own, named by the file and the line. Bytes that are not UTF-8 become lone
+    surrogates, so that they cost their caption and not the file.
+
+    Memory while the file is read: about 100 bytes per row.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: of no known kind, no header with `file` and `caption`, or not to be cut into rows.
+    """
+    kind = url.rsplit(".", 1)[-1].lower()
+    if kind not in ("jsonl", "csv", "tsv"):
+        raise ValueError(f"caption file {url} ends in .{kind}, expected .jsonl, .csv or .tsv")
+    spool, digests = Spool(), bytearray()
+    with open_location(url) as file:
+        # In a .csv, any line end inside quotes belongs to the text; elsewhere a row ends with "\n" alone.
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if kind == "csv" else "\n")
+        rows = _jsonl(text) if kind == "jsonl" else _columns(_csv(text, url) if kind == "csv" else _tsv(text), url)
+        for line, name, caption, problem in rows:
+            if not problem and not (isinstance(name, str) and name):
+                problem = "field `file` is empty or no text"
+            if problem:
+                name, caption, problem = f"{url.rsplit('/', 1)[-1]}#{line}", None, f"line {line}: {problem}"
+            spool.append(json.dumps([name, "" if caption is None else caption, problem]))
+            # Any text can be a name in JSON, also half a surrogate pair.
+            digests += hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
+    _, first_rows, names = np.unique(np.frombuffer(digests, f"S{_DIGEST}"), return_index=True, return_inverse=True)
+    images = np.argsort(np.argsort(first_rows))  # of each name: they are numbered by their first rows
+    order, first = by_image(images[names], len(images))
+    for n in range(len(images)):
+        yield spool.joined(order[first[n] : first[n + 1]].tolist())
+
+
+def _jsonl(file: TextIO) -> Iterator[tuple[int, Any, Any, str | None]]:
+    """Yield (line, file, caption, problem); one object per line."""
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
         try:
-            data = read_image_file(url)
-            header = check_image(data)
-        except BadImage as error:
-            return Found(IndexRow(key, number, url, status=error.status, reason=error.reason))
-        captions, dropped = clean_captions(row.caption for row in rows)
-        row = IndexRow(
-            key,
-            number,
-            url,
-            size=len(data),
-            width=header.width,
-            height=header.height,
-            captions=captions,
-            status="ok" if captions else "bad_caption",
-            reason=reasons(dropped),
-        )
-        return Found(row, ("lost_caption",) * bool(captions and dropped))
+            body = json.loads(line)
+        except (ValueError, RecursionError):
+            yield number, None, None, "not valid JSON"
+            continue
+        if isinstance(body, dict) and "file" in body:
+            yield number, body["file"], body.get("caption"), None
+        else:
+            yield number, None, None, "no object with the fields `file` and `caption`"
+
+
+def _columns(rows: Iterator[tuple[int, list[str], str | None]], url: str) -> Iterator[tuple[int, Any, Any, str | None]]:
+    """Yield (line, file, caption, problem) from the fields of a table, whose first row is the header."""
+    _, header, _ = next(rows, (0, [], None))
+    if "file" not in header or "caption" not in header:
+        raise ValueError(f"{url}: expected a header with `file` and `caption`, found {header[:10]}")
+    file, caption = header.index("file"), header.index("caption")
+    for line, fields, problem in rows:
+        if problem is None and len(fields) <= max(file, caption):
+            problem = f"{len(fields)} fields, expected {len(header)}"
+        yield (line, None, None, problem) if problem else (line, fields[file], fields[caption], None)
+
+
+def _tsv(file: TextIO) -> Iterator[tuple[int, list[str], str | None]]:
+    """Yield (line, fields, problem). Nothing is quoted in a .tsv: captions hold quotes."""
+    for number, line in enumerate(file, start=1):
+        if text := line.removesuffix("\n").rstrip("\r"):
+            yield number, text.split("\t"), None
+
+
+def _csv(file: TextIO, url: str) -> Iterator[tuple[int, list[str], str | None]]:
+    """Yield (line, fields, problem). Quoted as spreadsheets do: a row may be of several lines."""
+    # Not the csv module's own limit of 128 kB: an overlong caption is its row's problem, not the file's.
+    csv.field_size_limit(LARGEST_FIELD)
+    lines: list[str] = []  # of the row that is being read
+    ended = False
+
+    def remembered() -> Iterator[str]:
+        nonlocal ended
+        for line in file:
+            lines.append(line)
+            yield line
+        ended = True
+
+    # A quote that is left open takes in the rows that follow, up to the next quote or the end of the file.
+    reader = csv.reader(remembered())
+    try:
+        for fields in reader:
+            if ended:  # in the middle of a row: outside quotes, a row ends with its line
+                raise ValueError(
+                    f"{url}, line {reader.line_num - len(lines) + 1}: a quote is opened in this row and not closed up "
+                    "to the end of the file; close it, or use .tsv or .jsonl"
+                )
+            problem = None
+            if len(lines) > 1:
+                try:
+                    next(csv.reader(lines, strict=True))
+                except csv.Error:
+                    problem = (
+                        f"{len(lines)} lines held together by a quote, and text behind the closing one: expected "
+                        "quotes to be closed, and those inside a text to be doubled"
+                    )
+            if fields:
+                yield reader.line_num, fields, problem
+            lines.clear()
+    except csv.Error as error:
+        raise ValueError(f"{url}, line {reader.line_num}: not valid CSV ({error})") from error

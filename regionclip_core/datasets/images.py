@@ -8,12 +8,10 @@ checked from the header before a pixel is decoded.
 
 from __future__ import annotations
 
-import errno
 import io
-import os
-import stat
 import warnings
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -21,14 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from regionclip_core.datasets.index import IndexRow
 from regionclip_core.storage.file_errors import is_of_the_file
-from regionclip_core.storage.locations import is_absolute, is_remote, open_location
+from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.locations import is_absolute, open_location
 
 if TYPE_CHECKING:
     import torch
-
-    from regionclip_core.datasets.index import IndexRow
-    from regionclip_core.storage.records import Folder
 
 MAX_PIXELS = 2**26
 """Largest image decoded, in pixels (8192 x 8192, 192 MiB as RGB)."""
@@ -41,9 +38,6 @@ MAX_BYTES = 2**28
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 
-_ORIENTATION = 0x0112  # EXIF tag
-_PNG = b"\x89PNG\r\n\x1a\n"
-_LONGEST_SHOWN = 300  # characters of a URL in a reason
 _REMOTE_BLOCK = 2**23  # bytes fetched at a time from a remote tar; a stage reads a shard's images in order
 
 
@@ -68,31 +62,28 @@ class ImageHeader:
     extension: str
 
 
-def read_header(data: bytes | BinaryIO) -> ImageHeader:
-    """Size and format of an encoded image, without decoding it.
+def read_header(data: bytes) -> ImageHeader:
+    """Return size and format of an encoded image, without decoding it.
 
     Raises:
         BadImage: empty, of no known format, or of a size outside MIN_SIDE and MAX_PIXELS.
     """
     image = _open(data)
     width, height = image.size
-    if _orientation(image) >= 5:  # orientations 5 to 8 lie on their side
+    if _orientation(image) >= 5:  # orientations 5 to 8 are turned by 90 degrees
         width, height = height, width
-    return ImageHeader(width, height, _extension(image))
+    # MPO: a JPEG with further pictures behind it, which Pillow's JPEG parser renames.
+    return ImageHeader(width, height, FORMATS["JPEG" if image.format == "MPO" else str(image.format)])
 
 
 def check_image(data: bytes) -> ImageHeader:
-    """`read_header`, and proof that all pixels can be decoded (JPEGs at an eighth of their size, which is faster).
+    """Return `read_header`, once all pixels have been decoded (JPEGs at an eighth of their size, which is faster).
 
     Raises:
         BadImage: as `read_header`, and for truncated or corrupt pixel data.
     """
     header = read_header(data)
-    _check_png(data)
-    image = _open(data)
-    image.draft("RGB", (image.width // 8, image.height // 8))
-    _load(image)
-    _check_range(image)
+    _load(data, small=True)
     return header
 
 
@@ -105,25 +96,27 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     Raises:
         BadImage: empty, unknown, truncated or corrupt, too small, or too large to be decoded safely.
     """
-    image = _open(data)
-    _check_png(data)
-    _load(image)
-    _check_range(image)
+    image = _load(data)
     if _orientation(image) > 1:
         image = ImageOps.exif_transpose(image)
-    return _to_rgb(image)
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's convert would clip it at 255 instead of scaling
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow wants this step, or it warns
+    return np.array(image.convert("RGB"))  # a copy: writable
 
 
 def read_image_file(url: str) -> bytes:
-    """Encoded bytes of an image that is a file of its own, at a path or URL.
+    """Return the encoded bytes of an image that is a file of its own, at a path or URL.
 
     Raises:
         BadImage: there is no such file, it can't be opened, or it has more than MAX_BYTES.
-        OSError: what says nothing about this file alone: no connection, wrong credentials, a full disk.
+        OSError: an error that is not about this file alone: no connection, wrong credentials, a full disk.
     """
-    shown = url if len(url) <= _LONGEST_SHOWN else f"{url[:_LONGEST_SHOWN]}..."
+    shown = url if len(url) <= 300 else f"{url[:300]}..."
     try:
-        with _open_file(url) as file:
+        with open_location(url) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         if not is_of_the_file(error, url):
@@ -136,58 +129,26 @@ def read_image_file(url: str) -> bytes:
     return data
 
 
-def _open_file(url: str) -> BinaryIO:
-    """Open a plain file: a named pipe would block for ever, a device never end."""
-    return open_location(url) if is_remote(url) else open(url.removeprefix("file://"), "rb", opener=_open_plain)
-
-
-def _open_plain(path: str, flags: int) -> int:
-    number = os.open(path, flags | os.O_NONBLOCK)
-    mode = os.fstat(number).st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # folders: `open` refuses them itself
-        return number
-    os.close(number)
-    raise OSError(errno.ENXIO, "no plain file", path)
-
-
 def to_tensor(image: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 [H, W, 3] to a contiguous uint8 tensor [3, H, W]."""
-    import torch
+    """Return a uint8 [H, W, 3] image as a contiguous uint8 tensor [3, H, W]."""
+    import torch  # here, since the workers of the data stage need no torch, which takes seconds to load
 
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
-    """uint8 [H, W, 3] RGB as PNG, at level 1: more takes two to three times as long and gains little."""
+    """Encode uint8 [H, W, 3] RGB as PNG, at level 1: more takes two to three times as long and gains little."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
-def image_extension(data: bytes) -> str:
-    """File extension (`jpg`, `png`, ...) that fits the encoded bytes.
-
-    Raises:
-        BadImage: as `read_header`.
-    """
-    return read_header(data).extension
-
-
-def _open(data: bytes | BinaryIO) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     """Parse the header and check the size; nothing is decoded yet."""
-    if isinstance(data, bytes) and not data:
+    if not data:
         raise BadImage("bad_image", "empty file (0 bytes)")
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit below is lower
-            image = Image.open(stream, formats=list(FORMATS))
-    except Image.DecompressionBombError as error:
-        raise BadImage("bad_image", f"too large: {error}") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's parsers raise most built-in exceptions on corrupt bytes
-        raise BadImage("bad_image", f"no image of a known format ({_short(error)})") from error
+    with _refusing("no image of a known format"):
+        image = Image.open(io.BytesIO(data), formats=list(FORMATS))
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage("bad_image", f"too large: {width} x {height} pixels, at most {MAX_PIXELS} in all")
@@ -196,73 +157,49 @@ def _open(data: bytes | BinaryIO) -> Image.Image:
     return image
 
 
-def _check_png(data: bytes) -> None:
-    """Refuse a PNG with a wrong checksum. Pillow leaves out those of the pixels, and shows a flipped bit as noise.
-
-    The other formats have no checksums (JPEG, GIF, WebP, BMP) or seldom used ones (TIFF).
-    """
-    if not data.startswith(_PNG):
-        return
-    place, view = len(_PNG), memoryview(data)
-    while place + 12 <= len(data):
-        end = place + 12 + int.from_bytes(view[place : place + 4])
-        if end > len(data):
-            raise BadImage("bad_image", f"truncated or corrupt (the PNG lacks {end - len(data)} bytes of a chunk)")
-        kind = bytes(view[place + 4 : place + 8])
-        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
-            raise BadImage("bad_image", f"truncated or corrupt (wrong checksum of the PNG's chunk {kind!r})")
-        if kind == b"IEND":
-            return
-        place = end
-
-
-def _extension(image: Image.Image) -> str:
-    # MPO: a JPEG with further pictures behind it, which Pillow's JPEG parser renames.
-    return FORMATS["JPEG" if image.format == "MPO" else str(image.format)]
-
-
-def _load(image: Image.Image) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities in metadata are no concern here
-            image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # as in _open
-        raise BadImage("bad_image", f"truncated or corrupt ({_short(error)})") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where there is none or the EXIF block is broken."""
-    try:
-        value = int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block must not cost the image
-        return 1
-    return value if 1 <= value <= 8 else 1
-
-
-def _check_range(image: Image.Image) -> None:
+def _load(data: bytes, small: bool = False) -> Image.Image:
+    """Decode the pixels; `small` gives a JPEG at an eighth of its size."""
+    image = _open(data)
+    with _refusing("truncated or corrupt"):
+        if image.format == "PNG":
+            # Pillow decodes pixels without looking at their checksum, and would show a flipped bit as noise.
+            image.verify()
+            image = _open(data)
+        if small:
+            image.draft("RGB", (image.width // 8, image.height // 8))
+        image.load()
     if image.mode == "F":
         raise BadImage("bad_image", "floating-point pixels have no fixed range")
     if image.mode == "I":  # 32 bits, in which 16-bit images are held too
         low, high = cast(tuple[int, int], image.getextrema())
         if low < 0 or high > 0xFFFF:
             raise BadImage("bad_image", f"pixels from {low} to {high}, expected 16 bits")
+    return image
 
 
-def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's convert would clip it at 255 instead of scaling
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow wants this step, or it warns
-    return np.array(image.convert("RGB"))  # a copy: writable
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Raise BadImage for what Pillow raises on corrupt bytes, which is any of the built-in exceptions."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata, and large images: MAX_PIXELS is lower
+            yield
+    except (MemoryError, BadImage):
+        raise
+    except Exception as error:
+        if isinstance(error, Image.DecompressionBombError):
+            what = "too large"
+        text = str(error).split("<_io", 1)[0].strip().splitlines()  # without Pillow's memory addresses
+        raise BadImage("bad_image", f"{what} ({(text[0] if text else type(error).__name__)[:200]})") from error
 
 
-def _short(error: BaseException) -> str:
-    """One line of an exception, without Pillow's memory addresses."""
-    text = str(error).split("<_io", 1)[0].strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken."""
+    try:
+        value = int(image.getexif().get(0x0112, 1))
+    except Exception:  # a broken EXIF block must not cost the image
+        return 1
+    return value if 1 <= value <= 8 else 1
 
 
 class ImageReader:
@@ -272,7 +209,7 @@ class ImageReader:
     ranges.
 
     Args:
-        data_folder: the finished data artifact; relative urls of rows lie in it.
+        data_folder: the finished data artifact, which relative urls of rows refer to.
     """
 
     def __init__(self, data_folder: Folder) -> None:
@@ -281,25 +218,31 @@ class ImageReader:
         self._file: BinaryIO | None = None
 
     def read_bytes(self, row: IndexRow) -> bytes:
-        """Encoded bytes of the row's image, unmodified.
+        """Return the encoded bytes of the row's image, unmodified.
 
         Raises:
-            BadImage: the image file is missing, larger than MAX_BYTES, or shorter than the index says.
+            BadImage: the image file is missing, larger than MAX_BYTES, or not as long as the index says.
             FileNotFoundError: a file of the data folder itself is missing.
         """
         if not row.url:
             raise BadImage("bad_image", f"row {row.key!r} has no image ({row.reason})")
         if row.offset == 0:  # a file of its own: in a tar, a header comes first
-            return self._own_file(row)
-        file = self._opened(row.url)
-        file.seek(row.offset)
-        data = file.read(row.size)
+            data = read_image_file(row.url)
+            if row.size >= 0 and len(data) != row.size:
+                raise BadImage("bad_image", f"{row.url} has {len(data)} bytes, the index says {row.size}")
+            return data
+        if self._file is None or self._url != row.url:
+            self.close()
+            self._file = open_location(row.url if is_absolute(row.url) else self._folder.path(row.url), _REMOTE_BLOCK)
+            self._url = row.url
+        self._file.seek(row.offset)
+        data = self._file.read(row.size)
         if len(data) != row.size:
             raise BadImage("bad_image", f"{row.url} ends {row.size - len(data)} bytes before the image does")
         return data
 
     def read(self, row: IndexRow) -> npt.NDArray[np.uint8]:
-        """Decoded image, uint8 [H, W, 3] RGB.
+        """Return the decoded image, uint8 [H, W, 3] RGB.
 
         Raises:
             BadImage: can't be read or decoded, or its size is not the index's (its boxes would not fit it).
@@ -312,7 +255,7 @@ class ImageReader:
         return image
 
     def read_tensor(self, row: IndexRow) -> torch.Tensor:
-        """`read` as a uint8 tensor [3, H, W]."""
+        """Return `read`'s image as a tensor, uint8 [3, H, W]."""
         return to_tensor(self.read(row))
 
     def close(self) -> None:
@@ -326,17 +269,3 @@ class ImageReader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    @staticmethod
-    def _own_file(row: IndexRow) -> bytes:
-        data = read_image_file(row.url)
-        if row.size >= 0 and len(data) != row.size:
-            raise BadImage("bad_image", f"{row.url} has {len(data)} bytes, the index says {row.size}")
-        return data
-
-    def _opened(self, url: str) -> BinaryIO:
-        if self._file is None or self._url != url:
-            self.close()
-            self._file = open_location(url if is_absolute(url) else self._folder.path(url), _REMOTE_BLOCK)
-            self._url = url
-        return self._file

@@ -1,4 +1,4 @@
-"""The data index: one row an image, one Parquet file a shard.
+"""The data index: one row per image, one Parquet file per shard.
 
 Boxes are float32 [n, 4], absolute xyxy pixels in the original (upright) image.
 """
@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from regionclip_core.storage.records import Folder
+from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.tables import INDEX
 
 WHOLE_FILE = -1
 """`size` of a row whose url is the image file itself, of a size not looked up."""
 VOCABULARY_DIGEST = b"vocabulary"
 """Arrow metadata key: digest of the Vocabulary that `box_labels` points into."""
+
+_RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")
 
 
 def _no_boxes() -> npt.NDArray[np.float32]:
@@ -30,7 +32,7 @@ def _no_boxes() -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One image of a split; fields as in schemas.INDEX. `n` boxes in the four box arrays."""
+    """One image of a split; fields as in tables.INDEX. `n` boxes in the four box arrays."""
 
     key: str
     image_id: int
@@ -45,13 +47,15 @@ class IndexRow:
     box_crowd: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     box_area: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     box_masks: Sequence[bytes] = ()
-    """COCO's compressed run lengths (`counts`) of [height, width] masks, one a box; empty where none were read."""
+    """COCO's compressed run lengths (`counts`) of [height, width] masks, one per box; empty where none were read."""
     neg_labels: npt.NDArray[np.int32] | None = None
     """LVIS: categories known to be absent. None: every category is annotated in every image (COCO)."""
     not_exhaustive_labels: npt.NDArray[np.int32] | None = None
     """LVIS: categories of which not every object is annotated."""
     status: str = "ok"
     reason: str | None = None
+    lost: tuple[str, ...] = ()
+    """`lost_box`, `lost_caption`, `lost_image_labels`: what a good row lacks; its `reason` says why. Not stored."""
 
     @property
     def ok(self) -> bool:
@@ -60,36 +64,36 @@ class IndexRow:
 
 
 def index_name(shard: int) -> str:
-    """File name of a shard's index."""
+    """Return the file name of a shard's index."""
     return f"index-{shard:05d}.parquet"
 
 
 def images_name(shard: int) -> str:
-    """File name of the tar that holds a shard's images, where the data stage stores them."""
+    """Return the file name of the tar that holds a shard's images, where the data stage stores them."""
     return f"images-{shard:05d}.tar"
 
 
 def write_index(file: BinaryIO, rows: Sequence[IndexRow], vocabulary_digest: str) -> None:
-    """Write rows as Parquet with schemas.INDEX; the same rows give the same bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from regionclip_core.storage.tables import INDEX
-
-    columns = {name: _column(name, rows, INDEX.field(name).type) for name in INDEX.names}
+    """Write rows as Parquet with tables.INDEX; the same rows give the same bytes."""
+    columns: dict[str, pa.Array] = {}
+    for name in INDEX.names:
+        values, kind = [getattr(row, name) for row in rows], INDEX.field(name).type
+        if name in ("captions", "box_masks"):
+            values = [list(value) for value in values]
+        columns[name] = ragged_column(values, name, kind) if name in _RAGGED else pa.array(values, kind)
     table = pa.table(columns, schema=INDEX.with_metadata({VOCABULARY_DIGEST: vocabulary_digest.encode()}))
     pq.write_table(table, file, compression="zstd")
 
 
 def read_index(data: Folder, shard: int, vocabulary_digest: str | None = None) -> list[IndexRow]:
-    """All rows of a shard, also the ones whose status is not `ok`; arguments and errors as of `read_index_table`."""
+    """Load all rows of a shard, also those whose status is not `ok`; arguments and errors as in `read_index_table`."""
     return rows_of_table(read_index_table(data, shard, vocabulary_digest))
 
 
 def read_index_table(
     data: Folder, shard: int, vocabulary_digest: str | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """A shard's index as an Arrow table with the columns of schemas.INDEX.
+    """Load a shard's index as an Arrow table with the columns of tables.INDEX.
 
     Args:
         data: finished data artifact.
@@ -100,10 +104,6 @@ def read_index_table(
     Raises:
         ValueError: the index was written with another vocabulary.
     """
-    import pyarrow.parquet as pq
-
-    from regionclip_core.storage.tables import INDEX
-
     names = list(INDEX.names if columns is None else columns)
     with data.open_table(index_name(shard)) as file:
         table = pq.read_table(file, columns=names)
@@ -117,9 +117,7 @@ def read_index_table(
 
 
 def rows_of_table(table: pa.Table) -> list[IndexRow]:
-    """Index rows from a table with columns of schemas.INDEX; fields whose column it lacks have their defaults."""
-    from regionclip_core.storage.tables import INDEX
-
+    """Return the index rows of a table; fields whose column it lacks have their defaults."""
     columns: dict[str, list[Any]] = {
         name: split_ragged(table[name], name) if name in _RAGGED else table[name].to_pylist()
         for name in INDEX.names
@@ -132,7 +130,7 @@ def rows_of_table(table: pa.Table) -> list[IndexRow]:
 
 
 def split_shards(data: Folder, splits: Iterable[str]) -> list[int]:
-    """Shard numbers of the named splits, ascending.
+    """Return the shard numbers of the named splits, ascending.
 
     Raises:
         ValueError: the artifact has no such split.
@@ -147,9 +145,7 @@ def split_shards(data: Folder, splits: Iterable[str]) -> list[int]:
 
 
 def split_rows(data: Folder, splits: Iterable[str]) -> int:
-    """Rows of the named splits, whatever their status. ValueError as `split_shards`."""
-    import pyarrow.parquet as pq
-
+    """Count the rows of the named splits, whatever their status. Raises ValueError as `split_shards`."""
     rows = 0
     for shard in split_shards(data, splits):
         with data.open(index_name(shard)) as file:
@@ -157,24 +153,8 @@ def split_rows(data: Folder, splits: Iterable[str]) -> int:
     return rows
 
 
-_RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")
-
-
-def _column(name: str, rows: Sequence[IndexRow], kind: pa.DataType) -> pa.Array:
-    """One column of an index."""
-    import pyarrow as pa
-
-    values = [getattr(row, name) for row in rows]
-    if name not in _RAGGED:
-        lists = name in ("captions", "box_masks")
-        return pa.array([list(v) for v in values] if lists else values, kind)
-    return ragged_column(values, name, kind)
-
-
 def ragged_column(values: Sequence[npt.NDArray[Any]], name: str, kind: pa.DataType) -> pa.Array:
-    """Inverse of `split_ragged`: a column of lists, built from flat arrays without an object a number."""
-    import pyarrow as pa
-
+    """Build a column of lists from flat arrays, without an object per number: the inverse of `split_ragged`."""
     if not values:
         return pa.array([], kind)
     offsets = pa.array(np.cumsum([0, *(len(v) for v in values)]), pa.int32())
@@ -186,9 +166,7 @@ def ragged_column(values: Sequence[npt.NDArray[Any]], name: str, kind: pa.DataTy
 
 
 def split_ragged(column: pa.ChunkedArray, name: str) -> list[npt.NDArray[Any]]:
-    """One numpy array a row of a column of lists of numbers; [n, 4] a row where its name is `boxes`."""
-    import pyarrow as pa
-
+    """Return one numpy array for each row of a column of lists of numbers; [n, 4] where its name is `boxes`."""
     if column.num_chunks == 0:
         return []
     array = pa.concat_arrays(column.chunks)

@@ -1,4 +1,4 @@
-"""What every source of images has, and the pieces that a shard plan is made of.
+"""What every source of images has, and what a shard plan says.
 
 A source never stops at a bad sample: it yields a row that says what is wrong and goes on.
 """
@@ -16,7 +16,7 @@ from regionclip_core.storage.tars import TarWriter
 
 @dataclass(frozen=True)
 class Piece:
-    """A shard's worth of one source: samples start to stop, or all of the file at `url`."""
+    """What one shard holds of its source: samples start to stop, or all of the file at `url`."""
 
     start: int = 0
     stop: int = 0
@@ -29,20 +29,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its global number, its split, and what of the split's source it holds."""
+    """One shard: its global number, its split, and its piece of the split's source."""
 
     shard: int
     split: str
     piece: Piece
-
-
-@dataclass(frozen=True)
-class Found:
-    """One sample of a source."""
-
-    row: IndexRow
-    dropped: tuple[str, ...] = ()
-    """`lost_box`, `lost_caption`, `lost_image_labels`: the row is good, but parts were left out; see its `reason`."""
 
 
 class Source(ABC):
@@ -60,15 +51,15 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[Found]:
-        """All samples of a shard, good and bad; images go to `store` if the source stores them."""
+    def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
+        """Yield all samples of a shard, good and bad; images go to `store` if the source stores them."""
 
     def lost(self, plan: ShardPlan) -> dict[str, int]:
-        """What of the source belongs to none of its samples, by kind (`lost_annotations`); told by its first shard."""
+        """Count what belongs to no sample of the source, by kind (`lost_annotations`); for its first shard only."""
         return {}
 
 
 def even_pieces(count: int, shard_size: int) -> list[Piece]:
-    """`count` samples in shards of `shard_size`, the last one smaller."""
+    """Cut `count` samples into shards of `shard_size`; the last one may be smaller."""
     starts = range(0, count, shard_size)
     return [Piece(start, min(start + shard_size, count), ordinal=i) for i, start in enumerate(starts)]

@@ -33,14 +33,14 @@ class Vocabulary:
         for field, values in [("names", self.names), ("base", self.base)]:
             repeated = [name for name, count in Counter(values).items() if count > 1]
             if repeated:
-                raise ValueError(f"Vocabulary.{field} repeats {repeated[:5]}: a name must stand for one index")
+                raise ValueError(f"Vocabulary.{field} repeats {repeated[:5]}: a name must have one index")
             blank = [name for name in values if not isinstance(name, str) or not name.strip()]
             if blank:
                 raise ValueError(f"Vocabulary.{field} holds {blank[0]!r}: every entry must be a text that is not blank")
         for field, values in [("base", self.base), *((f"groups {name}", members) for name, members in self.groups)]:
-            strangers = sorted(set(values) - set(self.names))
-            if strangers:
-                raise ValueError(f"Vocabulary.{field} holds {strangers[:5]}, which are not among the names")
+            unknown = sorted(set(values) - set(self.names))
+            if unknown:
+                raise ValueError(f"Vocabulary.{field} holds {unknown[:5]}, which are not among the names")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -50,17 +50,11 @@ class Vocabulary:
         """sha256 of the names in order and of the base set: equal if and only if all class indices mean the same."""
         return digest_names(self.names, self.base)
 
-    def index(self, name: str) -> int:
-        """The class index of `name`; ValueError if it is not in the vocabulary."""
-        try:
-            return self._index_of[name]
-        except KeyError:
-            raise ValueError(f"{name!r} is not among the {len(self)} names, {list(self.names[:5])} ...") from None
-
     @cached_property
     def base_ids(self) -> list[int]:
         """Indices of base names, rising."""
-        return sorted(self._index_of[name] for name in self.base)
+        base = set(self.base)
+        return [i for i, name in enumerate(self.names) if name in base]
 
     @cached_property
     def novel_ids(self) -> list[int]:
@@ -74,39 +68,35 @@ class Vocabulary:
         return tuple(self.names[i] for i in self.novel_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """{"names", "base", "digest"} and, where there are any, "groups": what `from_json` reads."""
+        """Return {"names", "base", "digest"} and, where there are any, "groups": what `from_json` reads."""
         groups = {"groups": {name: list(members) for name, members in self.groups}} if self.groups else {}
         return {"names": list(self.names), "base": list(self.base), "digest": self.digest, **groups}
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Vocabulary:
-        """The inverse of `to_json`; ValueError if a stored digest does not match the names."""
+        """Load what `to_json` returned. Raises ValueError if a stored digest does not match the names."""
         groups = tuple((name, tuple(members)) for name, members in obj.get("groups", {}).items())
         vocabulary = cls(tuple(obj["names"]), tuple(obj.get("base", ())), groups)
         vocabulary.require(obj.get("digest", vocabulary.digest), "this vocabulary's own file")
         return vocabulary
 
     def require(self, digest: str, source: str) -> None:
-        """Refuse class indices made with another vocabulary: ValueError that names both digests."""
+        """Raise ValueError, with both digests, for class indices made with another vocabulary."""
         if digest != self.digest:
             raise ValueError(
                 f"{source} was made with the vocabulary {digest[:12]}, but the one here is {self.digest[:12]} "
                 f"({len(self)} names): class indices would not mean the same. Run the stage that made it again"
             )
 
-    @cached_property
-    def _index_of(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
-
 
 def digest_names(names: Sequence[str], base: Sequence[str] = ()) -> str:
-    """sha256 (hex) over names in their order and the base names as a set, free of spacing and encoding choices."""
+    """Return the sha256 (hex) of names in their order and the base names as a set, whatever their spacing in a file."""
     canonical = json.dumps([list(names), sorted(base)], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def clean_lvis_name(name: str) -> str:
-    """An LVIS category's name as text: `bow_(decorative_ribbons)` is "bow decorative ribbons".
+    """Return an LVIS category's name as text: `bow_(decorative_ribbons)` is "bow decorative ribbons".
 
     Underscores become spaces and parentheses go, as in the official code: these are the names that get embedded.
     """

@@ -1,16 +1,18 @@
 """Open-vocabulary detector: region embeddings classified by the embeddings of category names (paper section 3.4).
 
-Legend: B images, R regions of the batch, K categories of the vocabulary in use (label K is the background),
-D embedding. Boxes are xyxy pixels of the network's input; sizes are (height, width).
+Legend: B images, R regions of the batch, K categories of the vocabulary in use (label K is the background), D
+embedding; of one image: P proposals, G annotated boxes. Boxes are xyxy pixels of the network's input; sizes are
+(height, width).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,36 +20,33 @@ from regionclip_core.config.tree import FinetuneConfig
 from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
 from regionclip_core.detection.losses import box_loss, classification_loss, mask_loss
 from regionclip_core.detection.mask_head import MaskHead
+from regionclip_core.models.checkpoint_files import load_strictly, read_safetensors
 from regionclip_core.models.clip import lean_clip
 from regionclip_core.models.region_encoder import RegionEncoder, Sizes
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import FOREGROUND, match, sample
+from regionclip_core.ops.boxes import FOREGROUND, match, sample
 from regionclip_core.ops.image_batch import ImageBatch
-from regionclip_core.ops.mask_inference import encode_masks
-from regionclip_core.ops.masks import ImageMasks
+from regionclip_core.ops.masks import ImageMasks, encode_masks
+from regionclip_core.storage.folder import Folder
 from regionclip_core.training.distributed import sum_ranks
-
-if TYPE_CHECKING:
-    from regionclip_core.storage.records import Folder
 
 Background = Literal["zero", "learnable"]
 
 FOREGROUND_IOU = 0.5
 
 
-@dataclass(frozen=True)
-class RegionTargets:
-    """The regions that a loss looks at, and what they should be.
-
-    `boxes`: per image [R_i, 4]; `labels` [R] (K is background), `truth` [R, 4] and `truth_row` [R] int64, its row
-    among the annotated boxes of the image (both meaningful for the foreground), run over all images, in order.
-    """
+class RegionTargets(NamedTuple):
+    """The regions that a loss looks at, and what they should be. R runs over all images, in order."""
 
     boxes: list[Tensor]
+    """Per image [R_i, 4]."""
     labels: Tensor
+    """[R] int64, K is the background."""
     truth: Tensor
+    """[R, 4], the annotated box; meaningful for the foreground only."""
     truth_row: Tensor
+    """[R] int64, its row among the annotated boxes of the image; likewise."""
 
 
 class HeadOutput(NamedTuple):
@@ -67,7 +66,7 @@ class ClassifiedProposals(NamedTuple):
 class OpenVocabularyDetector(nn.Module):
     """A region encoder, a fixed text classifier that can be exchanged, and a class-agnostic box regressor.
 
-    With a mask head (LVIS) also a class-agnostic mask a region.
+    With a mask head (LVIS) also a class-agnostic mask per region.
     """
 
     class_embeddings: Tensor
@@ -90,6 +89,7 @@ class OpenVocabularyDetector(nn.Module):
         self.background = background
         self.register_buffer("class_embeddings", torch.empty(0, encoder.embed_dim))
         self.set_vocabulary(class_embeddings, names)
+        # The official background is an embedding of zeros, so its cosine and logit are 0.
         self.background_logit = nn.Parameter(torch.zeros(()), requires_grad=background == "learnable")
         self.box_regressor = nn.Linear(encoder.embed_dim, 4)
         nn.init.normal_(self.box_regressor.weight, std=0.001)
@@ -108,22 +108,28 @@ class OpenVocabularyDetector(nn.Module):
         device = self.class_embeddings.device
         self.class_embeddings = F.normalize(embeddings.detach().float(), dim=1).to(device)
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Region embeddings [R, D] (any norm) -> logits [R, K + 1]: cosine / temperature, then the background's."""
-        cosines = F.normalize(features, dim=1) @ self.class_embeddings.T
-        background = self.background_logit.expand(len(features), 1)
-        return torch.cat((cosines / self.temperature, background), dim=1)
-
     def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> HeadOutput:
-        """Images [B, 3, H, W] and per image boxes [R_i, 4] -> logits and deltas of all regions, image by image.
+        """Return logits and deltas of all regions, image by image.
 
-        `sizes`: each image without its padding; None: no image is padded.
+        Args:
+            images: [B, 3, H, W], normalised.
+            boxes: per image [R_i, 4].
+            sizes: each image without its padding; None: no image is padded.
         """
         return self._head(self.encoder(images, boxes, sizes))
 
     def _head(self, features: Tensor) -> HeadOutput:
         # The regressor sees the raw embedding, as in the official code: its norm carries signal.
         return HeadOutput(self.classify(features), self.box_regressor(features))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits [R, K + 1] of region embeddings [R, D] (any norm): cosine / temperature, then the background's.
+
+        The text embeddings are the classifier's weights: whatever can be named can be classified.
+        """
+        cosines = F.normalize(features, dim=1) @ self.class_embeddings.T
+        background = self.background_logit.expand(len(features), 1)
+        return torch.cat((cosines / self.temperature, background), dim=1)
 
     # ------------------------------------------------------------ training
 
@@ -136,41 +142,37 @@ class OpenVocabularyDetector(nn.Module):
         config: FinetuneConfig,
         generators: Sequence[torch.Generator | None] | None = None,
     ) -> RegionTargets:
-        """Per image: proposals and ground truth together, matched at IoU 0.5, and a sample of them.
+        """Match regions with annotated boxes, and draw a sample of them for the losses.
 
         Args:
-            proposals: per image [P, 4]; boxes: per image [G, 4]; labels: per image [G] rows of the vocabulary.
-            generators: of the sampling, one an image; None draws from torch's own.
+            proposals: per image [P, 4].
+            boxes: per image [G, 4].
+            labels: per image [G] rows of the vocabulary.
+            generators: of the sampling, one per image; None draws from torch's own.
         """
-        chosen, chosen_labels, chosen_truth, chosen_rows = [], [], [], []
+        found = []
         generators = generators or [None] * len(proposals)
-        for image_proposals, image_boxes, image_labels, generator in zip(
-            proposals, boxes, labels, generators, strict=True
-        ):
-            self._check_labels(image_labels)
-            candidates = torch.cat((image_proposals, image_boxes))
-            truth_row, kind = match(box_ops.iou(image_boxes, candidates), FOREGROUND_IOU, FOREGROUND_IOU)
+        for proposed, truth, label, generator in zip(proposals, boxes, labels, generators, strict=True):
+            if len(label) and (int(label.min()) < 0 or int(label.max()) >= len(self.names)):
+                raise ValueError(
+                    f"labels: expected rows of the vocabulary, 0..{len(self.names) - 1}, got {int(label.min())}.."
+                    f"{int(label.max())}; leave boxes of other categories out"
+                )
+            # Annotated boxes are candidates too, so that every object has a region that covers it.
+            candidates = torch.cat((proposed, truth))
+            truth_row, kind = match(box_ops.iou(truth, candidates), FOREGROUND_IOU, FOREGROUND_IOU)
             rows = sample(kind, config.regions_per_image, config.positive_fraction, generator)
-            label = torch.full_like(rows, len(self.names))
-            truth = candidates[rows].clone()
+            # All is background until a match says otherwise. A background region's own box stands in for the truth.
+            region_labels, region_truth = torch.full_like(rows, len(self.names)), candidates[rows]
             hit = kind[rows] == FOREGROUND
-            label[hit] = image_labels[truth_row[rows[hit]]]
-            truth[hit] = image_boxes[truth_row[rows[hit]]]
-            chosen.append(candidates[rows])
-            chosen_labels.append(label)
-            chosen_truth.append(truth)
-            chosen_rows.append(truth_row[rows])
-        return RegionTargets(chosen, torch.cat(chosen_labels), torch.cat(chosen_truth), torch.cat(chosen_rows))
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(self.names)):
-            raise ValueError(
-                f"labels: expected rows of the vocabulary, 0..{len(self.names) - 1}, got {int(labels.min())}.."
-                f"{int(labels.max())}; leave boxes of other categories out"
-            )
+            region_labels[hit] = label[truth_row[rows[hit]]]
+            region_truth[hit] = truth[truth_row[rows[hit]]]
+            found.append((candidates[rows], region_labels, region_truth, truth_row[rows]))
+        regions, all_labels, all_truth, all_rows = zip(*found, strict=True)
+        return RegionTargets(list(regions), torch.cat(all_labels), torch.cat(all_truth), torch.cat(all_rows))
 
     def target_losses(self, output: HeadOutput, targets: RegionTargets, config: FinetuneConfig) -> dict[str, Tensor]:
-        """`loss_cls` and `loss_box_reg` of the head's output on the sampled regions."""
+        """Return `loss_cls` and `loss_box_reg` of the head's output on the sampled regions."""
         loss_cls = classification_loss(output.logits, targets.labels, config.background_weight, config.focal_gamma)
         regions = torch.cat(targets.boxes)
         loss_box = box_loss(output.deltas, targets.labels, len(self.names), regions, targets.truth)
@@ -187,37 +189,34 @@ class OpenVocabularyDetector(nn.Module):
         masks: Sequence[ImageMasks] | None = None,
         sizes: Sizes | None = None,
     ) -> dict[str, Tensor]:
-        """Training losses of a batch, to be summed: `loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`.
+        """Return a batch's training losses, to be summed: `loss_cls`, `loss_box_reg`; with a mask head `loss_mask`.
 
-        See :meth:`targets` and :meth:`forward` for the arguments. `masks`: one an image, for a mask head.
+        See `targets` and `forward` for the arguments. `masks`: one per image, for a mask head.
         """
         targets = self.targets(proposals, boxes, labels, config, generators)
         if self.mask_head is None:
             return self.target_losses(self(images, targets.boxes, sizes), targets, config)
         if masks is None:
             raise ValueError("masks: a detector with a mask head is trained on masks, but the batch has none")
+        # The encoder in its two steps, since the mask head works on the maps before they are pooled.
         maps = self.encoder.regions(self.encoder.features(images, sizes), targets.boxes)
         losses = self.target_losses(self._head(self.encoder.pool(maps)), targets, config)
-        return losses | {"loss_mask": self._mask_loss(self.mask_head, maps, targets, masks)}
-
-    def _mask_loss(self, head: MaskHead, maps: Tensor, targets: RegionTargets, masks: Sequence[ImageMasks]) -> Tensor:
         foreground = targets.labels != len(self.names)
-        logits = head(maps[foreground])
-        counts = [len(boxes) for boxes in targets.boxes]
-        parts = zip(
+        logits = self.mask_head(maps[foreground])
+        counts = [len(regions) for regions in targets.boxes]
+        per_image = zip(
             masks, targets.boxes, torch.split(targets.truth_row, counts), torch.split(foreground, counts), strict=True
         )
-        wanted = [image.crop(rows[hit], boxes[hit], logits.shape[-1]) for image, boxes, rows, hit in parts]
-        return mask_loss(logits, torch.cat(wanted))
+        wanted = [image.crop(rows[hit], regions[hit], logits.shape[-1]) for image, regions, rows, hit in per_image]
+        return losses | {"loss_mask": mask_loss(logits, torch.cat(wanted))}
 
     @torch.no_grad()
     def calibrate_background(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> float:
         """Start the learnable background logit where it neither wins nor loses against the K categories.
 
-        Sets it to the mean log-sum-exp of the category logits of the given regions, so that a typical region is
-        background with probability 1/2 before training. From 0, the official value, it would have to travel many
-        units at a temperature well above 0.01, and would drag the encoder along meanwhile. Returns the logit.
-        With several ranks it is the mean over the regions of all.
+        Sets it to the mean log-sum-exp of the category logits of the given regions (over all ranks), so that a typical
+        region is background with probability 1/2 before training. From 0, the official value, it would have to travel
+        many units at a temperature well above 0.01, and would drag the encoder along meanwhile. Returns the logit.
         """
         if self.background != "learnable":
             raise ValueError(f"background: {self.background} is fixed; only a learnable background can be calibrated")
@@ -240,10 +239,11 @@ class OpenVocabularyDetector(nn.Module):
         box_deltas: bool,
         masks: bool = True,
     ) -> list[Detections]:
-        """Detections of each image, in ORIGINAL pixels (call eval() before).
+        """Return the detections of each image, in ORIGINAL pixels (call eval() before).
 
         Args:
-            proposals: per image [P, 4] in input pixels; objectness_logits: per image [P], see InferenceSettings.
+            proposals: per image [P, 4] in input pixels.
+            objectness_logits: per image [P], see InferenceSettings.
             box_deltas: refine the boxes with the regressor; False (zero-shot: it isn't trained) keeps the proposals.
             masks: where there is a mask head, make masks; boxes alone are faster.
         """
@@ -252,7 +252,7 @@ class OpenVocabularyDetector(nn.Module):
 
     @torch.no_grad()
     def classify_proposals(self, batch: ImageBatch, proposals: Sequence[Tensor]) -> ClassifiedProposals:
-        """The network's part of :meth:`detect`."""
+        """Run the networks: the first half of `detect`."""
         features = self.encoder.features(batch.tensor, batch.sizes)
         return ClassifiedProposals(features, self._head(self.encoder.pool(self.encoder.regions(features, proposals))))
 
@@ -268,8 +268,10 @@ class OpenVocabularyDetector(nn.Module):
         masks: bool = True,
         labels: Sequence[int] | None = None,
     ) -> list[Detections]:
-        """The rest of :meth:`detect`. `labels`: only these categories and the background exist, in their own softmax,
-        as if the vocabulary had no others; detections still carry rows of the whole vocabulary.
+        """Choose among what the networks say: the second half of `detect`.
+
+        `labels`: only these categories and the background exist, in a softmax of their own, as if the vocabulary had
+        no others; detections still carry rows of the whole vocabulary.
         """
         features, output = classified
         if labels is not None:
@@ -279,27 +281,23 @@ class OpenVocabularyDetector(nn.Module):
         for i, (logits, deltas) in enumerate(
             zip(torch.split(output.logits, counts), torch.split(output.deltas, counts), strict=True)
         ):
-            detections = detect_image(
-                logits,
-                deltas if box_deltas else None,
-                proposals[i],
-                None if objectness_logits is None else objectness_logits[i],
-                batch.sizes[i],
-                settings,
+            objectness = None if objectness_logits is None else objectness_logits[i]
+            found = detect_image(
+                logits, deltas if box_deltas else None, proposals[i], objectness, batch.sizes[i], settings
             )
-            detections = detections.rescaled(batch.sizes[i], batch.original_sizes[i])
+            found = found.rescaled(batch.sizes[i], batch.original_sizes[i])
             if labels is not None:
-                detections = replace(detections, labels=detections.labels.new_tensor(labels)[detections.labels])
+                found = replace(found, labels=found.labels.new_tensor(labels)[found.labels])
             if masks and self.mask_head is not None:
-                detections = replace(detections, masks=self._masks(self.mask_head, features, batch, i, detections))
-            result.append(detections)
+                found = replace(found, masks=self._masks(self.mask_head, features, batch, i, found))
+            result.append(found)
         return result
 
     def _masks(
         self, head: MaskHead, features: Tensor, batch: ImageBatch, image: int, detections: Detections
     ) -> list[bytes]:
-        """Masks of one image's final boxes, from region maps of these boxes (not of the proposals they came from)."""
-        # One proposal has one box and so one mask, whatever number of categories it is reported for.
+        """Return the masks of one image's final boxes, from region maps of these boxes, not of their proposals."""
+        # A proposal has one box, and so one mask, however many categories it is reported for.
         first: dict[int, int] = {}
         for row, proposal in enumerate(detections.proposal.tolist()):
             first.setdefault(proposal, row)
@@ -312,46 +310,49 @@ class OpenVocabularyDetector(nn.Module):
         return [coded[proposal] for proposal in detections.proposal.tolist()]
 
 
-def save_detector(
-    detector: OpenVocabularyDetector, folder: Folder, architecture: dict[str, Any], stem: str = "detector"
-) -> None:
-    """Write `<stem>.safetensors` (all weights) and `<stem>.json` (what rebuilds the module around them).
+# ---------------------------------------------------------------- files
+
+
+def describe_detector(detector: OpenVocabularyDetector, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what builds the module around its weights, as JSON.
 
     `architecture` is the ClipModel.architecture of the model that the encoder was taken from.
     """
-    from safetensors.torch import save
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    description = {
+    return {
         "names": list(detector.names),
         "temperature": detector.temperature,
         "background": detector.background,
         "mask_head": detector.mask_head is not None,
-        "clip_architecture": architecture,
+        "clip_architecture": dict(architecture),
     }
-    folder.write_bytes(f"{stem}.safetensors", save(state))
-    folder.write_json(f"{stem}.json", description)
+
+
+def save_detector(
+    detector: OpenVocabularyDetector, folder: Folder, architecture: Mapping[str, Any], stem: str = "detector"
+) -> None:
+    """Write `<stem>.safetensors` (all weights) and `<stem>.json` (see `describe_detector`)."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    folder.write_bytes(f"{stem}.safetensors", save_tensors(state))
+    folder.write_json(f"{stem}.json", describe_detector(detector, architecture))
 
 
 def load_detector(folder: Folder, stem: str = "detector") -> OpenVocabularyDetector:
-    """What save_detector wrote, on the CPU, in eval mode. ValueError if the two files don't fit each other."""
-    from safetensors.torch import load
+    """Load what `save_detector` wrote, on the CPU, in evaluation mode; ValueError if the files don't fit each other."""
+    weights = f"{stem}.safetensors"
+    return rebuild_detector(folder.read_json(f"{stem}.json"), read_safetensors(folder, weights), folder.path(weights))
 
-    description = folder.read_json(f"{stem}.json")
-    state = load(folder.read_bytes(f"{stem}.safetensors"))
-    encoder = region_encoder(lean_clip(description["clip_architecture"], f"{stem}.json"))
+
+def rebuild_detector(description: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> OpenVocabularyDetector:
+    """Build the detector that a description (see `describe_detector`) and weights make; `where` names the weights."""
+    if "class_embeddings" not in state:
+        raise ValueError(f"{where}: class_embeddings is missing; import or export the model again")
     detector = OpenVocabularyDetector(
-        encoder,
+        region_encoder(lean_clip(description["clip_architecture"], "the detector's CLIP")),
         state["class_embeddings"],
         description["names"],
         description["temperature"],
         description["background"],
         description.get("mask_head", False),
     )
-    try:
-        detector.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder.url}: the weights in {stem}.safetensors don't fit the architecture in {stem}.json: {error}"
-        ) from error
+    load_strictly(detector, state, where)
     return detector.eval()

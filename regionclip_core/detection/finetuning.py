@@ -15,15 +15,14 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import BoxBatch, BoxedImage, box_batches
-from regionclip_core.training.boxed_images import boxed_images
+from regionclip_core.training.boxed_images import BoxBatch, BoxedImage, BoxedImages, box_batches, boxed_images
 from regionclip_core.training.distributed import common_canvas
 from regionclip_core.training.fit import FitResult, Progress, fit
-from regionclip_core.training.image_tally import ImageTally
 from regionclip_core.training.sampling import repeat_factors
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 BACKGROUND_LR_FACTOR = 10.0  # one scalar that has units to travel while the weights move by thousandths
 
@@ -37,38 +36,30 @@ class DetectorTrainer(nn.Module):
         self.settings = settings
 
     def forward(self, batch: BoxBatch) -> Mapping[str, Tensor]:
-        """The detector's losses; the batch's `extra` boxes are the proposals."""
+        """Return the detector's losses; the batch's `extra` boxes are the proposals."""
         images = common_canvas(batch.images)
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        return self.detector.loss(
-            images.tensor,
-            batch.extra,
-            batch.boxes,
-            batch.labels,
-            self.settings,
-            generators,
-            batch.masks,
-            images.sizes,
-        )
+        boxes = (batch.extra, batch.boxes, batch.labels)
+        return self.detector.loss(images.tensor, *boxes, self.settings, generators, batch.masks, images.sizes)
 
 
 @dataclass(frozen=True)
 class FinetuneData:
     """What a detector is finetuned on: images with boxes, their proposals, and the names of the labels."""
 
-    images: Sequence[BoxedImage]
+    images: BoxedImages | Sequence[BoxedImage]
     names: tuple[str, ...]
+    unreadable: UnreadableImages
+    """Takes the images that turn out unreadable."""
     factors: npt.NDArray[np.float64] | None = None
     """How often each image comes in an epoch; None is once."""
-    tally: ImageTally | None = None
-    """Counts the images that are read."""
 
 
 def finetune_data(config: Config, data: Folder, proposals: Folder, all_categories: bool) -> FinetuneData:
-    """Images of `finetune.split` with the boxes of base categories (or of all: the oracle) and their proposals.
+    """Read `finetune.split`: images with the boxes of base categories (or of all: the oracle) and their proposals.
 
-    Labels are renumbered to rows of `names`. Images without proposals (unreadable ones) are left out. Masks come
-    with `finetune.mask_head`.
+    Labels become rows of `names`. Images without proposals (unreadable ones) are left out. Masks come with
+    `finetune.mask_head`.
 
     Raises:
         ValueError: if no image is left, or a mask head is to be trained and an image has no masks.
@@ -79,21 +70,21 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
     images = boxed_images(data, config.finetune.split, allowed, config.finetune.mask_head, proposals)
     factors = None
     if config.finetune.sampling == "repeat_factor":
-        factors = repeat_factors(images.labels(), config.finetune.repeat_threshold)
+        factors = repeat_factors(images.labels, config.finetune.repeat_threshold)
     images = replace(images, numbers=row_of)
     names = tuple(vocabulary.names[label] for label in allowed)
-    return FinetuneData(images, names, factors, images.tally(config.execution.max_error_rate))
+    return FinetuneData(images, names, UnreadableImages(len(images), config.execution.max_error_rate), factors)
 
 
 def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
-    """A detector around the CLIP model's visual encoder, seeded, not trained yet."""
+    """Return a detector around the CLIP model's visual encoder, seeded, not trained yet."""
     encoder = region_encoder(clip)
     encoder.freeze(config.finetune.freeze_at)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return OpenVocabularyDetector(
             encoder,
-            class_embeddings(clip, names, config),
+            embed_names(clip, names, config.teacher),
             names,
             config.finetune.temperature or 1 / clip.logit_scale,
             config.finetune.background,
@@ -130,10 +121,10 @@ def finetune_detector(
         world_size=world_size,
         train_sizes=settings.train_sizes,
         factors=training.factors,
-        tally=training.tally,
+        unreadable=training.unreadable,
     )
     detector.to(device).eval()
-    if settings.background == "learnable":
+    if settings.background == "learnable":  # it starts even with the categories, on the first batch
         first = batches(0).to(device)
         detector.calibrate_background(common_canvas(first.images).tensor, first.extra, first.images.sizes)
     detector.train()
@@ -149,7 +140,6 @@ def finetune_detector(
         rank=rank,
         world_size=world_size,
         lr_factors={"detector.background_logit": BACKGROUND_LR_FACTOR},
-        tally=training.tally,
     )
     detector.cpu().eval()
     return result

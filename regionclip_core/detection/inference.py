@@ -1,4 +1,4 @@
-"""From the detector's logits to an image's detections.
+"""From the detector's logits to an image's detections, in the order of the official code.
 
 Legend: R proposals of one image, K classes (the last logit, K, is the background), N detections.
 """
@@ -42,7 +42,7 @@ class InferenceSettings:
 
     @classmethod
     def from_config(cls, config: EvaluateConfig, finetuned: bool) -> InferenceSettings:
-        """The settings of a zero-shot or a finetuned detector."""
+        """Return the settings of a zero-shot or a finetuned detector."""
         return cls(
             score_threshold=config.score_threshold,
             nms=config.nms,
@@ -55,24 +55,25 @@ class InferenceSettings:
 
 @dataclass(frozen=True)
 class Detections:
-    """One image's detections, best first.
-
-    `boxes` [N, 4], `scores` [N], `labels` [N] int64 rows of the vocabulary, `proposal` [N] int64 rows of the
-    proposals that were given. `masks`: N masks of the whole image in the pixels of the boxes, as COCO's compressed
-    run lengths (`counts`), runs down the columns; None without a mask head.
-    """
+    """One image's detections, highest score first."""
 
     boxes: Tensor
+    """[N, 4] absolute xyxy pixels."""
     scores: Tensor
+    """[N]"""
     labels: Tensor
+    """[N] int64, rows of the vocabulary."""
     proposal: Tensor
+    """[N] int64, rows of the proposals that were given."""
     masks: list[bytes] | None = None
+    """N masks of the whole image in the pixels of the boxes, as COCO's compressed run lengths (`counts`), runs down the
+    columns; None without a mask head."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def rescaled(self, source: tuple[int, int], target: tuple[int, int]) -> Detections:
-        """The same detections in an image of size `target` (height, width) instead of `source`; empty boxes go."""
+        """Move the detections to an image of size `target` (height, width) instead of `source`; empty boxes go."""
         assert self.masks is None, "masks are made of the final boxes, and not resized"
         boxes = box_ops.clip(box_ops.rescale(self.boxes, source, target), target)
         kept = box_ops.nonempty(boxes)
@@ -80,7 +81,10 @@ class Detections:
 
 
 def score_proposals(logits: Tensor, objectness_logits: Tensor | None, objectness: Objectness) -> Tensor:
-    """Scores [R, K + 1] from logits [R, K + 1] and raw RPN logits [R]; NaN rows where `raw_logit` is negative."""
+    """Return scores [R, K + 1] from logits [R, K + 1] and raw RPN logits [R].
+
+    `raw_logit` gives NaN where a proposal's logit is negative, which drops the proposal.
+    """
     probability = logits.softmax(dim=1)
     if objectness == "none":
         return probability
@@ -101,21 +105,21 @@ def detect_image(
     size: tuple[int, int],
     settings: InferenceSettings,
 ) -> Detections:
-    """Detections of one image, in the proposals' pixels.
-
-    Order of the official code: decode, softmax, objectness product, drop non-finite rows, drop the background
-    column, clip, threshold, per-class NMS, keep the best.
+    """Return the detections of one image, in the proposals' pixels.
 
     Args:
         logits: [R, K + 1], background last.
         deltas: [R, 4] box deltas, or None to keep the proposals as they are.
-        proposals: [R, 4]; objectness_logits: [R] raw logits, needed unless settings.objectness is `none`.
+        proposals: [R, 4].
+        objectness_logits: [R] raw logits, needed unless settings.objectness is `none`.
         size: (height, width) of the unpadded image in the same pixels.
     """
     boxes = proposals if deltas is None else box_ops.decode(proposals, deltas, BOX_WEIGHTS)
     scores = score_proposals(logits, objectness_logits, settings.objectness)
+    # Non-finite rows go before anything is compared: exploded boxes, and negative objectness under a root.
     rows = (torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)).nonzero().flatten()
     boxes = box_ops.clip(boxes[rows], size)
+    # The background had its share in the softmax; as a class it is not detected.
     picked = suppress(
         boxes,
         scores[rows, :-1],
@@ -126,7 +130,7 @@ def detect_image(
         settings.sigma,
         settings.prune,
     )
-    proposal = rows[picked.box]
+    proposal = rows[picked.box]  # back to the rows that were given
     reported = picked.score
     if settings.report_probability and settings.nms_kind == "hard":
         reported = logits.softmax(dim=1)[proposal, picked.label]

@@ -17,14 +17,15 @@ from regionclip_core.training.distributed import mean_over_ranks
 def classification_loss(
     logits: Tensor, labels: Tensor, background_weight: float = 1.0, focal_gamma: float | None = None
 ) -> Tensor:
-    """Cross entropy over K + 1 classes, the background's share weighted.
+    """Return the cross entropy over K + 1 classes, the background's share weighted.
 
     With `focal_gamma`, each region's loss is also multiplied by (1 - p_target)^gamma and the sum is divided by R;
     without it, by the sum of the weights. The two divisors are those of the official code; with several ranks they
-    are over all ranks' regions.
+    count the regions of all ranks.
 
     Args:
-        logits: [R, K + 1]; labels: [R] int64 in 0..K.
+        logits: [R, K + 1].
+        labels: [R] int64 in 0..K.
     """
     background = logits.shape[1] - 1
     weights = torch.where(labels == background, background_weight, 1.0).to(logits.dtype)
@@ -38,24 +39,30 @@ def classification_loss(
 
 
 def box_loss(deltas: Tensor, labels: Tensor, background: int, proposals: Tensor, truth: Tensor) -> Tensor:
-    """L1 between predicted and wanted deltas of the foreground, divided by the number of all regions R (of all ranks).
+    """Return the L1 distance of predicted and wanted deltas of the foreground, over the number of all regions R.
 
     Args:
-        deltas: [R, 4]; labels: [R]; proposals: [R, 4]; truth: [R, 4] the matched ground-truth boxes (foreground rows).
+        deltas: [R, 4].
+        labels: [R]; `background` is the background's.
+        proposals: [R, 4].
+        truth: [R, 4], the matched ground-truth boxes; those of the background are not looked at.
     """
     foreground = labels != background
     wanted = box_ops.encode(proposals[foreground], truth[foreground], BOX_WEIGHTS)
+    # Over all regions (of all ranks), not only the foreground: so each foreground region has the same influence on the
+    # step, whether an image has many or few of them (Fast R-CNN).
     return mean_over_ranks((deltas[foreground] - wanted).abs().sum(), len(labels))
 
 
 def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Binary cross entropy averaged over all cells of all foreground masks (of all ranks); 0 if there are none.
+    """Return the binary cross entropy averaged over all cells of all foreground masks (of all ranks); 0 without any.
 
-    Without foreground the result still hangs on `logits`: each rank has to bring a gradient, if one of zeros, for
-    every parameter, or the others wait for it.
+    Without foreground the result still depends on `logits`: each rank has to bring a gradient for every parameter, if
+    only zeros, or the others wait for it.
 
     Args:
-        logits: [R, m, m] of foreground regions; wanted: bool[R, m, m].
+        logits: [R, m, m] of foreground regions.
+        wanted: bool[R, m, m].
     """
     total = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
     return mean_over_ranks(total, logits.numel())

@@ -13,9 +13,9 @@ MASK_CHANNELS = 256
 
 
 class MaskHead(nn.Module):
-    """Mask R-CNN's smallest head: a transposed convolution that doubles the side, then one logit a cell.
+    """Mask R-CNN's smallest head: a transposed convolution that doubles the side, then one logit per cell.
 
-    It works on the maps before attention pooling (`layer4` of a ResNet). One mask a region, whatever its category,
+    It works on the maps before attention pooling (`layer4` of a ResNet). One mask per region, whatever its category,
     so that it serves categories without a single training mask.
     """
 
@@ -31,6 +31,6 @@ class MaskHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, region_maps: Tensor) -> Tensor:
-        """Region maps [R, C, k, k] -> mask logits [R, m, m]; R may be 0, which keeps the graph whole."""
+        """Return mask logits [R, m, m] of region maps [R, C, k, k]; R may be 0, which keeps the graph whole."""
         logits: Tensor = self.predictor(torch.relu(self.deconv(region_maps)))
         return logits[:, 0]

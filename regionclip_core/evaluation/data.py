@@ -1,15 +1,9 @@
-"""The images that the evaluate stage measures on, read shard by shard.
-
-In memory at once: one shard's rows and proposals, and one batch with its pixels. Legend: G annotated boxes of an
-image.
-"""
+"""The images and objects that the evaluate stage measures on. Legend: G annotated boxes of an image."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import count as numbers
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,22 +11,20 @@ import torch
 from torch import Tensor
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets.images import BadImage, ImageReader
+from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.evaluator import require_protocol
-from regionclip_core.evaluation.truth import ImageTruth
+from regionclip_core.evaluation.average_precision import Evaluator
+from regionclip_core.evaluation.image_boxes import ImageTruth
 from regionclip_core.proposals.proposers import read_proposals
-from regionclip_core.proposals.selection import Proposals
+from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.image_tally import ImageTally
-
-_log = logging.getLogger(__name__)
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 
 @dataclass(frozen=True)
 class EvaluationImage:
-    """One image of the validation split, boxes in original pixels."""
+    """One image of the split, boxes in original pixels."""
 
     row: IndexRow
     pixels: Tensor
@@ -44,98 +36,75 @@ class EvaluationImage:
     proposals: Proposals
 
 
-@dataclass(frozen=True)
 class EvaluationData:
-    """The validation split: images with proposals, in the order of the index."""
+    """The images of `evaluate.split` that have proposals, in the order of the index.
 
-    data: Folder
-    proposals: Folder
-    vocabulary: Vocabulary
-    shards: tuple[int, ...]
-    count: int
-    """Images."""
-    annotated_only: bool = False
-    """Leave out images without an object of the vocabulary, as the official COCO open-vocabulary file does."""
-    tally: ImageTally = field(default_factory=lambda: ImageTally(0))
-    """Counts the images that a pass could read, by their order."""
+    In memory at once: one shard's rows and proposals, and one batch with its pixels.
+    """
 
-    @classmethod
-    def read(cls, config: Config, data: Folder, proposals: Folder, *, annotated_only: bool = False) -> EvaluationData:
-        """The images of `evaluate.split`, counted and looked at once.
+    def __init__(self, config: Config, data: Folder, proposals: Folder) -> None:
+        """Read the index once, and give all objects to `evaluator`.
 
         Raises:
             ValueError: no image, boxes of another vocabulary, or annotations that don't fit `evaluate.protocol`.
         """
-        vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
-        split = config.evaluate.split
-        found = cls(data, proposals, vocabulary, tuple(split_shards(data, (split,))), 0, annotated_only)
-        count = 0
-        for row in found.rows():
-            require_protocol(config.evaluate.protocol, truth_of(row), f"{row.key} of split {split!r}")
-            count += 1
-        if not count:
-            raise ValueError(f"evaluate.split {split!r} has no readable image with proposals")
-        return cls(
-            data,
-            proposals,
-            vocabulary,
-            found.shards,
-            count,
-            annotated_only,
-            ImageTally(count, config.execution.max_error_rate),
-        )
+        settings = config.evaluate
+        self.data, self.proposals = data, proposals
+        self.vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
+        self.shards = split_shards(data, (settings.split,))
+        self._annotated_only = settings.annotated_only
+        self.evaluator = Evaluator(self.vocabulary, settings.protocol)
+        """Holds the ground truth; crowds are ignored regions."""
+        self.count = 0
+        """Images."""
+        for row in self.rows():
+            self.evaluator.add_truth(truth_of(row), f"{row.key} of split {settings.split!r}")
+            self.count += 1
+        if not self.count:
+            raise ValueError(f"evaluate.split {settings.split!r} has no readable image with proposals")
+        self.unreadable = UnreadableImages(self.count, config.execution.max_error_rate)
+        """Takes the images that a pass can't read."""
 
     def rows(self) -> Iterator[IndexRow]:
-        """The index row of every image."""
+        """Yield the index row of every image."""
         for shard in self.shards:
-            yield from self._shard_rows(shard, _proposed(self.proposals, shard))
+            with self.proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
+                table = pq.read_table(file, columns=["key", "status"])  # the boxes are not needed here
+            statuses = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
+            yield from self._shard_rows(shard, {key for key, status in statuses if status == "ok"})
 
     def _shard_rows(self, shard: int, keys: set[str]) -> list[IndexRow]:
         rows = [row for row in read_index(self.data, shard, self.vocabulary.digest) if row.key in keys]
-        return [row for row in rows if (row.box_labels >= 0).any()] if self.annotated_only else rows
-
-    def truth(self) -> Iterator[ImageTruth]:
-        """The annotated boxes in the evaluator's form; crowds are ignored regions."""
-        return (truth_of(row) for row in self.rows())
+        # As the official COCO open-vocabulary file does, which leaves out images without an object of the vocabulary.
+        return [row for row in rows if (row.box_labels >= 0).any()] if self._annotated_only else rows
 
     def batches(self, size: int) -> Iterator[list[EvaluationImage]]:
-        """Images with their pixels, at most `size` at a time; one that can't be read is left out and counted."""
-        reader = ImageReader(self.data)
-        waiting: list[tuple[int, IndexRow, Proposals]] = []
-        number = numbers()
+        """Yield images with their pixels, at most `size` at a time; unreadable ones are left out and counted."""
+        reader, batch = ImageReader(self.data), []
         for shard in self.shards:
             proposals = read_proposals(self.proposals, shard)
-            waiting += [(next(number), row, proposals[row.key]) for row in self._shard_rows(shard, set(proposals))]
-            while len(waiting) >= size:
-                yield from self._read(reader, waiting[:size])
-                waiting = waiting[size:]
-        if waiting:
-            yield from self._read(reader, waiting)
-
-    def _read(
-        self, reader: ImageReader, rows: list[tuple[int, IndexRow, Proposals]]
-    ) -> Iterator[list[EvaluationImage]]:
-        """One batch, or none when no image of it can be read."""
-        batch = []
-        for number, row, proposals in rows:
-            try:
-                pixels = torch.from_numpy(np.ascontiguousarray(reader.read(row).transpose(2, 0, 1)))
-            except BadImage as error:  # its objects stay in the truth, as missed ones
-                if self.tally.bad(number, error, row.key):
-                    _log.warning("evaluation goes on without %s: %s", row.key, error)
-                continue
-            self.tally.good(number)
-            use = (row.box_labels >= 0) & ~row.box_crowd
-            boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
-            batch.append(EvaluationImage(row, pixels, boxes, labels, proposals))
+            for row in self._shard_rows(shard, set(proposals)):
+                pixels = self.unreadable.read(row.key, reader.read_tensor, row)
+                if pixels is None:  # its objects stay in the ground truth, as missed ones
+                    continue
+                use = (row.box_labels >= 0) & ~row.box_crowd
+                boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
+                batch.append(EvaluationImage(row, pixels, boxes, labels, proposals[row.key]))
+                if len(batch) == size:
+                    yield batch
+                    batch = []
         if batch:
             yield batch
 
 
 def truth_of(row: IndexRow) -> ImageTruth:
-    """An index row's objects of the vocabulary."""
+    """Return an index row's objects of the vocabulary."""
     known = row.box_labels >= 0
-    lvis = row.neg_labels is not None and row.not_exhaustive_labels is not None
+    # LVIS's lists may name categories outside the vocabulary, as -1.
+    absent, partly = (
+        None if labels is None else labels[labels >= 0].astype(np.int64)
+        for labels in (row.neg_labels, row.not_exhaustive_labels)
+    )
     return ImageTruth(
         row.image_id,
         row.width,
@@ -145,20 +114,6 @@ def truth_of(row: IndexRow) -> ImageTruth:
         row.box_crowd[known],
         row.box_area[known].astype(np.float64),
         [row.box_masks[i] for i in np.flatnonzero(known).tolist()] if row.box_masks else None,
-        _labels(row.neg_labels) if lvis else None,
-        _labels(row.not_exhaustive_labels) if lvis else None,
+        absent,
+        partly,
     )
-
-
-def _labels(values: np.ndarray | None) -> np.ndarray:
-    assert values is not None
-    return values[values >= 0].astype(np.int64)
-
-
-def _proposed(proposals: Folder, shard: int) -> set[str]:
-    """Keys of a shard's images that have proposals; boxes are not read."""
-    with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
-        table = pq.read_table(file, columns=["key", "status"])
-    return {
-        k for k, status in zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True) if status == "ok"
-    }

@@ -1,7 +1,8 @@
-"""What `metrics.json` holds, and where in it the numbers of the paper's tables are.
+"""What the evaluate stage writes: `metrics.json`, and each detector's detections.
 
-All scores are percent, None where a group or category has no ground truth. Models are `clip` (the teacher) and
-`regionclip` (the student), detectors those of the finetune stage: any of `clip`, `regionclip`, `oracle`.
+Layout of `metrics.json`. All scores are percent, None where a group or category has no ground truth. Models are `clip`
+(the teacher) and `regionclip` (the student), detectors those of the finetune stage: any of `clip`, `regionclip`,
+`oracle`.
 
     protocol                    "coco" or "lvis"
     images                      images that were measured on
@@ -24,20 +25,24 @@ Groups are base, novel, all and the vocabulary's own, for LVIS rare, common and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
 
-from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.evaluator import Protocol, label_groups
-from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, RESTRICTED, restricted_labels
+from regionclip_core.evaluation.average_precision import Evaluator, Protocol, Score, Scores
+from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections
+from regionclip_core.evaluation.passes import GIVEN, RESTRICTED, ImageResult
+from regionclip_core.evaluation.top1_accuracy import Top1
 
-COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-LVIS_NUMBERS = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
-    *("AR@300", "ARs@300", "ARm@300", "ARl@300"),
-)
-_FREQUENCY_COLUMNS = ("APr", "APc", "APf", "AP")
+_log = logging.getLogger(__name__)
 
+
+def _columns(path: str, names: Sequence[str], end: str = "") -> dict[str, str]:
+    return {name: f"{path}.{name}{end}" for name in names}
+
+
+_COCO, _LVIS = ("novel", "base", "all"), ("APr", "APc", "APf", "AP")
 PAPER_TABLES: Mapping[Protocol, Mapping[str, Mapping[str, str]]] = {
     "coco": {
         "open-vocabulary detection (table 1), AP50": {
@@ -47,87 +52,103 @@ PAPER_TABLES: Mapping[Protocol, Mapping[str, Mapping[str, str]]] = {
             "generalised base": "finetuned.{}.base.ap50",
             "generalised all": "finetuned.{}.all.ap50",
         },
-        "zero-shot, ground-truth boxes, AP50": {g: f"{GIVEN}.{{}}.{g}.ap50" for g in ("novel", "base", "all")},
-        "zero-shot, RPN boxes, AP50": {g: f"{PROPOSED}.{{}}.{g}.ap50" for g in ("novel", "base", "all")},
+        "zero-shot, ground-truth boxes, AP50": _columns("zero_shot_gt.{}", _COCO, ".ap50"),
+        "zero-shot, RPN boxes, AP50": _columns("zero_shot_rpn.{}", _COCO, ".ap50"),
     },
     "lvis": {
-        "open-vocabulary detection (table 2), mask AP": {
-            name: f"{FINETUNED}.{{}}.segm.lvis.{name}" for name in _FREQUENCY_COLUMNS
-        },
-        "open-vocabulary detection (table 2), box AP": {
-            name: f"{FINETUNED}.{{}}.lvis.{name}" for name in _FREQUENCY_COLUMNS
-        },
-        "zero-shot, ground-truth boxes, AP": {name: f"{GIVEN}.{{}}.lvis.{name}" for name in _FREQUENCY_COLUMNS},
-        "zero-shot, RPN boxes, AP": {name: f"{PROPOSED}.{{}}.lvis.{name}" for name in _FREQUENCY_COLUMNS},
+        "open-vocabulary detection (table 2), mask AP": _columns("finetuned.{}.segm.lvis", _LVIS),
+        "open-vocabulary detection (table 2), box AP": _columns("finetuned.{}.lvis", _LVIS),
+        "zero-shot, ground-truth boxes, AP": _columns("zero_shot_gt.{}.lvis", _LVIS),
+        "zero-shot, RPN boxes, AP": _columns("zero_shot_rpn.{}.lvis", _LVIS),
     },
 }
 """Columns of the paper's tables by protocol: dotted paths, `{}` for the model or detector."""
 
 
-def metric_keys(
-    vocabulary: Vocabulary,
-    protocol: Protocol,
-    models: Sequence[str] = ("clip", "regionclip"),
-    detectors: Sequence[str] = ("clip", "regionclip", "oracle"),
-    *,
-    masks: bool = False,
-    whole_image: bool = False,
-) -> set[tuple[str, ...]]:
-    """The paths of all numbers that `metrics.json` of such a run holds, without those below `per_category`.
-
-    `masks`: the detectors make masks and the split has them; `whole_image`: `evaluate.whole_image_split` is set.
-    """
-    groups = list(label_groups(vocabulary))
-    restricted = restricted_labels(vocabulary, protocol)
-    keys: set[tuple[str, ...]] = {("protocol",), ("images",)}
-    for name in ("crop_top1", *(("whole_image_top1",) if whole_image else ())):
-        keys |= {("teacher", name, group) for group in groups}
-    for model in models:
-        keys |= {(GIVEN, model, *path) for path in _score_keys(groups, protocol)}
-        keys |= {(GIVEN, model, group, "top1") for group in groups}
-        keys |= {(PROPOSED, model, *path) for path in _score_keys(groups, protocol)}
-    for detector in detectors:
-        scores = _score_keys(groups, protocol)
-        scores |= {("segm", *path) for path in scores} if masks else set()
-        keys |= {(FINETUNED, detector, *path) for path in scores}
-        for setting in restricted:
-            keys |= {(setting, detector, *path) for path in _score_keys([RESTRICTED[setting]], protocol)}
-    return keys
-
-
-def _score_keys(groups: Sequence[str], protocol: Protocol) -> set[tuple[str, ...]]:
-    numbers = COCO_NUMBERS if protocol == "coco" else LVIS_NUMBERS
-    by_group = {(group, name) for group in groups for name in ("ap50", "ap", "categories", "boxes")}
-    return by_group | {(protocol, name) for name in numbers} | {("per_category",)}
-
-
-def paths_of(metrics: Mapping[str, Any], before: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
-    """The paths that `metric_keys` speaks of, in actual metrics."""
-    found: set[tuple[str, ...]] = set()
-    for key, value in metrics.items():
-        path = (*before, key)
-        found |= paths_of(value, path) if isinstance(value, Mapping) and key != "per_category" else {path}
-    return found
-
-
-def paper_numbers(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The paper's tables from actual metrics: table -> model or detector -> column -> percent.
+def paper_numbers(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Score]]]:
+    """Return the paper's tables from the content of `metrics.json`: table -> model or detector -> column -> percent.
 
     Models without any of a table's numbers are left out of it, as is a table without any model.
     """
-    tables: dict[str, dict[str, dict[str, float | None]]] = {}
+    tables: dict[str, dict[str, dict[str, Score]]] = {}
     for title, columns in PAPER_TABLES[metrics["protocol"]].items():
         for model in ("clip", "regionclip", "oracle"):
-            values = {name: _at(metrics, path.format(model)) for name, path in columns.items()}
+            values: dict[str, Score] = {}
+            for name, path in columns.items():
+                at: Any = metrics
+                for key in path.format(model).split("."):
+                    at = (at or {}).get(key)
+                values[name] = at
             if any(value is not None for value in values.values()):
                 tables.setdefault(title, {})[model] = values
     return tables
 
 
-def _at(metrics: Mapping[str, Any], path: str) -> float | None:
-    value: Any = metrics
-    for key in path.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            return None
-        value = value[key]
-    return None if value is None else float(value)
+def measure(
+    results: Iterable[ImageResult],
+    evaluator: Evaluator,
+    settings: Sequence[str],
+    writers: Mapping[str, ResultsWriter] | None = None,
+) -> dict[str, Scores]:
+    """Return one model's scores by setting.
+
+    They include `top1` in each group where annotated boxes were classified, and `segm` where the model makes masks and
+    the split has them. `writers`: where the detections of a setting are written as well.
+    """
+    detections = {setting: CategoryRows() for setting in settings}
+    top1 = Top1(evaluator.vocabulary)
+    for result in results:
+        row = result.image.row
+        for setting, one in result.found.items():
+            boxes, scores = one.boxes.double().cpu().numpy(), one.scores.double().cpu().numpy()
+            found = ImageDetections(row.image_id, boxes, scores, one.labels.cpu().numpy(), one.masks)
+            evaluator.add(detections[setting], found)
+            if writers and setting in writers:
+                writers[setting].add(found, (row.height, row.width))
+        if result.given_logits is not None:
+            top1.add(result.given_logits.numpy(), result.image.labels.numpy())
+    measured = {}
+    for setting, rows in detections.items():
+        only = RESTRICTED.get(setting)
+        measured[setting] = evaluator.evaluate(rows, "bbox", only)
+        if rows.has_masks and evaluator.has_masks:
+            measured[setting]["segm"] = evaluator.evaluate(rows, "segm", only)
+        elif rows.has_masks:
+            _log.warning("no mask AP: the objects of the evaluated split have no masks; set `masks: true` on the split")
+    if GIVEN in measured:
+        for group, value in top1.scores().items():
+            measured[GIVEN][group]["top1"] = value
+    return measured
+
+
+class ResultsWriter:
+    """Detections as COCO's and LVIS's result rows, a JSON list written image by image.
+
+    `bbox` is xywh in original pixels, `category_id` the row in the data stage's vocabulary, `segmentation` (where
+    there are masks) compressed run lengths. Use as a context: leaving it ends the list.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._separator = "["
+
+    def __enter__(self) -> ResultsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.write(b"[]\n" if self._separator == "[" else b"]\n")
+
+    def add(self, found: ImageDetections, size: tuple[int, int]) -> None:
+        """Write one image's detections; `size` is its (height, width)."""
+        for i, ((x0, y0, x1, y1), score, label) in enumerate(zip(found.boxes, found.scores, found.labels, strict=True)):
+            row: dict[str, Any] = {
+                "image_id": found.image_id,
+                "category_id": int(label),
+                "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+                "score": round(float(score), 5),
+            }
+            if found.masks is not None:
+                row["segmentation"] = {"size": list(size), "counts": found.masks[i].decode("ascii")}
+            text = json.dumps(row, sort_keys=True, allow_nan=False, separators=(",", ":"))
+            self._file.write((self._separator + text).encode())
+            self._separator = ","

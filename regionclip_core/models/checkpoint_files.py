@@ -1,8 +1,7 @@
-"""Tensors by name out of any file of weights, without running anything that is in it.
+"""Tensors by name out of any file of weights, without running anything that is in it; whether they fit a module.
 
 .safetensors; torch files, new (zip) and old (pickle), read with `weights_only`; TorchScript archives, by
-`torchscript_files`. The content decides, not the name. Everything that can be wrong with a file is a ValueError or
-FileNotFoundError in plain words.
+`torchscript_files`. The content decides, not the name.
 """
 
 from __future__ import annotations
@@ -17,14 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from regionclip_core.models.torchscript_files import read_torchscript
+from regionclip_core.storage.folder import Folder
 
 BARE_TENSOR = "<tensor>"
-"""The name under which a file that is one single tensor comes."""
+"""The name of the tensor in a file that is one single tensor."""
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
-_HEAD = 512
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """By the file's own names, `module.` prefixes taken off; on the CPU, in the file's dtypes."""
     others: dict[str, Any]
-    """What stands among the tensors and is none."""
+    """What is among the tensors and is none."""
     beside: tuple[str, ...]
     """Names of what the file holds beside the model, such as an optimiser's state: never looked into."""
     layout: Literal["safetensors", "torch", "torchscript"]
@@ -43,8 +45,10 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file of weights.
 
-    Raises FileNotFoundError if it is not there, ValueError (with what the file is instead) if it is damaged, cut
-    short, a web page, a pickle that would run code, or holds no tensors by name.
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is damaged, cut short, a web page, a pickle that would run code, or holds no tensors by name;
+            says what the file is instead.
     """
     path = Path(path)
     if path.is_dir():
@@ -52,39 +56,37 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: expected a file of weights (.pth, .pt, .safetensors)")
     with path.open("rb") as file:
-        head = file.read(_HEAD)
+        head = file.read(512)
     if not head:
         raise ValueError(f"{path} is empty; download or copy it again")
+    content: Any
+    layout: Literal["safetensors", "torch", "torchscript"] = "torch"
     if head[8:9] == b"{":
-        return Checkpoint(*_named(_read_safetensors(path), path), layout="safetensors")
-    if head[:2] == b"PK":
-        names = _zip_names(path)
+        layout = "safetensors"
+        try:
+            content = load_file(str(path))
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is a damaged or cut-short .safetensors file ({error}); download it again"
+            ) from None
+    elif head[:2] == b"PK":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            # The table of contents of a zip is at its end, so a download that broke off has none.
+            raise ValueError(f"{path} is cut short or damaged ({error}); download or copy it again") from None
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            return Checkpoint(*_named(read_torchscript(path), path), layout="torchscript")
-        if not any(name.endswith("data.pkl") for name in names):
+            layout, content = "torchscript", read_torchscript(path)
+        elif any(name.endswith("data.pkl") for name in names):
+            content = _read_torch(path)
+        else:
             raise ValueError(f"{path} is a zip archive without weights in it (it holds {names[:3]}); unpack it first")
-    elif head[:1] != b"\x80":
+    elif head[:1] == b"\x80":
+        content = _read_torch(path)
+    else:
         raise ValueError(f"{path} is no file of weights: {_guess(head)}")
-    return Checkpoint(*_named(_read_torch(path), path), layout="torch")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is a damaged or cut-short .safetensors file ({error}); download it again") from None
-
-
-def _zip_names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile as error:
-        # The table of contents of a zip stands at its end, so a download that broke off has none.
-        raise ValueError(f"{path} is cut short or damaged ({error}); download or copy it again") from None
+    return Checkpoint(*_by_name(content, path), layout=layout)
 
 
 def _read_torch(path: Path) -> Any:
@@ -92,21 +94,17 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old storage types, which are read all the same
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(_refused(path, str(error))) from None
     except Exception as error:  # where a file broke off decides what reading it ends in
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is cut short or damaged ({first}); download or copy it again") from None
-
-
-def _refused(path: Path, error: str) -> str:
-    called = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", error)
-    if called is None:
-        return f"{path} is cut short, damaged, or no file of tensors ({error.strip().splitlines()[0]}); get it again"
-    return (
-        f"{path} is a pickle that names {called[1]}: reading it would run code from the file, which this project never "
-        "does. Take a file that holds tensors alone: .safetensors, or torch.save of a state_dict"
-    )
+        named = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and named:
+            raise ValueError(
+                f"{path} is a pickle that names {named[1]}: reading it would run code from the file, which this "
+                "project never does. Take a file that holds tensors alone: .safetensors, or torch.save of a state_dict"
+            ) from None
+        raise ValueError(
+            f"{path} is cut short, damaged, or no file of tensors ({first}); download or copy it again"
+        ) from None
 
 
 def _guess(head: bytes) -> str:
@@ -120,8 +118,8 @@ def _guess(head: bytes) -> str:
     return f"it starts with {head[:8]!r}; expected a torch file or .safetensors"
 
 
-def _named(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
-    """(tensors, others, beside) of what a file holds, whichever way it is wrapped."""
+def _by_name(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    """Return (tensors, others, beside) of what a file holds, whichever way it is wrapped."""
     if isinstance(content, Tensor):
         return {BARE_TENSOR: content}, {}, ()
     beside: tuple[str, ...] = ()
@@ -142,6 +140,39 @@ def _named(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any],
     return tensors, others, beside
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name of a file of weights; raises as `read_checkpoint`."""
-    return read_checkpoint(path).tensors
+def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one of our own files, as stored; ValueError if it is damaged."""
+    try:
+        return load_tensors(folder.read_bytes(name))
+    except SafetensorError as error:
+        raise ValueError(f"{folder.path(name)} is damaged or cut short ({error}); copy or import it again") from None
+
+
+# ---------------------------------------------------------------- weights and modules
+
+
+def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Say what is missing, unknown or of another shape, one text each; empty if all fits.
+
+    Frozen batch norms are often stored without `num_batches_tracked`, which nothing reads: it may be absent.
+    """
+    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in state if n not in expected]
+    shapes = [
+        f"{n} {tuple(state[n].shape)} where {tuple(expected[n].shape)} is expected"
+        for n in expected
+        if n in state and state[n].shape != expected[n].shape
+    ]
+    parts = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    return [
+        f"{len(found)} {what}: {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}"
+        for what, found in parts
+        if found
+    ]
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict in which only the counters of batch norms may be absent; ValueError says what doesn't fit."""
+    if problems := misfits(module.state_dict(), state):
+        raise ValueError(f"{where}: the weights don't fit the architecture: {'; '.join(problems)}")
+    module.load_state_dict(dict(state), strict=False)

@@ -1,14 +1,16 @@
-"""CLIP models through open_clip: a small one from the config, a named architecture, a file of weights.
+"""CLIP models through open_clip: a small one from the config, a named architecture, a file of weights, a CLIP folder.
 
 Any architecture of two encoders that open_clip builds without the network will do, SigLIP's and those with a timm
-image tower included; `config/architectures.py` tells which.
+image tower included; `config/architectures.py` says which. Nothing here asks the network.
 
 Shapes: B samples, S image side, L context length, D embedding.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +19,29 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from regionclip_core.config.architectures import model_config, why_not_buildable
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
-from regionclip_core.models.clip_weights import find_weights, pretrained_config, read_state_dict
+from regionclip_core.models.checkpoint_files import misfits, read_checkpoint, read_safetensors
+from regionclip_core.models.official_keys import is_constant
 from regionclip_core.models.tokenization import LocalTokenizer, make_tokenizer
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder
 from regionclip_core.storage.local_files import local_copy
 from regionclip_core.storage.locations import is_remote
 
+OPENAI_EXTRAS = frozenset({"input_resolution", "context_length", "vocab_size"})
+"""Numbers that OpenAI's files have among the weights; they show that the model has QuickGELU."""
+OPEN_CLIP_LAYOUT, OUR_LAYOUT = CLIP_LAYOUTS
+
 Triple = tuple[float, float, float]
 _TOWERS = ("embed_dim", "vision_cfg", "text_cfg")
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclass
@@ -49,7 +59,7 @@ class ClipModel:
     architecture: dict[str, Any]
     """open_clip's `model_cfg`: embed_dim, vision_cfg, text_cfg, quick_gelu, ..."""
     note: str = ""
-    """What had to be assumed because the weights don't tell it; empty: nothing."""
+    """What had to be assumed because the weights don't say it; empty if nothing."""
 
     @property
     def logit_scale(self) -> float:
@@ -74,74 +84,19 @@ class ClipModel:
         return device
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, D], not normalised, one batch."""
+        """Return embeddings [B, D], not normalised, one batch."""
         return self.model.encode_text(self.tokenizer(list(texts)).to(self.device))  # type: ignore[no-any-return]
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Embeddings [B, D], not normalised, of normalised images [B, 3, S, S]."""
+        """Return embeddings [B, D], not normalised, of normalised images [B, 3, S, S]."""
         return self.model.encode_image(images)  # type: ignore[no-any-return]
 
 
-def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
-    """The CLIP model that the teacher section asks for, in float32, on the CPU, in evaluation mode.
-
-    `weights`: `train` and `random` give seeded random weights (the same on every call, the global generators are left
-    alone); a path gives a file's weights, or the model in a CLIP folder, or `teacher/` in the folder of an imported
-    pretraining file; anything else is an open_clip pretrained tag, which must already be in the local cache: nothing
-    is downloaded. Activations follow the weights: OpenAI's need QuickGELU and get it, whatever
-    the architecture's name. A bare file doesn't tell the mean and deviation of its pixels: where they don't follow
-    from the architecture either, CLIP's are taken and `note` says so. Raises ValueError for unknown or unsupported
-    names and weights that do not fit, FileNotFoundError for a tag that is not in the cache.
-    """
-    small = teacher.model == "small"
-    architecture = small_architecture(teacher.architecture) if small else named_architecture(teacher.model)
-    if teacher.weights in ("train", "random"):
-        return build_clip(architecture, teacher.model, seed)
-    if (found := _find_folder(teacher.weights)) is not None:
-        return _require(load_clip(found), architecture, teacher.model, found)
-    where = teacher.weights if is_remote(teacher.weights) else str(find_weights(teacher.model, teacher.weights))
-    tag = pretrained_config(teacher.model, teacher.weights)
-    with local_copy(where) as path:
-        state, from_openai = read_state_dict(path)
-    if tag:
-        architecture["quick_gelu"] = bool(tag.get("quick_gelu", False))
-    elif from_openai:
-        architecture["quick_gelu"] = True
-    beside = Folder(posixpath.dirname(where) or ".")
-    clip = build_clip(architecture, teacher.model, seed, tag.get("mean"), tag.get("std"), beside)
-    _load_weights(clip, state, where)
-    if not (small or tag or from_openai):  # small models are made here, and tags and OpenAI's files are known
-        clip.note = normalisation_note(teacher.model, "the folder that `regionclip import` makes of the file")
-    return clip
-
-
-def _find_folder(weights: str) -> Folder | None:
-    """The CLIP folder that `teacher.weights` names; None if it names none, ValueError for a folder without a model."""
-    folder = clip_folder(weights, "teacher")
-    if any(folder.exists(description) for description, _ in CLIP_LAYOUTS):
-        return folder
-    if Path(weights).is_dir():
-        has = "only a student/" if Folder(weights).exists("student") else "no CLIP model"
-        raise ValueError(
-            f"teacher.weights: {weights} holds {has}; expected a CLIP folder, or one from `regionclip import` with a "
-            "teacher/ in it"
-        )
-    return None
-
-
-def _require(clip: ClipModel, wanted: dict[str, Any], model: str, folder: Folder) -> ClipModel:
-    """`clip`, if its architecture is the wanted one but for the activation, which follows the weights."""
-    if {**clip.architecture, "quick_gelu": 0} != {**wanted, "quick_gelu": 0}:
-        raise ValueError(
-            f"teacher.weights: {folder.url} holds the model {clip.name}, of another architecture than teacher.model: "
-            f"{model}; set teacher.model: {clip.name}"
-            + (", and teacher.architecture as where it comes from" if clip.name == "small" else "")
-        )
-    return clip
+# ---------------------------------------------------------------- building
 
 
 def small_architecture(config: ClipArchitecture) -> dict[str, Any]:
-    """open_clip's `model_cfg` of the config's small CLIP: heads of 64 channels in the attention pool."""
+    """Return open_clip's `model_cfg` of the config's small CLIP: heads of 64 channels in the attention pool."""
     return {
         "embed_dim": config.embed_dim,
         "quick_gelu": config.quick_gelu,
@@ -163,7 +118,7 @@ def small_architecture(config: ClipArchitecture) -> dict[str, Any]:
 
 
 def named_architecture(name: str) -> dict[str, Any]:
-    """open_clip's `model_cfg` of a built-in architecture; ValueError unless a ClipModel can be made of it."""
+    """Return open_clip's `model_cfg` of a built-in architecture; ValueError unless a ClipModel can be made of it."""
     config = model_config(name)
     if reason := why_not_buildable(config):
         raise ValueError(f"teacher.model: {name} can't be used: {reason}")
@@ -178,10 +133,14 @@ def build_clip(
     std: Sequence[float] | None = None,
     tokenizer_folder: Folder | None = None,
 ) -> ClipModel:
-    """A CLIP of open_clip's modules with random weights drawn from `seed`, leaving the global generators alone.
+    """Build a CLIP of open_clip's modules with random weights drawn from `seed`; global generators are left alone.
 
-    `mean`, `std`: of the pixels; None takes what the architecture's published weights have. `tokenizer_folder`: where
-    the files of a Hugging Face tokenizer lie, if the architecture has one. ValueError for what can't be built.
+    Args:
+        mean: of the pixels, like `std`; None takes what the architecture's published weights have.
+        tokenizer_folder: has the files of a Hugging Face tokenizer, if the architecture needs one.
+
+    Raises:
+        ValueError: if the architecture can't be built.
     """
     architecture = json.loads(json.dumps(architecture))  # own copy, in JSON's types
     if reason := why_not_buildable(architecture):
@@ -197,63 +156,189 @@ def build_clip(
             **switches,
         )
     usual_mean, usual_std = usual_normalisation(name)
+    (r, g, b), (r_std, g_std, b_std) = mean or usual_mean, std or usual_std
     return ClipModel(
         model=model.eval(),
         tokenizer=make_tokenizer(architecture["text_cfg"], tokenizer_folder),
         image_size=architecture["vision_cfg"].get("image_size", 224),
-        mean=_triple(mean or usual_mean),
-        std=_triple(std or usual_std),
+        mean=(float(r), float(g), float(b)),
+        std=(float(r_std), float(g_std), float(b_std)),
         name=name,
         architecture=architecture,
     )
 
 
-def usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of pixels that all published weights of an architecture share; CLIP's where they differ."""
-    usual = published_normalisations(name)
-    return usual.pop() if len(usual) == 1 else (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-
-
-def published_normalisations(name: str) -> set[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Each mean and deviation of pixels that some published weights of an architecture have."""
-    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
-    return {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
-
-
-def normalisation_note(name: str, place: str) -> str:
-    """Says that a bare file of an architecture's weights leaves the mean and deviation of pixels open, and how to set
-    them in the CLIP folder `place`; empty where all published weights agree.
-    """
-    known = len(published_normalisations(name))
-    if known == 1:
-        return ""
-    others = f"published weights of {name} differ in them" if known else f"no published weights of {name} are known"
-    return (
-        f"the file doesn't tell the mean and deviation of its pixels, and {others}: CLIP's are taken; if it was made "
-        f"with others, set preprocess_cfg in {CLIP_LAYOUTS[0][0]} of {place}"
-    )
-
-
 def lean_clip(architecture: Mapping[str, Any], name: str) -> ClipModel:
-    """A CLIP whose text tower is as small as can be, for what only needs the eyes: a detector has no text encoder."""
+    """Build a CLIP with the smallest text tower, for users of the image tower: a detector has no text encoder."""
     text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
     return build_clip({**architecture, "text_cfg": text}, name, seed=0)
 
 
-def save_clip(clip: ClipModel, folder: Folder, stem: str = "clip", layout: tuple[str, str] | None = None) -> None:
-    """Write `<stem>.safetensors` (all weights, open_clip's names) and `<stem>.json` (open_clip's config layout).
+def usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and deviation of pixels that an architecture's published weights share; CLIP's if they differ."""
+    usual = _published_normalisations(name)
+    return usual.pop() if len(usual) == 1 else (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+
+
+def normalisation_note(name: str, place: str) -> str:
+    """Say that a bare file of weights leaves the mean and deviation of pixels open, and how to set them in `place`.
+
+    Empty where all published weights of the architecture agree.
+    """
+    known = len(_published_normalisations(name))
+    if known == 1:
+        return ""
+    others = f"published weights of {name} differ in them" if known else f"no published weights of {name} are known"
+    return (
+        f"the file doesn't say the mean and deviation of its pixels, and {others}: CLIP's are taken; if it was made "
+        f"with others, set preprocess_cfg in {OPEN_CLIP_LAYOUT[0]} of {place}"
+    )
+
+
+def _published_normalisations(name: str) -> set[tuple[tuple[float, ...], tuple[float, ...]]]:
+    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    return {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
+
+
+# ---------------------------------------------------------------- weights that the config names
+
+
+def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
+    """Return the CLIP model that the teacher section asks for, in float32, on the CPU, in evaluation mode.
+
+    `weights`: `train` and `random` give seeded random weights (the same on every call); a path gives a file's weights,
+    or the model in a CLIP folder, or `teacher/` in the folder of an imported pretraining file; anything else is an
+    open_clip pretrained tag, which must be in the local cache. Activations follow the weights: OpenAI's need QuickGELU
+    and get it, whatever the architecture's name. A bare file doesn't say the mean and deviation of its pixels: where
+    they don't follow from the architecture either, CLIP's are taken and `note` says so.
+
+    Raises:
+        ValueError: for unknown or unsupported names, and for weights that don't fit.
+        FileNotFoundError: for a tag that is not in the cache.
+    """
+    small = teacher.model == "small"
+    architecture = small_architecture(teacher.architecture) if small else named_architecture(teacher.model)
+    if teacher.weights in ("train", "random"):
+        return build_clip(architecture, teacher.model, seed)
+    folder = clip_folder(teacher.weights, "teacher")
+    if any(folder.exists(description) for description, _ in CLIP_LAYOUTS):
+        clip = load_clip(folder)
+        # All but the activation, which follows the weights, must be as the config says: other stages rely on it.
+        if {**clip.architecture, "quick_gelu": 0} != {**architecture, "quick_gelu": 0}:
+            raise ValueError(
+                f"teacher.weights: {folder.url} holds the model {clip.name}, of another architecture than "
+                f"teacher.model: {teacher.model}; set teacher.model: {clip.name}"
+                + (", and teacher.architecture as where it comes from" if clip.name == "small" else "")
+            )
+        return clip
+    if Path(teacher.weights).is_dir():
+        has = "only a student/" if Folder(teacher.weights).exists("student") else "no CLIP model"
+        raise ValueError(
+            f"teacher.weights: {teacher.weights} holds {has}; expected a CLIP folder, or one from `regionclip import` "
+            "with a teacher/ in it"
+        )
+    where = teacher.weights if is_remote(teacher.weights) else str(find_weights(teacher.model, teacher.weights))
+    tag = pretrained_config(teacher.model, teacher.weights)
+    with local_copy(where) as path:
+        state, from_openai = _read_state(path)
+    if tag:
+        architecture["quick_gelu"] = bool(tag.get("quick_gelu", False))
+    elif from_openai:
+        architecture["quick_gelu"] = True
+    beside = Folder(posixpath.dirname(where) or ".")
+    clip = build_clip(architecture, teacher.model, seed, tag.get("mean"), tag.get("std"), beside)
+    _load_weights(clip, state, where)
+    if not (small or tag or from_openai):  # small models are made here, and tags and OpenAI's files are known
+        clip.note = normalisation_note(teacher.model, "the folder that `regionclip import` makes of the file")
+    return clip
+
+
+def pretrained_config(model: str, tag: str) -> dict[str, Any]:
+    """Return open_clip's entry of a pretrained tag (url, hf_hub, mean, std, quick_gelu); empty if there is none."""
+    names = (model.removesuffix("-quickgelu"), model)
+    return next((dict(found) for name in names if (found := open_clip.get_pretrained_cfg(name, tag))), {})
+
+
+def find_weights(model: str, weights: str) -> Path:
+    """Return the file behind `teacher.weights`: a path, or a tag whose file is already in a local cache.
+
+    Raises:
+        ValueError: for what is neither a file nor a tag of this model.
+        FileNotFoundError: for a tag whose weights are not on this machine, saying how to fetch them.
+    """
+    if Path(weights).is_file():
+        return Path(weights)
+    config = pretrained_config(model, weights)
+    if not config:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ValueError(
+            f"teacher.weights: {weights!r} is neither a file nor a CLIP folder, `train`, `random` or a pretrained tag "
+            f"of {model}" + (f", which has {tags}" if tags else "")
+        )
+    # An entry names a repository, `org/model/`, or a file in one, `org/model/file`.
+    repository, file_name = os.path.split(config.get("hf_hub", ""))
+    names = (str(Path(file_name).with_suffix(".safetensors")), file_name) if file_name else _HUB_FILES
+    for name in names if repository else ():
+        if isinstance(cached := try_to_load_from_cache(repository, name), str):
+            return Path(cached)
+    # OpenAI's own package and older open_clips kept downloads by URL; a part of the URL or name is the checksum.
+    url = config.get("url", "")
+    path = Path("~/.cache/clip").expanduser() / Path(url).name
+    if url and path.is_file():
+        expected = url.split("/")[-2] if "openaipublic" in url else ""
+        expected = path.stem.split("-")[-1] if "mlfoundations" in url else expected
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest().startswith(expected):
+                return path
+    raise FileNotFoundError(
+        f"teacher.weights: the {weights!r} weights of {model} are not on this machine, and a run downloads nothing. "
+        f"Fetch them once with\n  python -c \"import open_clip; open_clip.create_model('{model}', "
+        f"pretrained='{weights}')\"\nor give the path of a checkpoint file"
+    )
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Read tensors by open_clip's names, and whether the file is in OpenAI's own layout (so that it needs QuickGELU).
+
+    Raises as `read_checkpoint` does, and ValueError for a state dict that holds more than tensors.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.layout == "torch" and checkpoint.others.keys() - OPENAI_EXTRAS:
+        raise ValueError(
+            f"{path} holds more than tensors, {sorted(checkpoint.others)[:5]}: give a file with the model's state dict "
+            "alone"
+        )
+    tensors = {n: t for n, t in checkpoint.tensors.items() if n not in OPENAI_EXTRAS and not is_constant(n)}
+    return tensors, bool(OPENAI_EXTRAS & (checkpoint.tensors.keys() | checkpoint.others.keys()))
+
+
+def _load_weights(clip: ClipModel, state: dict[str, Tensor], source: str) -> None:
+    own = clip.model.state_dict()
+    for key in {"logit_scale", "logit_bias"} & state.keys() & own.keys():
+        state[key] = state[key].reshape(own[key].shape)  # a vector of one in some files
+    if problems := misfits(own, state):
+        raise ValueError(
+            f"{source} does not fit {clip.name}: {'; '.join(problems)}. Set teacher.model to the architecture that "
+            "the file was made with"
+        )
+    clip.model.load_state_dict(state, strict=False)  # counters of batch norms may be absent
+
+
+# ---------------------------------------------------------------- folders
+
+
+def save_clip(clip: ClipModel, folder: Folder, layout: tuple[str, str] = OUR_LAYOUT) -> None:
+    """Write all weights (open_clip's names) and a description (open_clip's config layout) into a CLIP folder.
 
     A Hugging Face tokenizer's files go beside them. FileNotFoundError, with nothing written, if it is not here.
 
-    `layout`: other names of description and weights; with CLIP_LAYOUTS[0] open_clip opens the folder itself, by
-    `local-dir:`.
+    Args:
+        layout: names of description and weights; OPEN_CLIP_LAYOUT is what open_clip itself opens, by `local-dir:`.
     """
-    from safetensors.torch import save
-
     tokenizer_files = clip.tokenizer.files if isinstance(clip.tokenizer, LocalTokenizer) else {}
     state = {key: value.detach().cpu().contiguous() for key, value in clip.model.state_dict().items()}
-    description, weights = layout or (f"{stem}.json", f"{stem}.safetensors")
-    folder.write_bytes(weights, save(state))
+    description, weights = layout
+    folder.write_bytes(weights, save_tensors(state))
     preprocess = {"size": clip.image_size, "mean": list(clip.mean), "std": list(clip.std)}
     config = {"name": clip.name, "model_cfg": clip.architecture, "preprocess_cfg": preprocess}
     folder.write_json(description, config)
@@ -261,47 +346,21 @@ def save_clip(clip: ClipModel, folder: Folder, stem: str = "clip", layout: tuple
         folder.write_bytes(file_name, content)
 
 
-def load_clip(folder: Folder, stem: str = "clip") -> ClipModel:
-    """The model in a CLIP folder, on the CPU, in float32 and evaluation mode.
+def load_clip(folder: Folder) -> ClipModel:
+    """Load the model in a CLIP folder, of either layout, on the CPU, in float32 and evaluation mode.
 
-    Reads what `save_clip` wrote, else open_clip's own layout (open_clip_config.json and open_clip_model.safetensors).
-    FileNotFoundError if there is neither, ValueError if weights and description don't fit each other.
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if weights and description don't fit each other.
     """
-    from safetensors.torch import load
-
-    layouts = [(f"{stem}.json", f"{stem}.safetensors"), CLIP_LAYOUTS[0]]
+    layouts = (OUR_LAYOUT, OPEN_CLIP_LAYOUT)
     names = next((names for names in layouts if folder.exists(names[0])), None)
     if names is None:
-        raise FileNotFoundError(f"{folder.url} holds no CLIP model: expected {layouts[0][0]} or {layouts[1][0]} in it")
+        expected = " or ".join(description for description, _ in layouts)
+        raise FileNotFoundError(f"{folder.url} holds no CLIP model: expected {expected} in it")
     config = folder.read_json(names[0])
     preprocess = config.get("preprocess_cfg", {})
     name = config.get("name", folder.url.rsplit("/", 1)[-1])  # open_clip's own descriptions have no name
     clip = build_clip(config["model_cfg"], name, 0, preprocess.get("mean"), preprocess.get("std"), folder)
-    _load_weights(clip, load(folder.read_bytes(names[1])), folder.path(names[1]))
+    _load_weights(clip, read_safetensors(folder, names[1]), folder.path(names[1]))
     return clip
-
-
-def _load_weights(clip: ClipModel, state: dict[str, Tensor], source: str) -> None:
-    own = clip.model.state_dict()
-    for key in {"logit_scale", "logit_bias"} & state.keys() & own.keys():
-        state[key] = state[key].reshape(own[key].shape)  # a vector of one in some files
-    # Frozen batch norms are often stored without their counter, which nothing reads.
-    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & state.keys())
-        if state[key].shape != own[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{source} does not fit {clip.name}: {len(missing)} weights missing {missing[:3]}, {len(unexpected)} "
-            f"unknown {unexpected[:3]}, {len(shapes)} of another shape {shapes[:3]}. Set teacher.model to the "
-            "architecture that the file was made with"
-        )
-    clip.model.load_state_dict(state)
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    first, second, third = (float(value) for value in values)
-    return first, second, third

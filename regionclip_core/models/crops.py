@@ -8,43 +8,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from regionclip_core.models.attention_pool import pool_single_query
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.resnet_encoder import pool_single_query
+from regionclip_core.ops.image_batch import resize_uint8
 
 
 class CropEncoder(nn.Module):
-    """Square crops around boxes through a frozen CLIP model: labels.mode `crop`.
+    """Square crops around boxes through a frozen CLIP model of any architecture: labels.mode `crop`.
 
-    Works with every CLIP architecture. A box's crop has the side `context` * max(w, h) and the box's centre; what
-    lies outside the image has the mean colour, which is 0 once normalised.
+    A box's crop has the side `context` * max(w, h) and the box's centre; what is outside the image has the mean
+    colour, which is 0 once normalised.
     """
 
     def __init__(self, clip: ClipModel, context: float = 1.2, batch_size: int = 64) -> None:
-        """Uses `clip` itself, no copy. `batch_size` crops go through the model at once."""
+        """Use `clip` itself, no copy. `batch_size` crops go through the model at once."""
         super().__init__()
         if context <= 0 or batch_size < 1:
-            raise ValueError(f"CropEncoder wants context > 0 and batch_size >= 1, got {context} and {batch_size}")
+            raise ValueError(f"CropEncoder expects context > 0 and batch_size >= 1, got {context} and {batch_size}")
         self.clip = clip
         self.context = context
         self.batch_size = batch_size
 
     @torch.no_grad()
     def forward(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Embeddings [R, D], not normalised, of `boxes` (one [R_i, 4] an image) of uint8 images [3, h, w].
+        """Return embeddings [R, D], not normalised, image by image in the order of the boxes.
 
-        Order: image by image, in the order of the boxes. The crops are cut on the images' device.
+        Args:
+            images: uint8 [3, h, w]; the crops are cut on their device.
+            boxes: per image [R_i, 4].
         """
         if len(images) != len(boxes):
             raise ValueError(f"CropEncoder got {len(images)} images and boxes of {len(boxes)}")
-        clip = self.clip
-        fill = fill_colour(clip.mean)
-        pieces = [cut_crops(i, b, self.context, clip.image_size, fill) for i, b in zip(images, boxes, strict=True)]
-        crops = torch.cat(pieces) if pieces else torch.zeros((0, 3, clip.image_size, clip.image_size))
-        parts = [self._encode(part) for part in torch.split(crops, self.batch_size) if len(part)]
+        clip, fill = self.clip, fill_colour(self.clip.mean)
+        crops = [cut_crops(i, b, self.context, clip.image_size, fill) for i, b in zip(images, boxes, strict=True)]
+        parts = [self._encode(p) for p in torch.split(torch.cat(crops), self.batch_size) if len(p)] if crops else []
         return torch.cat(parts) if parts else torch.zeros((0, clip.embed_dim), device=clip.device)
 
     def _encode(self, crops: Tensor) -> Tensor:
@@ -55,20 +55,20 @@ class CropEncoder(nn.Module):
         visual = clip.model.visual
         if not isinstance(visual, ModifiedResNet):
             return clip.encode_images(x)
-        x = visual.stem(x)
+        x = visual.stem(x)  # as the tower's own forward, but with the cheaper attention pool
         for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
             x = stage(x)
         return pool_single_query(visual.attnpool, x)
 
 
 def fill_colour(mean: Sequence[float]) -> tuple[int, int, int]:
-    """The mean colour (RGB in 0..1) in whole uint8 levels."""
+    """Return the mean colour (RGB in 0..1) in whole uint8 levels."""
     red, green, blue = (round(255 * value) for value in mean)
     return red, green, blue
 
 
 def crop_windows(boxes: Tensor, context: float) -> list[tuple[int, int, int]]:
-    """(left, top, side) in whole pixels of the square around each box [R, 4]; side at least 1.
+    """Return (left, top, side) in whole pixels of the square around each box [R, 4]; side at least 1.
 
     The square's centre is the box's, to the nearest pixel; it may reach outside the image. Raises ValueError for
     boxes that are not finite.
@@ -84,14 +84,14 @@ def crop_windows(boxes: Tensor, context: float) -> list[tuple[int, int, int]]:
 
 
 def cut_crops(image: Tensor, boxes: Tensor, context: float, size: int, fill: tuple[int, int, int]) -> Tensor:
-    """The squares around `boxes` [R, 4] of a uint8 image [3, h, w], resized: uint8 [R, 3, size, size].
+    """Cut the squares around `boxes` [R, 4] out of a uint8 image [3, h, w], resized: uint8 [R, 3, size, size].
 
     Resizing is antialiased bilinear on uint8, as PIL does it.
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"cut_crops wants an image uint8 [3, h, w], got {image.dtype} {tuple(image.shape)}")
+        raise ValueError(f"cut_crops expects an image uint8 [3, h, w], got {image.dtype} {tuple(image.shape)}")
     height, width = image.shape[1:]
-    # Interleaved colours (channels last) go through the uint8 kernels without a copy a crop: about a tenth faster.
+    # Interleaved colours (channels last) go through the uint8 kernels without a copy per crop: about a tenth faster.
     image = image[None].contiguous(memory_format=torch.channels_last)
     colour = torch.tensor(fill, dtype=torch.uint8, device=image.device).view(1, 3, 1, 1)
     windows = crop_windows(boxes, context)
@@ -100,17 +100,10 @@ def cut_crops(image: Tensor, boxes: Tensor, context: float, size: int, fill: tup
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + side, width), min(top + side, height)
         window = image[:, :, y0:y1, x0:x1] if x0 < x1 and y0 < y1 else image[:, :, :0, :0]
-        if window.shape[2] != side or window.shape[3] != side:
+        if window.shape[2] != side or window.shape[3] != side:  # it reaches outside of the image
             square = colour.expand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
             if window.numel():
                 square[:, :, y0 - top : y1 - top, x0 - left : x1 - left] = window
             window = square
-        crops[row] = _resize(window, size)[0]
+        crops[row] = resize_uint8(window, (size, size), "bilinear")[0]
     return crops
-
-
-def _resize(window: Tensor, size: int) -> Tensor:
-    if window.is_cuda:  # antialiased resizing of uint8 exists on the CPU only
-        smooth = F.interpolate(window.float(), (size, size), mode="bilinear", antialias=True)
-        return smooth.round_().clamp_(0, 255).to(torch.uint8)
-    return F.interpolate(window, (size, size), mode="bilinear", antialias=True)

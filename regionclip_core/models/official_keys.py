@@ -1,6 +1,6 @@
 """Names of weights in the official checkpoints, and ours. Nothing but names: tensors pass through untouched.
 
-Official files hold one flat dictionary whose prefixes tell the parts: `backbone.` (the student's, or the detector's,
+Official files hold one flat dictionary whose prefixes name the parts: `backbone.` (the student's, or the detector's,
 CLIP ResNet with `layer4` and `attnpool`), `teacher_backbone.`, `lang_encoder.`, `roi_heads.box_predictor.`,
 `roi_heads.mask_head.`, and the proposal branch, whose names are in `rpn_weights`. OpenAI's and open_clip's files call
 the image tower `visual.` and give the text tower no prefix.
@@ -9,6 +9,7 @@ the image tower `visual.` and give the text tower no prefix.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,13 +21,10 @@ OFFLINE = ("offline_backbone.", "offline_proposal_generator.rpn_head.")
 TRAIN_EMBEDDINGS, BACKGROUND, TEST_EMBEDDINGS = (
     f"{PREDICTOR}{name}.weight" for name in ("cls_score", "cls_bg_score", "test_cls_score")
 )
-OPEN_CLIP_TEXT = ("transformer.", "token_embedding.", "ln_final.")
-OPEN_CLIP_TEXT_NAMES = ("positional_embedding", "text_projection", "logit_scale")
-
 RAW = "official."
 """Prefix, in a detector folder, of the classifier's official tensors: ours are normalised, these are as they came."""
 
-# Ours (in model.safetensors) by official prefix. What stands behind the prefix is the same on both sides.
+# Ours (in model.safetensors) by official prefix. What follows the prefix is the same on both sides.
 _DETECTOR = {
     STUDENT: "detector.encoder.",
     f"{PREDICTOR}bbox_pred.": "detector.box_regressor.",
@@ -36,6 +34,10 @@ _DETECTOR = {
     f"{MASK_HEAD}deconv.": "detector.mask_head.deconv.",
     f"{MASK_HEAD}predictor.": "detector.mask_head.predictor.",
 }
+# The text tower of OpenAI's and open_clip's files.
+_OPEN_CLIP_TEXT = re.compile(
+    r"(transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection|logit_scale"
+)
 # They follow from the configuration. Older versions of the official code, and TorchScript archives, store them.
 _CONSTANTS = re.compile(
     r"(offline_)?pixel_(mean|std)|(.*\.)?anchor_generator\.cell_anchors\.\d+|(teacher_)?concept_emb|(.*\.)?attn_mask"
@@ -56,12 +58,12 @@ class Split:
 
 
 def split_detector(state: Mapping[str, Tensor]) -> Split:
-    """The detector's own weights, without proposal branch and text encoder, under a detector folder's names."""
+    """Find the detector's own weights, without proposal branch and text encoder, by a detector folder's names."""
     return _split(state, _DETECTOR)
 
 
 def split_clip(state: Mapping[str, Tensor], visual: str) -> Split:
-    """A CLIP model under open_clip's names: the image tower from `visual`, the text tower from wherever it is.
+    """Find a CLIP model by open_clip's names: the image tower from `visual`, the text tower from wherever it is.
 
     `visual` is the file's prefix of the image tower: `backbone.`, `teacher_backbone.` or `visual.`. The text tower is
     found under `lang_encoder.` or, as OpenAI names it, without a prefix.
@@ -69,7 +71,7 @@ def split_clip(state: Mapping[str, Tensor], visual: str) -> Split:
     found = _split(state, {visual: "visual.", TEXT: ""})
     if any(name.startswith(TEXT) for name in state):
         return found
-    bare = [n for n in found.rest if n.startswith(OPEN_CLIP_TEXT) or n in OPEN_CLIP_TEXT_NAMES]
+    bare = [name for name in found.rest if _OPEN_CLIP_TEXT.fullmatch(name)]
     return Split(
         found.own | {name: found.rest[name] for name in bare},
         found.renamed | {name: name for name in bare},
@@ -90,54 +92,33 @@ def _split(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> Split:
 
 
 def detector_to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `split_detector`; what has no official name (`rpn.`, counters, our buffers) is left out."""
-    return _back(tensors, {own: official for official, own in _DETECTOR.items()})
+    """Invert `split_detector`; what has no official name (`rpn.`, counters, our buffers) is left out."""
+    return _split(tensors, {own: official for official, own in _DETECTOR.items()}).own
 
 
 def clip_to_official(tensors: Mapping[str, Tensor], visual: str, text: bool) -> dict[str, Tensor]:
-    """open_clip's names to official ones: the image tower under `visual`, with `text` the text tower too.
+    """Turn open_clip's names into official ones: the image tower under `visual`, with `text` the text tower too.
 
     `logit_scale` is left out: the official code has its temperature in the configuration.
     """
-    towers = {name: tensor for name, tensor in tensors.items() if name != "logit_scale"}
-    official = _back(towers, {"visual.": visual})
-    if text:
-        official |= {
-            f"{TEXT}{name}": tensor
-            for name, tensor in towers.items()
-            if name.startswith(OPEN_CLIP_TEXT) or name in OPEN_CLIP_TEXT_NAMES
-        }
-    return official
-
-
-def _back(tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
-    official = {}
-    for name, tensor in tensors.items():
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
-        if prefix is not None and not name.endswith(_COUNTER):
-            official[prefixes[prefix] + name.removeprefix(prefix)] = tensor
-    return official
+    found = _split(tensors, {"visual.": visual})
+    words = [name for name in found.rest if _OPEN_CLIP_TEXT.fullmatch(name) and name != "logit_scale"]
+    return found.own | {f"{TEXT}{name}": found.rest[name] for name in words if text}
 
 
 def is_constant(name: str) -> bool:
-    """Whether a file may store this tensor although no module of ours does: it follows from the configuration."""
+    """Return whether a file may store this tensor although no module has it: it follows from the configuration."""
     return _CONSTANTS.fullmatch(name) is not None
 
 
 def why_left_over(name: str) -> str | None:
-    """Why a tensor outside of every model may be left over in good order; None where only the file's maker knows."""
+    """Say why a tensor outside of every model may rightly be left over; None where only the file's maker knows."""
     if name.endswith(_COUNTER):
         return "a counter that nothing reads"
-    if is_constant(name):
-        return "a constant that follows from the configuration"
-    return None
+    return "a constant that follows from the configuration" if is_constant(name) else None
 
 
 def sections(names: Iterable[str]) -> dict[str, int]:
-    """Tensors by first part of the name (two parts under roi_heads), for messages."""
-    counts: dict[str, int] = {}
-    for name in names:
-        parts = name.split(".")
-        key = ".".join(parts[: 2 if parts[0] == "roi_heads" else 1])
-        counts[key] = counts.get(key, 0) + 1
-    return counts
+    """Count tensors by the first part of their names (two parts under roi_heads), for messages."""
+    parts = (name.split(".") for name in names)
+    return dict(Counter(".".join(p[: 2 if p[0] == "roi_heads" else 1]) for p in parts))

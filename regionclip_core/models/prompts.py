@@ -1,6 +1,6 @@
-"""Prompts: names into sentences, sentences into one text embedding a name.
+"""Prompts: names into sentences, sentences into one text embedding per name.
 
-Shapes: C names, P templates, D embedding.
+Shapes: K names, D embedding.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ SHORT = ("{}.", "a {}.", "a photo of a {}.", "a picture of a {}.", "a small {}."
 
 
 def prompt_templates(spec: str) -> tuple[str, ...]:
-    """Templates with one `{}` each: `single`, `short`, `clip81` (the paper's), or a text file at a path or URL, one a
-    line.
+    """Return templates with one `{}` each, where the name goes.
 
-    Blank lines and lines that start with # are skipped. FileNotFoundError if there is no such file, ValueError if a
-    line does not hold exactly one `{}`.
+    Args:
+        spec: `single`, `short`, `clip81` (the paper's), or a text file at a path or URL with one template per line;
+            blank lines and lines that start with # are skipped.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a line doesn't hold exactly one `{}`.
     """
     if spec == "single":
         return SINGLE
@@ -44,7 +48,7 @@ def prompt_templates(spec: str) -> tuple[str, ...]:
 
 
 def fill_template(template: str, name: str) -> str:
-    """`name` in place of `{}`, by the official rule: commas removed, "+" to a space, nothing else touched."""
+    """Put `name` in place of `{}`, by the official rule: commas removed, "+" to a space, nothing else touched."""
     return template.replace("{}", name.replace(",", "").replace("+", " "))
 
 
@@ -55,11 +59,12 @@ def embed_texts(
     normalize_prompts: bool,
     batch_size: int = 256,
 ) -> Tensor:
-    """One text embedding a name, the average over its prompts: float32 [C, D] on the model's device, no gradient.
+    """Return one text embedding per name, averaged over its prompts: float32[K, D] on the model's device, no gradient.
 
-    `normalize_prompts`: every prompt's embedding is normalised, then averaged, and rows have norm 1 (CLIP's
-    ensembling). False: the plain mean of raw embeddings, not normalised, as the official RegionCLIP tool stores it.
-    `batch_size` prompts go through the model at once.
+    Args:
+        normalize_prompts: True: every prompt's embedding is normalised, then averaged, and rows have norm 1 (CLIP's
+            ensembling). False: the plain mean of raw embeddings, as the official RegionCLIP tool stores it.
+        batch_size: prompts that go through the model at once.
     """
     if not templates:
         raise ValueError("embed_texts got no templates; see prompt_templates")

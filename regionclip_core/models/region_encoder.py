@@ -1,6 +1,6 @@
-"""Region embeddings from one pass over an image: what every image tower offers.
+"""Region embeddings from one pass over an image: what every image tower offers (paper section 3.1).
 
-Shapes: B images, (H, W) the padded canvas, R regions, D embedding, k bins a side. Boxes are xyxy in *input* pixels
+Shapes: B images, (H, W) the padded canvas, R regions, D embedding, k bins per side. Boxes are xyxy in *input* pixels
 here; a size is (height, width) in input pixels.
 """
 
@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 Sizes = Sequence[tuple[int, int]]
-
-
 Part = list[nn.Module | nn.Parameter]
 
 
 class RegionEncoder(nn.Module, ABC):
-    """A CLIP image tower in parts: a map of the whole image, RoIAlign, an embedding for each region.
+    """A CLIP image tower in parts: a map of the whole image, RoIAlign, one embedding per region.
 
     Its modules keep the tower's own names, so its state dict is that of `clip.model.visual`. All parameters but those
     of `never_trained` start trainable; see `freeze`.
@@ -30,24 +28,24 @@ class RegionEncoder(nn.Module, ABC):
     feature_dim: int
     """Channels of the map that `regions` gives."""
     stride: int
-    """Input pixels a cell of the map that `features` gives."""
+    """Input pixels per cell of the map that `features` gives."""
     roi_size: int
-    """Bins a side of a RoI-aligned map."""
+    """Bins per side of a RoI-aligned map."""
     sampling_ratio: int = 0
-    """RoIAlign samples a bin and axis; 0 is adaptive, as the official code."""
+    """RoIAlign's samples per bin and axis; 0 is adaptive, as in the official code."""
 
     @abstractmethod
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Map [B, C, ~H/stride, ~W/stride] of normalised images [B, 3, H, W].
+        """Return the map [B, C, ~H/stride, ~W/stride] of normalised images [B, 3, H, W].
 
-        `sizes`: each image without its padding; None: no image is padded. A ViT needs them, or its attention would
-        see the padding, and an image's features would depend on what else is in the batch.
+        `sizes`: each image without its padding; None: no image is padded. A ViT needs them: its attention would see
+        the padding, and an image's features would depend on what else is in the batch.
         """
 
     def regions(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """RoIAlign and what follows it a region: [R, feature_dim, k', k'], image by image in the order of the boxes.
+        """Cut regions out of the map: [R, feature_dim, k', k'], image by image in the order of the boxes.
 
-        `boxes`: one [R_i, 4] float32 an image, input pixels; they are not clipped, and may have no area.
+        `boxes`: per image [R_i, 4] float32, input pixels; they are not clipped, and may have no area.
         """
         if len(boxes) != len(features):
             raise ValueError(f"regions got boxes of {len(boxes)} images for features of {len(features)}")
@@ -62,31 +60,30 @@ class RegionEncoder(nn.Module, ABC):
         return self.refine(aligned)
 
     def refine(self, aligned: Tensor) -> Tensor:
-        """What comes between RoIAlign and the pooling; nothing, unless an encoder has it."""
+        """Compute what comes between RoIAlign and the pooling; nothing, unless an encoder has it."""
         return aligned
 
     @abstractmethod
     def pool(self, region_maps: Tensor) -> Tensor:
-        """What `regions` gave to embeddings [R, D], not normalised."""
+        """Pool what `regions` gave to embeddings [R, D], not normalised."""
 
     def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> Tensor:
-        """Embeddings [R, D], not normalised, of the boxes of images [B, 3, H, W]; `sizes` as in `features`."""
+        """Return the embeddings [R, D], not normalised, of the boxes of images [B, 3, H, W]."""
         return self.pool(self.regions(self.features(images, sizes), boxes))
 
     @abstractmethod
     def parts(self) -> list[Part]:
-        """The five parts that `freeze` counts, first to last; what comes after them is never frozen."""
+        """List the five parts that `freeze` counts, first to last; what comes after them is never frozen."""
 
     def never_trained(self) -> Iterable[nn.Parameter]:
-        """Parameters that stay frozen whatever `freeze` is told."""
+        """List parameters that stay frozen whatever `freeze` sets."""
         return ()
 
     def freeze(self, freeze_at: int) -> None:
-        """Stop training the first `freeze_at` of the five `parts`.
+        """Stop training the first `freeze_at` of the five `parts`; an earlier call has no effect any more.
 
         ResNets: the stem, then the four stages. ViTs: patch embedding and positions, then four quarters of the
-        blocks. What pools (attention pool; last norm and projection) always trains. Sets every parameter anew, so the
-        last call counts.
+        blocks. What pools (attention pool; last norm and projection) always trains.
         """
         if not 0 <= freeze_at <= 5:
             raise ValueError(f"freeze_at must be 0 (nothing) to 5 (all but what pools), got {freeze_at}")

@@ -1,6 +1,7 @@
-"""Region embeddings of a CLIP ResNet: run once an image up to stage 3, then per region (paper section 3.1, "C4").
+"""Region embeddings of a CLIP ResNet: once per image up to stage 3, then per region (paper section 3.1, "C4").
 
-Shapes: B images, (H, W) the padded canvas, R regions, D embedding.
+Shapes: B images, (H, W) the padded canvas, R regions, D embedding. In the attention pool: C channels, T = h*w + 1
+tokens of a map [h, w], A heads of d channels (C = A*d).
 """
 
 from __future__ import annotations
@@ -8,21 +9,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
 from regionclip_core.config.architectures import RESNET_STRIDE
-from regionclip_core.models.attention_pool import pool_single_query
 from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
 
+# The official names, which are the keys of every checkpoint, in the order in which they run.
+_STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
 _SMALLEST_SIDE = 15  # pixels of which the four halvings up to stage 3 leave one
 
 
 class ResNetEncoder(RegionEncoder):
     """The modules of a CLIP ResNet under their official names (`conv1`, ..., `layer4`, `attnpool`), run on regions.
 
-    Batch norms are frozen for good: statistics and affine parameters stay as they are, in `.train()` too.
+    Batch norms are always frozen: statistics and affine parameters stay as they are, in `.train()` too.
     """
 
     stride = RESNET_STRIDE  # nominal: odd sizes lose their last row and column
@@ -31,22 +34,8 @@ class ResNetEncoder(RegionEncoder):
         """Take a deep copy of `visual`; the CLIP model it belongs to is not touched afterwards."""
         super().__init__()
         visual = copy.deepcopy(visual)
-        # One by one, under the official names: these are the keys of every checkpoint.
-        self.conv1: nn.Module = visual.conv1
-        self.bn1: nn.Module = visual.bn1
-        self.act1: nn.Module = visual.act1
-        self.conv2: nn.Module = visual.conv2
-        self.bn2: nn.Module = visual.bn2
-        self.act2: nn.Module = visual.act2
-        self.conv3: nn.Module = visual.conv3
-        self.bn3: nn.Module = visual.bn3
-        self.act3: nn.Module = visual.act3
-        self.avgpool: nn.Module = visual.avgpool
-        self.layer1: nn.Module = visual.layer1
-        self.layer2: nn.Module = visual.layer2
-        self.layer3: nn.Module = visual.layer3
-        self.layer4: nn.Module = visual.layer4
-        self.attnpool: nn.Module = visual.attnpool
+        for name in (*_STEM, "layer1", "layer2", "layer3", "layer4", "attnpool"):
+            self.add_module(name, getattr(visual, name))
         self.embed_dim = visual.output_dim
         self.feature_dim = visual.attnpool.c_proj.in_features
         # layer4 halves the aligned map to the side that the positional embedding was made for.
@@ -55,43 +44,73 @@ class ResNetEncoder(RegionEncoder):
         self.train(visual.training)
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Stage-3 map (`res4`) [B, 16 * width, ~H/16, ~W/16]; padding is convolved too, as in the official code.
+        """Return the stage-3 map (`res4`) [B, 16 * width, ~H/16, ~W/16].
 
-        A canvas that is too narrow for the four halvings (an image of 30,000 x 10 pixels, alone) is padded for them.
+        Padding is convolved like pixels, as in the official code, so `sizes` are not needed.
         """
         height, width = images.shape[-2:]
+        # A canvas too narrow for the four halvings (an image of 30,000 x 10 pixels, alone) is padded for them.
         if min(height, width) < _SMALLEST_SIDE:
             images = F.pad(images, (0, max(0, _SMALLEST_SIDE - width), 0, max(0, _SMALLEST_SIDE - height)))
-        x = self.avgpool(self._stem(images))
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = stage(x)
-        return x  # type: ignore[no-any-return]
+        x = images
+        for name in (*_STEM, "layer1", "layer2", "layer3"):
+            x = self.get_submodule(name)(x)
+        return x
 
     def refine(self, aligned: Tensor) -> Tensor:
-        """Stage 4: [R, feature_dim, roi_size/2, roi_size/2]."""
-        return self.layer4(aligned)  # type: ignore[no-any-return]
+        """Run stage 4, per region: [R, feature_dim, roi_size/2, roi_size/2]."""
+        return self.get_submodule("layer4")(aligned)  # type: ignore[no-any-return]
 
     def pool(self, region_maps: Tensor) -> Tensor:
-        """Attention pool: [R, feature_dim, roi_size/2, roi_size/2] to [R, D], not normalised."""
-        return pool_single_query(self.attnpool, region_maps)
+        """Attention-pool [R, feature_dim, roi_size/2, roi_size/2] to [R, D], not normalised."""
+        return pool_single_query(self.get_submodule("attnpool"), region_maps)
 
     def parts(self) -> list[Part]:
-        """The stem and the four stages."""
-        return [[self.conv1, self.conv2, self.conv3], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        """List the stem (its batch norms never train anyway) and the four stages."""
+        stages = (("conv1", "conv2", "conv3"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+        return [[self.get_submodule(name) for name in names] for names in stages]
 
     def never_trained(self) -> Iterable[nn.Parameter]:
-        """Batch norms."""
+        """List the parameters of the batch norms."""
         return [p for m in self.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
 
     def train(self, mode: bool = True) -> ResNetEncoder:
-        """As nn.Module.train, but batch norms stay in evaluation mode."""
+        """Set the mode as nn.Module.train does, but batch norms stay in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
 
-    def _stem(self, x: Tensor) -> Tensor:
-        x = self.act1(self.bn1(self.conv1(x)))
-        x = self.act2(self.bn2(self.conv2(x)))
-        return self.act3(self.bn3(self.conv3(x)))  # type: ignore[no-any-return]
+
+def pool_single_query(pool: AttentionPool2d, maps: Tensor) -> Tensor:
+    """Attention-pool `maps` [R, C, h, w] to [R, D], not normalised; equal to `pool(maps)`.
+
+    In open_clip's own forward every token asks, and only the answer to the mean token is kept. Here that token alone
+    asks, with W_k folded into the query and W_v applied after the weighted sum, so no other token is projected at
+    all: about 1/35 of the multiplications for a 7 x 7 map of 2048 channels.
+
+    Raises:
+        ValueError: if the map doesn't fit the positional embedding, which is never interpolated (as officially).
+    """
+    regions, channels, height, width = maps.shape
+    positions = pool.positional_embedding.to(maps.dtype)
+    if height * width + 1 != len(positions):
+        raise ValueError(
+            f"a {height} x {width} map does not fit the attention pool's {len(positions) - 1} positions: "
+            "the input of the pool must be image_size / 32 on a side"
+        )
+    heads = pool.num_heads
+    size = channels // heads
+    tokens = maps.flatten(2).transpose(1, 2)  # [R, T-1, C]
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + positions  # [R, T, C]
+    query = pool.q_proj(tokens[:, 0]).view(regions, heads, size).transpose(0, 1) * size**-0.5  # [A, R, d]
+    folded = torch.bmm(query, pool.k_proj.weight.view(heads, size, channels))  # [A, R, C]
+    # The key bias shifts all scores of a head alike and so changes nothing; it stays for its (zero) gradient, which
+    # distributed training waits for.
+    shift = (query * pool.k_proj.bias.view(heads, 1, size)).sum(-1)  # [A, R]
+    scores = torch.bmm(folded.transpose(0, 1), tokens.transpose(1, 2)) + shift.T[..., None]  # [R, A, T]
+    mixed = torch.bmm(scores.softmax(-1), tokens).transpose(0, 1)  # [A, R, C]
+    values = torch.bmm(mixed, pool.v_proj.weight.view(heads, size, channels).transpose(1, 2))  # [A, R, d]
+    answer = values.transpose(0, 1).reshape(regions, channels) + pool.v_proj.bias
+    return pool.c_proj(answer)  # type: ignore[no-any-return]

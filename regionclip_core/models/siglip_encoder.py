@@ -4,7 +4,7 @@ SigLIP has no class token: one learned query attends to the patches (Zhai et al.
 arXiv 2106.04560 for the pool). A region is pooled like an image, by the same query over the region's own bins, as
 RegionCLIP does with the attention pool of a ResNet.
 
-Shapes: B images, (h, w) a grid of patches, N = h*w, C the tower's width (and D), R regions, k bins a side.
+Shapes: B images, (h, w) a grid of patches, N = h*w, C the tower's width (and D), R regions, k bins per side.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from regionclip_core.models.patch_grid import map_by_grid, resize_positions
 from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
-from regionclip_core.models.vit_encoder import quarters
+from regionclip_core.models.vit_encoder import map_by_grid, quarters, resize_positions
 
-_MOST_BINS = 16  # a side: 256 tokens a region; the finest grids (27, 32) would take three to four times as many
+_MOST_BINS = 16  # per side: 256 tokens per region; the finest grids (27, 32) would take three to four times as many
 
 
 class SiglipEncoder(RegionEncoder):
@@ -34,32 +33,28 @@ class SiglipEncoder(RegionEncoder):
         """Take a deep copy of `visual`; the CLIP model it belongs to is not touched afterwards."""
         super().__init__()
         visual = copy.deepcopy(visual)
-        _check(visual)
-        self.trunk: VisionTransformer = visual.trunk
+        trunk = visual.trunk
+        # What `_patches` and `pool` run must be all that the tower has; config/architectures.py lets no other pass.
+        assert isinstance(trunk, VisionTransformer), type(trunk)
+        assert isinstance(trunk.attn_pool, AttentionPoolLatent), trunk.attn_pool
+        assert trunk.num_prefix_tokens == 0 and trunk.pos_embed is not None and trunk.attn_pool.pos_embed is None
+        assert all(isinstance(m, nn.Identity) for m in (trunk.patch_drop, trunk.fc_norm, trunk.head)), trunk
+        assert len(visual.head) == 0, visual.head
+        self.trunk: VisionTransformer = trunk
         self.head: nn.Module = visual.head  # empty; kept for its place in the state dict
-        self.grid: tuple[int, int] = tuple(self.trunk.patch_embed.grid_size)
-        self.stride = self.trunk.patch_embed.patch_size[0]
-        self.embed_dim = self.feature_dim = self.trunk.embed_dim
+        self.grid: tuple[int, int] = tuple(trunk.patch_embed.grid_size)
+        self.stride = trunk.patch_embed.patch_size[0]
+        self.embed_dim = self.feature_dim = trunk.embed_dim
         self.roi_size = min(self.grid[0], _MOST_BINS)
         self.freeze(0)
         self.train(visual.training)
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Patch features [B, C, h, w] after the last norm."""
+        """Return patch features [B, C, h, w] after the last norm."""
         return map_by_grid(images, sizes, self.stride, self._patches)
 
-    def pool(self, region_maps: Tensor) -> Tensor:
-        """The attention pool over a region's bins: [R, C, k, k] to [R, D], not normalised."""
-        return self.trunk.attn_pool(region_maps.flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
-
-    def parts(self) -> list[Part]:
-        """Patch embedding and positions, then the blocks by quarters."""
-        trunk = self.trunk
-        assert trunk.pos_embed is not None
-        return [[trunk.patch_embed, trunk.pos_embed, trunk.norm_pre], *quarters(trunk.blocks)]
-
     def _patches(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h*p, w*p] to [n, C, h, w]."""
+        """Encode images [n, 3, h*p, w*p] of one grid to [n, C, h, w]."""
         trunk = self.trunk
         x = trunk.patch_embed.proj(images)
         grid = (x.shape[2], x.shape[3])
@@ -69,12 +64,12 @@ class SiglipEncoder(RegionEncoder):
         x = trunk.norm(trunk.blocks(trunk.norm_pre(x)))
         return x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
+    def pool(self, region_maps: Tensor) -> Tensor:
+        """Attention-pool the bins of [R, C, k, k] to [R, D], not normalised."""
+        return self.trunk.attn_pool(region_maps.flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
 
-def _check(visual: TimmModel) -> None:
-    """The parts that `_patches` and `pool` go through must be all there are (architectures.py lets no other pass)."""
-    trunk = visual.trunk
-    assert isinstance(trunk, VisionTransformer), type(trunk)
-    assert isinstance(trunk.attn_pool, AttentionPoolLatent), trunk.attn_pool
-    assert trunk.num_prefix_tokens == 0 and trunk.pos_embed is not None and trunk.attn_pool.pos_embed is None
-    assert all(isinstance(m, nn.Identity) for m in (trunk.patch_drop, trunk.fc_norm, trunk.head)), trunk
-    assert len(visual.head) == 0, visual.head
+    def parts(self) -> list[Part]:
+        """List patch embedding and positions, then the blocks by quarters."""
+        trunk = self.trunk
+        assert trunk.pos_embed is not None
+        return [[trunk.patch_embed, trunk.pos_embed, trunk.norm_pre], *quarters(trunk.blocks)]

@@ -1,35 +1,136 @@
-"""Names to embeddings: published ones where they are given, the text encoder's otherwise.
+"""Names to embeddings: published ones where they are given, the text encoder's otherwise; the concept pool's, stored.
 
-C names, n stored names, D embedding.
+Shapes: K names, n stored names, C concepts, D embedding.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
+import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from regionclip_core.config.tree import Config, TeacherConfig
+from regionclip_core.config.tree import TeacherConfig
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.prompts import embed_texts, prompt_templates
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import EMBEDDING_FILES
 
+PROMPTS = "prompts.json"
+"""Beside a text encoder in a folder of `export`: how it embeds names."""
+_POOL = "concept_embeddings"
 _log = logging.getLogger(__name__)
 
 
-def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
-    """Names and float32[n, D] of an embeddings folder.
+@dataclass(frozen=True)
+class NamePrompts:
+    """How a text encoder embeds names."""
+
+    templates: tuple[str, ...]
+    """Each with one `{}`."""
+    normalize: bool
+    """Whether each prompt's embedding is normalised before the average."""
+    published: tuple[str, ...] = ()
+    """Embeddings folders that are asked first; `prompts.json` doesn't keep them."""
+
+    @classmethod
+    def from_config(cls, teacher: TeacherConfig) -> Self:
+        """Return what the teacher section says."""
+        return cls(prompt_templates(teacher.prompts), teacher.normalize_prompts, teacher.embeddings)
+
+    @classmethod
+    def official(cls) -> Self:
+        """Return the official code's: the 81 templates, averages of raw embeddings."""
+        return cls(prompt_templates("clip81"), False)
+
+    def with_templates(self, spec: str) -> Self:
+        """Return the same with the templates that `spec` names (see `prompt_templates`), asking the encoder alone."""
+        return replace(self, templates=prompt_templates(spec), published=())
+
+    def embed(self, clip: ClipModel, names: Sequence[str]) -> Tensor:
+        """Return one embedding per name: float32[K, D] on the model's device, no gradient.
+
+        The first folder of `published` that holds a name gives its row, the text encoder embeds all others, averaged
+        over the templates. With `normalize` rows have norm 1.
+
+        Raises:
+            ValueError: if stored embeddings are of another width than the model's.
+        """
+        given: dict[str, Tensor] = {}
+        for where in self.published:
+            stored, rows = read_embeddings(Folder(where))
+            if rows.shape[1] != clip.embed_dim:
+                raise ValueError(
+                    f"teacher.embeddings: {where} has embeddings of width {rows.shape[1]}, but {clip.name} makes "
+                    f"{clip.embed_dim}; take those of the same architecture (RN50: 1024, RN50x4: 640)"
+                )
+            given = dict(zip(stored, rows, strict=True)) | given
+        others = [name for name in names if name not in given]
+        if given and others:  # another spelling, such as LVIS's raw names, would look like this
+            _log.warning(
+                "teacher.embeddings: %d of %d names are in none of its folders, such as %s; the text encoder embeds "
+                "them",
+                len(others),
+                len(names),
+                others[:3],
+            )
+        encoded = embed_texts(clip, others, self.templates, self.normalize)
+        if len(others) == len(names):
+            return encoded
+        result = torch.empty((len(names), clip.embed_dim), device=clip.device)
+        is_given = torch.tensor([name in given for name in names], dtype=torch.bool, device=clip.device)
+        result[~is_given] = encoded
+        rows = torch.stack([given[name] for name in names if name in given]).to(clip.device)
+        result[is_given] = torch.nn.functional.normalize(rows, dim=1) if self.normalize else rows
+        return result
+
+
+def embed_names(clip: ClipModel, names: Sequence[str], teacher: TeacherConfig) -> Tensor:
+    """Return one embedding per name, float32[K, D], as the teacher section says; see `NamePrompts.embed`."""
+    return NamePrompts.from_config(teacher).embed(clip, names)
+
+
+def write_prompts(folder: Folder, prompts: NamePrompts) -> None:
+    """Write `prompts.json`."""
+    content = {"templates": list(prompts.templates), "normalize_prompts": prompts.normalize}
+    folder.write_json(PROMPTS, content, indent=1)
+
+
+def read_prompts(folder: Folder, default: NamePrompts | None = None) -> NamePrompts:
+    """Return what `write_prompts` wrote; `default`, or else the official prompts, where nothing was written.
 
     Raises:
-        FileNotFoundError: if it has not both files.
-        ValueError: if they are damaged, don't fit each other, or a name stands there twice.
+        ValueError: for a file of another content.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    if not folder.exists(PROMPTS):
+        return default or NamePrompts.official()
+    found = folder.read_json(PROMPTS)
+    templates, normalize = found.get("templates"), found.get("normalize_prompts")
+    fits = (
+        isinstance(templates, list) and templates and all(isinstance(t, str) and t.count("{}") == 1 for t in templates)
+    )
+    if not fits or not isinstance(normalize, bool):
+        raise ValueError(
+            f"{folder.path(PROMPTS)}: expected `templates`, a list of texts with one {{}} each, and "
+            f"`normalize_prompts`, true or false, got {found}; delete it to use the official prompts"
+        )
+    return NamePrompts(tuple(templates), normalize)
 
+
+def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
+    """Return names and float32[n, D] of an embeddings folder.
+
+    Raises:
+        FileNotFoundError: if one of its two files is not there.
+        ValueError: if they are damaged, don't fit each other, or have a name twice.
+    """
     names_file, tensor_file = EMBEDDING_FILES
     for name in EMBEDDING_FILES:
         if not folder.exists(name):
@@ -37,66 +138,50 @@ def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
                 f"teacher.embeddings: {folder.url} has no {name}; expected a folder that `regionclip import` made of "
                 "an embedding file"
             )
-    try:
-        rows = load(folder.read_bytes(tensor_file)).get("embeddings")
-    except SafetensorError as error:
-        raise ValueError(
-            f"teacher.embeddings: {folder.path(tensor_file)} is damaged ({error}); import it again"
-        ) from None
+    rows = read_safetensors(folder, tensor_file).get("embeddings")
     names = tuple(folder.read_json(names_file)["names"])
-    if rows is None or rows.ndim != 2 or len(rows) != len(names):
-        shape = "none" if rows is None else str(tuple(rows.shape))
-        raise ValueError(
-            f"teacher.embeddings: {folder.url} has {len(names)} names, expected a tensor `embeddings` with one row "
-            f"each, got {shape}; import it again with the names in the order of the rows"
-        )
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"teacher.embeddings: {folder.path(names_file)} names {twice!r} twice; give each row its name")
-    if not bool(torch.isfinite(rows).all()) or bool((rows == 0).all(1).any()):
-        raise ValueError(f"teacher.embeddings: {folder.path(tensor_file)} holds rows that are zero or not finite")
-    return names, rows.float()
+    shape = () if rows is None else tuple(rows.shape)
+    if rows is None or len(shape) != 2 or len(rows) != len(names):
+        problem = f"has {len(names)} names and a tensor `embeddings` of shape {shape}; expected one row per name"
+    elif len(set(names)) < len(names):
+        problem = f"has the name {next(name for name in names if names.count(name) > 1)!r} twice"
+    elif not bool(torch.isfinite(rows).all()) or bool((rows == 0).all(1).any()):
+        problem = "has rows that are zero or not finite"
+    else:
+        return names, rows.float()
+    raise ValueError(f"teacher.embeddings: {folder.url} {problem}; import it again, names in the order of the rows")
 
 
-def embed_names(clip: ClipModel, names: Sequence[str], teacher: TeacherConfig) -> Tensor:
-    """One embedding a name: float32[C, D] on the model's device, no gradient.
+# ---------------------------------------------------------------- the concept pool
 
-    The first folder of `teacher.embeddings` that holds a name gives its row, the text encoder all others, averaged
-    over the prompts. With `normalize_prompts` rows have norm 1.
+
+def read_pool(concepts: Folder) -> Vocabulary:
+    """Return the pool's names in the order of their ids, from the artifact of the concepts stage.
 
     Raises:
-        ValueError: if stored embeddings are of another width than the model's.
+        ValueError: if the pool is empty.
     """
-
-    given: dict[str, Tensor] = {}
-    for where in teacher.embeddings:
-        stored, rows = read_embeddings(Folder(where))
-        if rows.shape[1] != clip.embed_dim:
-            raise ValueError(
-                f"teacher.embeddings: {where} has embeddings of width {rows.shape[1]}, but {clip.name} makes "
-                f"{clip.embed_dim}; take those of the same architecture (RN50: 1024, RN50x4: 640)"
-            )
-        given = dict(zip(stored, rows, strict=True)) | given
-    others = [name for name in names if name not in given]
-    if teacher.embeddings and others:  # another spelling, such as LVIS's raw names, would look like this
-        _log.warning(
-            "teacher.embeddings: %d of %d names are in none of its folders, such as %s; the text encoder embeds them",
-            len(others),
-            len(names),
-            others[:3],
-        )
-    encoded = embed_texts(clip, others, prompt_templates(teacher.prompts), teacher.normalize_prompts)
-    if not given:
-        return encoded
-    result = torch.empty((len(names), clip.embed_dim), device=clip.device)
-    is_given = torch.tensor([name in given for name in names], dtype=torch.bool, device=clip.device)
-    result[~is_given] = encoded
-    if bool(is_given.any()):
-        rows = torch.stack([given[name] for name in names if name in given]).to(clip.device)
-        result[is_given] = torch.nn.functional.normalize(rows, dim=1) if teacher.normalize_prompts else rows
-    return result
+    with concepts.open_table("concepts.parquet") as file:
+        names = pq.read_table(file, columns=["concept"])["concept"].to_pylist()
+    if not names:
+        raise ValueError(f"the concept pool in {concepts.url} is empty; lower concepts.min_count")
+    return Vocabulary(names=tuple(names), base=())
 
 
-def class_embeddings(clip: ClipModel, names: tuple[str, ...], config: Config) -> Tensor:
-    """float32[K, D]: embeddings of category names, published ones where `teacher.embeddings` has them."""
-    return embed_names(clip, names, config.teacher)
+def embed_pool(clip: ClipModel, concepts: Folder, teacher: TeacherConfig) -> tuple[Vocabulary, Tensor]:
+    """Return the pool and its embeddings, float32[C, D] with rows of unit length; see `NamePrompts.embed`."""
+    pool = read_pool(concepts)
+    embeddings_CD = embed_names(clip, pool.names, teacher)
+    return pool, embeddings_CD / embeddings_CD.norm(dim=1, keepdim=True)
+
+
+def save_embeddings(folder: Folder, pool: Vocabulary, embeddings_CD: Tensor) -> None:
+    """Write `concept_embeddings.safetensors` and, beside it, the names that the rows belong to."""
+    folder.write_bytes(f"{_POOL}.safetensors", save_tensors({"embeddings": embeddings_CD.cpu().contiguous()}))
+    folder.write_json(f"{_POOL}.json", pool.to_json())
+
+
+def load_embeddings(folder: Folder) -> tuple[Vocabulary, Tensor]:
+    """Return what `save_embeddings` wrote."""
+    embeddings_CD = read_safetensors(folder, f"{_POOL}.safetensors")["embeddings"]
+    return Vocabulary.from_json(folder.read_json(f"{_POOL}.json")), embeddings_CD

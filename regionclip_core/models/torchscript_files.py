@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 
 
-class _Node:
-    """Stands for an object of any class of the archive; `fields` are its attributes."""
+class _Module:
+    """Any object of a class of the archive; `fields` are its attributes."""
 
     __slots__ = ("fields",)
 
@@ -44,7 +43,7 @@ class _Node:
         self.fields = {str(key): value for key, value in state.items()} if isinstance(state, dict) else {}
 
 
-class _Allowed:
+class _Call:
     """A function that the pickle may call. It can't be written to, unlike a plain function."""
 
     __slots__ = ("_function",)
@@ -59,46 +58,52 @@ class _Allowed:
         raise ValueError("the archive's data.pkl tries to change a function")
 
 
+def _rebuild_tensor(elements: Tensor, offset: int, shape: Any, stride: Any, *unused: Any) -> Tensor:
+    if not isinstance(elements, Tensor):
+        raise ValueError("a tensor without a storage")
+    # as_strided refuses what would reach outside of the storage.
+    return torch.as_strided(elements, tuple(shape), tuple(stride), offset).clone()
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *unused: data,
+    ("torch.jit._pickle", "restore_type_tag"): lambda value, tag: value,
+    ("collections", "OrderedDict"): dict,
+    **{("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
+    # A storage's class is only ever handed on to persistent_load.
+    **{("torch", name): lambda dtype=dtype: dtype for name, dtype in _DTYPES.items()},
+}
+
+
 class _TreeReader(pickle.Unpickler):
-    """Unpickles data.pkl with nothing in reach but `_Node` and the functions below."""
+    """Unpickles data.pkl with nothing in reach but `_Module` and what is `_ALLOWED`."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         self._archive = archive
         self._root = root
-        super().__init__(io.BytesIO(self._read("data.pkl")))
         self._storages: dict[str, Tensor] = {}
+        super().__init__(io.BytesIO(self._read("data.pkl")))
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
-            return _Node
-        if module == "torch" and name in _DTYPES:
-            return _Allowed(lambda: _DTYPES[name])  # only ever handed on to persistent_load
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return _Allowed(_rebuild_tensor)
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return _Allowed(lambda data, *unused: data)
-        if module == "collections" and name == "OrderedDict":
-            return _Allowed(dict)
-        if module == "torch.jit._pickle" and name in _LISTS:
-            return _Allowed(list)
-        if module == "torch.jit._pickle" and name == "restore_type_tag":
-            return _Allowed(lambda value, tag: value)
-        raise ValueError(f"it names {module}.{name}, which is neither a tensor nor a module")
+            return _Module
+        if (module, name) not in _ALLOWED:
+            raise ValueError(f"it names {module}.{name}, which is neither a tensor nor a module")
+        return _Call(_ALLOWED[module, name])
 
     def persistent_load(self, reference: Any) -> Tensor:
-        """('storage', type, key, device, elements) -> the storage's elements as a vector."""
+        """Return the elements of ('storage', type, key, device, elements) as a vector."""
         kind, storage_type, key, _, count = reference
-        if kind != "storage" or not isinstance(storage_type, _Allowed) or not isinstance(key, str):
+        if kind != "storage" or not isinstance(storage_type, _Call) or not isinstance(key, str):
             raise ValueError(f"unknown reference {kind!r}")
         if key not in self._storages:
-            dtype = storage_type()
-            size = int(count) * dtype.itemsize
+            dtype, count = storage_type(), int(count)
             content = bytearray(self._read(f"data/{key}"))
-            if len(content) < size:
-                raise ValueError(f"storage {key} has {len(content)} bytes where {size} are expected")
-            self._storages[key] = (
-                torch.frombuffer(content, dtype=dtype, count=int(count)) if size else torch.empty(0, dtype=dtype)
-            )
+            if len(content) < count * dtype.itemsize:
+                raise ValueError(f"storage {key} has {len(content)} bytes where {count * dtype.itemsize} are expected")
+            empty = torch.empty(0, dtype=dtype)  # which frombuffer refuses to make
+            self._storages[key] = torch.frombuffer(content, dtype=dtype, count=count) if count else empty
         return self._storages[key]
 
     def _read(self, name: str) -> bytes:
@@ -109,17 +114,11 @@ class _TreeReader(pickle.Unpickler):
         return self._archive.read(entry)
 
 
-def _rebuild_tensor(elements: Tensor, offset: int, shape: Any, stride: Any, *unused: Any) -> Tensor:
-    if not isinstance(elements, Tensor):
-        raise ValueError("a tensor without a storage")
-    # as_strided refuses what would reach outside of the storage.
-    return torch.as_strided(elements, tuple(shape), tuple(stride), offset).clone()
-
-
 def read_torchscript(path: Path) -> dict[str, Any]:
-    """Tensors of all modules by their dotted names, in the archive's dtypes, and the root's numbers and texts.
+    """Return the tensors of all modules by dotted names, in the archive's dtypes, and the root's numbers and texts.
 
-    Raises ValueError if the archive is damaged or names anything but its own classes and tensors.
+    Raises:
+        ValueError: if the archive is damaged or names anything but its own classes and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -131,23 +130,20 @@ def read_torchscript(path: Path) -> dict[str, Any]:
             if order in archive.namelist() and archive.read(order).strip() != b"little":
                 raise ValueError("its bytes are in big-endian order")
             tree = _TreeReader(archive, root).load()
+        if not isinstance(tree, _Module):
+            raise ValueError("it has no module in it")
+        found = {name: value for name, value in tree.fields.items() if isinstance(value, (int, float, str))}
+        found.pop("training", None)
+        return found | dict(_tensors(tree, ""))
     except ValueError as error:
         raise ValueError(f"{path} is a TorchScript archive that is not read: {error}") from None
     except Exception as error:  # damaged bytes can end in anything
         raise ValueError(f"{path} is a damaged TorchScript archive ({error}); download it again") from None
-    if not isinstance(tree, _Node):
-        raise ValueError(f"{path} is a TorchScript archive without a module in it")
-    found = {name: value for name, value in tree.fields.items() if isinstance(value, (int, float, str))}
-    found.pop("training", None)
-    _collect(tree, "", found, ())
-    return found
 
 
-def _collect(node: _Node, prefix: str, found: dict[str, Any], above: tuple[int, ...]) -> None:
-    if id(node) in above:
-        raise ValueError(f"the archive's module {prefix or 'root'!r} contains itself")
-    for name, value in node.fields.items():
+def _tensors(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in module.fields.items():
         if isinstance(value, Tensor):
-            found[f"{prefix}{name}"] = value
-        elif isinstance(value, _Node):
-            _collect(value, f"{prefix}{name}.", found, (*above, id(node)))
+            yield f"{prefix}{name}", value
+        elif isinstance(value, _Module):
+            yield from _tensors(value, f"{prefix}{name}.")

@@ -13,7 +13,7 @@ from regionclip_core.models.vit_encoder import VitEncoder
 
 
 def region_encoder(clip: ClipModel) -> RegionEncoder:
-    """The encoder for a CLIP model, with a copy of its visual weights; ValueError for towers that have none.
+    """Return the encoder for a CLIP model, with a copy of its visual weights; ValueError for towers that have none.
 
     In channels-last memory, like the batches: convolutions on a CPU are up to twice as fast.
     """

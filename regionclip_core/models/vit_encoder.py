@@ -3,15 +3,17 @@
 CLIP trains the class token alone: a patch's last state is whatever helped that token. So the last block leaves its
 attention out and passes on the values, by which a patch keeps its own content in the space that the projection to
 text was trained for: Zhou et al., "Extract Free Dense Labels from CLIP" (MaskCLIP, arXiv 2112.01071); with RoIAlign
-and a mean a region: Wu et al., CLIPSelf (arXiv 2310.01403).
+and a mean per region: Wu et al., CLIPSelf (arXiv 2310.01403).
 
-Shapes: B images, (h, w) a grid of patches, N = h*w, C the tower's width, R regions, D embedding.
+Shapes: B images, (H, W) the padded canvas, p the patch's side in pixels, (h, w) a grid of patches, N = h*w, C the
+tower's width, R regions, D embedding.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import torch
@@ -19,12 +21,12 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from regionclip_core.models.patch_grid import map_by_grid, resize_positions
 from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
 
 ROI_SIZE = 7
-"""Bins a side, as many as the official ResNet's region maps have; at CLIP's own 224 px they tile the grids of
+"""Bins per side, as many as the official ResNet's region maps have; at CLIP's own 224 px they tile the grids of
 ViT-B/32 and ViT-B/16 exactly."""
+Grid = tuple[int, int]
 
 
 class VitEncoder(RegionEncoder):
@@ -49,39 +51,18 @@ class VitEncoder(RegionEncoder):
         self.stride = visual.patch_size[0]
         self.embed_dim = visual.output_dim
         self.feature_dim = visual.conv1.out_channels
-        self.grid: tuple[int, int] = visual.grid_size
+        self.grid: Grid = visual.grid_size
         self.freeze(0)
         self.train(visual.training)
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Patch features [B, C, h, w] after the last norm, before the projection (which `pool` applies: being linear,
-        it may come after the mean)."""
+        """Return patch features [B, C, h, w] after the last norm. The projection, being linear, may wait for the mean
+        in `pool`.
+        """
         return map_by_grid(images, sizes, self.stride, self._patches)
 
-    def pool(self, region_maps: Tensor) -> Tensor:
-        """Mean over bins [R, C, k, k], then the projection: [R, D], not normalised."""
-        return region_maps.mean((2, 3)) @ self.proj
-
-    def parts(self) -> list[Part]:
-        """Patch embedding and positions, then the blocks by quarters."""
-        embedding: Part = [self.conv1, self.class_embedding, self.positional_embedding, self.ln_pre]
-        return [embedding, *quarters(self._blocks())]
-
-    def never_trained(self) -> Iterable[nn.Parameter]:
-        """What the last block's missing attention leaves without a gradient, for which other ranks would wait.
-
-        Its values have one, but share a tensor with queries and keys, which weight decay would wear down. Nothing is
-        lost: the output projection follows the values immediately, so any change of them is one of it.
-        """
-        last = self._blocks()[-1]
-        frozen = [last.attn.in_proj_weight, last.attn.in_proj_bias]
-        return [*frozen, self.class_embedding] if len(self._blocks()) == 1 else frozen
-
-    def _blocks(self) -> list[ResidualAttentionBlock]:
-        return list(self.transformer.resblocks)  # type: ignore[arg-type]
-
     def _patches(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h*p, w*p] to [n, C, h, w]."""
+        """Encode images [n, 3, h*p, w*p] of one grid to [n, C, h, w]."""
         x = self.conv1(images)
         grid = (x.shape[2], x.shape[3])
         positions = self.positional_embedding
@@ -91,20 +72,92 @@ class VitEncoder(RegionEncoder):
         *blocks, last = self._blocks()
         for block in blocks:
             x = block(x)
+        # The class token has done its work in the blocks: patches have attended to it.
         x = self.ln_post(value_path(last, x[:, 1:]))
         return x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
+    def pool(self, region_maps: Tensor) -> Tensor:
+        """Average the bins of [R, C, k, k], then project: [R, D], not normalised."""
+        return region_maps.mean((2, 3)) @ self.proj
+
+    def parts(self) -> list[Part]:
+        """List patch embedding and positions, then the blocks by quarters."""
+        embedding: Part = [self.conv1, self.class_embedding, self.positional_embedding, self.ln_pre]
+        return [embedding, *quarters(self._blocks())]
+
+    def never_trained(self) -> Iterable[nn.Parameter]:
+        """List what the last block's missing attention leaves without a gradient, for which other ranks would wait.
+
+        Its values have one, but share a tensor with queries and keys, which weight decay would wear down. Nothing is
+        lost: the output projection follows the values immediately, and can learn whatever they could.
+        """
+        last = self._blocks()[-1]
+        frozen = [last.attn.in_proj_weight, last.attn.in_proj_bias]
+        return [*frozen, self.class_embedding] if len(self._blocks()) == 1 else frozen
+
+    def _blocks(self) -> list[ResidualAttentionBlock]:
+        return list(self.transformer.resblocks)  # type: ignore[arg-type]
+
 
 def value_path(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
-    """A transformer block [n, N, C] in which every token attends to itself alone."""
+    """Run a transformer block on [n, N, C] in which every token attends to itself alone."""
     attention, width = block.attn, tokens.shape[2]
+    # in_proj holds queries, keys and values one below the other: the last third makes values.
     values = F.linear(block.ln_1(tokens), attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
     tokens = tokens + block.ls_1(attention.out_proj(values))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))  # type: ignore[no-any-return]
 
 
 def quarters(blocks: Iterable[nn.Module]) -> list[Part]:
-    """The blocks in four consecutive lists of about equal length."""
+    """Return the blocks in four consecutive lists of about equal length."""
     blocks = list(blocks)
     ends = [round(len(blocks) * number / 4) for number in range(5)]
     return [list(blocks[start:end]) for start, end in pairwise(ends)]
+
+
+# ---------------------------------------------------------------- images of any size for towers of one size
+
+
+def map_by_grid(images: Tensor, sizes: Sizes | None, patch: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return features [B, C, max h, max w] of images [B, 3, H, W], each seen without the batch's padding.
+
+    An image of (height, width) becomes a grid of ceil(height / p) x ceil(width / p) patches; the last row and column
+    are filled up with zeros, the mean colour. Beyond an image's own grid its last row and column are repeated, which
+    is how RoIAlign treats the edge of a map.
+
+    Args:
+        sizes: (height, width) of each image without padding; None: the canvas.
+        encode: images of one grid, [n, 3, h*p, w*p], to [n, C, h, w].
+    """
+    canvas = (int(images.shape[2]), int(images.shape[3]))
+    groups: defaultdict[Grid, list[int]] = defaultdict(list)
+    for row, (height, width) in enumerate([canvas] * len(images) if sizes is None else sizes):
+        groups[-(-height // patch), -(-width // patch)].append(row)
+    if len(groups) == 1:  # no copy of the batch
+        return encode(_fit(images, next(iter(groups)), patch))
+    height, width = max(h for h, _ in groups), max(w for _, w in groups)
+    maps, order = [], []
+    for (h, w), rows in groups.items():
+        found = encode(_fit(images[rows], (h, w), patch))
+        maps.append(F.pad(found, (0, width - w, 0, height - h), mode="replicate"))
+        order += rows
+    return torch.cat(maps)[torch.tensor(order).argsort().to(images.device)]
+
+
+def _fit(images: Tensor, grid: Grid, patch: int) -> Tensor:
+    """Cut or fill images on the right and below to exactly `grid` patches."""
+    height, width = grid[0] * patch, grid[1] * patch
+    images = images[:, :, :height, :width]
+    return F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+
+
+def resize_positions(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """Fit positional embeddings [h*w, C] of a grid, row by row, to another grid: [h'*w', C].
+
+    Antialiased bicubic, which is how open_clip and timm fit weights to another image size.
+    """
+    if grid == target:
+        return positions
+    maps = positions.reshape(*grid, -1).permute(2, 0, 1)[None]
+    resized = F.interpolate(maps, target, mode="bicubic", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).flatten(0, 1)

@@ -1,46 +1,47 @@
-"""Boxes: absolute xyxy float pixels, x right and y down, x1 < x2 and y1 < y2 unless said otherwise.
+"""Box arithmetic, and which boxes a loss looks at. Shared by the proposal network and the detector.
 
-Legend: N, M boxes; a size is always (height, width).
+Boxes are absolute xyxy float pixels, x to the right and y down, x1 < x2 and y1 < y2 unless said otherwise; a size is
+always (height, width).
+
+Legend: N, M boxes; G ground-truth boxes of one image.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_area, box_iou, clip_boxes_to_image
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 Weights = tuple[float, float, float, float]
+"""Factors of the regression targets (dx, dy, dw, dh), which bring them to similar variance."""
+
+FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
 
 # Deltas of log size are cut here, so that an untrained regressor can't blow a box up (Faster R-CNN's usual bound).
 MAX_LOG_SIZE = math.log(1000.0 / 16.0)
 
 
-def area(boxes: Tensor) -> Tensor:
-    """Areas [N] in square pixels of boxes [N, 4]."""
-    result: Tensor = box_area(boxes)
-    return result
-
-
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union [N, M] of boxes [N, 4] and [M, 4]; 0 where both boxes are empty."""
+    """Return the intersection over union [N, M] of boxes [N, 4] and [M, 4]; 0 where both boxes are empty."""
     return torch.nan_to_num(box_iou(a, b), nan=0.0)
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes [N, 4] cut to an image of `size` = (height, width)."""
+    """Cut boxes [N, 4] to an image of `size` = (height, width)."""
     result: Tensor = clip_boxes_to_image(boxes, size)
     return result
 
 
 def nonempty(boxes: Tensor, min_side: float = 0.0) -> Tensor:
-    """Mask [N]: both sides are longer than `min_side` pixels."""
+    """Return bool[N]: whether both sides of a box are longer than `min_side` pixels."""
     return (boxes[:, 2] - boxes[:, 0] > min_side) & (boxes[:, 3] - boxes[:, 1] > min_side)
 
 
 def rescale(boxes: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Boxes [N, 4] of an image of size `source` (height, width) after its resize to `target`.
+    """Follow boxes [N, 4] through the resize of their image from `source` to `target`, both (height, width).
 
     Each axis has its own factor, since a resized side is rounded to whole pixels.
     """
@@ -49,15 +50,8 @@ def rescale(boxes: Tensor, source: tuple[int, int], target: tuple[int, int]) -> 
 
 
 def flip_horizontal(boxes: Tensor, width: float) -> Tensor:
-    """Boxes [N, 4] of the mirrored image of `width` pixels."""
+    """Mirror boxes [N, 4] with their image of `width` pixels."""
     return torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
-
-
-def square_with_context(boxes: Tensor, context: float) -> Tensor:
-    """Squares [N, 4] around the boxes' centres with side `context` x the longer side; they may leave the image."""
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) * (context / 2)
-    return torch.cat((centre - half, centre + half), dim=1)
 
 
 def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,10 +60,10 @@ def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode(sources: Tensor, targets: Tensor, weights: Weights) -> Tensor:
-    """Regression targets [N, 4] = (dx, dy, dw, dh) that take `sources` [N, 4] to `targets` [N, 4].
+    """Return the regression targets [N, 4] = (dx, dy, dw, dh) that take `sources` [N, 4] to `targets` [N, 4].
 
-    Fast R-CNN's parameterisation (Girshick et al. 2014, appendix C), each entry times its weight. Both kinds of
-    box must be nonempty, otherwise the result isn't finite.
+    R-CNN's parameterisation (Girshick et al. 2014, appendix C), each entry times its weight. No box may be empty, or
+    the result isn't finite.
     """
     centre, size = _centre_size(sources)
     target_centre, target_size = _centre_size(targets)
@@ -78,9 +72,59 @@ def encode(sources: Tensor, targets: Tensor, weights: Weights) -> Tensor:
 
 
 def decode(sources: Tensor, deltas: Tensor, weights: Weights) -> Tensor:
-    """Boxes [N, 4] that `deltas` [N, 4] make of `sources` [N, 4]; the inverse of :func:`encode` up to MAX_LOG_SIZE."""
+    """Apply `deltas` [N, 4] to `sources` [N, 4]: the inverse of `encode`, up to MAX_LOG_SIZE."""
     centre, size = _centre_size(sources.to(deltas.dtype))
     deltas = deltas / deltas.new_tensor(weights)
     new_centre = deltas[:, :2] * size + centre
     half = 0.5 * torch.exp(deltas[:, 2:].clamp(max=MAX_LOG_SIZE)) * size
     return torch.cat((new_centre - half, new_centre + half), dim=1)
+
+
+# ---------------------------------------------------------------- assignment to the ground truth
+
+
+class Match(NamedTuple):
+    """Which ground-truth box each of N boxes answers for."""
+
+    truth: Tensor
+    """[N] int64: row of the ground-truth box with the highest IoU; 0 if the image has none."""
+    kind: Tensor
+    """[N] int8: FOREGROUND, BACKGROUND or IGNORED."""
+
+
+def match(overlap: Tensor, foreground: float, background: float, low_quality: bool = False) -> Match:
+    """Assign N boxes to G ground-truth boxes by their IoU [G, N].
+
+    A box is foreground if its best IoU is at least `foreground`, background if it is below `background`, ignored in
+    between. With `low_quality`, the boxes that overlap a ground-truth box most are foreground too, however small that
+    overlap is (Faster R-CNN, section 3.1.2), so that every object has an anchor.
+    """
+    truths, n = overlap.shape
+    if truths == 0:  # everything in an image without objects is background
+        return Match(overlap.new_zeros(n, dtype=torch.int64), overlap.new_zeros(n, dtype=torch.int8))
+    best, truth = overlap.max(dim=0)
+    kind = torch.full_like(truth, IGNORED, dtype=torch.int8)
+    kind[best < background] = BACKGROUND
+    kind[best >= foreground] = FOREGROUND
+    if low_quality and n > 0:
+        best_of_truth = overlap.max(dim=1, keepdim=True).values
+        # Without "> 0", a ground-truth box that no anchor touches would make every anchor foreground.
+        kind[((overlap == best_of_truth) & (best_of_truth > 0)).any(dim=0)] = FOREGROUND
+    return Match(truth, kind)
+
+
+def sample(kind: Tensor, count: int, positive_fraction: float, generator: torch.Generator | None) -> Tensor:
+    """Draw at most `count` rows of `kind` [N] without replacement; returns their numbers [S], foreground first.
+
+    At most `positive_fraction` of `count` is foreground; background fills the rest.
+    """
+    positive, negative = ((kind == wanted).nonzero().flatten() for wanted in (FOREGROUND, BACKGROUND))
+    n_positive = min(len(positive), int(count * positive_fraction))
+    n_negative = min(len(negative), count - n_positive)
+    # Drawn on the generator's device, so that a seed gives the same rows with and without a GPU.
+    device = generator.device if generator is not None else torch.device("cpu")
+    drawn = []
+    for rows, number in ((positive, n_positive), (negative, n_negative)):
+        order = torch.randperm(len(rows), generator=generator, device=device)[:number]
+        drawn.append(rows[order.to(rows.device)])
+    return torch.cat(drawn)

@@ -1,45 +1,51 @@
-"""Annotated masks on their way to the mask head.
+"""Masks, coded as COCO's run lengths: annotated ones on their way to the mask head, predicted ones on their way out.
 
-Legend: R regions, m the side of a predicted mask, (H, W) the original image. Boxes are xyxy pixels.
+Legend: R regions, N detections, m the side of a predicted mask, (H, W) the original image. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.ops import roi_align
 
 from regionclip_core.ops import boxes as box_ops
+
+THRESHOLD = 0.5
+"""A pixel belongs to the object from this probability on."""
 
 
 @dataclass(frozen=True)
 class ImageMasks:
     """The annotated masks of one image of a batch, still coded, and the way from its input pixels back to them.
 
-    A batch's bitmaps would fill gigabytes, and only those of sampled regions are looked at: they are decoded one at
-    a time, at the original size, and regions are taken back there instead of masks to the input.
+    The bitmaps of a batch would fill gigabytes, and only those of sampled regions are needed: they are decoded one at
+    a time, at the original size. Regions are taken back there; masks are never resized to the input.
     """
 
     counts: Sequence[bytes]
-    """COCO's compressed run lengths, one mask a box of the image, in the order of the boxes."""
+    """COCO's compressed run lengths, one mask per box of the image, in the order of the boxes."""
     size: tuple[int, int]
     """(H, W)"""
     input_size: tuple[int, int]
     """(height, width) of the resized image in the batch, without padding."""
     flipped: bool = False
-    """Whether the image was mirrored left to right on the way."""
+    """Whether the image was mirrored left to right before it went into the batch."""
 
     def crop(self, rows: Tensor, boxes: Tensor, side: int) -> Tensor:
-        """What the head should predict: bool[R, side, side] on the boxes' device.
+        """Return what the head should predict: bool[R, side, side] on the boxes' device.
 
-        A cell is set where the mask covers at least half of it, by averaged bilinear samples (RoIAlign), the rule
-        that detectron2 has for bitmaps.
+        A cell is set where the mask covers at least half of it, by averaged bilinear samples (RoIAlign): detectron2's
+        rule for bitmaps.
 
         Args:
-            rows: int64[R], which mask each region is to show.
+            rows: int64[R], the mask that each region should show.
             boxes: float32[R, 4], the regions in input pixels.
             side: m, cells.
         """
@@ -49,13 +55,45 @@ class ImageMasks:
         result = torch.zeros(len(boxes), side, side, dtype=torch.bool, device=boxes.device)
         for row in sorted(set(rows.tolist())):
             of_row = rows == row
-            mask = self._decode(row).to(boxes.device).to(boxes.dtype)[None, None]
+            bitmap = coco_mask.decode({"size": list(self.size), "counts": self.counts[row]})  # uint8[H, W]
+            mask = torch.from_numpy(bitmap).to(boxes.device).to(boxes.dtype)[None, None]
             cover = roi_align(mask, [original[of_row]], side, spatial_scale=1.0, sampling_ratio=0, aligned=True)
             result[of_row] = cover[:, 0] >= 0.5
-        return result.flip(2) if self.flipped else result
+        return result.flip(2) if self.flipped else result  # the network sees the mirrored image
 
-    def _decode(self, row: int) -> Tensor:
-        """uint8[H, W]"""
-        from pycocotools import mask as coco_mask
 
-        return torch.from_numpy(coco_mask.decode({"size": list(self.size), "counts": self.counts[row]}))
+def encode_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[bytes]:
+    """Return COCO's compressed run lengths (`counts`) of N masks, pasted and coded one at a time.
+
+    Args:
+        probabilities: float[N, m, m].
+        boxes: float[N, 4], none of them empty.
+        size: (H, W).
+    """
+    return [coco_mask.encode(mask)["counts"] for mask in paste_masks(probabilities, boxes, size)]
+
+
+def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield each mask in its image: uint8[H, W] of 0 and 1, column-major. The arguments are those of `encode_masks`.
+
+    A pixel takes the bilinear interpolation of the mask's cells at its centre, zeros around them, and is set from
+    THRESHOLD on: detectron2's rule (`grid_sample` without aligned corners).
+    """
+    height, width = size
+    for probability, box in zip(probabilities.float().cpu(), boxes.float().cpu(), strict=True):
+        x0, y0, x1, y1 = box.tolist()
+        # A pixel whose centre is outside the box can't reach THRESHOLD: the box's own pixels are enough.
+        rows = slice(max(0, int(y0)), min(height, int(y1) + 1))
+        columns = slice(max(0, int(x0)), min(width, int(x1) + 1))
+        across = _weights(columns, x0, x1, probability.shape[1])
+        values = _weights(rows, y0, y1, probability.shape[0]) @ probability @ across.T
+        image = np.zeros(size, np.uint8, order="F")
+        image[rows, columns] = (values >= THRESHOLD).numpy()
+        yield image
+
+
+def _weights(pixels: slice, start: float, stop: float, cells: int) -> Tensor:
+    """Return [pixels, cells], the linear interpolation along one axis; the box is axis-aligned, so the two split."""
+    centres = torch.arange(pixels.start, pixels.stop, dtype=torch.float32) + 0.5
+    position = (centres - start) / (stop - start) * cells - 0.5
+    return (1 - (position[:, None] - torch.arange(cells)).abs()).clamp(min=0)

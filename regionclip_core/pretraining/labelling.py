@@ -1,4 +1,4 @@
-"""Teacher pseudo labels for one shard of proposals (paper section 3.3).
+"""Pseudo labels for the proposals of a shard, and how good they are where boxes are annotated (paper section 3.3).
 
 R regions of one image, C concepts, D embedding.
 """
@@ -6,24 +6,29 @@ R regions of one image, C concepts, D embedding.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
-from regionclip_core.datasets.index import IndexRow, read_index
-from regionclip_core.models.clip import load_clip
-from regionclip_core.models.concept_embeddings import load_embeddings
+from regionclip_core.datasets.index import IndexRow, read_index, split_shards
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.clip import ClipModel, load_clip
+from regionclip_core.models.crops import CropEncoder
+from regionclip_core.models.text_embeddings import load_embeddings
+from regionclip_core.models.towers import region_encoder
+from regionclip_core.ops.image_batch import batch_images, by_input_size
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS
+from regionclip_core.training.boxed_images import labelled_boxes
 
 _IMAGES_AT_ONCE = 16  # bounds memory: crops or feature maps of this many images
 EmbedRegions = Callable[[list[Tensor], list[Tensor]], Tensor]
@@ -42,7 +47,7 @@ class Labeller:
 
     @classmethod
     def load(cls, config: Config, teacher: Folder, labels: Folder, device: str) -> Labeller:
-        """Read the teacher's artifact and the embeddings that the labels stage prepared."""
+        """Load the teacher's artifact and the embeddings that the labels stage prepared."""
         clip = load_clip(teacher)
         clip.model.to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
         pool, embeddings_CD = load_embeddings(labels)
@@ -55,17 +60,17 @@ class Labeller:
         )
 
     def label_shard(self, data: Folder, proposals: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
-        """One LABELS row for each proposals row of the shard, and counts by status.
+        """Return one LABELS row for each proposals row of the shard, and counts by status.
 
         The pool's digest travels in the table's metadata, so that a reader can refuse another pool.
         """
-        reader = ImageReader(data)
         images = {row.key: row for row in read_index(data, shard)}
         with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
             rows = pq.read_table(file).to_pylist()
         labelled = []
-        for start in range(0, len(rows), _IMAGES_AT_ONCE):
-            labelled += self._label_images(rows[start : start + _IMAGES_AT_ONCE], images, reader)
+        with ImageReader(data) as reader:
+            for start in range(0, len(rows), _IMAGES_AT_ONCE):
+                labelled += self._label_images(rows[start : start + _IMAGES_AT_ONCE], images, reader)
         table = pa.Table.from_pylist(labelled, schema=LABELS.with_metadata({"vocabulary": self.digest}))
         counts = Counter(row["status"] for row in labelled)
         counts["regions"] = sum(len(row["kept"]) for row in labelled)
@@ -75,63 +80,48 @@ class Labeller:
     def _label_images(
         self, rows: list[dict[str, Any]], images: dict[str, IndexRow], reader: ImageReader
     ) -> list[dict[str, Any]]:
-        results = [_empty(row) for row in rows]
-        pixels, boxes, where = [], [], []
+        """Return the LABELS rows of a few proposals rows; an image that can't be read has its reason and no region."""
+        lists = [field.name for field in LABELS if pa.types.is_list(field.type)]
+        results: list[dict[str, Any]] = [
+            {"key": row["key"], "status": row["status"], "reason": row["reason"], **{name: [] for name in lists}}
+            for row in rows
+        ]
+        pixels, boxes, numbers = [], [], []
         for number, row in enumerate(rows):
             if row["status"] != "ok":
                 continue
             try:
-                image = reader.read(images[row["key"]])
+                pixels.append(reader.read_tensor(images[row["key"]]))
             except BadImage as error:
                 results[number] |= {"status": error.status, "reason": str(error)}
                 continue
-            pixels.append(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
             boxes.append(torch.tensor(row["boxes"][: self.settings.max_regions]).reshape(-1, 4))
-            where.append(number)
+            numbers.append(number)
         if not pixels:
             return results
         with torch.inference_mode():
             features_RD = self.embed(pixels, boxes)
-        for number, box, features in zip(where, boxes, torch.split(features_RD, [len(b) for b in boxes]), strict=True):
-            results[number] |= self._label_regions(rows[number], box, features)
+        by_image = torch.split(features_RD, [len(b) for b in boxes])
+        for number, box, features in zip(numbers, boxes, by_image, strict=True):
+            labels = pseudo_labels(
+                features, self.embeddings_CD, self.temperature, self.settings.threshold, self.settings.top_k
+            )
+            results[number] |= {
+                "boxes": box.tolist(),
+                "objectness_logit": rows[number]["objectness_logit"][: len(box)],
+                **{name: tensor.tolist() for name, tensor in vars(labels).items()},
+            }
         return results
 
-    def _label_regions(self, row: dict[str, Any], boxes: Tensor, features_RD: Tensor) -> dict[str, Any]:
-        labels = pseudo_labels(
-            features_RD, self.embeddings_CD, self.temperature, self.settings.threshold, self.settings.top_k
-        )
-        return {
-            "boxes": boxes.tolist(),
-            "objectness_logit": row["objectness_logit"][: len(boxes)],
-            "concept_id": labels.concept_id.tolist(),
-            "score": labels.score.tolist(),
-            "kept": labels.kept.tolist(),
-            "top_concepts": labels.top_concepts.tolist(),
-            "top_probabilities": labels.top_probabilities.tolist(),
-            "residual_mass": labels.residual_mass.tolist(),
-        }
 
-
-def _empty(row: dict[str, Any]) -> dict[str, Any]:
-    lists: dict[str, Any] = {field.name: [] for field in LABELS if pa.types.is_list(field.type)}
-    return {"key": row["key"], "status": row["status"], "reason": row["reason"], **lists}
-
-
-def region_embedder(settings: LabelsConfig, clip: Any, device: str) -> EmbedRegions:
-    """The teacher's view of regions: features pooled from the whole image (`roi`), or each region alone (`crop`).
+def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> EmbedRegions:
+    """Return the teacher's view of regions: pooled from the whole image's features (`roi`), or each a crop (`crop`).
 
     With `roi` only images of one input size share a batch, so that no label depends on another image's size.
     """
     if settings.mode == "crop":
-        from regionclip_core.models.crops import CropEncoder
-
         return CropEncoder(clip, settings.context, settings.batch_size)
-
-    from regionclip_core.models.towers import region_encoder
-    from regionclip_core.ops.image_batch import batch_images, by_input_size
-
     encoder = region_encoder(clip).to(device).eval()
-
     size, limit, resize = settings.image_size, settings.max_size, settings.resize
 
     def embed(images: list[Tensor], boxes: list[Tensor]) -> Tensor:
@@ -144,3 +134,41 @@ def region_embedder(settings: LabelsConfig, clip: Any, device: str) -> EmbedRegi
         return torch.cat(by_input_size(images, size, limit, embed_some, resize))
 
     return embed
+
+
+def label_quality(data: Folder, labels: Folder, splits: Iterable[str]) -> dict[str, Any]:
+    """Measure the share of regions kept, and how many kept regions on an object carry that object's name.
+
+    A region is on the object that it overlaps best, if by IoU >= 0.5. The second share is counted separately for base
+    and novel objects, and only for objects whose name is in the pool. For the summary; no stage reads it.
+    """
+    categories = Vocabulary.from_json(data.read_json("categories.json"))
+    base = set(categories.base)
+    pool, _ = load_embeddings(labels)
+    counts: Counter[str] = Counter()
+    for shard in split_shards(data, list(splits)):
+        images = {row.key: row for row in read_index(data, shard)}
+        with labels.open(f"labels-{shard:05d}.parquet") as file:
+            rows = pq.read_table(file, columns=["key", "boxes", "concept_id", "kept"]).to_pylist()
+        for row in rows:
+            counts["regions"] += len(row["kept"])
+            counts["kept"] += sum(row["kept"])
+            boxes, truth = labelled_boxes(images[row["key"]], range(len(categories)))
+            if not len(boxes) or not row["boxes"]:
+                continue
+            overlap, best = box_iou(torch.tensor(row["boxes"]), boxes).max(dim=1)
+            for region in range(len(row["kept"])):
+                name = categories.names[int(truth[best[region]])]
+                if row["kept"][region] and overlap[region] >= 0.5 and name in pool.names:
+                    group = "base" if name in base else "novel"
+                    counts[f"{group}_on_object"] += 1
+                    counts[f"{group}_right"] += pool.names[row["concept_id"][region]] == name
+    summary: dict[str, Any] = {
+        "regions": counts["regions"],
+        "kept": counts["kept"],
+        "kept_share": counts["kept"] / max(1, counts["regions"]),
+    }
+    for group in ("base", "novel"):
+        if counts[f"{group}_on_object"]:
+            summary[f"{group}_accuracy"] = counts[f"{group}_right"] / counts[f"{group}_on_object"]
+    return summary

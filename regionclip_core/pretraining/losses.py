@@ -1,11 +1,11 @@
-"""The three losses of region-text pretraining (paper section 3.3, equations 2-4), unweighted.
+"""The three losses of region-text pretraining (paper section 3.3, equations 2-4), without their weights.
 
 Shapes: R regions, C concepts, D embedding size, B images, k stored teacher concepts. Features may have any norm;
 every loss normalises them. A loss over nothing (R = 0, B = 0) is a zero that can be differentiated.
 
-Where several processes (ranks) train together, R are the regions of one. The region losses take what they must know
-of the others: `divisor`, the regions of all ranks divided by the ranks, so that the mean over ranks of what they
-return is the loss of the global batch; and for the contrast, which concepts the others' regions have.
+Where several processes (ranks) train together, R are the regions of one. The region losses then need two facts about
+all ranks: `divisor`, the mean number of regions per rank, so that the mean over ranks of the returned values is the
+loss of the global batch; and for the contrast, how many regions of the global batch have each concept.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ def region_concept_contrastive(
     column_counts: Tensor | None = None,
     divisor: Tensor | None = None,
 ) -> Tensor:
-    """Region-concept contrast among the concepts present in the batch; a scalar (paper equation 2).
+    """Return the region-concept contrast among the concepts present in the batch; a scalar (paper equation 2).
 
-    `student` [R, D]; `concept_embeddings` [C, D]; `concept_id` [R] int64, the pseudo labels. The official loss has
-    one column a *region*, holding the embedding of that region's concept, and sums the probabilities of all columns
-    with the row's own concept inside the log. Columns of one concept are equal, so they are evaluated once and
-    weighted by how often they stand there: the same number from R x (distinct concepts) products.
-
-    `column_counts` int64 [C]: how many columns of each concept there are, all ranks together; None takes the regions
-    given here alone, as the official code does on each GPU. `divisor` of the sum over regions; None is R.
+    Args:
+        student: [R, D]
+        concept_embeddings: [C, D]
+        concept_id: [R] int64, the pseudo labels.
+        column_counts: [C] int64, regions of each concept on all ranks; None counts the regions given here, as the
+            official code does on each GPU.
+        divisor: of the sum over regions; None is R.
     """
-    _check_regions(student, concept_embeddings, temperature)
-    _check_length("concept_id", concept_id, len(student))
+    assert student.shape[1] == concept_embeddings.shape[1] and len(concept_id) == len(student)
     if not len(student):
         return student.sum() * 0.0
     if column_counts is None:
         column_counts = torch.bincount(concept_id, minlength=len(concept_embeddings))
+    # The official loss contrasts a region with one column per *region*: the embedding of that region's concept. Its
+    # positives are all columns of the row's own concept, their probabilities summed inside the log. Columns of one
+    # concept are equal, so here each concept is one column, weighted by how often it occurs: n exp(x) is
+    # exp(x + log n). The value is the same, from R x (distinct concepts) products instead of R x R.
     present = column_counts.nonzero().flatten()
     columns = F.normalize(concept_embeddings[present], dim=1)
     logits = F.normalize(student, dim=1) @ columns.T / temperature + column_counts[present].to(student.dtype).log()
@@ -57,25 +60,28 @@ def region_distillation(
     temperature: float,
     divisor: Tensor | None = None,
 ) -> Tensor:
-    """KL(teacher || student) over the concept pool, mean over regions; a scalar (paper equation 3).
+    """Return KL(teacher || student) over the concept pool, mean over regions; a scalar (paper equation 3).
 
-    `student` [R, D]; `concept_embeddings` [C, D]; `top_concepts` [R, k] int64 and `top_probabilities` [R, k], the
-    teacher's best; `residual_mass` [R], the rest of its probability. The k concepts enter exactly. The rest is one
-    bucket, compared with the student's probability of all other concepts together: a lower bound of the full
-    divergence, and equal to it when k = C. Everything stays in log space, so it is finite where the official log of
-    a softmax underflows. `divisor` of the sum over regions; None is R.
+    Args:
+        student: [R, D]
+        concept_embeddings: [C, D]
+        top_concepts: [R, k] int64, the teacher's most probable concepts.
+        top_probabilities: [R, k], what the teacher gives them.
+        residual_mass: [R], the rest of the teacher's probability.
+        divisor: of the sum over regions; None is R.
     """
-    _check_regions(student, concept_embeddings, temperature)
-    for name, value in [("top_concepts", top_concepts), ("top_probabilities", top_probabilities)]:
-        _check_length(name, value, len(student))
-    _check_length("residual_mass", residual_mass, len(student))
+    assert student.shape[1] == concept_embeddings.shape[1]
+    assert len(top_concepts) == len(top_probabilities) == len(residual_mass) == len(student)
     if not len(student):
         return student.sum() * 0.0
+    # In log space throughout: finite where the log of a softmax, as in the official code, underflows.
     logits = F.normalize(student, dim=1) @ F.normalize(concept_embeddings, dim=1).T / temperature
     log_q = logits.log_softmax(dim=1)
     teacher = top_probabilities.to(log_q.dtype)
     divergence = (torch.xlogy(teacher, teacher) - teacher * log_q.gather(1, top_concepts)).sum(1)
     if top_concepts.shape[1] < len(concept_embeddings):
+        # The other C - k concepts are one bucket: the teacher's residual mass against the student's probability of
+        # them all together. This is a lower bound of the full divergence, and equal to it when k = C.
         rest = residual_mass.to(log_q.dtype)
         log_q_rest = log_q.scatter(1, top_concepts, float("-inf")).logsumexp(dim=1)
         divergence = divergence + torch.xlogy(rest, rest) - rest * log_q_rest
@@ -85,17 +91,13 @@ def region_distillation(
 def image_text_contrastive(
     image: Tensor, text: Tensor, temperature: float, gather: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """CLIP's symmetric contrast of B images with their B captions; a scalar (paper equation 4).
+    """Return CLIP's symmetric contrast of B images with their B captions; a scalar (paper equation 4).
 
-    `image` [B, D], `text` [B, D]; row i of one belongs to row i of the other. `gather` concatenates a tensor over
-    all ranks *with gradient* (all ranks then evaluate the same loss); None takes this process's batch alone.
+    `image` [B, D] and `text` [B, D]: row i of one belongs to row i of the other. `gather` concatenates a tensor over
+    all ranks *with gradient*, so that every rank evaluates the loss of the global batch; None takes this process's
+    batch alone.
     """
-    if image.ndim != 2 or image.shape != text.shape:
-        raise ValueError(
-            f"image_text_contrastive wants two [B, D] of one shape, got {tuple(image.shape)} and {tuple(text.shape)}"
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    assert image.shape == text.shape
     image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
     if gather is not None:
         image, text = gather(image), gather(text)
@@ -104,18 +106,3 @@ def image_text_contrastive(
     logits = image @ text.T / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def _check_regions(student: Tensor, concept_embeddings: Tensor, temperature: float) -> None:
-    if student.ndim != 2 or concept_embeddings.ndim != 2 or student.shape[1] != concept_embeddings.shape[1]:
-        raise ValueError(
-            "region losses want student features [R, D] and concept embeddings [C, D] of one D, got "
-            f"{tuple(student.shape)} and {tuple(concept_embeddings.shape)}"
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-
-
-def _check_length(name: str, value: Tensor, length: int) -> None:
-    if len(value) != length:
-        raise ValueError(f"{name} has {len(value)} rows for {length} student regions; pass the same kept regions")

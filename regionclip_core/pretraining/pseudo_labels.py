@@ -1,6 +1,6 @@
 """Teacher pseudo labels: which concept a region shows (paper section 3.3, equation 1).
 
-Shapes: R regions, C concepts, D embedding size, k concepts stored a region.
+Shapes: R regions, C concepts, D embedding size, k concepts stored per region.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What the teacher says of R regions. All tensors are on the device of the region features."""
+    """What the teacher says about R regions. All tensors are on the device of the region features."""
 
     concept_id: Tensor
     """[R] int64: the most probable concept, the lowest id on a tie."""
     score: Tensor
     """[R] float32: its probability."""
     kept: Tensor
-    """[R] bool: score > threshold (strictly, as the official code)."""
+    """[R] bool: score > threshold (strictly, as in the official code)."""
     top_concepts: Tensor
     """[R, k] int64: the k most probable concepts, by falling probability, then by rising id."""
     top_probabilities: Tensor
@@ -42,13 +42,27 @@ def pseudo_labels(
     top_k: int,
     chunk: int = 1024,
 ) -> PseudoLabels:
-    """Softmax of the cosines between regions and concepts, cut to the best `top_k`.
+    """Return the softmax of the cosines between regions and concepts, cut to the best k = min(top_k, C).
 
-    `region_features` [R, D] and `concept_embeddings` [C, D] may have any norm. `temperature` divides the cosines
-    (the official teacher: 0.01). k = min(top_k, C). Regions go through in chunks, so at most chunk x C
-    probabilities exist at once. Raises ValueError on shapes that do not fit and on features that are not finite.
+    Args:
+        region_features: [R, D], of any norm.
+        concept_embeddings: [C, D], of any norm.
+        temperature: divides the cosines (the official teacher: 0.01).
+        threshold: a region is kept if its best probability is above.
+        chunk: regions computed at once; chunk x C probabilities are in memory.
+
+    Raises:
+        ValueError: if shapes do not fit, or features are not finite.
     """
-    _check(region_features, concept_embeddings, temperature, top_k)
+    if region_features.shape[1] != concept_embeddings.shape[1]:
+        raise ValueError(
+            f"region features have {region_features.shape[1]} dimensions, concept embeddings "
+            f"{concept_embeddings.shape[1]}: both must come from the same CLIP model"
+        )
+    if not len(concept_embeddings):
+        raise ValueError("the concept pool is empty: there is nothing to match regions with")
+    if not bool(torch.isfinite(region_features).all()):
+        raise ValueError("region features hold NaN or infinity: check the teacher's weights and the input images")
     k = min(top_k, len(concept_embeddings))
     concepts = F.normalize(concept_embeddings.float(), dim=1)
     ids, probabilities = [], []
@@ -58,6 +72,7 @@ def pseudo_labels(
         ids.append(part_ids)
         probabilities.append(part_probabilities)
     top_concepts, top_probabilities = torch.cat(ids), torch.cat(probabilities)
+    # The loss needs the rest of the distribution only as one number (equation 3); the pool has thousands of concepts.
     residual = (1.0 - top_probabilities.double().sum(1)).clamp(min=0.0).float()
     if k == len(concept_embeddings):
         residual = torch.zeros_like(residual)  # rounding must not invent a concept beyond the last one
@@ -72,36 +87,17 @@ def pseudo_labels(
 
 
 def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Ids and values [R, k] of the k largest of each row of `scores` [R, C], ties to the lower id.
+    """Return ids and values [R, k] of the k largest in each row of `scores` [R, C], ties to the lower id.
 
-    torch.topk leaves the choice among equals open, which would let a label depend on the device. Only rows with a
-    tie across the k-th place pay for a full stable sort.
+    torch.topk leaves the choice among equals open, so a label could depend on the device. Only rows with a tie across
+    the k-th place pay for a full stable sort.
     """
     values, ids = scores.topk(k, dim=1)
     ambiguous = (scores >= values[:, -1:]).sum(1) > k
     if bool(ambiguous.any()):
         order = scores[ambiguous].sort(dim=1, descending=True, stable=True)
         values[ambiguous], ids[ambiguous] = order.values[:, :k], order.indices[:, :k]
+    # Sorted by id first, then stably by value: equal values end in the order of their ids.
     ids, by_id = ids.sort(dim=1)
-    values = values.gather(1, by_id)
-    values, by_value = values.sort(dim=1, descending=True, stable=True)
+    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
     return ids.gather(1, by_value), values
-
-
-def _check(region_features: Tensor, concept_embeddings: Tensor, temperature: float, top_k: int) -> None:
-    if region_features.ndim != 2 or concept_embeddings.ndim != 2:
-        raise ValueError(
-            "pseudo_labels wants region features [R, D] and concept embeddings [C, D], got "
-            f"{tuple(region_features.shape)} and {tuple(concept_embeddings.shape)}"
-        )
-    if region_features.shape[1] != concept_embeddings.shape[1]:
-        raise ValueError(
-            f"region features have {region_features.shape[1]} dimensions, concept embeddings "
-            f"{concept_embeddings.shape[1]}: both must come from the same CLIP model"
-        )
-    if not len(concept_embeddings):
-        raise ValueError("the concept pool is empty: there is nothing to match regions with")
-    if temperature <= 0 or top_k < 1:
-        raise ValueError(f"temperature must be > 0 and top_k >= 1, got {temperature} and {top_k}")
-    if not bool(torch.isfinite(region_features).all()):
-        raise ValueError("region features hold NaN or infinity: check the teacher's weights and the input images")

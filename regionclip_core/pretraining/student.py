@@ -1,6 +1,6 @@
 """Region-text pretraining: the student and its three losses (paper section 3.3).
 
-B images, R regions (all images together), C concepts, D embedding, K stored teacher probabilities a region.
+B images, R regions (all images together), C concepts, D embedding, K stored teacher probabilities per region.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from regionclip_core.config.tree import Config, PretrainConfig
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.concept_embeddings import load_embeddings
 from regionclip_core.models.region_encoder import RegionEncoder
+from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.boxes import flip_horizontal
 from regionclip_core.ops.image_batch import ImageBatch, batch_images
 from regionclip_core.pretraining.losses import image_text_contrastive, region_concept_contrastive, region_distillation
-from regionclip_core.pretraining.pair_reader import RegionPairs, RegionSample
+from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.distributed import common_canvas, gather_rows, rank_count, sum_ranks
 from regionclip_core.training.fit import FitResult, Progress, fit, step_seed
@@ -33,7 +33,7 @@ class RegionBatch:
 
     images: ImageBatch
     boxes: list[Tensor]
-    """One float32[R_i, 4] an image, xyxy, pixels of the network's input."""
+    """One float32[R_i, 4] per image, xyxy, pixels of the network's input."""
     concept_id_R: Tensor
     top_concepts_RK: Tensor
     top_probabilities_RK: Tensor
@@ -41,7 +41,7 @@ class RegionBatch:
     captions: list[str]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`."""
         return replace(
             self,
             images=self.images.to(device),
@@ -58,7 +58,7 @@ class RegionPretrainer(nn.Module):
 
     Args:
         student: region encoder, starting from the teacher's weights.
-        clip: the model whose text encoder, frozen, embeds the captions.
+        clip: the model whose frozen text encoder embeds the captions.
         concept_embeddings_CD: the pool, float32[C, D], rows of unit length.
         temperature: divides every cosine; the same for the three losses.
     """
@@ -82,51 +82,51 @@ class RegionPretrainer(nn.Module):
         self.settings = settings
 
     def forward(self, batch: RegionBatch) -> Mapping[str, Tensor]:
-        """`loss_region_contrastive`, `loss_region_distill` and `loss_image_text`, each with its weight applied."""
-        regions_RD, global_BD = self._encode(batch)
-        counts_C, divisor = self._all_regions(batch.concept_id_R)
-        with torch.no_grad():
-            tokens = self.tokenizer(batch.captions).to(regions_RD.device)
-            text_BD = self.text_model.encode_text(tokens)
-        return {
-            "loss_region_contrastive": self.settings.contrastive_weight
-            * region_concept_contrastive(
-                regions_RD, self.concept_embeddings_CD, batch.concept_id_R, self.temperature, counts_C, divisor
-            ),
-            "loss_region_distill": self.settings.distill_weight
-            * region_distillation(
-                regions_RD,
-                self.concept_embeddings_CD,
-                batch.top_concepts_RK,
-                batch.top_probabilities_RK,
-                batch.residual_mass_R,
-                self.temperature,
-                divisor,
-            ),
-            "loss_image_text": self.settings.image_text_weight
-            * image_text_contrastive(global_BD, text_BD, self.temperature, gather=gather_rows),
-        }
+        """Return the three losses (paper section 3.3, equations 2-4), each with its weight applied."""
+        settings, concepts_CD = self.settings, self.concept_embeddings_CD
 
-    def _all_regions(self, concept_id_R: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What the region losses take of the other ranks: regions a concept, int64[C], and their sum a rank.
-
-        A column of the contrast is the embedding of a concept, which every rank has: counts are all it takes.
-        """
-        if not self.settings.gather_regions:
-            return None, None
-        counts_C = sum_ranks(torch.bincount(concept_id_R, minlength=len(self.concept_embeddings_CD)))
-        return counts_C, counts_C.sum() / rank_count()
-
-    def _encode(self, batch: RegionBatch) -> tuple[Tensor, Tensor]:
-        """Region features [R, D] and global features [B, D] in one pass: the global box is one more region."""
-        images = common_canvas(batch.images)
-        boxes = [
-            torch.cat([boxes, whole])
-            for boxes, whole in zip(batch.boxes, images.global_boxes(self.settings.global_box), strict=True)
-        ]
+        # One pass of the image encoder for regions and whole images: the box of the image is one more region, so its
+        # feature comes from the same RoIAlign and pooling.
+        images = common_canvas(batch.images)  # padding changes features, so it has to be that of the global batch
+        whole = images.global_boxes(settings.global_box)
+        boxes = [torch.cat([regions, image]) for regions, image in zip(batch.boxes, whole, strict=True)]
         features = self.student(images.tensor, boxes, images.sizes)
         is_global = torch.cat([torch.tensor([False] * (len(b) - 1) + [True]) for b in boxes]).to(features.device)
-        return features[~is_global], features[is_global]
+        regions_RD, images_BD = features[~is_global], features[is_global]
+
+        # The text encoder stays the teacher's: student regions keep being comparable with the pool's embeddings.
+        with torch.no_grad():
+            texts_BD = self.text_model.encode_text(self.tokenizer(batch.captions).to(features.device))
+
+        # Over ranks: regions per concept of the global batch, and the mean number of regions per rank. A column of
+        # the contrast is the embedding of a concept, which every rank has, so no features need to be exchanged.
+        # Without `gather_regions` each rank contrasts its own regions only, as the official code does.
+        counts_C = divisor = None
+        if settings.gather_regions:
+            counts_C = sum_ranks(torch.bincount(batch.concept_id_R, minlength=len(concepts_CD)))
+            divisor = counts_C.sum() / rank_count()
+
+        # Hard pseudo labels: each region with its concept, against the other concepts of the batch (equation 2).
+        contrastive = region_concept_contrastive(
+            regions_RD, concepts_CD, batch.concept_id_R, self.temperature, counts_C, divisor
+        )
+        # Soft labels: the teacher's probabilities over the whole pool (equation 3).
+        distill = region_distillation(
+            regions_RD,
+            concepts_CD,
+            batch.top_concepts_RK,
+            batch.top_probabilities_RK,
+            batch.residual_mass_R,
+            self.temperature,
+            divisor,
+        )
+        # Whole images with their captions, as in CLIP, keep what the teacher knew (equation 4).
+        image_text = image_text_contrastive(images_BD, texts_BD, self.temperature, gather=gather_rows)
+        return {
+            "loss_region_contrastive": settings.contrastive_weight * contrastive,
+            "loss_region_distill": settings.distill_weight * distill,
+            "loss_image_text": settings.image_text_weight * image_text,
+        }
 
 
 def collate(
@@ -138,18 +138,17 @@ def collate(
     rank: int = 0,
     world_size: int = 1,
 ) -> RegionBatch:
-    """Decode, flip, resize and stack: regions are a random subset where an image has more than asked for.
+    """Return a batch of samples: decoded, flipped and resized, with a random subset of regions if there are too many.
 
-    `samples` stand at every `world_size`-th position of the global batch from `rank` on, and draw by their position:
-    a sample comes out the same whichever rank has it.
+    `samples` have every `world_size`-th position of the global batch from `rank` on. What is drawn for one depends on
+    its position, so it comes out the same whichever rank has it.
     """
     images, boxes, picks, captions = [], [], [], []
     for number, sample in enumerate(samples):
         rng = np.random.default_rng(step_seed(seed, step, number * world_size + rank))
         image = sample.image
-        box = sample.boxes
-        pick = np.sort(rng.permutation(len(box))[: settings.regions_per_image])
-        box = box[pick]
+        pick = np.sort(rng.permutation(len(sample.boxes))[: settings.regions_per_image])
+        box = sample.boxes[pick]
         if rng.uniform() < settings.flip:
             image = torch.flip(image, [2])
             box = flip_horizontal(box, image.shape[2])
@@ -164,9 +163,9 @@ def collate(
 
     return RegionBatch(
         images=batch,
-        boxes=[batch.to_input(i, b.float()) for i, b in enumerate(boxes)],
-        concept_id_R=regions("concept_id").long(),
-        top_concepts_RK=regions("top_concepts").long(),
+        boxes=[batch.to_input(i, b) for i, b in enumerate(boxes)],
+        concept_id_R=regions("concept_id"),
+        top_concepts_RK=regions("top_concepts"),
         top_probabilities_RK=regions("top_probabilities"),
         residual_mass_R=regions("residual_mass"),
         captions=captions,
@@ -174,7 +173,7 @@ def collate(
 
 
 def make_student(clip: ClipModel, settings: PretrainConfig) -> RegionEncoder:
-    """The student: the teacher's visual encoder, copied, with its first parts frozen."""
+    """Return the student: a copy of the teacher's visual encoder with its first parts frozen."""
     student = region_encoder(clip)
     student.freeze(settings.freeze_at)
     return student
@@ -192,17 +191,17 @@ def pretrain_student(
     progress: Progress,
     rank: int = 0,
     world_size: int = 1,
-) -> tuple[FitResult, int]:
-    """Train `student` in place; it ends on the CPU in evaluation mode. Returns the result and the samples an epoch.
+) -> tuple[FitResult, RegionPairs]:
+    """Train `student` in place; it ends on the CPU in evaluation mode. Return the result and the pairs that were used.
 
     Raises:
         ValueError: if pairs and embeddings are of different concept pools, or there are no pairs.
+        ErrorRateExceeded: if too many images can't be read.
     """
     settings = config.pretrain
     pool, embeddings_CD = load_embeddings(labels)
-    samples = RegionPairs(pairs, config.seed, vocabulary=pool.digest)
-    tally = samples.tally(config.execution.max_error_rate)
-    samples_at = samples.batches_at(settings.batch_size, rank, world_size, tally)
+    samples = RegionPairs(pairs, config.seed, pool.digest, max_error_rate=config.execution.max_error_rate)
+    samples_at = samples.batches_at(settings.batch_size, rank, world_size)
     temperature = settings.temperature or 1 / clip.logit_scale
     trainer = RegionPretrainer(student, clip, embeddings_CD, temperature, settings).to(device)
     student.train()
@@ -217,8 +216,7 @@ def pretrain_student(
         progress=progress,
         rank=rank,
         world_size=world_size,
-        tally=tally,
     )
     student.cpu().eval()
     clip.model.cpu()
-    return result, len(samples)
+    return result, samples

@@ -1,10 +1,16 @@
-"""One shard of images to one table of proposals, by any of the four methods; and their recall."""
+"""The four ways to propose boxes (a network, a grid, random boxes, annotated boxes), applied to a shard of images.
+
+Legend: P proposals of one image. Boxes are in original pixels, best first; logits are raw, and 0 where a method knows
+no objectness.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,61 +19,60 @@ from torch import Tensor
 
 from regionclip_core.config.tree import Config, ProposalsConfig, RpnConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
-from regionclip_core.datasets.index import IndexRow, ragged_column, read_index, split_ragged, split_shards
-from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.datasets.index import IndexRow, ragged_column, read_index, split_ragged
 from regionclip_core.ops.image_batch import batch_images, by_input_size
-from regionclip_core.proposals.network import ProposalNetwork, RecallCount, grid_boxes, min_objectness, random_boxes
+from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.proposals.rpn_folder import load_network
-from regionclip_core.proposals.selection import Proposals
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import PROPOSALS, read_proposal_table
-from regionclip_core.training.box_batches import labelled_boxes
 from regionclip_core.training.fit import step_seed
 
 _IMAGES_AT_ONCE = 8
 
-Proposer = Callable[[Sequence[IndexRow], Sequence[Tensor]], list[Proposals]]
-"""(rows, images uint8[3, H, W]) -> proposals in original pixels. `needs_pixels` says whether images are read."""
+
+class Proposer(ABC):
+    """Proposes boxes for a few images."""
+
+    needs_pixels: ClassVar[bool] = False
+    """Whether it looks at the images, or at their index rows only."""
+
+    @abstractmethod
+    def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
+        """Return one Proposals per row; `images`: uint8[3, H, W] of each row, or none if they aren't needed."""
 
 
-class GivenBoxes:
-    """Annotated boxes, whatever their category; crowds are left out."""
-
-    needs_pixels = False
+class GivenBoxes(Proposer):
+    """Annotated boxes of any category, without crowds."""
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """One list of boxes a row; all objectness logits are 0."""
-        found = []
-        for row in rows:
-            boxes = torch.from_numpy(row.boxes[~row.box_crowd])
-            found.append(Proposals(boxes, torch.zeros(len(boxes))))
-        return found
+        """Return the boxes in their order in the index."""
+        boxes = [torch.from_numpy(row.boxes[~row.box_crowd]) for row in rows]
+        return [Proposals(b, torch.zeros(len(b))) for b in boxes]
 
 
-class PatternBoxes:
+class PatternBoxes(Proposer):
     """A grid, or random boxes seeded by the image's key."""
-
-    needs_pixels = False
 
     def __init__(self, config: Config) -> None:
         self.settings = config.proposals
         self.seed = config.seed
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """Boxes from the image's size alone."""
-        settings = self.settings
+        """Return boxes that depend on the image's size, and for random ones on its key."""
+        scales, most = self.settings.grid_scales, self.settings.max_regions
         found = []
         for row in rows:
-            if settings.method == "grid":
-                found.append(grid_boxes(row.width, row.height, settings.grid_scales, settings.max_regions))
+            if self.settings.method == "grid":
+                found.append(grid_boxes(row.width, row.height, scales, most))
                 continue
             key = int.from_bytes(hashlib.sha256(row.key.encode()).digest()[:8], "big")
             generator = torch.Generator().manual_seed(step_seed(self.seed, key))
-            found.append(random_boxes(row.width, row.height, settings.grid_scales, settings.max_regions, generator))
+            found.append(random_boxes(row.width, row.height, scales, most, generator))
         return found
 
 
-class NetworkBoxes:
+class NetworkBoxes(Proposer):
     """The proposal network."""
 
     needs_pixels = True
@@ -75,41 +80,73 @@ class NetworkBoxes:
     def __init__(
         self, network: ProposalNetwork, rpn: RpnConfig, settings: ProposalsConfig, device: str = "cpu"
     ) -> None:
-        """`network` in evaluation mode, built with `rpn`, whose input size counts here too."""
+        """`network` in evaluation mode; `rpn` is what it was built with, and how large its input is."""
         self.settings = settings
         self.rpn = rpn
         self.device = device
         self.network = network.to(device)
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """Propose for a few images, those of one input size together."""
-        return by_input_size(
-            images,
-            self.rpn.image_size,
-            self.rpn.max_size,
-            lambda numbers: self._propose([images[number] for number in numbers]),
-        )
+        """Return the network's proposals; only images of one input size share a batch."""
+        size, limit, settings = self.rpn.image_size, self.rpn.max_size, self.settings
 
-    def _propose(self, images: Sequence[Tensor]) -> list[Proposals]:
-        batch = batch_images(images, self.rpn.image_size, self.rpn.max_size, self.network.mean, self.network.std)
-        proposed = self.network.propose(
-            batch.tensor.to(self.device),
-            batch.sizes,
-            self.settings.pre_nms,
-            self.settings.max_regions,
-            self.settings.nms,
-        )
-        kept = [min_objectness(p, self.settings.min_objectness) for p in proposed]
-        return [Proposals(batch.to_original(i, p.boxes.cpu()), p.logits.cpu()) for i, p in enumerate(kept)]
+        def propose(numbers: list[int]) -> list[Proposals]:
+            batch = batch_images([images[n] for n in numbers], size, limit, self.network.mean, self.network.std)
+            proposed = self.network.propose(
+                batch.tensor.to(self.device), batch.sizes, settings.pre_nms, settings.max_regions, settings.nms
+            )
+            found = []
+            for i, (boxes, logits) in enumerate(proposed):
+                kept = torch.sigmoid(logits) >= settings.min_objectness
+                found.append(Proposals(batch.to_original(i, boxes[kept].cpu()), logits[kept].cpu()))
+            return found
+
+        return by_input_size(images, size, limit, propose)
+
+
+def grid_boxes(width: int, height: int, scales: Sequence[float], max_regions: int) -> Proposals:
+    """Return squares on half-overlapping grids that cover the image, one grid per scale, largest scale first.
+
+    A scale is the square's side as a share of the shorter image side. Where the grids hold more than `max_regions`
+    boxes, evenly spaced ones are taken.
+    """
+    shorter = min(width, height)
+    grids = []
+    for scale in sorted(scales, reverse=True):
+        side = min(max(scale * shorter, 1.0), float(shorter))
+        columns = torch.linspace(0, width - side, max(1, round(2 * (width - side) / side) + 1))
+        rows = torch.linspace(0, height - side, max(1, round(2 * (height - side) / side) + 1))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        corner = torch.stack((x, y), dim=-1).view(-1, 2)
+        grids.append(torch.cat((corner, corner + side), dim=1))
+    boxes = torch.cat(grids)
+    if len(boxes) > max_regions:
+        boxes = boxes[torch.linspace(0, len(boxes) - 1, max_regions).round().long()]
+    return Proposals(boxes, torch.zeros(len(boxes)))
+
+
+def random_boxes(
+    width: int, height: int, scales: Sequence[float], max_regions: int, generator: torch.Generator
+) -> Proposals:
+    """Return `max_regions` boxes inside the image; each side is log-uniform between the extreme scales.
+
+    A scale is a share of the shorter image side.
+    """
+    shorter = min(width, height)
+    low, high = min(scales) * shorter, max(scales) * shorter
+    draw = torch.rand(max_regions, 4, generator=generator)
+    sides = (low * (high / low) ** draw[:, :2]).clamp(min=1.0, max=float(shorter))
+    corner = draw[:, 2:] * (torch.tensor([float(width), float(height)]) - sides)
+    return Proposals(torch.cat((corner, corner + sides), dim=1), torch.zeros(max_regions))
 
 
 def proposer_row(pixels: np.ndarray) -> IndexRow:
-    """An index row for an image that stands outside of any split: uint8[H, W, 3]."""
+    """Return an index row for an image outside of any split: uint8[H, W, 3]."""
     return IndexRow(key="image", image_id=0, height=pixels.shape[0], width=pixels.shape[1])
 
 
-def make_proposer(config: Config, rpn: Folder | None, device: str) -> GivenBoxes | PatternBoxes | NetworkBoxes:
-    """The proposer that `proposals.method` names."""
+def make_proposer(config: Config, rpn: Folder | None, device: str) -> Proposer:
+    """Return the proposer that `proposals.method` names."""
     if config.proposals.method == "given":
         return GivenBoxes()
     if config.proposals.method in ("grid", "random"):
@@ -118,23 +155,26 @@ def make_proposer(config: Config, rpn: Folder | None, device: str) -> GivenBoxes
     return NetworkBoxes(load_network(rpn, config.rpn), config.rpn, config.proposals, device)
 
 
-def propose_shard(
-    proposer: GivenBoxes | PatternBoxes | NetworkBoxes, data: Folder, shard: int
-) -> tuple[Counter[str], pa.Table]:
-    """Counts by status and one PROPOSALS row for each index row of the shard, in its order."""
-    reader = ImageReader(data)
+def propose_shard(proposer: Proposer, data: Folder, shard: int) -> tuple[Counter[str], pa.Table]:
+    """Return counts by status, and one PROPOSALS row for each index row of the shard, in its order."""
     rows = read_index(data, shard)
     status, reasons = [row.status for row in rows], [row.reason for row in rows]
+    # Arrays, not lists: a thousand proposals per image as Python floats would fill gigabytes per shard.
     boxes = [np.zeros((0, 4), np.float32)] * len(rows)
     logits = [np.zeros(0, np.float32)] * len(rows)
     usable = [number for number, row in enumerate(rows) if row.status == "ok"]
-    for start in range(0, len(usable), _IMAGES_AT_ONCE):
-        for number, found in _propose_some(proposer, rows, usable[start : start + _IMAGES_AT_ONCE], reader):
-            if isinstance(found, BadImage):
-                status[number], reasons[number] = found.status, str(found)
-            else:
-                # Arrays, not lists: a thousand proposals an image as Python floats would fill gigabytes a shard.
-                boxes[number], logits[number] = found.boxes.numpy(), found.logits.numpy()
+    with ImageReader(data) as reader:
+        for start in range(0, len(usable), _IMAGES_AT_ONCE):
+            good, images = [], []
+            for number in usable[start : start + _IMAGES_AT_ONCE]:
+                try:
+                    images += [reader.read_tensor(rows[number])] if proposer.needs_pixels else []
+                    good.append(number)
+                except BadImage as error:
+                    status[number], reasons[number] = error.status, str(error)
+            found = proposer([rows[number] for number in good], images) if good else []
+            for number, proposals in zip(good, found, strict=True):
+                boxes[number], logits[number] = proposals.boxes.numpy(), proposals.logits.numpy()
     counts = Counter(status)
     counts["proposals"] = sum(map(len, boxes))
     columns = {
@@ -147,27 +187,8 @@ def propose_shard(
     return counts, pa.table(columns, schema=PROPOSALS)
 
 
-def _propose_some(
-    proposer: GivenBoxes | PatternBoxes | NetworkBoxes, rows: list[IndexRow], numbers: list[int], reader: ImageReader
-) -> Iterator[tuple[int, Proposals | BadImage]]:
-    """Each number with its row's proposals, or with what is wrong with its image."""
-    images: list[Tensor] = []
-    good = []
-    for number in numbers:
-        if proposer.needs_pixels:
-            try:
-                pixels = reader.read(rows[number])
-            except BadImage as error:
-                yield number, error
-                continue
-            images.append(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
-        good.append(number)
-    if good:
-        yield from zip(good, proposer([rows[n] for n in good], images), strict=True)
-
-
 def read_proposals(proposals: Folder, shard: int) -> dict[str, Proposals]:
-    """Proposals of a shard's good images by key: float32[P, 4] original pixels, and logits."""
+    """Return the proposals of a shard's good images by key: float32[P, 4] original pixels, and logits."""
     table = read_proposal_table(proposals, shard, ("key", "status", "boxes", "objectness_logit"))
     boxes = split_ragged(table["boxes"], "boxes")
     logits = split_ragged(table["objectness_logit"], "objectness_logit")
@@ -177,26 +198,3 @@ def read_proposals(proposals: Folder, shard: int) -> dict[str, Proposals]:
         for row, key in enumerate(keys)
         if status[row] == "ok"
     }
-
-
-def recall_of_splits(data: Folder, proposals: Folder, splits: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Recall at IoU 0.5 by split, for boxes of base and of novel categories; splits without boxes are left out.
-
-    One shard's rows and proposals are in memory at a time.
-    """
-    vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
-    groups = {"base": set(vocabulary.base_ids), "novel": set(vocabulary.novel_ids)}
-    result: dict[str, dict[str, float]] = {}
-    for split in splits:
-        counts = {group: RecallCount() for group in groups}
-        for shard in split_shards(data, (split,)):
-            proposed = read_proposals(proposals, shard)
-            for row in read_index(data, shard):
-                if row.key not in proposed:
-                    continue
-                for group, ids in groups.items():
-                    counts[group].add(proposed[row.key].boxes, labelled_boxes(row, ids)[0])
-        for group, count in counts.items():
-            if count.boxes:
-                result.setdefault(split, {}).update({f"{group}_{name}": v for name, v in count.scores().items()})
-    return result

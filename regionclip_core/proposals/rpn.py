@@ -1,22 +1,31 @@
-"""Region proposal network: anchors, head and training losses (Faster R-CNN, section 3).
+"""Region proposal network: anchors, head, training losses and the choice of proposals (Faster R-CNN, section 3).
 
-Legend: B images, L levels, A anchors a cell, N_l = H_l * W_l * A anchors of level l, N all of them.
+Legend: B images, L levels, A anchors per cell, N_l = H_l * W_l * A anchors of level l, N all of them, P proposals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import batched_nms
 
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import FOREGROUND, match, sample
-from regionclip_core.proposals.selection import RPN_WEIGHTS, Proposals, select_proposals
+from regionclip_core.ops.boxes import FOREGROUND, match, sample
 
+RPN_WEIGHTS: box_ops.Weights = (1.0, 1.0, 1.0, 1.0)
 TORCHVISION_MIN_SIDE = 1e-3  # pixels; torchvision drops thinner boxes, the official network empty ones only
+
+
+class Proposals(NamedTuple):
+    """One image's proposals, best first: `boxes` [P, 4] in the pixels their maker documents, and raw `logits` [P]."""
+
+    boxes: Tensor
+    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,33 +45,30 @@ class AnchorLayout:
         return len(self.sizes[0]) * len(self.ratios)
 
     def anchors(self, shapes: Sequence[tuple[int, int]], device: torch.device | None = None) -> list[Tensor]:
-        """Per level [H * W * A, 4] of feature maps of the given (H, W), in (row, column, size, ratio) order.
+        """Return per level [H * W * A, 4] for feature maps of the given (H, W), in (row, column, size, ratio) order.
 
         Cell (i, j) is centred on (j * stride, i * stride), not rounded, and anchors may leave the image.
         """
-        # The finest map divides the padded input without a rest.
+        # The finest map's stride divides the padded input.
         canvas = (shapes[0][0] * self.strides[0], shapes[0][1] * self.strides[0])
         found = []
         for level, (height, width) in enumerate(shapes):
+            boxes = []  # of a cell centred on the origin
+            for size in self.sizes[level]:
+                for ratio in self.ratios:
+                    w = (size * size / ratio) ** 0.5
+                    boxes.append((-w / 2, -w * ratio / 2, w / 2, w * ratio / 2))
+            around_origin = torch.tensor(boxes, device=device)
             down = right = self.strides[level]
             if self.torchvision:
+                around_origin = around_origin.round()
                 down, right = canvas[0] // height, canvas[1] // width
             x = torch.arange(width, device=device, dtype=torch.float32) * right
             y = torch.arange(height, device=device, dtype=torch.float32) * down
             cy, cx = torch.meshgrid(y, x, indexing="ij")
             centres = torch.stack((cx, cy, cx, cy), dim=-1).view(-1, 1, 4)
-            found.append((centres + self._around_origin(level, device)).reshape(-1, 4))
+            found.append((centres + around_origin).reshape(-1, 4))
         return found
-
-    def _around_origin(self, level: int, device: torch.device | None) -> Tensor:
-        """[A, 4]: the anchors of a cell that is centred on the origin."""
-        boxes = []
-        for size in self.sizes[level]:
-            for ratio in self.ratios:
-                w = (size * size / ratio) ** 0.5
-                boxes.append((-w / 2, -w * ratio / 2, w / 2, w * ratio / 2))
-        around = torch.tensor(boxes, device=device)
-        return around.round() if self.torchvision else around
 
 
 @dataclass(frozen=True)
@@ -120,17 +126,18 @@ class RegionProposalNetwork(nn.Module):
     def propose(
         self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]], pre_nms: int, post_nms: int, nms: float
     ) -> list[Proposals]:
-        """Proposals of each image; see :func:`regionclip_core.proposals.selection.select_proposals`."""
+        """Return the proposals of each image; see `select_proposals`."""
         anchors, logits, deltas = self(features)
         return select_proposals(anchors, logits, deltas, sizes, pre_nms, post_nms, nms, self.min_side)
 
     def losses(
         self, features: Sequence[Tensor], boxes: Sequence[Tensor], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """`loss_objectness` (cross entropy) and `loss_rpn_box` (L1), both over the number of sampled anchors.
+        """Return `loss_objectness` (cross entropy) and `loss_rpn_box` (L1), both over the number of sampled anchors.
 
         Args:
-            features: L maps [B, C, H_l, W_l]; boxes: per image [n, 4] in input pixels, n may be 0.
+            features: L maps [B, C, H_l, W_l].
+            boxes: per image [n, 4] in input pixels, n may be 0.
             generator: draws the sampled anchors.
         """
         level_anchors, level_logits, level_deltas = self(features)
@@ -139,9 +146,10 @@ class RegionProposalNetwork(nn.Module):
         cfg = self.sampling
         objectness, box, count = logits.new_zeros(()), logits.new_zeros(()), 0
         for image_logits, image_deltas, truth in zip(logits, deltas, boxes, strict=True):
-            truth_row, kind = match(
-                box_ops.iou(truth, anchors), cfg.foreground_iou, cfg.background_iou, low_quality=True
-            )
+            # The anchor that overlaps an object best is foreground however little it does (section 3.1.2).
+            overlap = box_ops.iou(truth, anchors)
+            truth_row, kind = match(overlap, cfg.foreground_iou, cfg.background_iou, low_quality=True)
+            # Nearly all anchors are background: a sample of both kinds keeps them from drowning the objects.
             rows = sample(kind, cfg.anchors_per_image, cfg.positive_fraction, generator)
             target = (kind[rows] == FOREGROUND).to(logits.dtype)
             objectness = objectness + F.binary_cross_entropy_with_logits(image_logits[rows], target, reduction="sum")
@@ -150,3 +158,46 @@ class RegionProposalNetwork(nn.Module):
             box = box + (image_deltas[positive] - wanted).abs().sum()
             count += len(rows)
         return {"loss_objectness": objectness / max(count, 1), "loss_rpn_box": box / max(count, 1)}
+
+
+def select_proposals(
+    anchors: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    pre_nms: int,
+    post_nms: int,
+    nms: float,
+    min_side: float = 0.0,
+) -> list[Proposals]:
+    """Choose each image's proposals from the RPN's dense outputs, as the official RPN does in eval mode.
+
+    Args:
+        anchors: per level [N_l, 4]
+        logits: per level [B, N_l]
+        deltas: per level [B, N_l, 4]
+        sizes: unpadded (height, width) of each input image.
+        pre_nms: anchors kept per level, the best by raw logit.
+        post_nms: proposals kept per image, of all levels together.
+        nms: IoU of non-maximum suppression within each level.
+        min_side: boxes with a side of at most this many pixels are dropped.
+    """
+    top_boxes, top_logits, top_levels = [], [], []
+    for level, (level_anchors, level_logits, level_deltas) in enumerate(zip(anchors, logits, deltas, strict=True)):
+        # By logit, without a sigmoid: in float32 that would make many of the best equal.
+        best, rows = level_logits.topk(min(pre_nms, level_logits.shape[1]), dim=1)
+        chosen = level_deltas.gather(1, rows[..., None].expand(-1, -1, 4))
+        decoded = box_ops.decode(level_anchors[rows].flatten(0, 1), chosen.flatten(0, 1), RPN_WEIGHTS)
+        top_boxes.append(decoded.view(*rows.shape, 4))
+        top_logits.append(best)
+        top_levels.append(torch.full((rows.shape[1],), level, device=rows.device))
+    levels = torch.cat(top_levels)
+    proposals = []
+    for boxes, scores, size in zip(torch.cat(top_boxes, dim=1), torch.cat(top_logits, dim=1), sizes, strict=True):
+        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores)
+        boxes = box_ops.clip(boxes, size)  # to the image, not to the padded canvas
+        kept = finite & box_ops.nonempty(boxes, min_side)
+        boxes, scores = boxes[kept], scores[kept]
+        best = batched_nms(boxes, scores, levels[kept], nms)[:post_nms]
+        proposals.append(Proposals(boxes[best], scores[best]))
+    return proposals

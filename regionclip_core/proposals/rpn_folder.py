@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from regionclip_core.config.tree import RPN_FIELDS, ProposalsConfig, RpnConfig
+from regionclip_core.models.checkpoint_files import read_checkpoint
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_weights import RpnWeights, read_layout
 from regionclip_core.storage.local_files import local_copy
@@ -25,30 +26,26 @@ DESCRIPTION = "rpn.json"
 FORMAT = 1
 
 PROPOSAL_FIELDS = ("pre_nms", "nms", "max_regions", "min_objectness")
-"""What of ProposalsConfig makes proposals of its output."""
-
-# What the official configurations feed their networks, and how they choose among the boxes.
-_OFFICIAL_SIZE = {"image_size": 800, "max_size": 1333}
-_OFFICIAL_CHOICE = {"nms": 0.7, "max_regions": 1000, "min_objectness": 0.0}
-_OFFICIAL_PRE_NMS = {"resnet50_c4": 6000}
+"""Keys of ProposalsConfig that turn the network's output into proposals."""
 
 
 def rpn_section(network: RpnConfig, proposals: ProposalsConfig | None = None) -> dict[str, Any]:
-    """How a network is built, fed and, with `proposals`, made proposals of: one flat JSON object."""
+    """Return how a network is built and fed and, with `proposals`, how boxes are chosen: one flat JSON object."""
     only_small = set() if network.backbone == "small" else {"width", "anchor_sizes"}
     built = network.model_dump(mode="json", include=set(RPN_FIELDS) - only_small)
     return built | ({} if proposals is None else proposals.model_dump(mode="json", include=set(PROPOSAL_FIELDS)))
 
 
 def official_section(backbone: str) -> dict[str, Any]:
-    """The `rpn_section` of a published network: the official input size and choice of boxes."""
-    network = RpnConfig.model_validate({"backbone": backbone, **_OFFICIAL_SIZE})
-    pre_nms = _OFFICIAL_PRE_NMS.get(backbone, 1000)
-    return rpn_section(network, ProposalsConfig.model_validate({"splits": (), "pre_nms": pre_nms, **_OFFICIAL_CHOICE}))
+    """Return the `rpn_section` of a published network: the official input size and choice of boxes."""
+    network = RpnConfig.model_validate({"backbone": backbone, "image_size": 800, "max_size": 1333})
+    pre_nms = 6000 if backbone == "resnet50_c4" else 1000
+    chosen = ProposalsConfig(splits=(), pre_nms=pre_nms, nms=0.7, max_regions=1000, min_objectness=0.0)
+    return rpn_section(network, chosen)
 
 
 def read_section(section: Mapping[str, Any], source: str) -> tuple[RpnConfig, ProposalsConfig]:
-    """The settings of an `rpn_section`, official ones where it is silent; ValueError for keys and values unknown."""
+    """Return the settings of an `rpn_section`, or official ones; ValueError for unknown keys or values."""
     strange = sorted(set(section) - {*RPN_FIELDS, *PROPOSAL_FIELDS, "format"})
     if "backbone" not in section or strange or section.get("format", FORMAT) != FORMAT:
         raise ValueError(
@@ -66,7 +63,7 @@ def save_rpn_folder(folder: Folder, network: ProposalNetwork, section: Mapping[s
 
 
 def write_rpn_folder(folder: Folder, state: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
-    """As `save_rpn_folder`, from ProposalNetwork's `state`; tensors keep their dtype."""
+    """Write a folder as `save_rpn_folder`, from ProposalNetwork's `state`; tensors keep their dtype."""
     read_section(section, folder.path(DESCRIPTION))
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     folder.write_bytes(WEIGHTS, save_tensors(plain))
@@ -74,13 +71,13 @@ def write_rpn_folder(folder: Folder, state: Mapping[str, Tensor], section: Mappi
 
 
 def load_rpn_folder(folder: Folder) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfig]:
-    """The network of an RPN folder in evaluation mode, and what it is built and run with."""
+    """Load the network of an RPN folder, in evaluation mode, and what it is built and run with."""
     rpn, proposals = read_section(folder.read_json(DESCRIPTION), folder.path(DESCRIPTION))
     return load_network(folder, rpn), rpn, proposals
 
 
 def open_network(place: str) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfig]:
-    """The network at `place`, a folder or a file as `read_rpn_weights` takes it; a file's runs with official settings.
+    """Load the network at `place`, as `read_rpn_weights` takes it; from a file it runs with the official settings.
 
     Raises:
         ValueError: also for the file of a small network, whose anchors are in its folder's rpn.json only.
@@ -100,20 +97,20 @@ def open_network(place: str) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfi
 
 
 def load_network(folder: Folder, settings: RpnConfig) -> ProposalNetwork:
-    """The network of an RPN folder, built with `settings`, on the CPU in evaluation mode."""
+    """Load the network of an RPN folder, built with `settings`, on the CPU in evaluation mode."""
     network = ProposalNetwork(settings)
     load_exactly(network, load_tensors(folder.read_bytes(WEIGHTS)), folder.path(WEIGHTS))
     return network.eval().to(memory_format=torch.channels_last)
 
 
 def find_rpn_folder(place: str) -> Folder | None:
-    """The RPN folder at `place` (itself, or `rpn/` in the folder of an imported pretrained file), if there is one."""
+    """Return the RPN folder at `place` (itself, or `rpn/` in an imported pretrained folder), or None."""
     folder = Folder(place)
     return next((inside for inside in (folder, folder.child("rpn")) if inside.exists(DESCRIPTION)), None)
 
 
 def read_rpn_weights(place: str) -> RpnWeights:
-    """A proposal network's weights from an RPN folder, a pretrained folder, or a file of any known naming.
+    """Read a proposal network's weights from an RPN folder, a pretrained folder, or a file of any known naming.
 
     Raises:
         ValueError: if there is no proposal network in it, with what was expected.
@@ -122,8 +119,6 @@ def read_rpn_weights(place: str) -> RpnWeights:
     folder = find_rpn_folder(place)
     if folder is not None:
         return read_layout(load_tensors(folder.read_bytes(WEIGHTS)), folder.path(WEIGHTS))
-    from regionclip_core.models.checkpoint_files import read_checkpoint
-
     if Path(place).is_dir():
         raise ValueError(
             f"{place} is no folder of a proposal network: expected {DESCRIPTION} or rpn/{DESCRIPTION} in it; make one "
@@ -134,7 +129,7 @@ def read_rpn_weights(place: str) -> RpnWeights:
 
 
 def load_weights(network: ProposalNetwork, settings: RpnConfig) -> RpnWeights:
-    """Load `rpn.weights` into a network built with `settings`; returns what was read.
+    """Load `rpn.weights` into a network built with `settings`; return what was read.
 
     Raises:
         ValueError: if the file's network is another one, with the `rpn.backbone` that it is.
@@ -150,7 +145,7 @@ def load_weights(network: ProposalNetwork, settings: RpnConfig) -> RpnWeights:
 
 
 def load_exactly(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` if it is the network's own list of tensors; ValueError with the differences if not.
+    """Load `state` if it has the network's own list of tensors; ValueError with the differences if not.
 
     Counters of batch norms, which nothing reads, may be absent.
     """

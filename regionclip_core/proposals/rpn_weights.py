@@ -2,7 +2,7 @@
 
 Three namings: ours (`backbone.resnet.`, `backbone.fpn.`, `rpn.head.convs.0.`), the official code's (`backbone.` or
 `offline_backbone.`, `proposal_generator.rpn_head.`) and torchvision's (`backbone.body.`, `backbone.fpn.`,
-`rpn.head.conv.`). Renaming is all that happens, but for the variances of torchvision's trained batch norms.
+`rpn.head.conv.`). Tensors are only renamed, except the variances of torchvision's trained batch norms.
 """
 
 from __future__ import annotations
@@ -15,39 +15,37 @@ from torch import Tensor
 
 OFFICIAL_BACKBONES = ("resnet50_c4", "resnet50_fpn", "resnet50_fpn_lsj")
 
-_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
-# Official name (its prefix taken off) -> ours; the first pattern that fits the whole name counts.
-_BACKBONE = [
-    (r"stem\.conv1\.weight", r"resnet.conv1.weight"),
-    (rf"stem\.conv1\.norm\.{_NORM}", r"resnet.bn1.\1"),
-    (r"res(\d)\.(\d+)\.shortcut\.weight", r"resnet.layer{stage}.\2.downsample.0.weight"),
-    (rf"res(\d)\.(\d+)\.shortcut\.norm\.{_NORM}", r"resnet.layer{stage}.\2.downsample.1.\3"),
-    (r"res(\d)\.(\d+)\.conv(\d)\.weight", r"resnet.layer{stage}.\2.conv\3.weight"),
-    (rf"res(\d)\.(\d+)\.conv(\d)\.norm\.{_NORM}", r"resnet.layer{stage}.\2.bn\3.\4"),
-    (r"fpn_lateral(\d)\.(weight|bias)", r"fpn.inner_blocks.{level}.0.\2"),
-    (rf"fpn_lateral(\d)\.norm\.{_NORM}", r"fpn.inner_blocks.{level}.1.\2"),
-    (r"fpn_output(\d)\.(weight|bias)", r"fpn.layer_blocks.{level}.0.\2"),
-    (rf"fpn_output(\d)\.norm\.{_NORM}", r"fpn.layer_blocks.{level}.1.\2"),
+Names = list[tuple[str, str]]
+# Official name (without its prefix) and ours. What is in <> is read by _PARTS from either and put into the other.
+_BACKBONE: Names = [
+    ("stem.conv1.weight", "resnet.conv1.weight"),
+    ("stem.conv1.norm.<norm>", "resnet.bn1.<norm>"),
+    ("res<stage>.<block>.shortcut.weight", "resnet.layer<stage>.<block>.downsample.0.weight"),
+    ("res<stage>.<block>.shortcut.norm.<norm>", "resnet.layer<stage>.<block>.downsample.1.<norm>"),
+    ("res<stage>.<block>.conv<n>.weight", "resnet.layer<stage>.<block>.conv<n>.weight"),
+    ("res<stage>.<block>.conv<n>.norm.<norm>", "resnet.layer<stage>.<block>.bn<n>.<norm>"),
+    ("fpn_lateral<level>.<weight>", "fpn.inner_blocks.<level>.0.<weight>"),
+    ("fpn_lateral<level>.norm.<norm>", "fpn.inner_blocks.<level>.1.<norm>"),
+    ("fpn_output<level>.<weight>", "fpn.layer_blocks.<level>.0.<weight>"),
+    ("fpn_output<level>.norm.<norm>", "fpn.layer_blocks.<level>.1.<norm>"),
 ]
-_HEAD = [
-    (r"conv\.(weight|bias)", r"convs.0.\1"),
-    (r"conv\.conv(\d)\.(weight|bias)", r"convs.\1.\2"),
-    (r"objectness_logits\.(weight|bias)", r"objectness.\1"),
-    (r"anchor_deltas\.(weight|bias)", r"deltas.\1"),
+_OUTPUTS: Names = [
+    ("objectness_logits.<weight>", "objectness.<weight>"),
+    ("anchor_deltas.<weight>", "deltas.<weight>"),
 ]
-# Ours -> official.
-_TO_BACKBONE = [
-    (r"resnet\.conv1\.weight", r"stem.conv1.weight"),
-    (rf"resnet\.bn1\.{_NORM}", r"stem.conv1.norm.\1"),
-    (r"resnet\.layer(\d)\.(\d+)\.downsample\.0\.weight", r"res{stage}.\2.shortcut.weight"),
-    (rf"resnet\.layer(\d)\.(\d+)\.downsample\.1\.{_NORM}", r"res{stage}.\2.shortcut.norm.\3"),
-    (r"resnet\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"res{stage}.\2.conv\3.weight"),
-    (rf"resnet\.layer(\d)\.(\d+)\.bn(\d)\.{_NORM}", r"res{stage}.\2.conv\3.norm.\4"),
-    (r"fpn\.inner_blocks\.(\d)\.0\.(weight|bias)", r"fpn_lateral{level}.\2"),
-    (rf"fpn\.inner_blocks\.(\d)\.1\.{_NORM}", r"fpn_lateral{level}.norm.\2"),
-    (r"fpn\.layer_blocks\.(\d)\.0\.(weight|bias)", r"fpn_output{level}.\2"),
-    (rf"fpn\.layer_blocks\.(\d)\.1\.{_NORM}", r"fpn_output{level}.norm.\2"),
-]
+_HEAD: Names = [("conv.<weight>", "convs.0.<weight>"), *_OUTPUTS]
+_DEEP_HEAD: Names = [("conv.conv<n>.<weight>", "convs.<n>.<weight>"), *_OUTPUTS]
+_PARTS = {
+    "norm": "weight|bias|running_mean|running_var|num_batches_tracked",
+    "weight": "weight|bias",
+    "block": r"\d+",
+    "n": r"\d",
+    "stage": r"\d",
+    "level": r"\d",
+}
+_OFFICIAL_START = {"stage": 1, "level": 2}
+"""Official number minus ours: stages are res2 to res5 and layer1 to layer4, levels of the pyramid 2 to 5 and 0 to 3."""
+
 # torchvision -> ours; older files name a pyramid's or a head's convolution without the index inside its block.
 _TORCHVISION = [
     (r"backbone\.body\.(conv1\.weight|bn1\.\w+)", r"backbone.body.\1"),
@@ -68,13 +66,13 @@ class RpnWeights:
     """The `rpn.backbone` that they belong to."""
     state: dict[str, Tensor]
     layout: str
-    """Whose names the file had: `regionclip`, `official` or `torchvision`."""
+    """Which names the file had: `regionclip`, `official` or `torchvision`."""
     left_over: tuple[str, ...]
-    """Entries of the file that belong to no proposal network (heads, the CLIP model), sorted."""
+    """Entries of the file that are not of a proposal network (heads, the CLIP model), sorted."""
 
 
 def read_layout(state: Mapping[str, Tensor], source: str) -> RpnWeights:
-    """The proposal network among a file's tensors, whichever of the three namings it uses.
+    """Return the proposal network among a file's tensors, in any of the three namings.
 
     Raises:
         ValueError: if there is none, or one of another architecture; `source` names the file in the message.
@@ -94,7 +92,7 @@ def read_layout(state: Mapping[str, Tensor], source: str) -> RpnWeights:
 
 
 def backbone_of(state: Mapping[str, Tensor]) -> str:
-    """The `rpn.backbone` whose network has these (our) names; ValueError if there is none."""
+    """Return the `rpn.backbone` whose network has these (our) names; ValueError if there is none."""
     if any(name.startswith("backbone.layers.") for name in state):
         return "small"
     if any(name.startswith("backbone.body.") for name in state):
@@ -109,21 +107,20 @@ def backbone_of(state: Mapping[str, Tensor]) -> str:
     return "resnet50_fpn_lsj" if "rpn.head.convs.1.weight" in state else "resnet50_fpn"
 
 
-# ---------------------------------------------------------------- official
-
-
 def _official_prefixes(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Of the backbone and of the head: the offline ones where both kinds are there."""
+    """Return the prefixes of backbone and head: the offline ones where both kinds are there."""
     offline = "offline_" if any(name.startswith("offline_backbone.") for name in state) else ""
     return f"{offline}backbone.", f"{offline}proposal_generator.rpn_head."
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The proposal branch of an official checkpoint's `model` dictionary, ready for ProposalNetwork.
+    """Return the proposal branch of an official checkpoint's `model` dictionary, ready for ProposalNetwork.
 
     Takes detectors (`offline_backbone.`, `offline_proposal_generator.`) and bare proposal checkpoints (`backbone.`,
-    `proposal_generator.`); where both are there, the offline ones are meant. Other entries are ignored. Raises
-    ValueError if there is no proposal branch, or if one of its names is unknown.
+    `proposal_generator.`); where both are there, the offline ones are meant. Other entries are ignored.
+
+    Raises:
+        ValueError: if there is no proposal branch, or one of its names is unknown.
     """
     backbone, head = _official_prefixes(state)
     if not any(name.startswith(head) for name in state):
@@ -135,15 +132,17 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(backbone):
             found["backbone." + _rename(name.removeprefix(backbone).removeprefix("bottom_up."), _BACKBONE)] = tensor
         elif name.startswith(head):
-            found["rpn.head." + _rename(name.removeprefix(head), _HEAD)] = tensor
+            found["rpn.head." + _rename(name.removeprefix(head), _HEAD + _DEEP_HEAD)] = tensor
     return found
 
 
 def to_official(state: Mapping[str, Tensor], offline: bool) -> dict[str, Tensor]:
-    """ProposalNetwork's `state` under the official names: the inverse of :func:`from_official`, the same tensors.
+    """Return ProposalNetwork's `state` under the official names: the inverse of :func:`from_official`, same tensors.
 
-    `offline`: named as the proposal branch inside a detector, else as a proposal checkpoint of its own. Raises
-    ValueError for networks that the official code has not (`small`, `torchvision_fpn`).
+    `offline`: named as the proposal branch inside a detector, not as a separate proposal checkpoint.
+
+    Raises:
+        ValueError: for networks that the official code does not have (`small`, `torchvision_fpn`).
     """
     backbone = backbone_of(state)
     if backbone not in OFFICIAL_BACKBONES:
@@ -151,52 +150,45 @@ def to_official(state: Mapping[str, Tensor], offline: bool) -> dict[str, Tensor]
             f"the official code has no proposal network like rpn.backbone {backbone}, only {list(OFFICIAL_BACKBONES)}"
         )
     prefix = "offline_" if offline else ""
-    head_names = _TO_HEAD_DEEP if "rpn.head.convs.1.weight" in state else _TO_HEAD
+    head_names = _DEEP_HEAD if backbone == "resnet50_fpn_lsj" else _HEAD
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith("rpn.head."):
-            official = _rename(name.removeprefix("rpn.head."), head_names)
+            official = _rename(name.removeprefix("rpn.head."), head_names, back=True)
             found[f"{prefix}proposal_generator.rpn_head.{official}"] = tensor
             continue
-        official = _rename(name.removeprefix("backbone."), _TO_BACKBONE, back=True)
+        official = _rename(name.removeprefix("backbone."), _BACKBONE, back=True)
         in_pyramid = backbone != "resnet50_c4" and not official.startswith("fpn_")
         found[f"{prefix}backbone." + ("bottom_up." if in_pyramid else "") + official] = tensor
     return found
 
 
-_TO_HEAD = [
-    (r"convs\.0\.(weight|bias)", r"conv.\1"),
-    (r"objectness\.(weight|bias)", r"objectness_logits.\1"),
-    (r"deltas\.(weight|bias)", r"anchor_deltas.\1"),
-]
-_TO_HEAD_DEEP = [(r"convs\.(\d)\.(weight|bias)", r"conv.conv\1.\2"), *_TO_HEAD[1:]]
-
-
-def _rename(name: str, patterns: list[tuple[str, str]], back: bool = False) -> str:
-    for pattern, target in patterns:
-        match = re.fullmatch(pattern, name)
-        if match:
-            number = int(match[1]) if match.groups() and match[1].isdigit() else 0
-            # The official stages are res2..res5 and the pyramid's levels 2..5.
-            sign = 1 if back else -1
-            return match.expand(target.format(stage=number + sign, level=number + 2 * sign))
+def _rename(name: str, names: Names, back: bool = False) -> str:
+    """Return our name for an official one, or with `back` the official for ours."""
+    for official, own in names:
+        source, target = (own, official) if back else (official, own)
+        pattern = re.sub(r"<(\w+)>", lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", source.replace(".", r"\."))
+        if match := re.fullmatch(pattern, name):
+            values = match.groupdict()
+            for part in _OFFICIAL_START.keys() & values.keys():
+                values[part] = str(int(values[part]) + _OFFICIAL_START[part] * (1 if back else -1))
+            for part, value in values.items():
+                target = target.replace(f"<{part}>", value)
+            return target
     raise ValueError(f"unknown weight {name!r} in the proposal branch; a ResNet-50 C4 or FPN one is expected")
 
 
-# ---------------------------------------------------------------- torchvision
-
-
 def from_torchvision(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The `rpn.backbone` and the weights for ProposalNetwork of a torchvision fasterrcnn or maskrcnn_resnet50_fpn.
+    """Return `rpn.backbone` and the weights for ProposalNetwork of torchvision's fasterrcnn or maskrcnn_resnet50_fpn.
 
     Reads the present and the older names of pyramid and head; `roi_heads.` is left alone. Norms: the published
     COCO_V1 files hold frozen norms, whose epsilon torchvision overwrites with 0, and ours add none either. A file
-    with trained batch norms (told by their counters) gets torch's epsilon added to its variances, which is the same
-    in every bit as adding it later. A file with frozen norms that torchvision did NOT publish looks like a published
-    one, but was trained with an epsilon of 1e-5, which is then missing.
+    with trained batch norms (recognised by their counters) gets torch's epsilon added to its variances, which is the
+    same in every bit as adding it later. A file with frozen norms that torchvision did NOT publish looks like a
+    published one, but was trained with an epsilon of 1e-5, which is then missing.
 
     Raises:
-        ValueError: for another network (version 2, MobileNet, ResNet-18, ...), saying which names are strange.
+        ValueError: for another network (version 2, MobileNet, ResNet-18, ...), naming the unknown entry.
     """
     if not any(name.startswith("rpn.head.cls_logits.") for name in state):
         raise ValueError(
@@ -208,16 +200,12 @@ def from_torchvision(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor
     for name, tensor in state.items():
         if not name.startswith(("backbone.", "rpn.")) or name.endswith(".num_batches_tracked"):
             continue
-        own = _torchvision_name(name)
+        matches = ((re.fullmatch(pattern, name), target) for pattern, target in _TORCHVISION)
+        own = next((match.expand(target) for match, target in matches if match), None)
+        if own is None:
+            raise ValueError(
+                f"unknown weight {name!r}: the proposal network of torchvision's fasterrcnn_resnet50_fpn or "
+                "maskrcnn_resnet50_fpn is expected, not of a version 2 or of another backbone"
+            )
         found[own] = tensor + _BATCH_NORM_EPS if trained_norms and name.endswith(".running_var") else tensor
     return "torchvision_fpn", found
-
-
-def _torchvision_name(name: str) -> str:
-    for pattern, target in _TORCHVISION:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(target)
-    raise ValueError(
-        f"unknown weight {name!r}: the proposal network of torchvision's fasterrcnn_resnet50_fpn or "
-        "maskrcnn_resnet50_fpn is expected, not of a version 2 or of another backbone"
-    )

@@ -1,130 +1,162 @@
-"""A few rows of large artifacts: what the page shows of them, read without reading all of them.
+"""A few samples of large artifacts, read without reading all of them.
 
-Everything here is deterministic and blind to results: samples are spread evenly over the first and last shards and
-all between, never chosen by how well a model does on them.
+Samples are the same for the same artifacts, and no result enters their choice: they are spread evenly over shards and
+rows. Boxes are xyxy pixels of the original image.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
+import ijson
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
 
 from regionclip_core.datasets.images import BadImage, ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index, split_shards
-from regionclip_core.report.pictures import Box
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.ops import boxes as box_ops
 from regionclip_core.storage.records import Folder
 
-MAX_SHARDS = 4
-"""Shards of a split that are looked into."""
-_CHUNK = 1 << 20
-_BETWEEN_ROWS = re.compile(r"\}\s*,\s*\{")
+Box = tuple[float, float, float, float]
 T = TypeVar("T")
+
+MAX_SHARDS = 4
+"""Shards of a split that samples are taken from."""
+MATCH_IOU = 0.5
+"""A box is on an object from this IoU on, as AP50 counts."""
 
 
 @dataclass(frozen=True)
-class SampleImage:
-    """An image of a split with its pixels, uint8 [H, W, 3]."""
+class Sample:
+    """An image of a split: its index row, and its pixels, uint8 [H, W, 3]."""
 
+    split: str
     shard: int
     row: IndexRow
     pixels: npt.NDArray[np.uint8]
 
+    @property
+    def objects(self) -> list[tuple[Box, int]]:
+        """Boxes and labels of the annotated objects that count: in the vocabulary, no crowds."""
+        row = self.row
+        return [
+            (as_box(box), int(label))
+            for box, label, crowd in zip(row.boxes, row.box_labels, row.box_crowd, strict=True)
+            if label >= 0 and not crowd
+        ]
+
+    def object_at(self, box: Box) -> int | None:
+        """Label of the object that `box` overlaps most, if by MATCH_IOU."""
+        if not self.objects:
+            return None
+        overlap = box_ops.iou(torch.tensor([box]), torch.tensor([b for b, _ in self.objects]))[0]
+        best = int(overlap.argmax())
+        return self.objects[best][1] if float(overlap[best]) >= MATCH_IOU else None
+
 
 @dataclass(frozen=True)
 class Detection:
-    """One box of a detector: xyxy pixels, row of the vocabulary, score."""
+    """One box of a detector, its row of the vocabulary, and its score."""
 
     box: Box
     label: int
     score: float
 
 
+def as_box(values: Sequence[float]) -> Box:
+    """Four numbers as a box of plain floats."""
+    x0, y0, x1, y1 = (float(v) for v in values)
+    return x0, y0, x1, y1
+
+
+def kind_of(name: str, vocabulary: Vocabulary) -> str:
+    """`base` or `novel` for the name of a category, `other` for any other name."""
+    if name in vocabulary.base:
+        return "base"
+    return "novel" if name in vocabulary.names else "other"
+
+
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` items (or all) at equal distances."""
+    """Return `count` items (or all) at equal distances."""
     if count >= len(items):
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def sample_images(
-    data: Folder, split: str, count: int, preferred: Callable[[IndexRow], bool] = lambda row: True
-) -> list[SampleImage]:
-    """`count` readable images of a split, spread evenly over those that `preferred` names, filled up with others."""
+def sample_images(data: Folder, split: str, count: int, labels: Collection[int] | None = None) -> list[Sample]:
+    """Return `count` readable images of a split: those with an object of `labels` first, where labels are given."""
     found = [
         (shard, row)
         for shard in spread(split_shards(data, (split,)), MAX_SHARDS)
         for row in read_index(data, shard)
         if row.ok
     ]
-    first = [entry for entry in found if preferred(entry[1])]
-    chosen = spread(first, count)
-    if len(chosen) < count:
-        others = [entry for entry in found if not preferred(entry[1])]
-        chosen += spread(others, count - len(chosen))
-    images = []
+    wanted = [labels is None or bool(np.isin(row.box_labels[~row.box_crowd], list(labels)).any()) for _, row in found]
+    chosen = spread([entry for entry, first in zip(found, wanted, strict=True) if first], count)
+    chosen += spread([entry for entry, first in zip(found, wanted, strict=True) if not first], count - len(chosen))
+    samples = []
     with ImageReader(data) as reader:
         for shard, row in chosen:
             try:
-                images.append(SampleImage(shard, row, reader.read(row)))
+                samples.append(Sample(split, shard, row, reader.read(row)))
             except BadImage:
                 continue  # later stages left it out too
-    return images
+    return samples
 
 
-def rows_by_key(folder: Folder, what: str, images: Sequence[SampleImage]) -> dict[tuple[int, str], dict[str, Any]]:
-    """The rows of `<what>-<shard>.parquet` that belong to the images, by (shard, key); bad rows are left out."""
-    import pyarrow.parquet as pq
-
-    keys: dict[int, set[str]] = {}
-    for image in images:
-        keys.setdefault(image.shard, set()).add(image.row.key)
+def rows_of(folder: Folder, what: str, samples: Sequence[Sample]) -> list[tuple[Sample, dict[str, Any]]]:
+    """Return the samples with their rows of `<what>-<shard>.parquet`; those whose row is bad are left out."""
     found = {}
-    for shard, wanted in keys.items():
+    for shard in sorted({sample.shard for sample in samples}):
+        keys = [sample.row.key for sample in samples if sample.shard == shard]
         with folder.open(f"{what}-{shard:05d}.parquet") as file:
-            table = pq.read_table(file)
-        names = table["key"].to_pylist()
-        rows = table.take([i for i, name in enumerate(names) if name in wanted]).to_pylist()
-        found.update({(shard, row["key"]): row for row in rows if row["status"] == "ok"})
-    return found
+            table = pq.read_table(file, filters=[("key", "in", keys), ("status", "==", "ok")])
+        found.update({(shard, row["key"]): row for row in table.to_pylist()})
+    keyed = ((sample, found.get((sample.shard, sample.row.key))) for sample in samples)
+    return [(sample, row) for sample, row in keyed if row is not None]
 
 
 def read_detections(
     evaluate: Folder, detector: str, image_ids: Collection[int], min_score: float
 ) -> dict[int, list[Detection]]:
-    """Detections of some images from `detections-<detector>.json`, best first; the file is read piece by piece."""
+    """Return detections by image from `detections-<detector>.json`, highest score first; the file is streamed.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    name = f"detections-{detector}.json"
     found: dict[int, list[Detection]] = {image: [] for image in image_ids}
-    with evaluate.open(f"detections-{detector}.json") as file:
-        for row in stream_rows(file):
-            if row["image_id"] in found and row["score"] >= min_score:
-                x, y, w, h = row["bbox"]
-                found[row["image_id"]].append(Detection((x, y, x + w, y + h), row["category_id"], row["score"]))
+    try:
+        with evaluate.open(name) as file:
+            for row in ijson.items(file, "item", use_float=True):
+                if row["image_id"] in found and row["score"] >= min_score:
+                    x, y, w, h = row["bbox"]
+                    found[row["image_id"]].append(Detection((x, y, x + w, y + h), row["category_id"], row["score"]))
+    except ijson.JSONError as error:
+        raise ValueError(f"{evaluate.path(name)} is damaged: run the evaluate stage again") from error
     return {image: sorted(rows, key=lambda d: (-d.score, d.label, d.box)) for image, rows in found.items()}
 
 
-def stream_rows(file: BinaryIO, chunk: int = _CHUNK) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON list whose strings hold no braces, as COCO's results are; one chunk and one row in memory."""
-    text = io.TextIOWrapper(file, "utf-8")
-    rest = ""
-    while part := text.read(chunk):
-        rest += part
-        # Two rows meet only here: an object in a row is followed by another brace, or by a key.
-        end = max((found.start() + 1 for found in _BETWEEN_ROWS.finditer(rest)), default=0)
-        if end:
-            yield from json.loads("[" + rest[:end].lstrip(" \n\r\t,[") + "]")
-            rest = rest[end:]
-    last = rest.strip(" \n\r\t,")
-    try:
-        yield from json.loads("[" + last.removeprefix("[").removesuffix("]") + "]")
-        if not last.endswith("]"):
-            raise ValueError("the list has no end")
-    except ValueError as error:
-        raise ValueError(
-            f"detections end in the middle of a row: {rest[-80:]!r} ({error}); run the evaluate stage again"
-        ) from error
+def correct(detections: Sequence[Detection], objects: Sequence[tuple[Box, int]]) -> list[bool]:
+    """Return for each detection, highest score first, whether it finds an object of its category.
+
+    As in COCO's evaluation, a detection takes the object that it overlaps most among those not yet found, at MATCH_IOU.
+    """
+    if not objects or not detections:
+        return [False] * len(detections)
+    overlap = box_ops.iou(torch.tensor([d.box for d in detections]), torch.tensor([box for box, _ in objects])).numpy()
+    labels = np.array([label for _, label in objects])
+    free = np.ones(len(objects), dtype=bool)
+    result = []
+    for detection, ious in zip(detections, overlap, strict=True):
+        usable = np.where(free & (labels == detection.label), ious, 0.0)
+        best = int(usable.argmax())
+        result.append(bool(usable[best] >= MATCH_IOU))
+        if result[-1]:
+            free[best] = False
+    return result

@@ -1,4 +1,4 @@
-"""Fingerprints: what an artifact depends on, as one sha256.
+"""Fingerprints: everything that an artifact depends on, as one sha256.
 
 A fingerprint covers the stage's name and version, its slice of the config, the *content* of its upstream artifacts
 and the content of its external inputs. Where something ran, and how fast, is no part of it.
@@ -11,6 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from regionclip_core.storage.locations import is_remote, remote
 SHORT = 12
 """Characters of the fingerprint that name the artifact's folder."""
 SETTLED = 2.0
-"""Seconds without a change after which a file's times are believed."""
+"""Seconds without a change after which a file's times are trusted."""
 
 
 def fingerprint(
@@ -30,7 +31,7 @@ def fingerprint(
     inputs: Mapping[str, str],
     raw_inputs: Mapping[str, str],
 ) -> str:
-    """sha256 (hex) of everything that decides a stage's output.
+    """Return the sha256 (hex) of everything that decides a stage's output.
 
     `inputs` maps an upstream stage to its content digest, `raw_inputs` an external path to its digest. Raises
     ValueError, with the dotted path, for a setting that has no canonical form.
@@ -57,8 +58,8 @@ class InputDigests:
     - a folder or a glob pattern: sha256 over the sorted relative names and sizes of the files, contents unread;
     - a URL: size and ETag of the object where the store gives one, else sha256 of its content.
 
-    A digest says what an input held when it was planned; a stage reads it later. Whoever replaces an input while a
-    stage runs gets what the stage read under the digest of the old one, so `changed_since` is asked when it is done.
+    A digest says what an input held when it was planned; a stage reads it later. If an input is replaced in between,
+    the output counts as made from the old content; `changed_since` finds that when the stage is done.
     """
 
     NAME = "input-digests.json"
@@ -69,7 +70,7 @@ class InputDigests:
         self._new = False
 
     def digest(self, path: str) -> str:
-        """Digest of one input. Raises FileNotFoundError when there is nothing at `path`."""
+        """Return the digest of one input. Raises FileNotFoundError when there is nothing at `path`."""
         if is_remote(path):
             return _remote_digest(path)
         path = path.removeprefix("file://")
@@ -79,53 +80,45 @@ class InputDigests:
             return _listing_digest(path, [p for p in Path(path).rglob("*") if p.is_file()], Path(path))
         if not os.path.isfile(path):
             raise FileNotFoundError(f"input {path!r} is not there (looked from {os.getcwd()})")
-        return self._file_digest(path)
-
-    def _file_digest(self, path: str) -> str:
         if self._known is None:
-            self._known = self._read()
+            try:
+                found = self._cache.read_json(self.NAME)
+            except (FileNotFoundError, ValueError):  # a damaged cache is as good as none
+                found = None
+            self._known = found if isinstance(found, dict) else {}
         place, stamp = os.path.abspath(path), _stamp(path)
-        if stamp is not None and self._known.get(place, {}).get("stamp") == stamp:
-            return str(self._known[place]["sha256"])
+        match self._known.get(place):
+            case {"stamp": known, "sha256": str(digest)} if stamp is not None and known == stamp:
+                return digest
         digest = file_sha256(Path(path))
         if stamp is not None and _stamp(path) == stamp:  # it stayed the same while it was read
             self._known[place] = {"stamp": stamp, "sha256": digest}
             self._new = True
         return digest
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            found = self._cache.read_json(self.NAME)
-        except (FileNotFoundError, ValueError):  # a damaged cache is as good as none
-            return {}
-        # Anything else than what `_file_digest` keeps is another version's.
-        entries = found.items() if isinstance(found, dict) else ()
-        return {place: one for place, one in entries if isinstance(one, dict) and {"stamp", "sha256"} <= one.keys()}
-
     def changed_since(self, raw_inputs: Mapping[str, str]) -> list[str]:
-        """Which of the inputs, by path with their former digests, now have another one or are gone."""
+        """Return the paths of the inputs that are gone or whose digest is not the one in `raw_inputs`."""
         changed = []
         for path, before in raw_inputs.items():
-            try:
+            now = ""
+            with suppress(FileNotFoundError):
                 now = self.digest(path)
-            except FileNotFoundError:
-                now = ""
             if now != before:
                 changed.append(path)
         return changed
 
     def save(self) -> None:
-        """Keep what was learnt. Called by the holder of the workspace's lock only."""
+        """Write the new digests to the workspace."""
         if self._new and self._known is not None:
             self._cache.write_json(self.NAME, self._known, indent=1)
             self._new = False
 
 
 def _stamp(path: str) -> str | None:
-    """What changes when a file does; None while that is not sure.
+    """Size, times and inode, which change when a file does; None while that is not sure.
 
-    A clock ticks some 250 times a second: what is written again within a tick, at the same size, keeps both its times.
-    So nothing is remembered of a file that was touched less than SETTLED seconds ago (or in the future).
+    A file system's clock ticks some 250 times per second: a file that is written again within a tick, at the same size,
+    keeps both its times. So no digest is remembered of a file that changed less than SETTLED seconds ago.
     """
     status = os.stat(path)
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < SETTLED * 1e9:

@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
-from regionclip_core.storage.local_files import TEMPORARY, full_disk_named, remove_of_the_dead, scratch_file
+from regionclip_core.storage.local_files import TEMPORARY, full_disk_named, remove_of_the_dead, scratch
 from regionclip_core.storage.locations import remote
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 REQUESTS = 32
 """Requests that one process sends to an object store at a time."""
-_CHUNK = 1 << 20
 # On these a put is atomic: the object is there whole or not at all. Elsewhere a rename has to follow.
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 
@@ -32,45 +35,31 @@ _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memor
 # ---------------------------------------------------------------- canonical JSON
 
 
-def canonical(value: Any, where: str = "value") -> Any:
-    """Reduce `value` to plain JSON types, or refuse.
+def canonical_json(value: Any, where: str = "value", indent: int | None = None) -> bytes:
+    """Return UTF-8 JSON with sorted keys; equal values give equal bytes.
 
-    dict (string keys), list, tuple, str, bool, int, finite float and None pass; everything else raises ValueError
-    with the dotted path of the culprit, since its text could differ between two equal runs.
+    Raises ValueError with the dotted path of anything whose text could differ between two equal runs: only dict (text
+    keys), list, tuple, str, bool, int, finite float and None pass, and no subclasses of them.
     """
-    if value is None or isinstance(value, (str, bool, int)):
-        # bool and int subclasses (enums) would print as themselves: only the exact types are stable.
-        if value is None or type(value) in (str, bool, int):
-            return value
-    elif isinstance(value, float) and type(value) is float:
-        if value != value or value in (float("inf"), float("-inf")):
-            raise ValueError(f"{where}: {value} has no canonical JSON form; use null or a finite number")
-        return value
-    elif isinstance(value, Mapping):
+    separators = (",", ":") if indent is None else (",", ": ")
+    plain = _plain(value, where)
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=separators, indent=indent).encode() + b"\n"
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
         for key in value:
             if type(key) is not str:
-                raise ValueError(f"{where}: key {key!r} is a {type(key).__name__}; only string keys are canonical")
-        return {key: canonical(item, f"{where}.{key}") for key, item in value.items()}
-    elif isinstance(value, (list, tuple)):
-        return [canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
+                raise ValueError(f"{where}: key {key!r} is a {type(key).__name__}; only text keys are canonical")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or type(value) in (str, bool, int) or (type(value) is float and math.isfinite(value)):
+        return value
     raise ValueError(
-        f"{where}: a {type(value).__module__}.{type(value).__qualname__} has no canonical form; "
-        "expected dict, list, str, int, float, bool or None. Convert it first (item(), tolist(), str(), sorted())"
+        f"{where}: {value!r}, a {type(value).__module__}.{type(value).__qualname__}, has no canonical form; expected "
+        "dict, list, str, int, finite float, bool or None. Convert it first (item(), tolist(), str(), sorted())"
     )
-
-
-def canonical_json(value: Any, where: str = "value", indent: int | None = None) -> bytes:
-    """UTF-8 JSON with sorted keys; equal values give equal bytes. Raises ValueError as `canonical` does."""
-    separators = (",", ":") if indent is None else (",", ": ")
-    text = json.dumps(
-        canonical(value, where),
-        sort_keys=True,
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=separators,
-        indent=indent,
-    )
-    return text.encode() + b"\n"
 
 
 # ---------------------------------------------------------------- folders
@@ -115,47 +104,52 @@ class Folder:
         """Path or URL of the file `name`."""
         return f"{self.url}/{name}"
 
-    def _entries(self, sizes: bool = False) -> list[tuple[str, bool, int]]:
-        """(name, is a folder, bytes) of everything inside; a folder that is not there is empty.
-
-        Local sizes cost a system call a file: they are 0 unless asked for.
-        """
-        if self.is_local:
-            try:
+    def _entries(self) -> list[tuple[str, bool]]:
+        """(name, is a folder) of everything inside; nothing where there is no such folder."""
+        with suppress(FileNotFoundError):
+            if self.is_local:
                 with os.scandir(self.url) as entries:
-                    return [(e.name, e.is_dir(), e.stat().st_size if sizes else 0) for e in entries]
-            except FileNotFoundError:
-                return []
-        try:
+                    return [(entry.name, entry.is_dir()) for entry in entries]
             with remote(self.url) as (fs, root):
                 fs.invalidate_cache()  # another process may have written since the last listing
-                found = fs.ls(root, detail=True)
-        except FileNotFoundError:
-            return []
-        rows = [(e["name"].rstrip("/").rsplit("/", 1)[-1], e["type"] == "directory", e.get("size") or 0) for e in found]
-        return [row for row, e in zip(rows, found, strict=True) if e["name"].strip("/") != root.strip("/")]
+                found = [(e["name"].strip("/"), e["type"] == "directory") for e in fs.ls(root, detail=True)]
+                return [(path.rsplit("/", 1)[-1], is_folder) for path, is_folder in found if path != root.strip("/")]
+        return []
 
     def names(self, *prefixes: str) -> list[str]:
-        """Sorted names of the files inside, temporary ones left out; empty when the folder is not there.
+        """Sorted names of the files inside, without temporary ones; empty when the folder is not there.
 
         `prefixes`: only names that begin with one of these, none of which begins another. An object store, which gives
-        1,000 names an answer, is asked for each of them by itself, 32 at a time.
+        1,000 names per answer, is asked for each of them by itself, 32 at a time.
         """
         if prefixes and not self.is_local:
             with remote(self.url) as (fs, root):
                 if _takes(fs, "_find", "prefix"):  # S3, GCS and Azure choose names by their beginning themselves
-                    return _names_by_prefix(fs, root, prefixes)
-        files = (n for n, is_folder, _ in self._entries() if not is_folder and not n.startswith(TEMPORARY))
-        return sorted(n for n in files if n.startswith(prefixes or ""))
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file inside, by name."""
-        entries = sorted(self._entries(sizes=True))
-        return {n: size for n, is_folder, size in entries if not is_folder and not n.startswith(TEMPORARY)}
+                    def below(prefix: str) -> list[str]:
+                        with suppress(FileNotFoundError):  # the answer of some stores if there is no such file
+                            return [path[len(root) + 1 :] for path in fs.find(root, prefix=prefix)]
+                        return []
+
+                    fs.invalidate_cache()
+                    found = [name for names in self.at_once(below, prefixes) for name in names]
+                    return sorted(name for name in found if "/" not in name and name.startswith(prefixes))
+        names = (n for n, is_folder in self._entries() if not is_folder and not n.startswith(TEMPORARY))
+        return sorted(name for name in names if name.startswith(prefixes or ""))
+
+    def at_once(self, call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """Yield `call` of each item, in order; 32 requests at a time where the folder is remote."""
+        if self.is_local:
+            yield from map(call, items)
+            return
+        from concurrent.futures import ThreadPoolExecutor  # which `status` of a local workspace does without
+
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            yield from threads.map(call, items)
 
     def folders(self) -> list[str]:
         """Sorted names of the folders inside."""
-        return sorted(n for n, is_folder, _ in self._entries() if is_folder)
+        return sorted(name for name, is_folder in self._entries() if is_folder)
 
     def exists(self, name: str) -> bool:
         """Whether the file or sub-folder `name` is there."""
@@ -174,10 +168,11 @@ class Folder:
 
     @contextmanager
     def open_table(self, name: str) -> Iterator[BinaryIO]:
-        """Open a Parquet file for reading. What Arrow says of a damaged one names neither the file nor a way out.
+        """Open a Parquet file for reading.
 
         Raises:
-            FileNotFoundError; ValueError: Arrow can't read it in the block.
+            FileNotFoundError.
+            ValueError: Arrow can't read it in the block. Arrow's own message names neither the file nor what to do.
         """
         with self.open(name) as stream:
             try:
@@ -187,9 +182,9 @@ class Folder:
                 of_arrow = self.is_local and isinstance(error, OSError) and error.errno is None
                 if not of_arrow and not type(error).__module__.startswith("pyarrow"):
                     raise
-                what = " ".join(str(error).split())
                 raise ValueError(
-                    f"{self.path(name)} can't be read as a table: {what}. `regionclip verify` says what is damaged"
+                    f"{self.path(name)} can't be read as a table: {' '.join(str(error).split())}. `regionclip verify` "
+                    "says what is damaged"
                 ) from error
 
     def read_bytes(self, name: str) -> bytes:
@@ -200,15 +195,17 @@ class Folder:
         with self.open(name) as f:
             return f.read()
 
-    def _read_small(self, name: str) -> bytes:
-        """Content of a small remote file in one request; S3's client else asks for the size first."""
+    def read_small(self, name: str) -> bytes:
+        """Content of the file `name` in one request; S3's client otherwise asks for the size first."""
+        if self.is_local:
+            return self.read_bytes(name)
         with remote(self.url) as (fs, root):
-            at_once = {"max_concurrency": 1} if _takes(fs, "_cat_file", "max_concurrency") else {}
-            return bytes(fs.cat_file(f"{root}/{name}", **at_once))
+            one = {"max_concurrency": 1} if _takes(fs, "_cat_file", "max_concurrency") else {}
+            return bytes(fs.cat_file(f"{root}/{name}", **one))
 
     def read_json(self, name: str) -> Any:
         """Content of the JSON file `name`. Raises ValueError with the path when it does not parse."""
-        data = self.read_bytes(name) if self.is_local else self._read_small(name)
+        data = self.read_small(name)
         try:
             return json.loads(data)
         except ValueError as error:
@@ -222,41 +219,39 @@ class Folder:
         """
         if "/" in name or name.startswith("."):
             raise ValueError(f"{name!r} is no plain file name; use child() for sub-folders")
-        fd, temporary = self._temporary(name)
+        if self.is_local:  # beside its target, so that the rename stays on one file system
+            os.makedirs(self.url, exist_ok=True)
+        folder = self.url if self.is_local else scratch("uploads")
+        fd, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", suffix=f"-{name}"[-40:], dir=folder)
         try:
+            if self.is_local:
+                os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; artifacts follow the umask
             with full_disk_named(self.path(name) if self.is_local else temporary), os.fdopen(fd, "wb") as f:
                 yield cast(BinaryIO, f)
                 f.flush()
                 os.fsync(f.fileno())
-            record = _file_record(Path(temporary), name)
+            record = FileRecord(name, os.path.getsize(temporary), file_sha256(Path(temporary)))
             self._publish(temporary, name)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
         self.written = [w for w in self.written if w.name != name] + [record]
 
-    def _temporary(self, name: str) -> tuple[int, str]:
-        """An open temporary file: beside its target when local, so that the rename stays on one file system."""
-        if not self.is_local:
-            return scratch_file("uploads")
-        os.makedirs(self.url, exist_ok=True)
-        prefix = f"{TEMPORARY}{os.getpid()}-"
-        fd, temporary = tempfile.mkstemp(prefix=prefix, suffix=f"-{name}"[-40:], dir=self.url)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; artifacts follow the umask
-        return fd, temporary
-
     def _publish(self, temporary: str, name: str) -> None:
         if self.is_local:
             os.replace(temporary, self.path(name))
-            _sync_directory(self.url)
+            fd = os.open(self.url, os.O_RDONLY)
+            try:
+                os.fsync(fd)  # makes the rename itself durable
+            finally:
+                os.close(fd)
             return
         with remote(self.url) as (fs, root):
             protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
             if protocols & _ATOMIC_PUT:
                 fs.put_file(temporary, f"{root}/{name}")
             else:
-                # mkstemp's name, not the pid alone: the same shard may be done twice, in containers with equal pids.
-                staged = f"{root}/{os.path.basename(temporary)}-{name}"
+                staged = f"{root}/{os.path.basename(temporary)}"  # random: two workers may write the same file
                 fs.makedirs(root, exist_ok=True)
                 fs.put_file(temporary, staged)
                 fs.mv(staged, f"{root}/{name}")
@@ -282,8 +277,8 @@ class Folder:
     def remove_all(self) -> None:
         """Remove the folder and everything inside.
 
-        The manifest and the records go first: in a half-removed artifact no record vouches for a file that is gone.
-        Without the manifest and the plan it counts as none; a mark tells what is left from a person's own files.
+        The manifest and the records go first, so that in a half-removed artifact no record speaks for a missing file.
+        Without manifest and plan a folder is no artifact; a mark then says that it was one and nobody's own files.
         """
         if self.exists("manifest.json") or self.exists("plan.json"):
             with suppress(OSError):  # a full disk: all the more reason to remove
@@ -296,7 +291,7 @@ class Folder:
                 self.remove(name)
             while os.path.exists(self.url):  # again where somebody else removed or wrote a file meanwhile
                 with suppress(FileNotFoundError):
-                    for entry in sorted(os.scandir(self.url), key=lambda entry: entry.name == HALF_REMOVED):
+                    for entry in sorted(os.scandir(self.url), key=lambda entry: entry.name == HALF_REMOVED):  # last
                         if entry.is_dir(follow_symlinks=False):
                             shutil.rmtree(entry.path)
                         else:
@@ -315,12 +310,12 @@ class Folder:
                 fs.rm(root, recursive=True)
 
     def remove_temporary(self) -> None:
-        """Remove what killed writers left, here and on this machine. Only for the holder of the workspace's lock."""
+        """Remove what killed writers left, here and on this machine. Only the holder of the workspace's lock may."""
         if not self.is_local:
             remove_of_the_dead("uploads")
             if self.url.split("://")[0] in _ATOMIC_PUT:
                 return
-        for name, is_folder, _ in self._entries():
+        for name, is_folder in self._entries():
             if not is_folder and name.startswith(TEMPORARY):
                 self.remove(name)
 
@@ -331,38 +326,16 @@ def _takes(fs: Any, method: str, argument: str) -> bool:
     return found is not None and argument in inspect.signature(found).parameters
 
 
-def _names_by_prefix(fs: Any, root: str, prefixes: Sequence[str]) -> list[str]:
-    """Sorted names of the files in the folder `root` that begin with one of the prefixes."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    def one(prefix: str) -> list[str]:
-        with suppress(FileNotFoundError):  # what some stores say of a folder without such a file
-            below = (path[len(root) + 1 :] for path in fs.find(root, prefix=prefix))
-            return [name for name in below if "/" not in name and name.startswith(prefix)]
-        return []
-
-    fs.invalidate_cache()  # another process may have written since the last listing
-    with ThreadPoolExecutor(max_workers=min(REQUESTS, len(prefixes))) as threads:
-        return sorted(name for names in threads.map(one, prefixes) for name in names)
-
-
-def _file_record(path: Path, name: str) -> FileRecord:
-    return FileRecord(name, path.stat().st_size, file_sha256(path))
-
-
 def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a local file."""
+    """Return the sha256 (hex) of a local file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def stream_sha256(stream: BinaryIO) -> tuple[int, str]:
-    """Bytes and sha256 (hex) of an open binary stream, read to its end."""
-    digest, size = hashlib.sha256(), 0
-    while chunk := stream.read(_CHUNK):
-        digest.update(chunk)
-        size += len(chunk)
-    return size, digest.hexdigest()
+    """Return bytes and sha256 (hex) of an open binary stream."""
+    digest = hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+    return stream.seek(0, os.SEEK_END), digest
 
 
 @cache
@@ -372,10 +345,29 @@ def _umask() -> int:
     return mask
 
 
-def _sync_directory(path: str) -> None:
-    """Make the rename itself durable."""
-    fd = os.open(path, os.O_RDONLY)
+# ---------------------------------------------------------------- new folders
+
+
+def free_target(out: str) -> Path:
+    """Return the path `out`. Raises ValueError unless it is new or an empty folder."""
+    if "://" in out:
+        raise ValueError(f"--out {out}: expected a local folder; copy it to its URL afterwards")
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--out {out} is there already and not empty; give a new folder, or delete that one first")
+    return target
+
+
+@contextmanager
+def whole_or_nothing(target: Path) -> Iterator[Folder]:
+    """Yield a temporary folder that becomes `target` if the block ends well, and is removed otherwise."""
+    nearest = next(folder for folder in target.absolute().parents if folder.exists())  # on the target's file system
+    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}new-", dir=nearest))
+    temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        yield Folder(str(temporary))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, target)  # over an empty folder too
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

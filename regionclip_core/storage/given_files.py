@@ -1,6 +1,6 @@
-"""Files of weights, prompts and embeddings that a config names, for the stages that take them as they are.
+"""Files of weights, prompts and embeddings that a config names, for the stages that use them as they are.
 
-Nothing heavy is imported here: the planner asks for the files to take their digests.
+Nothing heavy is imported here: the planner needs the files for their digests.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ EMBEDDING_FILES = ("embeddings.json", "embeddings.safetensors")
 
 
 def clip_folder(where: str, part: ClipPart) -> Folder:
-    """The CLIP folder that `where` names: itself, or the wanted part of an imported pretraining file.
+    """Return the CLIP folder at a path or fsspec URL: itself, or the wanted part of an imported pretraining file.
 
-    `where` is a path or fsspec URL. Whether there is a CLIP model at all is for the reader to say.
+    Whether it holds a CLIP model is not checked.
     """
     folder = Folder(where)
     inner = folder.child(part)
@@ -36,9 +36,9 @@ def clip_folder(where: str, part: ClipPart) -> Folder:
 
 
 def clip_files(where: str, part: ClipPart) -> list[str]:
-    """The files whose content is the CLIP model at `where`; `where` itself if it is a file, or nothing is there.
+    """Return the files whose content is the CLIP model at `where`; `where` itself if it is a file or not there.
 
-    A tokenizer beside the weights is one of them: it is looked for there first.
+    A tokenizer beside the weights is one of them, as it is used before any other.
     """
     folder = clip_folder(where, part)
     model = [folder.path(name) for name in _layout(folder)]
@@ -48,7 +48,7 @@ def clip_files(where: str, part: ClipPart) -> list[str]:
 
 
 def detector_files(where: str) -> list[str]:
-    """The files whose content is the detector in the folder `where`."""
+    """Return the files whose content is the detector in the folder `where`."""
     return [Folder(where).path(name) for name in DETECTOR_FILES]
 
 
@@ -74,15 +74,11 @@ def _layout(folder: Folder) -> tuple[str, ...]:
 
 
 def text_settings(teacher: TeacherConfig) -> dict[str, Any]:
-    """What of the teacher section shapes the embeddings of names, for a stage's settings."""
+    """Return the part of the teacher section that decides the embeddings of names, for a stage's settings."""
     return teacher.model_dump(mode="json", include={"prompts", "normalize_prompts", "embeddings"})
 
 
 def text_files(teacher: TeacherConfig) -> list[str]:
-    """The external files that shape the embeddings of names, for a stage's raw inputs."""
-    return prompt_files(teacher.prompts) + embedding_files(teacher.embeddings)
-
-
-def prompt_files(spec: str) -> list[str]:
-    """The text file that `spec` names, if it is none of the built-in sets: what a fingerprint has to look into."""
-    return [] if spec in ("single", "short", "clip81") else [spec]
+    """Return the external files that decide the embeddings of names, for a stage's raw inputs."""
+    prompts = [] if teacher.prompts in ("single", "short", "clip81") else [teacher.prompts]
+    return prompts + [Folder(where).path(name) for where in teacher.embeddings for name in EMBEDDING_FILES]

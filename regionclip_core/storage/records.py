@@ -1,4 +1,4 @@
-"""Artifacts: the records that commit what a stage wrote. The bytes are `folder.py`'s.
+"""Artifacts: the records that commit what a stage wrote. `folder.py` writes the bytes.
 
 An artifact folder holds, next to the stage's own files:
 
@@ -6,7 +6,7 @@ An artifact folder holds, next to the stage's own files:
     shard-00007.json   the record of one shard: the shard is done when this file is there
     failed-00007.json  why a shard failed, with its traceback; removed when the shard succeeds
     failed.json        the same for a job, a set-up or a merge
-    progress.json      how far a running job is; gone when it is done
+    progress.json      how far a running job is; removed when it is done
     records.json       all shard records rolled up, so that nobody opens 40,000 small files
     manifest.json      commits the stage; written last
 """
@@ -15,41 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from regionclip_core.storage.folder import REQUESTS, FileRecord, Folder, canonical_json
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-__all__ = [
-    "Failure",
-    "FileRecord",
-    "Folder",
-    "Manifest",
-    "ShardListing",
-    "ShardRecord",
-    "StagePlan",
-    "canonical_json",
-    "content_digest",
-    "done_shards",
-    "failed_shards",
-    "list_shards",
-    "read_failure",
-    "read_manifest",
-    "read_plan",
-    "read_records",
-    "read_shard_record",
-    "read_shard_records",
-    "remove_shard_records",
-    "shard_failure_name",
-    "shard_record_name",
-    "write_failure",
-    "write_manifest",
-    "write_plan",
-    "write_records",
-    "write_shard_record",
-]
+from regionclip_core.storage.folder import FileRecord as FileRecord
+from regionclip_core.storage.folder import Folder as Folder
+from regionclip_core.storage.folder import canonical_json as canonical_json
 
 T = TypeVar("T")
 
@@ -59,17 +34,21 @@ PLAN = "plan.json"
 FAILURE = "failed.json"
 PROGRESS = "progress.json"
 
-
 _PAGE = 1000
-"""Names that an object store gives an answer. Five digits of a shard's number: the first two choose one page."""
+"""Names that an object store gives per answer: those of shards whose numbers share the first two of five digits."""
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_FORMS: dict[Any, TypeAdapter[Any]] = {}
+"""The checkers of the files, built when they are first needed."""
 
 
-# ---------------------------------------------------------------- records
+# ---------------------------------------------------------------- what the files hold
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """What a stage set out to do."""
+
+    __pydantic_config__ = _STRICT
 
     total: int | None
     """Shards; None for a job."""
@@ -89,22 +68,30 @@ class ShardListing:
 class ShardRecord:
     """One finished shard. `counts` maps a sample status ("ok", "bad_...") to how many samples had it."""
 
+    __pydantic_config__ = _STRICT
+
     shard: int
     rows: int
     counts: dict[str, int]
     files: list[FileRecord]
     seconds: float
 
-    @classmethod
-    def from_json(cls, obj: Mapping[str, Any]) -> ShardRecord:
-        """Inverse of `dataclasses.asdict`."""
-        files = [FileRecord(**f) for f in obj["files"]]
-        return cls(obj["shard"], obj["rows"], dict(obj["counts"]), files, obj["seconds"])
+
+@dataclass(frozen=True)
+class RollUp:
+    """All records of an artifact: those of its shards, and the files of its job or merge."""
+
+    __pydantic_config__ = _STRICT
+
+    shards: list[ShardRecord]
+    stage: list[FileRecord]
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why a shard (or, with shard None, a whole stage) failed."""
+
+    __pydantic_config__ = _STRICT
 
     stage: str
     shard: int | None
@@ -118,7 +105,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage is: how it came about and what its records add up to. The file list is in records.json."""
+    """What a finished stage is: how it was made and what its records add up to. The file list is in records.json."""
+
+    __pydantic_config__ = _STRICT
 
     stage: str
     version: int
@@ -140,8 +129,24 @@ class Manifest:
     """git commit, package versions, host, started, finished, seconds; never part of a digest."""
 
 
+def _read(folder: Folder, name: str, kind: type[T], what_to_do: str) -> T:
+    """Return a JSON file as a `kind`. Raises FileNotFoundError, and ValueError for a file of any other form."""
+    data = folder.read_small(name)
+    form = _FORMS.get(kind) or _FORMS.setdefault(kind, TypeAdapter(kind))
+    try:
+        found: T = form.validate_json(data)
+        return found
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{key}: " for key in first["loc"])
+        came = f"{first['input']!r:.60}"
+        raise ValueError(
+            f"{folder.path(name)} is of another version or damaged: {place}{first['msg']} (came: {came}). {what_to_do}"
+        ) from error
+
+
 def content_digest(files: Iterable[FileRecord]) -> str:
-    """sha256 (hex) over the sorted (name, sha256) pairs: equal content gives an equal digest, wherever it lies."""
+    """Return the sha256 (hex) over the sorted (name, sha256) pairs: equal content gives an equal digest anywhere."""
     pairs = sorted((f.name, f.sha256) for f in files)
     return hashlib.sha256(canonical_json(pairs)).hexdigest()
 
@@ -171,13 +176,8 @@ def write_failure(folder: Folder, failure: Failure) -> None:
 
 
 def read_failure(folder: Folder, shard: int | None = None) -> Failure:
-    """The failure record of a shard, or of the stage. Raises FileNotFoundError, and ValueError for a damaged one."""
-    name = FAILURE if shard is None else shard_failure_name(shard)
-    found = folder.read_json(name)
-    try:
-        return Failure(**found)
-    except TypeError as error:
-        raise ValueError(f"{folder.path(name)}: expected a failure record, but {error}; run again") from error
+    """Return the failure record of a shard, or of the stage. Raises FileNotFoundError, and ValueError if damaged."""
+    return _read(folder, FAILURE if shard is None else shard_failure_name(shard), Failure, "Run again")
 
 
 def write_plan(folder: Folder, shards: Sequence[int] | None) -> None:
@@ -187,29 +187,25 @@ def write_plan(folder: Folder, shards: Sequence[int] | None) -> None:
 
 
 def read_plan(folder: Folder) -> StagePlan | None:
-    """What the stage set out to do; None when it has not begun. ValueError for one that is damaged."""
-    try:
-        found = folder.read_json(PLAN)
-    except FileNotFoundError:
-        return None
-    numbers = [found.get("total"), found.get("last")] if isinstance(found, dict) and "total" in found else [""]
-    if not all(number is None or type(number) is int for number in numbers):
-        raise ValueError(f"{folder.path(PLAN)}: expected total and last, two numbers, but it holds {str(found)[:80]!r}")
-    return StagePlan(*numbers)
+    """Return what the stage set out to do; None when it has not begun. Raises ValueError for a damaged plan."""
+    with suppress(FileNotFoundError):
+        return _read(folder, PLAN, StagePlan, "Run again")
+    return None
 
 
 def list_shards(folder: Folder, plan: StagePlan | None = None) -> ShardListing:
-    """Where the shards of an unfinished stage stand, by one look at the names.
+    """Return which shards of an unfinished stage are done and which failed, by one look at the names.
 
-    Only names of records are asked for. What the stage planned tells an object store's pages apart beforehand, so that
-    they come at the same time and not one after the other.
+    Only names of records are asked for. With the stage's plan, an object store is asked for all pages of names at the
+    same time instead of one after the other.
     """
     names = folder.names(*record_prefixes(plan), "failed-")
-    return ShardListing(tuple(done_shards(names)), tuple(failed_shards(names)))
+    done = _numbers(names, "shard-")
+    return ShardListing(tuple(sorted(done)), tuple(sorted(_numbers(names, "failed-") - done)))
 
 
 def record_prefixes(plan: StagePlan | None) -> list[str]:
-    """Beginnings of records' names, each of few enough names for one page up to 100,000 shards."""
+    """Return beginnings of records' names; up to 100,000 shards each has at most one page of names."""
     if plan is None or plan.total is None or plan.total <= _PAGE:
         return ["shard-"]
     last = 99_999 if plan.last is None else min(plan.last, 99_999)
@@ -217,34 +213,22 @@ def record_prefixes(plan: StagePlan | None) -> list[str]:
 
 
 def done_shards(names: Iterable[str]) -> list[int]:
-    """Shards that have a record, from a listing of the artifact folder."""
-    return sorted(int(n[6:-5]) for n in names if n.startswith("shard-") and n.endswith(".json") and n[6:-5].isdigit())
+    """Return the shards that have a record, from a listing of the artifact folder."""
+    return sorted(_numbers(names, "shard-"))
 
 
-def failed_shards(names: Iterable[str]) -> list[int]:
-    """Shards that have a failure record and no shard record, from a listing."""
-    names = list(names)
-    failed = {int(n[7:-5]) for n in names if n.startswith("failed-") and n.endswith(".json") and n[7:-5].isdigit()}
-    return sorted(failed - set(done_shards(names)))
+def _numbers(names: Iterable[str], kind: str) -> set[int]:
+    found = (name[len(kind) : -5] for name in names if name.startswith(kind) and name.endswith(".json"))
+    return {int(number) for number in found if number.isdigit()}
 
 
 def read_shard_record(folder: Folder, shard: int) -> ShardRecord:
-    """The record of one shard, as it was committed. Raises FileNotFoundError, and ValueError for a damaged one."""
-    found = folder.read_json(shard_record_name(shard))
-    try:
-        record = ShardRecord.from_json(found)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _no_record(folder, shard, error) from error
+    """Return the record of one shard, as it was committed. Raises FileNotFoundError, and ValueError if damaged."""
+    name = shard_record_name(shard)
+    record = _read(folder, name, ShardRecord, "A run does the shard again")
     if record.shard != shard:
-        raise _no_record(folder, shard, ValueError(f"it is shard {record.shard}'s"))
+        raise ValueError(f"{folder.path(name)}: expected the record of shard {shard}, but it is {record.shard}'s")
     return record
-
-
-def _no_record(folder: Folder, shard: int, error: Exception) -> ValueError:
-    return ValueError(
-        f"{folder.path(shard_record_name(shard))}: expected the record of shard {shard}, but "
-        f"{type(error).__name__}: {error}; a run does the shard anew"
-    )
 
 
 def read_shard_records(
@@ -254,7 +238,7 @@ def read_shard_records(
     at_most: int | None = None,
     rolled_up: bool = True,
 ) -> list[ShardRecord]:
-    """Records of the given finished shards, in order; from records.json where it has them, else one by one.
+    """Return the records of finished shards, in order; from records.json where it has them, else one by one.
 
     Args:
         damaged: takes the shards whose records can't be read or have just been removed; None: that is an error.
@@ -262,9 +246,9 @@ def read_shard_records(
         rolled_up: False opens all of them, whatever records.json has.
     """
     known: dict[int, ShardRecord] = {}
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a roll-up is only a cache
-        if rolled_up:
-            known = {r["shard"]: ShardRecord.from_json(r) for r in folder.read_json(RECORDS)["shards"]}
+    if rolled_up:
+        with suppress(FileNotFoundError, ValueError):  # a roll-up is only a cache
+            known = {record.shard: record for record in read_records(folder)[0]}
     wanted = sorted(shards)
 
     def read(shard: int) -> ShardRecord | None:
@@ -276,7 +260,7 @@ def read_shard_records(
             return None
 
     missing = [s for s in wanted if s not in known][:at_most]
-    for shard, record in zip(missing, _at_once(folder, read, missing), strict=True):
+    for shard, record in zip(missing, folder.at_once(read, missing), strict=True):
         if record is not None:
             known[shard] = record
         elif damaged is not None:
@@ -285,16 +269,8 @@ def read_shard_records(
 
 
 def remove_shard_records(folder: Folder, shards: Iterable[int]) -> None:
-    """Take back the commits of these shards; what records.json says of them is the caller's to mend."""
-    list(_at_once(folder, lambda shard: folder.remove(shard_record_name(shard)), list(shards)))
-
-
-def _at_once(folder: Folder, call: Callable[[int], T], shards: Sequence[int]) -> Iterator[T]:
-    """`call` of each shard, in order; many requests at a time where the folder is remote."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(max_workers=1 if folder.is_local else REQUESTS) as threads:
-        yield from threads.map(call, shards)
+    """Take back the commits of these shards. What records.json says of them is left to the caller."""
+    list(folder.at_once(lambda shard: folder.remove(shard_record_name(shard)), shards))
 
 
 def write_records(folder: Folder, shards: Iterable[ShardRecord], stage_files: Iterable[FileRecord] = ()) -> None:
@@ -309,14 +285,9 @@ def write_records(folder: Folder, shards: Iterable[ShardRecord], stage_files: It
 
 
 def read_records(folder: Folder) -> tuple[list[ShardRecord], list[FileRecord]]:
-    """Shard records and stage-level files of a finished artifact. ValueError for a damaged roll-up."""
-    rolled = folder.read_json(RECORDS)
-    try:
-        return [ShardRecord.from_json(r) for r in rolled["shards"]], [FileRecord(**f) for f in rolled["stage"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder.path(RECORDS)}: expected the records of shards and of stage, but {type(error).__name__}: {error}"
-        ) from error
+    """Return shard records and stage-level files of a finished artifact. Raises ValueError for a damaged roll-up."""
+    rolled = _read(folder, RECORDS, RollUp, "Delete it and run again")
+    return rolled.shards, rolled.stage
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
@@ -325,30 +296,9 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest, or None when the stage is not finished. ValueError for a damaged one and for another form."""
-    try:
-        found = folder.read_json(MANIFEST)
-    except FileNotFoundError:
-        return None
-    try:
-        manifest = Manifest(**found)
-    except TypeError as error:
-        raise _no_manifest(folder, str(error)) from error
-    for name, kind in _MANIFEST_TYPES.items():
-        if type(value := getattr(manifest, name)) is not kind:
-            raise _no_manifest(folder, f"its {name} is {str(value)[:60]!r}")
-    return manifest
-
-
-_MANIFEST_TYPES = {
-    **dict.fromkeys(("stage", "fingerprint", "content_digest"), str),
-    **dict.fromkeys(("version", "shards", "rows", "files", "bytes"), int),
-    **dict.fromkeys(("settings", "inputs", "raw_inputs", "summary", "counts", "provenance"), dict),
-}
-
-
-def _no_manifest(folder: Folder, what: str) -> ValueError:
-    return ValueError(
-        f"{folder.path(MANIFEST)}: expected a manifest as this version writes it, but {what}; it was written by "
-        "another version or damaged. Use that version, or run again: it is made anew, and good shards are kept"
-    )
+    """Return the manifest, or None when the stage is not finished. Raises ValueError for a damaged one."""
+    with suppress(FileNotFoundError):
+        return _read(
+            folder, MANIFEST, Manifest, "Use that version, or run again: it is written again, and good shards are kept"
+        )
+    return None

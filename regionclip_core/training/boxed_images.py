@@ -1,35 +1,58 @@
-"""The images of a split that rpn and finetune learn from, as a sequence that lies on disk.
+"""Images with boxes, which rpn and finetune learn from: those of a split, on disk, and the batches of a step.
 
-N images, n objects of one image, G of them that training may see, P proposals.
+B images of one rank's batch, n objects of one image, G of them that training may see, P proposals. Boxes are xyxy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast, overload
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
-from regionclip_core.datasets.index import read_index_table, split_shards
+from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.index import IndexRow, read_index_table, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.ops.boxes import flip_horizontal
+from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import INDEX, PROPOSED, read_proposal_table
-from regionclip_core.training.box_batches import BoxedImage, labelled_boxes, usable_boxes
-from regionclip_core.training.image_tally import ImageTally
+from regionclip_core.training.fit import step_seed
 from regionclip_core.training.row_table import RowTable
-
-_PLACE = "place"
-"""Column beside an index's own: the image's row in the split, from 0."""
+from regionclip_core.training.sampling import EpochOrder, RepeatOrder, first_readable
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 
 @dataclass(frozen=True)
-class BoxedImages(Sequence[BoxedImage]):
-    """N images, made from their rows as they are asked for: nothing that grows with the split is in memory."""
+class BoxedImage:
+    """One image with the boxes that training may see."""
+
+    row: IndexRow
+    boxes: Tensor
+    """float32[G, 4], original pixels."""
+    labels: Tensor
+    """int64[G], rows of the vocabulary."""
+    extra: Tensor
+    """float32[P, 4]: more boxes that follow the image's transforms (proposals); may be empty."""
+    masks: Sequence[bytes] | None = None
+    """COCO's compressed run lengths, one mask per box, original pixels; None if they weren't asked for."""
+
+    @property
+    def key(self) -> str:
+        """The image's key in its split."""
+        return self.row.key
+
+
+@dataclass(frozen=True)
+class BoxedImages:
+    """N images, made from their rows when they are asked for: nothing that grows with the split is in memory."""
 
     rows: RowTable
     allowed: tuple[int, ...]
@@ -39,150 +62,184 @@ class BoxedImages(Sequence[BoxedImage]):
     proposals: bool = False
     """Whether the rows have proposals."""
     numbers: Mapping[int, int] | None = None
-    """What each allowed label is called here; None: as in the vocabulary."""
-    split_rows: int = 0
-    """Images of the whole split, trained on or not."""
+    """New labels by old ones; None leaves them as in the vocabulary."""
 
     def __len__(self) -> int:
         """N."""
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> BoxedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[BoxedImage]: ...
-    def __getitem__(self, index: int | slice) -> BoxedImage | Sequence[BoxedImage]:
-        """The image at a position, or a list of those of a slice."""
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        row = self.rows[index]
+    def __getitem__(self, number: int) -> BoxedImage:
+        """Return the image of this number, 0 to N - 1."""
+        row = self.rows[number]
         boxes, labels = labelled_boxes(row, self.allowed)
         if self.numbers is not None:
             labels = torch.tensor([self.numbers[label] for label in labels.tolist()])
-        extra = torch.zeros(0, 4)
-        if self.proposals:
-            extra = torch.from_numpy(self.rows.boxes(PROPOSED.name, index))
-        coded = None
-        if self.masks:
-            coded = [row.box_masks[i] for i in np.flatnonzero(usable_boxes(row, self.allowed)).tolist()]
-        return BoxedImage(replace(row, box_masks=()), boxes, labels, extra, coded)
+        extra = torch.from_numpy(self.rows.boxes(PROPOSED.name, number)) if self.proposals else torch.zeros(0, 4)
+        used = np.flatnonzero(_usable(row.box_labels, row.box_crowd, self.allowed)).tolist()
+        masks = [row.box_masks[i] for i in used] if self.masks else None
+        return BoxedImage(replace(row, box_masks=()), boxes, labels, extra, masks)
 
-    def tally(self, max_error_rate: float) -> ImageTally:
-        """Counts the images that a training reads, by their row in the split."""
-        return ImageTally(
-            self.split_rows,
-            max_error_rate,
-            images=len(self),
-            place_of=lambda number: int(self.rows.value(_PLACE, number)),
-            key_of=lambda number: str(self.rows.value("key", number)),
-        )
-
-    def labels(self) -> Iterable[npt.NDArray[np.int32]]:
-        """int32[G] of each image in order, as in the vocabulary; read anew each time it is gone through."""
-        return _Labels(self)
+    def labels(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Yield int32[G] of each image in order, labels as in the vocabulary."""
+        for labels, crowd in zip(self.rows.lists("box_labels"), self.rows.lists("box_crowd"), strict=True):
+            yield labels[_usable(labels, crowd, self.allowed)]
 
 
-@dataclass(frozen=True)
-class _Labels:
-    images: BoxedImages
+def labelled_boxes(row: IndexRow, allowed: Collection[int]) -> tuple[Tensor, Tensor]:
+    """Return float32[G, 4] boxes and int64[G] labels of the row's objects of the allowed categories, without crowds."""
+    kept = _usable(row.box_labels, row.box_crowd, allowed)
+    return torch.from_numpy(row.boxes[kept]), torch.from_numpy(row.box_labels[kept]).long()
 
-    def __iter__(self) -> Iterator[npt.NDArray[np.int32]]:
-        rows = self.images.rows
-        for labels, crowd in zip(rows.lists("box_labels"), rows.lists("box_crowd"), strict=True):
-            yield labels[np.isin(labels, self.images.allowed) & ~crowd]
+
+def _usable(labels: npt.NDArray[Any], crowd: npt.NDArray[Any], allowed: Collection[int]) -> npt.NDArray[np.bool_]:
+    """Return bool[n]: of an allowed category, and one object (a crowd is a region full of them)."""
+    usable: npt.NDArray[np.bool_] = np.isin(labels, list(allowed)) & ~crowd
+    return usable
 
 
 def boxed_images(
     data: Folder, split: str, allowed: Collection[int], masks: bool = False, proposals: Folder | None = None
 ) -> BoxedImages:
-    """Readable images of `split` with at least one usable box, in the order of the index.
+    """Return the readable images of `split` with at least one usable box, in the order of the index.
 
-    Only boxes whose label is in `allowed` exist for the caller: objects of other categories stay in the picture,
-    unlabelled, as novel ones must. Crowd boxes are left out. With `masks`, the boxes' masks come too. With
-    `proposals`, an image's proposals are its `extra` boxes, and images without any (unreadable ones) are left out.
-    One shard's rows and proposals are in memory at a time.
+    Only boxes whose label is in `allowed` exist for the caller: objects of other categories stay in the picture
+    without a label, as novel ones must. With `proposals`, an image's proposals are its `extra` boxes, and images that
+    the proposals stage could not read are left out. One shard's rows and proposals are in memory at a time.
 
     Raises:
         ValueError: if no image is left, the index was written with another vocabulary, or masks are wanted that the
             data stage has not read.
     """
-    selection = _Selection(data, split, tuple(sorted(allowed)), masks, proposals)
-    rows = RowTable(selection.tables())
-    if not selection.with_boxes:
+    digest = Vocabulary.from_json(data.read_json("categories.json")).digest
+    # Masks are most of an index; where nobody asks for them, they needn't be read.
+    columns = [name for name in INDEX.names if masks or name != "box_masks"]
+    with_boxes = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal with_boxes
+        for shard in split_shards(data, (split,)):
+            table = read_index_table(data, shard, digest, columns)
+            labels, crowd = (pc.list_flatten(table[name]).to_numpy() for name in ("box_labels", "box_crowd"))
+            image_of_box = pc.list_parent_indices(table["box_labels"]).to_numpy()
+            has_box = np.zeros(table.num_rows, np.bool_)
+            has_box[image_of_box[_usable(labels, crowd, allowed)]] = True
+            table = table.filter(pc.and_(pc.equal(table["status"], "ok"), pa.array(has_box)))
+            with_boxes += table.num_rows
+            if masks:
+                boxes, coded = (pc.list_value_length(table[name]).to_numpy() for name in ("boxes", "box_masks"))
+                for row in np.flatnonzero(boxes != coded).tolist()[:1]:
+                    raise ValueError(
+                        f"split {split!r}: image {table['key'][row].as_py()!r} has {boxes[row]} boxes and {coded[row]} "
+                        f"masks, but a mask head needs one mask per box; set data.splits.{split}.masks: true (coco and "
+                        "lvis splits have it) and run the data stage again, or set finetune.mask_head: false"
+                    )
+            if proposals is not None:
+                found = read_proposal_table(proposals, shard, ("key", "status", "boxes"))
+                found = found.filter(pc.equal(found["status"], "ok"))
+                place = pc.index_in(table["key"], value_set=found["key"].combine_chunks())  # null if there are none
+                table = table.filter(place.is_valid()).append_column(PROPOSED, found["boxes"].take(place.drop_null()))
+            yield table
+
+    rows = RowTable(tables())
+    if not with_boxes:
         raise ValueError(f"split {split!r} has no image with a box of the wanted categories; training needs some")
     if not len(rows):
         raise ValueError(f"split {split!r}: no image with boxes could be read for proposals")
-    return BoxedImages(rows, selection.allowed, masks, proposals is not None, split_rows=selection.split_rows)
+    return BoxedImages(rows, tuple(sorted(allowed)), masks, proposals is not None)
 
 
-@dataclass
-class _Selection:
-    """Which rows of a split are trained on."""
+@dataclass(frozen=True)
+class BoxBatch:
+    """One rank's part of a step, boxes in pixels of the network's input."""
 
-    data: Folder
-    split: str
-    allowed: tuple[int, ...]
-    masks: bool
-    proposals: Folder | None
-    with_boxes: int = 0
-    """Readable images with a usable box so far, with or without proposals."""
-    split_rows: int = 0
-    """Rows so far, of whatever kind."""
+    images: ImageBatch
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    extra: list[Tensor]
+    seeds: list[int]
+    """Seeds for the random draws inside the losses, one per image."""
+    masks: list[ImageMasks] | None = None
+    """One per image, if the images have masks."""
 
-    def tables(self) -> Iterator[pa.Table]:
-        """One shard's rows at a time."""
-        digest = Vocabulary.from_json(self.data.read_json("categories.json")).digest
-        # Masks are most of an index; where nobody asks for them, they needn't be read.
-        columns = [name for name in INDEX.names if self.masks or name != "box_masks"]
-        for shard in split_shards(self.data, (self.split,)):
-            table = read_index_table(self.data, shard, digest, columns)
-            places = np.arange(self.split_rows, self.split_rows + table.num_rows)
-            self.split_rows += table.num_rows
-            table = table.append_column(_PLACE, pa.array(places))
-            table = table.take(np.flatnonzero(_has_box(table, self.allowed)))
-            self.with_boxes += table.num_rows
-            if self.masks:
-                _require_masks(table, self.split)
-            yield table if self.proposals is None else _with_proposals(table, self.proposals, shard)
-
-
-def _has_box(table: pa.Table, allowed: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """bool[rows]: readable, with a box of the allowed categories that is no crowd."""
-    usable = np.isin(_flat(table["box_labels"]), allowed) & ~_flat(table["box_crowd"])
-    before = np.concatenate([[0], np.cumsum(usable)])
-    ends = np.cumsum(_lengths(table["box_labels"]))
-    counts = before[ends] - before[ends - _lengths(table["box_labels"])]
-    readable = np.array([status == "ok" for status in table["status"].to_pylist()], np.bool_)
-    result: npt.NDArray[np.bool_] = readable & (counts > 0)
-    return result
-
-
-def _flat(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """The values of all rows' lists, one after another."""
-    return cast("npt.NDArray[Any]", pc.list_flatten(column).to_numpy())
-
-
-def _lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """int64[rows]: how long each row's list is."""
-    return cast("npt.NDArray[np.int64]", pc.list_value_length(column).to_numpy().astype(np.int64))
-
-
-def _require_masks(table: pa.Table, split: str) -> None:
-    boxes, masks = _lengths(table["boxes"]), _lengths(table["box_masks"])
-    for row in np.flatnonzero(boxes != masks).tolist()[:1]:
-        raise ValueError(
-            f"split {split!r}: image {table['key'][row].as_py()!r} has {boxes[row]} boxes and {masks[row]} masks, but "
-            f"a mask head learns from a mask a box; set data.splits.{split}.masks: true (coco and lvis splits have it) "
-            "and run the data stage again, or set finetune.mask_head: false"
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch with its tensors on `device`; masks stay coded until a loss draws them."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            boxes=[boxes.to(device) for boxes in self.boxes],
+            labels=[labels.to(device) for labels in self.labels],
+            extra=[boxes.to(device) for boxes in self.extra],
         )
 
 
-def _with_proposals(table: pa.Table, proposals: Folder, shard: int) -> pa.Table:
-    """The rows that have proposals, with these beside them."""
-    found = read_proposal_table(proposals, shard, ("key", "status", "boxes"))
-    status = found["status"].to_pylist()
-    place = {key: row for row, key in enumerate(found["key"].to_pylist()) if status[row] == "ok"}
-    keys = table["key"].to_pylist()
-    kept = [row for row, key in enumerate(keys) if key in place]
-    boxes = found["boxes"].take(np.array([place[keys[row]] for row in kept], np.int64))
-    return table.take(np.array(kept, np.int64)).append_column(PROPOSED, boxes)
+def box_batches(
+    images: BoxedImages | Sequence[BoxedImage],
+    reader: ImageReader,
+    *,
+    batch_size: int,
+    image_size: int,
+    max_size: int,
+    flip: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    train_sizes: Sequence[int] = (),
+    factors: npt.NDArray[np.float64] | None = None,
+    unreadable: UnreadableImages | None = None,
+) -> Callable[[int], BoxBatch]:
+    """Return a function of the step that reads this rank's share of a global batch.
+
+    What is drawn for an image depends on its place in the global batch, not on the rank that has it.
+
+    Args:
+        image_size: shorter side of the input in pixels; with `train_sizes` each image draws one of those instead.
+        flip: probability that an image is mirrored.
+        factors: how often each image comes in an epoch, see `repeat_factors`; None is once.
+        unreadable: takes the images that can't be read.
+
+    Raises:
+        ValueError: if `batch_size`, images of all ranks together, is not a multiple of `world_size`.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
+    share = batch_size // world_size
+    order = EpochOrder(len(images), seed) if factors is None else RepeatOrder(factors, seed)
+    unreadable = unreadable or UnreadableImages(len(images))
+
+    def at(step: int) -> BoxBatch:
+        positions = range(rank * share, (rank + 1) * share)
+        chosen, pixels, boxes, extra, flips, sizes = [], [], [], [], [], []
+        for position in positions:
+            image, tensor = first_readable(
+                lambda place: images[order[place]],
+                step * batch_size + position,
+                lambda image: reader.read_tensor(image.row),
+                unreadable,
+            )
+            rng = np.random.default_rng(step_seed(seed, step, position))
+            flipped = bool(rng.uniform() < flip)
+            chosen.append(image)
+            flips.append(flipped)
+            sizes.append(int(rng.choice(train_sizes)) if train_sizes else image_size)
+            pixels.append(torch.flip(tensor, [2]) if flipped else tensor)
+            boxes.append(flip_horizontal(image.boxes, tensor.shape[2]) if flipped else image.boxes)
+            extra.append(flip_horizontal(image.extra, tensor.shape[2]) if flipped else image.extra)
+        batch = batch_images(pixels, sizes, max_size, mean, std)
+        masks = [
+            ImageMasks(image.masks, batch.original_sizes[i], batch.sizes[i], flips[i])
+            for i, image in enumerate(chosen)
+            if image.masks is not None
+        ]
+        return BoxBatch(
+            images=batch,
+            boxes=[batch.to_input(i, b) for i, b in enumerate(boxes)],
+            labels=[image.labels for image in chosen],
+            extra=[batch.to_input(i, b) for i, b in enumerate(extra)],
+            # Another stream than the augmentation's, so that a change of one leaves the other alone.
+            seeds=[step_seed(seed + 1, step, position) for position in positions],
+            masks=masks if len(masks) == len(chosen) else None,
+        )
+
+    return at

@@ -1,8 +1,7 @@
-"""What a training of several processes (ranks) needs so that it computes what one process would.
+"""What a training of several processes (ranks) needs to compute what one process would.
 
-Every function here is the identity with one process. The rule behind all of them: DistributedDataParallel averages
-gradients over ranks, so the mean over ranks of what the ranks return as their loss has to be the loss of the global
-batch.
+With one process, every function here returns what it was given. The rule behind all of them: DistributedDataParallel
+averages gradients over ranks, so the mean over ranks of the ranks' losses has to be the loss of the global batch.
 
 B images of one rank, D embedding, C channels.
 """
@@ -21,12 +20,12 @@ from regionclip_core.ops.image_batch import ImageBatch
 
 
 def rank_count() -> int:
-    """Processes that train together; 1 without torch.distributed."""
+    """Return the number of processes that train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_ranks(values: Tensor) -> Tensor:
-    """Element-wise sum of a tensor of one shape over all ranks, without gradient."""
+    """Return the element-wise sum over ranks of a tensor that has one shape on all of them, without gradient."""
     if rank_count() == 1:
         return values.detach()
     total = values.detach().clone()
@@ -35,7 +34,7 @@ def sum_ranks(values: Tensor) -> Tensor:
 
 
 def all_ranks(values: Tensor) -> Tensor:
-    """Every rank's tensor of one shape, joined along the first dimension in rank order, without gradient."""
+    """Return every rank's tensor of one shape, joined along the first dimension in rank order, without gradient."""
     if rank_count() == 1:
         return values.detach()
     parts = [torch.empty_like(values) for _ in range(rank_count())]
@@ -43,25 +42,8 @@ def all_ranks(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def largest_of_ranks(values: Tensor) -> Tensor:
-    """Element-wise maximum of a tensor of one shape over all ranks, without gradient."""
-    if rank_count() == 1:
-        return values.detach()
-    largest = values.detach().clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return largest
-
-
-def texts_of_ranks(text: str, device: torch.device) -> list[str]:
-    """Every rank's text, in rank order; it travels as bytes on `device`."""
-    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
-    lengths = all_ranks(torch.tensor([len(data)], device=device)).tolist()
-    rows = all_ranks(F.pad(data, (0, max(lengths) - len(data)))[None]).cpu()
-    return [bytes(row[:n].tolist()).decode() for row, n in zip(rows, lengths, strict=True)]
-
-
 def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
-    """This rank's part of the mean of the items of all ranks; a scalar, 0 if there are none.
+    """Return this rank's part of the mean over the items of all ranks; a scalar, 0 if there are none.
 
     `total` is the sum over this rank's items, `count` their number (or the sum of their weights). The mean of the
     result over ranks is the sum of all totals divided by the sum of all counts.
@@ -70,41 +52,27 @@ def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     return torch.where(counted > 0, total / counted.clamp(min=torch.finfo(total.dtype).tiny), total * 0.0)
 
 
-class _GatherRows(torch.autograd.Function):
-    """All ranks' rows, in rank order; its backward adds up what every rank asks of this rank's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.batch = rows.shape[0]
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # A copy: autograd may hand the same tensor to several nodes, and all_reduce writes in place.
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.batch
-        return gradient[start : start + ctx.batch]
-
-
 def gather_rows(rows_BD: Tensor) -> Tensor:
-    """Rows of every rank, float[world * B, D], with gradients; every rank must bring the same B.
+    """Return the rows of every rank, float[world * B, D], with gradients; every rank must bring the same B.
 
-    Every rank then evaluates the same global loss. The backward sums over ranks and DistributedDataParallel
-    averages, which nets out to the gradient of that one global loss (as in the official code's gather).
+    Every rank must then evaluate the same loss of all rows.
     """
-    if rank_count() == 1:
+    ranks = rank_count()
+    if ranks == 1:
         return rows_BD
-    return _GatherRows.apply(rows_BD)  # type: ignore[no-any-return]
+    # A rank's backward reaches its own rows only. DistributedDataParallel divides the sum over ranks by their number,
+    # so the rows' gradient counts that many times; added to their value is 0, so it stays the same to the bit.
+    own = rows_BD.detach() + ranks * (rows_BD - rows_BD.detach())
+    parts = list(torch.split(all_ranks(rows_BD), len(rows_BD)))
+    parts[dist.get_rank()] = own
+    return torch.cat(parts)
 
 
 def common_canvas(images: ImageBatch) -> ImageBatch:
-    """The batch padded to the largest canvas of all ranks.
+    """Return the batch padded to the largest canvas of all ranks.
 
-    Convolutions make something of the padding, and an image's border sees it: what is computed for an image depends
-    on the canvas. One process pads to the largest image of the global batch; so must each of several.
+    Convolutions turn padding into features that an image's border sees, so what is computed for an image depends on
+    the canvas. One process pads to the largest image of the global batch, and so must each of several.
     """
     if rank_count() == 1:
         return images
@@ -116,7 +84,7 @@ def common_canvas(images: ImageBatch) -> ImageBatch:
 
 
 class _OneUnused(nn.Module):
-    """A model with one parameter more, which no loss knows."""
+    """A model with one more parameter, which no loss uses."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -128,21 +96,18 @@ class _OneUnused(nn.Module):
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """`model` with gradients averaged over ranks, in the same order of summation at every step.
+    """Return `model` with gradients averaged over ranks, in the same order of summation at every step.
 
-    DistributedDataParallel puts the gradients into other buckets after its first step. From three ranks on the place in
-    a bucket decides in which order the ranks are summed: the step after a resume came out otherwise in its last bits
-    (3e-8). Looking for unused parameters leaves the buckets as they are. Where there is none it prints a long warning,
-    which can't be silenced; hence the one.
+    DistributedDataParallel regroups the gradients into other buckets after its first step. With three or more ranks
+    the place in a bucket decides in which order ranks are summed, so the step after a resume differed in its last
+    bits (3e-8). Looking for unused parameters leaves the buckets as they are. Where there are none it prints a long
+    warning that can't be silenced; hence the one.
     """
     return nn.parallel.DistributedDataParallel(_OneUnused(model), find_unused_parameters=True)
 
 
-# ---------------------------------------------------------------- batch norm over ranks
-
-
 class _SumRanks(torch.autograd.Function):
-    """Element-wise sum over ranks; its backward is the same sum, of what every rank asks."""
+    """Element-wise sum over ranks; its backward is the same sum of gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -154,7 +119,7 @@ class _SumRanks(torch.autograd.Function):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose statistics in training are those of the global batch; in evaluation as its base.
+    """Batch norm whose training statistics are those of the global batch; in evaluation it is a plain BatchNorm2d.
 
     torch's own SyncBatchNorm does the same on GPUs and refuses CPU tensors. Every rank must bring the same B, H, W.
     """
@@ -163,20 +128,18 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         """[B, C, H, W] to the same shape."""
         if not self.training or rank_count() == 1:
             return super().forward(input)
+        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
         count = input.numel() / input.shape[1] * rank_count()
         mean: Tensor = _SumRanks.apply(input.sum((0, 2, 3))) / count
         centred = input - mean[:, None, None]
         variance: Tensor = _SumRanks.apply(centred.square().sum((0, 2, 3))) / count
-        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return centred * scale[:, None, None] + self.bias[:, None, None]
-
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        # As torch does, the running variance is the unbiased one, and what normalises is not.
+        self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 def use_global_batch_norms(model: nn.Module) -> None:
@@ -184,12 +147,10 @@ def use_global_batch_norms(model: nn.Module) -> None:
     if rank_count() == 1:
         return
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                setattr(module, name, _global(child))
-
-
-def _global(norm: nn.BatchNorm2d) -> GlobalBatchNorm2d:
-    other = GlobalBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    other._parameters, other._buffers = norm._parameters, norm._buffers
-    return other.train(norm.training)
+        for name, norm in list(module.named_children()):
+            if type(norm) is nn.BatchNorm2d:
+                shared = GlobalBatchNorm2d(
+                    norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+                )
+                shared._parameters, shared._buffers = norm._parameters, norm._buffers
+                setattr(module, name, shared.train(norm.training))

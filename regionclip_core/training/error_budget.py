@@ -1,4 +1,4 @@
-"""How much of a stage's samples may be bad: one rule for shards, trainings and the evaluation."""
+"""How many samples of a stage may be bad: the share `execution.max_error_rate`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 
 ENOUGH_TO_JUDGE = 1000
-"""Samples before the error rate may stop a stage halfway."""
-_SHARDS_DONE_ANEW = "Mend the input (shards with bad samples are then done anew)"
+"""Samples after which the error rate may stop a shard stage before its end."""
 
 
 def is_bad(status: str) -> bool:
-    """Whether a status of a stage's counts is that of bad samples."""
+    """Return whether a status in a stage's counts is one of bad samples."""
     return status.startswith("bad_")
 
 
@@ -20,28 +19,25 @@ class ErrorRateExceeded(ValueError):
 
 
 class ErrorBudget:
-    """Counts samples by status: `ok` is good, `bad_...` is bad; any other count (`lost_...`) is no sample's status."""
+    """Counts samples by status: `ok` is good, `bad_...` is bad, and other counts (`lost_...`) are not of samples."""
 
-    def __init__(self, rate: float, remedy: str = _SHARDS_DONE_ANEW) -> None:
-        """`remedy`: what to do about the bad samples, as the beginning of a sentence."""
+    def __init__(self, rate: float) -> None:
+        """`rate`: the share of bad samples that is allowed."""
         self._rate = rate
-        self._remedy = remedy
         self._counts: Counter[str] = Counter()
 
     def add(self, counts: Mapping[str, int]) -> None:
-        """Add counts, those of one shard for instance."""
+        """Add counts, for example those of one shard."""
         self._counts.update(counts)
 
     def check(self, final: bool = False) -> None:
-        """Raise ErrorRateExceeded; halfway only when enough samples were seen to judge."""
-        total = sum(n for status, n in self._counts.items() if status == "ok" or is_bad(status))
+        """Raise ErrorRateExceeded if too many are bad; before the end only once there are ENOUGH_TO_JUDGE samples."""
         bad = {status: n for status, n in self._counts.items() if is_bad(status)}
-        if not bad or not (final or total >= ENOUGH_TO_JUDGE):
-            return
-        share = sum(bad.values()) / total
-        if share > self._rate:
+        total = self._counts["ok"] + sum(bad.values())
+        if bad and (final or total >= ENOUGH_TO_JUDGE) and sum(bad.values()) / total > self._rate:
             named = ", ".join(f"{n} {status}" for status, n in sorted(bad.items()))
             raise ErrorRateExceeded(
-                f"{share:.1%} of {total} samples are bad ({named}); execution.max_error_rate is {self._rate:g}. "
-                f"{self._remedy}, or raise it (--max-error-rate)"
+                f"{sum(bad.values()) / total:.1%} of {total} samples are bad ({named}); execution.max_error_rate is "
+                f"{self._rate:g}. Fix the input (shards with bad samples are then done again), or raise the limit "
+                "(--max-error-rate)"
             )

@@ -12,38 +12,32 @@ from regionclip_core.config.tree import OptimConfig
 
 
 def lr_multiplier(optim: OptimConfig, step: int, steps: int) -> float:
-    """Factor on `optim.lr` at 0-based `step` of `steps`.
+    """Return the factor on `optim.lr` at 0-based `step` of `steps`.
 
     Warm-up rises linearly from `warmup_factor` at step 0 to 1 at `warmup_steps`. `cosine` and `one_cycle` then
-    fall to 0 over the remaining steps (`one_cycle` rises along a cosine too, as its authors had it), `steps`
+    fall to 0 over the remaining steps (`one_cycle` also rises along a cosine, as its authors had it), `steps`
     falls by `drop_factor` at each of `drops`.
     """
+    dropped = optim.drop_factor ** sum(step >= at for at in optim.drops) if optim.schedule == "steps" else 1.0
     if step < optim.warmup_steps:
         progress = step / optim.warmup_steps
         if optim.schedule == "one_cycle":
             progress = (1 - math.cos(math.pi * progress)) / 2
-        warm = optim.warmup_factor + (1 - optim.warmup_factor) * progress
-        # Drops may, in principle, lie inside the warm-up; the official schedule multiplies both.
-        return warm * _drops(optim, step)
+        # A drop may come before the warm-up ends; the official schedule multiplies both.
+        return (optim.warmup_factor + (1 - optim.warmup_factor) * progress) * dropped
     if optim.schedule in ("cosine", "one_cycle"):
         progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
         return (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    return _drops(optim, step)
-
-
-def _drops(optim: OptimConfig, step: int) -> float:
-    if optim.schedule != "steps":
-        return 1.0
-    return optim.drop_factor ** sum(step >= at for at in optim.drops)
+    return dropped
 
 
 def make_optimizer(
     model: nn.Module, optim: OptimConfig, lr_factors: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """Optimiser over the trainable parameters of `model`.
+    """Return the optimiser over the trainable parameters of `model`.
 
     AdamW decays matrices only (not biases, norms or single scalars). SGD decays every parameter, biases
-    included, as the official code does. `lr_factors` multiplies the rate of single parameters by their names.
+    included, as the official code does. `lr_factors` multiplies the rate of single parameters, by name.
 
     Raises:
         ValueError: if nothing in the model is trainable.

@@ -1,30 +1,27 @@
 """Published files of weights into our folders: all of a file, checked, or nothing.
 
-`import_checkpoint` reads a file (never running anything in it), tells what it is by the names of its tensors, converts
-and checks it, and writes a folder with import.json, which says what became of every tensor.
+`import_checkpoint` reads a file (never running anything in it), recognises it by the names of its tensors, converts and
+checks it, and writes a folder with import.json, which says what became of every tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from regionclip_core.models.checkpoint_files import BARE_TENSOR, read_checkpoint
 from regionclip_core.models.official_keys import STUDENT, TEACHER, TRAIN_EMBEDDINGS, sections
-from regionclip_core.storage.folder import Folder, file_sha256
+from regionclip_core.storage.folder import Folder, file_sha256, free_target, whole_or_nothing
 from regionclip_core.storage.given_files import EMBEDDING_FILES
-from regionclip_core.storage.new_folder import free_target, whole_or_nothing
-from regionclip_core.weights.clip_shapes import read_model
-from regionclip_core.weights.import_clip import import_clip, import_pretrained
-from regionclip_core.weights.import_detector import import_detector
-from regionclip_core.weights.import_report import ImportReport
-from regionclip_core.weights.import_rpn import import_rpn
-from regionclip_core.weights.import_source import Source, leave_over
+from regionclip_core.weights.clip_files import import_clip, import_pretrained, read_model
+from regionclip_core.weights.detector_files import import_detector
+from regionclip_core.weights.import_report import ImportReport, WeightFile
 from regionclip_core.weights.row_names import name_rows
+from regionclip_core.weights.rpn_files import import_rpn
 
 REPORT = "import.json"
 _RPN_HEADS = ("proposal_generator.rpn_head.", "offline_proposal_generator.rpn_head.", "rpn.head.")
@@ -33,40 +30,45 @@ _RPN_HEADS = ("proposal_generator.rpn_head.", "offline_proposal_generator.rpn_he
 def import_checkpoint(
     file: str, out: str, names: str | None = None, model: str | None = None, kind: str | None = None
 ) -> ImportReport:
-    """Import `file` into the new folder `out`, and say what was done.
+    """Import `file` into the new folder `out`, and return what was done.
 
     Args:
         file: published RegionCLIP weights (pretraining, detector, proposal network, embeddings), an OpenAI or
             open_clip CLIP model in any layout, or a torchvision detector with its proposal network.
         out: must not exist, or be empty.
         names: the names behind a classifier's or an embedding file's rows; see `category_names.read_names`.
-        model: the architecture, by open_clip's name or a JSON file of open_clip's, where the file does not tell it or
-            to have it checked.
-        kind: one of KINDS, instead of telling it by the names in the file.
+        model: the architecture, by open_clip's name or a JSON file of open_clip's, where it can't be read off the file,
+            or to have it checked.
+        kind: one of KINDS, instead of recognising it by the names in the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, unknown, incomplete, or does not fit what the user says. Nothing is written then.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, unknown, incomplete, or does not fit what the user says. Nothing is written then.
     """
     if kind is not None and kind not in _IMPORTERS:
         raise ValueError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
     target = free_target(out)
     path = Path(file)
     checkpoint = read_checkpoint(path)
-    source = Source(path.name, checkpoint.tensors, checkpoint.others, names, model)
     kind = kind or recognise(checkpoint.tensors, path.name)
     report = ImportReport(path.name, file_sha256(path), path.stat().st_size, checkpoint.layout, kind)
-    leave_over(report, sorted(checkpoint.others), "no tensor")
-    leave_over(report, sorted(checkpoint.beside), "stands beside the model")
+    report.leave(sorted(checkpoint.others), "no tensor")
+    report.leave(sorted(checkpoint.beside), "not part of the model")
+    given = WeightFile(path.name, checkpoint.tensors, checkpoint.others, names, model)
     with whole_or_nothing(target) as folder:
-        _IMPORTERS[kind](source, folder, report)
-        _check_books(report, checkpoint.tensors)
+        _IMPORTERS[kind](given, folder, report)
+        silent = checkpoint.tensors.keys() - {*report.matched, *report.renamed, *report.left_over}
+        assert not silent, f"the import reported nothing about {sorted(silent)[:5]}"
         folder.write_json(REPORT, report.to_json(), indent=1)
     return report
 
 
 def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
-    """Which of KINDS a file is, by its tensors' names; ValueError with what is in it if it is none."""
+    """Return which of KINDS a file is, by its tensors' names.
+
+    Raises:
+        ValueError: it is none of them; the message says what is in it.
+    """
 
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in tensors)
@@ -90,34 +92,35 @@ def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
     )
 
 
-def import_embeddings(source: Source, folder: Folder, report: ImportReport) -> None:
-    """A file with one tensor [n, D] of text embeddings into an embeddings folder; they keep norm and dtype.
+def import_embeddings(file: WeightFile, folder: Folder, report: ImportReport) -> None:
+    """Write a file with one tensor [n, D] of text embeddings into an embeddings folder; they keep norm and dtype.
 
-    A file of a single concept is one row. ValueError if it is no such tensor, or the names or the width don't fit.
+    A file of a single concept is one row.
+
+    Raises:
+        ValueError: it is no such tensor, or the names or the width don't fit.
     """
-    from safetensors.torch import save
-
-    if len(source.tensors) != 1:
-        raise ValueError(f"{source.name} holds {len(source.tensors)} tensors; an embedding file has one, [n, D]")
-    [(name, tensor)] = source.tensors.items()
+    if len(file.tensors) != 1:
+        raise ValueError(f"{file.name} holds {len(file.tensors)} tensors; an embedding file has one, [n, D]")
+    [(name, tensor)] = file.tensors.items()
     if tensor.ndim == 1 and tensor.is_floating_point():
         tensor = tensor[None]
         report.notes.append("one embedding: stored as one row")
     if tensor.ndim != 2 or not tensor.is_floating_point() or not len(tensor):
         raise ValueError(
-            f"{source.name}: expected embeddings [n, D] of a floating-point type, got {tuple(tensor.shape)} "
+            f"{file.name}: expected embeddings [n, D] of a floating-point type, got {tuple(tensor.shape)} "
             f"{tensor.dtype}"
         )
     if not bool(torch.isfinite(tensor).all()) or bool((tensor == 0).all(dim=1).any()):
-        raise ValueError(f"{source.name}: some embeddings are zero or not finite: the file is damaged")
-    if source.model is not None:
-        chosen = read_model(source.model)
+        raise ValueError(f"{file.name}: some embeddings are zero or not finite: the file is damaged")
+    if file.model is not None:
+        chosen = read_model(file.model)
         if chosen.config["embed_dim"] != tensor.shape[1]:
             raise ValueError(
-                f"{source.name} has embeddings of {tensor.shape[1]} numbers, {chosen.name} makes "
+                f"{file.name} has embeddings of {tensor.shape[1]} numbers, {chosen.name} makes "
                 f"{chosen.config['embed_dim']}: they are of another architecture"
             )
-    vocabulary = name_rows(source.names, len(tensor), source.name)
+    vocabulary = name_rows(file.names, len(tensor), file.name)
     report.model = f"{len(tensor)} embeddings of {tensor.shape[1]} numbers"
     report.take({name: "embeddings"})
     report.note_dtypes({"embeddings": tensor})
@@ -126,7 +129,7 @@ def import_embeddings(source: Source, folder: Folder, report: ImportReport) -> N
     folder.write_json(description, {"names": list(vocabulary.names)}, indent=1)
 
 
-_IMPORTERS: dict[str, Callable[[Source, Folder, ImportReport], None]] = {
+_IMPORTERS: dict[str, Callable[[WeightFile, Folder, ImportReport], None]] = {
     "detector": import_detector,
     "pretrained": import_pretrained,
     "rpn": import_rpn,
@@ -135,10 +138,3 @@ _IMPORTERS: dict[str, Callable[[Source, Folder, ImportReport], None]] = {
 }
 KINDS = tuple(_IMPORTERS)
 """What can be imported."""
-
-
-def _check_books(report: ImportReport, tensors: Mapping[str, Any]) -> None:
-    """Our own promise: no tensor of a file goes unmentioned."""
-    told = {*report.matched, *report.renamed, *report.left_over}
-    silent = sorted(name for name in tensors if name not in told)
-    assert not silent, f"the import said nothing about {silent[:5]}"

@@ -1,112 +1,132 @@
-"""Model cards: README.md of an exported model, in the form of Hugging Face's, filled in by the run that made it.
+"""Model cards: README.md beside exported and imported weights, in Hugging Face's form. model_card.md has the text.
 
-Numbers are percent.
+Numbers are percent. Nothing private gets into a card: no paths beyond a file's name, no hosts, no `workspace`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-LICENSE = "apache-2.0"
-_URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
-_PRIVATE = frozenset({"workspace", "execution", "report"})
-"""Sections that say where a run took place, not what it computed."""
+from regionclip_core.config.tree import Config
+from regionclip_core.config.yaml_text import yaml_text
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.detection.model_folder import config_of
+from regionclip_core.detection.region_model import RegionModel
+from regionclip_core.evaluation.metrics import paper_numbers
+from regionclip_core.models.clip import ClipModel
+from regionclip_core.weights.import_report import ImportReport
 
-INTENDED_USE = (
-    "Research on open-vocabulary detection, and finding objects by name in photographs where a person looks at the "
-    "result. Names outside of its training are understood only as far as the text encoder goes."
-)
-LIMITS = (
-    "Scores are no calibrated probabilities. Small, crowded and unusual objects are missed more often than average "
-    "precision suggests, and a name that fits nothing in the image may still be found somewhere. The model inherits "
-    "the biases of the captions and images that CLIP was trained on. It must not be used to identify people or to "
-    "judge them, nor where a wrong or missing detection can do harm."
-)
-LIMITS_OF_CLIP = (
-    "The model compares images and regions with text; it finds no boxes by itself. It inherits the biases of the "
-    "captions and images that CLIP was trained on, and must not be used to identify people or to judge them."
-)
+TEMPLATE = Path(__file__).with_name("model_card.md")
+_TRAINED_BY = {
+    "teacher": ("seed", "teacher"),
+    "student": ("seed", "concepts", "teacher", "labels", "pretrain"),
+    "detector": ("seed", "concepts", "teacher", "rpn", "proposals", "labels", "pretrain", "finetune", "evaluate"),
+}
+"""Keys of the config that shape each kind of model, beside the data."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """One number of the card's machine-readable part."""
+class RunFacts:
+    """What a run knows about the model that is exported from it."""
 
-    dataset: str
-    metric: str
-    """Its name, such as `AP50 novel`."""
-    value: float
+    config: Config
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Manifests of the finished stages behind the model, as JSON, in pipeline order."""
+    metrics: Mapping[str, Any] | None = None
+    """metrics.json of the evaluate stage, where it has run."""
+    vocabulary: Vocabulary | None = None
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What a card says; `render` gives the file's text."""
+def clip_card(clip: ClipModel, kind: str, facts: RunFacts | None) -> ModelCard:
+    """Return the card of a `student` or `teacher`; `facts` of the run that it comes from."""
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="open_clip",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["regionclip", "clip", "open-vocabulary"],
+    )
+    model = "clip" if kind == "teacher" else "regionclip"
+    return _render(data, kind, f"RegionCLIP {kind} {clip.name}", facts, model, "zero-shot", clip=clip)
 
-    title: str
-    task: str
-    """Hugging Face's `pipeline_tag`."""
-    library: str
-    summary: str
-    usage: str
-    """Shell or Python lines."""
-    sections: tuple[tuple[str, str], ...] = ()
-    """Headings and Markdown, after the usage."""
-    tags: tuple[str, ...] = ()
-    results: tuple[Result, ...] = field(default=())
-    license: str = LICENSE
-    """Of the weights; `other` where they come from elsewhere."""
 
-    def render(self) -> str:
-        """README.md: YAML between two lines of dashes, then Markdown."""
-        front: dict[str, Any] = {
-            "license": self.license,
-            "library_name": self.library,
-            "pipeline_tag": self.task,
-            "tags": ["regionclip", *self.tags],
-            "metrics": sorted({result.metric.split()[0] for result in self.results}),
+def detector_card(model: RegionModel, name: str, facts: RunFacts | None) -> ModelCard:
+    """Return the card of a detector; `name` is its name in the run."""
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="regionclip",
+        pipeline_tag="zero-shot-object-detection",
+        tags=["regionclip", "object-detection", "open-vocabulary-detection"],
+    )
+    title = f"RegionCLIP detector {model.clip_name}"
+    values = {"config": config_of(model), "vocabulary": model.vocabulary, "has_text": model.text is not None}
+    return _render(data, "detector", title, facts, name, "open-vocabulary", name=name, **values)
+
+
+def imported_card(config: Mapping[str, Any], has_text: bool, report: ImportReport) -> ModelCard:
+    """Return the card of an imported detector: what it is and where it came from; `config` is its config.json."""
+    data = ModelCardData(
+        license="other",  # the publisher's
+        library_name="regionclip",
+        pipeline_tag="object-detection",
+        tags=["regionclip", "open-vocabulary-detection"],
+    )
+    title = f"RegionCLIP detector from {report.file}"
+    return _render(data, "imported", title, None, config=config, has_text=has_text, report=report)
+
+
+def _render(
+    data: ModelCardData, kind: str, title: str, facts: RunFacts | None, model: str = "", tables: str = "", **values: Any
+) -> ModelCard:
+    """Fill the template; `model`'s numbers in the tables whose titles begin with `tables` go into the metadata."""
+    if facts is not None:
+        config = facts.config.model_dump(mode="json")
+        images = facts.stages["data"]["summary"]["images"] if "data" in facts.stages else {}
+        made = [manifest.get("provenance", {}) for manifest in facts.stages.values()]
+        packages = {name: version for one in made for name, version in one.get("packages", {}).items()}
+        results = {} if facts.metrics is None else paper_numbers(facts.metrics)
+        settings = _without_places({key: config[key] for key in _TRAINED_BY[kind]})
+        values |= {
+            "splits": _without_places(config["data"]["splits"]),
+            "images": images,
+            "settings": yaml_text(settings, 110, short_lists_in_a_line=True),
+            "results": results,
+            "commits": sorted({one.get("git_commit") or "unknown" for one in made}),
+            "packages": [f"{name} {version}" for name, version in sorted(packages.items())],
         }
-        if self.results:
-            front["model-index"] = [{"name": self.title, "results": [self._entry(name) for name in self._datasets()]}]
-        text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=110)
-        parts = [f"---\n{text}---", f"# {self.title}", self.summary, f"## Use\n\n```\n{self.usage.strip()}\n```"]
-        parts += [f"## {heading}\n\n{body.strip()}" for heading, body in self.sections]
-        return "\n\n".join(parts) + "\n"
-
-    def _datasets(self) -> list[str]:
-        return list(dict.fromkeys(result.dataset for result in self.results))
-
-    def _entry(self, dataset: str) -> dict[str, Any]:
-        metrics = [
-            {"type": result.metric.split()[0], "name": result.metric, "value": round(result.value, 2)}
-            for result in self.results
-            if result.dataset == dataset
-        ]
-        slug = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-")
-        return {"task": {"type": self.task}, "dataset": {"type": slug, "name": dataset}, "metrics": metrics}
-
-
-def detect_usage(has_network: bool, has_text: bool) -> str:
-    """Shell lines that run a detector folder: `--rpn` where it has no proposal network, `--classes` where it can."""
-    line = "regionclip detect photo.jpg --model FOLDER" + ("" if has_network else " --rpn RPN_FOLDER")
-    return line + (f'\n{line} --classes "cat,traffic light"' if has_text else "")
-
-
-# ---------------------------------------------------------------- parts of a run's card
-
-
-def settings_text(config: Mapping[str, Any], sections: Iterable[str]) -> str:
-    """Sections of a config as YAML, without what says where the run took place: paths are cut to their last part."""
-    shown = {name: _without_places(config[name]) for name in sections if name in config and name not in _PRIVATE}
-    return f"```yaml\n{yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110)}```"
+        found = []
+        where = f"{_without_places(config['data']['categories'])}, split {config['evaluate']['split']}"
+        for table, models in results.items():
+            setting, _, metric = table.rpartition(", ")
+            for column, value in models.get(model, {}).items():
+                if value is not None and table.startswith(tables):
+                    name = column if column.startswith("AP") else f"{metric} {column}"
+                    found.append((f"{where}: {setting}", name, round(value, 2)))
+        if found:
+            data.model_name = title
+            data.metrics = sorted({name.split()[0] for _, name, _ in found})
+            data.eval_results = [
+                EvalResult(
+                    task_type=str(data.pipeline_tag),
+                    dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-"),
+                    dataset_name=dataset,
+                    metric_type=name.split()[0],
+                    metric_name=name,
+                    metric_value=value,
+                )
+                for dataset, name, value in found
+            ]
+    card: ModelCard = ModelCard.from_template(data, str(TEMPLATE), kind=kind, title=title, facts=facts, **values)
+    return card
 
 
 def _without_places(value: Any) -> Any:
+    """The value with paths and URLs, however deep, cut to their last part."""
     if isinstance(value, Mapping):
         return {key: _without_places(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -114,76 +134,3 @@ def _without_places(value: Any) -> Any:
     if isinstance(value, str) and ("/" in value or "\\" in value):
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
-
-
-def data_text(splits: Mapping[str, Any], images: Mapping[str, int], vocabulary: Mapping[str, int]) -> str:
-    """A table of the splits, with the images that could be used where the run has counted them."""
-    rows = []
-    for name, split in splits.items():
-        files = [split[key] for key in ("instances", "captions", "urls") if split.get(key)]
-        count = images.get(name)
-        rows.append([name, split["source"], ", ".join(map(str, _without_places(files))) or "-", _count(count)])
-    groups = ", ".join(f"{count} {name}" for name, count in vocabulary.items())
-    return f"{table(['split', 'source', 'files', 'images'], rows)}\n\nCategories: {groups}."
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def results_text(tables: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
-    """Tables of results (title -> model -> column -> percent) one below the other."""
-    parts = []
-    for title, models in tables.items():
-        columns = list(next(iter(models.values())))
-        rows = [[model, *(_number(values[column]) for column in columns)] for model, values in models.items()]
-        parts.append(f"{title[0].upper()}{title[1:]}, percent:\n\n{table(['model', *columns], rows)}")
-    return "\n\n".join(parts)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def provenance_text(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """How the stages behind a model came about: stage -> `fingerprint`, `content_digest`, `provenance` of its manifest.
-
-    Hosts are left out.
-    """
-    rows, commits = [], set()
-    packages: dict[str, str] = {}
-    for name, manifest in stages.items():
-        made = manifest.get("provenance", {})
-        commits.add(made.get("git_commit") or "unknown")
-        packages |= made.get("packages", {})
-        finished = str(made.get("finished", "-"))[:19]
-        rows.append([name, f"`{manifest['fingerprint'][:12]}`", f"`{manifest['content_digest'][:12]}`", finished])
-    versions = ", ".join(f"{package} {version}" for package, version in sorted(packages.items())) or "unknown"
-    return (
-        f"{table(['stage', 'settings and inputs', 'content', 'finished (UTC)'], rows)}\n\n"
-        f"Commit of the code: {', '.join(sorted(commits))}. Packages: {versions}."
-    )
-
-
-def architecture_text(config: Mapping[str, Any]) -> str:
-    """config.json's description of a detector in words and one JSON line."""
-    rpn = config["rpn"]
-    network = (
-        "none: give `detect` the folder of one with --rpn" if rpn is None else f"`{rpn['backbone']}`, {json.dumps(rpn)}"
-    )
-    rows = [
-        ["image encoder", f"{config['clip_name']} of CLIP, run on regions by RoIAlign"],
-        ["classifier", f"{len(config['names'])} names, cosine / {config['temperature']:.4g}"],
-        ["background", config["background"]],
-        ["masks", "class-agnostic mask head" if config["mask_head"] else "none"],
-        ["proposals", network],
-        ["input", f"shorter side {config['preprocess']['image_size']} px, longer {config['preprocess']['max_size']}"],
-        ["scoring", json.dumps(config["inference"])],
-    ]
-    return table(["part", "what"], rows)

@@ -13,7 +13,7 @@ from stages.engine.plan import PlanLine, Planner
 def finished(
     config: Config, needed: Sequence[str], useful: Sequence[str] = (), purpose: str = "this"
 ) -> dict[str, PlanLine]:
-    """Plan lines of `needed` stages, and of the `useful` ones that are done.
+    """Return the plan lines of `needed` stages, and of the `useful` ones that are done.
 
     Raises:
         ValueError: if a needed stage is not done, with what to run; `purpose` begins the message.
@@ -35,7 +35,7 @@ def finished(
 
 @contextmanager
 def undisturbed(lines: Iterable[PlanLine]) -> Iterator[None]:
-    """Read finished artifacts in the block, without a lock. If that fails since one was deleted meanwhile, it is said.
+    """Let the block read finished artifacts without a lock; if one was deleted meanwhile, its error says so.
 
     Raises:
         ValueError: with the stages whose artifacts are gone.
@@ -54,6 +54,6 @@ def undisturbed(lines: Iterable[PlanLine]) -> Iterator[None]:
 
 
 def folder_of(line: PlanLine) -> Folder:
-    """A finished stage's artifact."""
+    """Return the artifact of a finished stage."""
     assert line.path is not None
     return Folder(line.path)

@@ -13,7 +13,7 @@ from regionclip_core.storage.local_files import is_full
 from regionclip_core.storage.locations import remote
 from regionclip_core.storage.records import Folder
 from stages.commands.verify import artifacts, stage_folders
-from stages.engine.lock import WorkspaceLock
+from stages.engine.lock import hold
 from stages.engine.plan import Planner
 
 
@@ -46,7 +46,7 @@ def unreachable(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garb
 def collect(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garbage], list[str]]:
     """Delete what is unreachable, under the workspace's lock; returns what was deleted, and the stages kept whole."""
     try:
-        with WorkspaceLock(workspace):
+        with hold(workspace):
             garbage, undecided = unreachable(configs, workspace)
             for item in garbage:
                 item.folder.remove_all()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.storage.fingerprints import SHORT
 from regionclip_core.storage.records import Folder, Manifest, read_records
 from stages.engine.plan import PlanLine, latest_manifest
@@ -89,7 +90,6 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     Raises ValueError when the stage has no finished artifact.
     """
     import pyarrow.parquet as pq  # `status` needs neither
-    import yaml
 
     manifest, note = line.manifest, ""
     if manifest is None:
@@ -108,7 +108,7 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     }
     sections = [f"{folder.url}\n{note}".rstrip()]
     for title, value in blocks.items():
-        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip()
+        text = yaml_text(value).rstrip()
         sections.append(f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines()))
     shards, stage_files = read_records(folder)
     files = [f for record in shards for f in record.files] + stage_files

@@ -38,7 +38,7 @@ from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded
 from stages import declarations
 from stages.base import JobStage, ShardStage
 from stages.engine.backend import Backend, LocalBackend
-from stages.engine.lock import WorkspaceLock
+from stages.engine.lock import hold
 from stages.engine.plan import PlanLine, Planner
 from stages.engine.progress import Reporter, reporter
 from stages.engine.provenance import provenance
@@ -88,9 +88,9 @@ class Pipeline:
         if planner.finished().keys() >= set(names) and not force:
             report.say(f"nothing to do: {', '.join(names)} up to date in {self.workspace.url}")
             return RunResult(dict.fromkeys(names, "skipped"))
-        with WorkspaceLock(self.workspace) as lock:
-            if lock.taken_over:
-                report.say(f"took over the lock of a process that is gone ({lock.taken_over})")
+        with hold(self.workspace) as left:
+            if left is not None:
+                report.say(f"took over the lock of a process that is gone ({left})")
             return _Run(self.config, report).run(names, set(targets or ()) if force else set())
 
 

@@ -31,6 +31,7 @@ from regionclip_core.storage.records import (
     ShardRecord,
     canonical_json,
     read_records,
+    read_shard_record,
     shard_record_name,
     write_shard_record,
 )
@@ -149,7 +150,7 @@ class ShardWorker:
                 write_shard_record(ctx.out, record)  # the commit: all files of the shard are in place
                 return record
             except Committed:
-                return ShardRecord.from_json(ctx.out.read_json(name))
+                return read_shard_record(ctx.out, shard)
         except Exception as error:
             return failure(task.stage, shard, error)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regionclip_core.models.clip import ClipModel, build_clip
 from regionclip_core.storage.folder import Folder
-from regionclip_core.weights.official_export import save_official
+from regionclip_core.weights.exporting import save_official
 
 SMALL: dict[str, Any] = {
     "embed_dim": 16,

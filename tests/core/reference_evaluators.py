@@ -15,7 +15,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from regionclip_core.evaluation.truth import ImageDetections, ImageTruth
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.evaluation.average_precision import Evaluator, Kind, Protocol, Scores
+from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth
 
 HEIGHT, WIDTH = 120, 140
 
@@ -83,6 +85,17 @@ def _guesses(
     return ImageDetections(image_id, every, score, every_label, masks)
 
 
+def best_of(found: ImageDetections, count: int) -> ImageDetections:
+    """The detections of an image with the highest scores, in the order in which they came."""
+    return take(found, np.sort(np.argsort(-found.scores, kind="stable")[:count]))
+
+
+def take(found: ImageDetections, rows: np.ndarray) -> ImageDetections:
+    """The detections of an image at some indices."""
+    masks = None if found.masks is None else [found.masks[row] for row in rows.tolist()]
+    return ImageDetections(found.image_id, found.boxes[rows], found.scores[rows], found.labels[rows], masks)
+
+
 def truth_dict(truth: Sequence[ImageTruth], names: int) -> dict[str, Any]:
     """COCO's and LVIS's annotations of a scene; category ids are labels + 1."""
     images, annotations = [], []
@@ -129,6 +142,22 @@ def result_rows(truth: Sequence[ImageTruth], detections: Sequence[ImageDetection
 def xywh(box: np.ndarray) -> list[float]:
     x0, y0, x1, y1 = (float(v) for v in box)
     return [x0, y0, x1 - x0, y1 - y0]
+
+
+def evaluate_detections(
+    truth: Sequence[ImageTruth],
+    detections: Sequence[ImageDetections],
+    vocabulary: Vocabulary,
+    protocol: Protocol = "coco",
+    kind: Kind = "bbox",
+) -> Scores:
+    """Our own scores of a scene."""
+    evaluator, rows = Evaluator(vocabulary, protocol), CategoryRows()
+    for image in truth:
+        evaluator.add_truth(image)
+    for found in detections:
+        evaluator.add(rows, found)
+    return evaluator.evaluate(rows, kind)
 
 
 def pycocotools_evaluation(dataset: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
 from regionclip_core.datasets.images import encode_png
-from regionclip_core.datasets.source import Found
-from regionclip_core.datasets.sources import open_source, plan_shards
+from regionclip_core.datasets.index import IndexRow
+from regionclip_core.datasets.shard_plan import open_source, plan_shards
+from regionclip_core.datasets.source import Source
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.storage.folder import Folder
 
 VOCABULARY = Vocabulary(("cat", "dog", "kite"), ("cat",))
 
@@ -26,11 +30,16 @@ def jpeg(height: int = 200, width: int = 300) -> bytes:
     return buffer.getvalue()
 
 
-def read_all(split: object, shard_size: int = 100) -> list[Found]:
-    sources = {"train": open_source("train", split, 0, VOCABULARY)}
-    return [f for plan in plan_shards(sources, shard_size) for f in sources["train"].samples(plan, None)]
+def opened(split: Any, vocabulary: Vocabulary = VOCABULARY) -> Source:
+    """The source of the split `train`, with a folder of its own for what it finds out."""
+    return open_source("train", split, 0, vocabulary, Folder(f"memory://sources/{uuid4().hex}"))
 
 
-def statuses(found: list[Found]) -> dict[str, str]:
-    assert len({f.row.key for f in found}) == len(found), "keys must be unique"
-    return {f.row.key: f.row.status for f in found}
+def read_all(split: Any, shard_size: int = 100, vocabulary: Vocabulary = VOCABULARY) -> list[IndexRow]:
+    source = opened(split, vocabulary)
+    return [f for plan in plan_shards({"train": source}, shard_size) for f in source.samples(plan, None)]
+
+
+def statuses(found: list[IndexRow]) -> dict[str, str]:
+    assert len({row.key for row in found}) == len(found), "keys must be unique"
+    return {row.key: row.status for row in found}

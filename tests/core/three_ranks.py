@@ -15,10 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from regionclip_core.config.tree import OptimConfig
-from regionclip_core.datasets.images import BadImage
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.fit import FitResult, fit, step_seed
-from regionclip_core.training.image_tally import ImageTally
 
 RANKS, STEPS, DIE_AT = 3, 8, 5
 
@@ -49,26 +47,16 @@ class Killed(Exception):
     pass
 
 
-def count_images(tally: ImageTally, step: int, rank: int) -> None:
-    """One image a rank and step, every fifth a bad one; the last steps see the first images again."""
-    number = (step * RANKS + rank) % 20
-    if number % 5 == 2:
-        tally.bad(number, BadImage("bad_image", f"{number} ist beschädigt"))
-    else:
-        tally.good(number)
-
-
 def train(folder: Path, rank: int, die_at: int = STEPS) -> tuple[Layers, FitResult]:
     """A training on this rank's own batches."""
 
     def at(step: int) -> Points:
         if step == die_at:
             raise Killed
-        count_images(tally, step, rank)
         x = torch.randn(16, 32, generator=torch.Generator().manual_seed(step_seed(7, step, rank)))
         return Points(x, x.sum(1))
 
-    model, tally = Layers().train(), ImageTally(STEPS * RANKS)
+    model = Layers().train()
     result = fit(
         model,
         at,
@@ -80,7 +68,6 @@ def train(folder: Path, rank: int, die_at: int = STEPS) -> tuple[Layers, FitResu
         progress=lambda *_: None,
         rank=rank,
         world_size=RANKS,
-        tally=tally,
     )
     return model, result
 
@@ -103,7 +90,6 @@ def main(rank: int, folder: str) -> None:
                 "resumed": resumed.state_dict(),
                 "from": result.resumed_from,
                 "histories": [expected.history, result.history],
-                "images": [[r.tally.counts(), r.tally.unreadable()] for r in (expected, result)],
             }
             torch.save(outcome, f"{folder}/states.pt")
     finally:

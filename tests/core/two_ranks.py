@@ -30,7 +30,7 @@ from regionclip_core.pretraining.losses import image_text_contrastive
 from regionclip_core.pretraining.student import RegionBatch, RegionPretrainer, make_student
 from regionclip_core.pretraining.teacher import ClipBatch, ClipTrainer
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import BoxBatch
+from regionclip_core.training.boxed_images import BoxBatch
 from regionclip_core.training.distributed import common_canvas, gather_rows
 from regionclip_core.training.fit import fit
 from stages.base import JobStage, StageContext
@@ -94,7 +94,7 @@ def images(rows: slice) -> ImageBatch:
     tensor = torch.zeros(len(sizes), 3, max(h for h, _ in sizes), max(w for _, w in sizes), dtype=torch.float64)
     for canvas, number, (h, w) in zip(tensor, range(*rows.indices(BATCH)), sizes, strict=True):
         canvas[:, :h, :w] = random(3, h, w, seed=number)
-    return ImageBatch(tensor, sizes, [1.0] * len(sizes), sizes)
+    return ImageBatch(tensor, sizes, sizes)
 
 
 def boxes(number: int, count: int, seed: int = 0) -> Tensor:

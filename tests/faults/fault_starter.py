@@ -20,9 +20,9 @@ MODULES = (
     *("torch", "torchvision", "open_clip", "webdataset", "s3fs", "pyarrow.parquet", "PIL.Image", "stages.cli"),
     *(f"stages.{name}" for name in ("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs")),
     *(f"stages.{name}" for name in ("pretrain", "finetune", "engine.runner")),
-    *(f"regionclip_core.pretraining.{name}" for name in ("teacher", "labelling", "pair_writer", "student")),
+    *(f"regionclip_core.pretraining.{name}" for name in ("teacher", "labelling", "pairs", "student")),
     *(f"regionclip_core.{name}" for name in ("datasets.sources", "concepts.parser", "models.clip")),
-    *(f"regionclip_core.{name}" for name in ("proposals.training", "proposals.proposers", "detection.finetuning")),
+    *(f"regionclip_core.{name}" for name in ("proposals.network", "proposals.proposers", "detection.finetuning")),
 )
 
 

@@ -13,7 +13,7 @@ from regionclip_core.config.tree import EvaluateConfig, FinetuneConfig
 from regionclip_core.detection.detector import FOREGROUND_IOU, HeadOutput, OpenVocabularyDetector, RegionTargets
 from regionclip_core.detection.inference import BOX_WEIGHTS, InferenceSettings, detect_image, score_proposals
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import FOREGROUND, match
+from regionclip_core.ops.boxes import FOREGROUND, match
 
 FILE = "detector_losses.npz"
 LOSSES = {
@@ -232,7 +232,7 @@ ROWS = [
     Row(
         FILE,
         "iou[01] matched_idx[01] matched_label[01] proposal_classes[01]",
-        "boxes.iou, assignment.match",
+        "boxes.iou, boxes.match",
         1e-6,
         match_errors,
     ),

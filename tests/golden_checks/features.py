@@ -28,7 +28,7 @@ def run() -> dict[str, Tensor]:
     encoder.freeze(2)
     images = normalize_and_pad([golden["image0_rgb_u8"], golden["image1_rgb_u8"]], MEAN, STD)
     sizes = [(int(h), int(w)) for h, w in golden["image_sizes"]]
-    canvas = ImageBatch(images, sizes, [1.0, 1.0], sizes).global_boxes("padded")
+    canvas = ImageBatch(images, sizes, sizes).global_boxes("padded")
     aligned: list[Tensor] = []
     hook = encoder.layer4.register_forward_pre_hook(lambda _, args: aligned.append(args[0]))
     features = encoder.features(images)
@@ -79,7 +79,7 @@ ROWS = [
     Row(
         FILE,
         "region_feats",
-        "resnet_encoder.ResNetEncoder.pool, attention_pool.pool_single_query",
+        "resnet_encoder.ResNetEncoder.pool, pool_single_query",
         5e-6,
         lambda: errors("region_feats"),
     ),

@@ -15,11 +15,11 @@ from small_artifacts import Picture, rows_of, tiny_clip, tiny_config, write_data
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import save_clip
-from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.ops.boxes import iou
 from regionclip_core.pretraining.labelling import Labeller
+from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.proposers import NetworkBoxes
-from regionclip_core.proposals.training import build_network
 from regionclip_core.storage.records import Folder
 
 pytestmark = pytest.mark.gpu

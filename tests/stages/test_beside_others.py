@@ -1,15 +1,9 @@
-"""What takes no lock, beside what deletes and redoes artifacts; and two runs that take over one dead lock."""
+"""What takes no lock, beside what deletes and redoes artifacts."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
-import socket
-import subprocess
-import sys
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -24,8 +18,6 @@ from stages.commands import show, verify
 from stages.commands.gc import folder_bytes
 from stages.commands.show import show_stage
 from stages.commands.verify import verify_workspace
-from stages.engine import lock
-from stages.engine.lock import Holder, WorkspaceLock, read_holder
 
 
 def folder_of(toy: Toy, stage: str) -> Folder:
@@ -121,50 +113,6 @@ def test_commands_without_a_lock_beside_runs_that_redo_everything(toy: Toy) -> N
     finally:
         other.join()
     assert toy.run().ok
-
-
-def test_of_runs_that_take_over_a_dead_lock_one_gets_it(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All see the dead lock; each takes its time between the look at it and its removal."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead = Holder(socket.gethostname(), ended.pid, "2020-01-01T00:00:00+00:00", "regionclip run", None)
-    toy.workspace.write_json("lock.json", dead.__dict__)
-    looked, remove = threading.Barrier(6), Folder.remove
-    is_dead = Holder.is_dead
-
-    def together(holder: Holder) -> bool:
-        if holder == dead:
-            looked.wait(10)
-        return is_dead(holder)
-
-    delays = itertools.count()
-
-    def slow(self: Folder, name: str) -> None:
-        if name == lock.NAME:
-            time.sleep(0.03 * next(delays))
-        remove(self, name)
-
-    monkeypatch.setattr(Holder, "is_dead", together)
-    monkeypatch.setattr(Folder, "remove", slow)
-    got: list[str] = []
-    all_tried = threading.Barrier(6)
-
-    def run() -> None:
-        try:
-            with WorkspaceLock(toy.workspace):
-                got.append("lock")
-                all_tried.wait(10)
-        except lock.WorkspaceLocked:
-            got.append("locked")
-            all_tried.wait(10)
-
-    threads = [threading.Thread(target=run) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got) == ["lock"] + ["locked"] * 5
-    assert read_holder(toy.workspace) is None and os.listdir(toy.workspace.url) == []
 
 
 def test_an_input_that_is_replaced_while_a_stage_runs_is_told(

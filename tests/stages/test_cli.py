@@ -137,9 +137,9 @@ def test_config_prints_what_reads_back(toy: Toy, cli: Cli, tmp_path: Path) -> No
 
 
 def test_a_second_run_says_who_holds_the_workspace(toy: Toy, cli: Cli) -> None:
-    from stages.engine.lock import WorkspaceLock
+    from stages.engine.lock import hold
 
-    with WorkspaceLock(toy.workspace):
+    with hold(toy.workspace):
         result = cli("run")
         assert result.exit_code == 2 and "is held by host" in result.stderr and "--workspace" in result.stderr
         assert "running: host" in cli("status").stdout

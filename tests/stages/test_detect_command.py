@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from small_runs import artifact
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.detection.finetuning import build_detector
-from regionclip_core.detection.model_folder import LoadedModel, load_model
+from regionclip_core.detection.model_folder import load_model
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
-from regionclip_core.weights.exporting import detector_card, export_detector
+from regionclip_core.weights.exporting import export_detector
+from regionclip_core.weights.model_card import detector_card
 
 TINY_COCO_IMAGES = TINY_COCO / "val2017"
 
@@ -138,10 +140,8 @@ def test_masks_come_in_the_json_and_in_the_picture(run: Run, images: Path, tmp_p
     loaded, clip = load_model(Folder(str(plain))), load_clip(Folder(str(artifact(run.workspace, "pretrain"))))
     detector = build_detector(clip, loaded.vocabulary.names, config).eval()
     torch.nn.init.constant_(detector.mask_head.predictor.bias, 3.0)  # every pixel of a box, and no other
-    with_masks = LoadedModel(
-        detector, loaded.network, {**loaded.config, "mask_head": True}, loaded.vocabulary, loaded.text
-    )
-    export_detector(Folder(str(tmp_path / "m")), with_masks, detector_card(with_masks, "regionclip", None), None)
+    with_masks = replace(loaded, detector=detector, embeddings=detector.class_embeddings)
+    export_detector(Folder(str(tmp_path / "m")), with_masks, detector_card(with_masks, "regionclip", None))
     out = tmp_path / "out"
     arguments = ("detect", str(images / "wide.png"), "--model", str(tmp_path / "m"), "--score", "0", "--out", str(out))
     [row] = entries(free(*arguments), out)
@@ -172,8 +172,8 @@ def test_photographs_are_searched_at_a_reduced_size(model: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nowhere"], "--model nowhere: no model there. Expected a detector folder"),
-        (["--model", "nowhere", "--workspace", "x"], "--model stands for itself"),
+        (["--model", "nowhere"], "nowhere: no model there. Expected a detector folder"),
+        (["--model", "nowhere", "--workspace", "x"], "--model needs no config"),
         (["--classes", " , "], "names no category"),
         (["--config", "tiny", "--workspace", "nothing", "--classes", "a"], "detect needs the finished stage finetune"),
         (["--model", "{model}", "--classes", "a,b,a"], "names ['a'] more than once"),

@@ -53,7 +53,7 @@ def test_a_detector_of_the_run_stands_alone(run: Run, tmp_path: Path) -> None:
     assert list(model.detector.names) == categories["names"] and len(own["class_embeddings"]) == len(
         categories["names"]
     )
-    assert model.network is not None and model.text is not None
+    assert model.proposer is not None and model.text is not None
 
 
 def test_name_chooses_the_detector(run: Run, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_folder_can_be_exported_again(run: Run, tmp_path: Path) -> None:
         (["student", "--format", "official"], "the official format is one new file, such as model.pth"),
         (["detector", "--name", "best"], "--name best: expected one of regionclip, clip, oracle"),
         (["detector", "--set", "finetune.steps=77"], "export needs the finished stage finetune, which is stale"),
-        (["student", "--model", "x"], "--model stands for itself"),
+        (["student", "--model", "x"], "--model needs no config"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_and_nothing_is_written(

@@ -35,7 +35,7 @@ def test_what_became_of_the_file_is_printed_and_kept(tmp_path: Path, model: str)
         "regionclip_finetuned-coco_rn50.pth",
         "kind detector, small_model: blocks [1, 2, 1, 1], width 8, input 64, embedding 16; 65 categories",
         f"renamed {len(state) - 1} tensors: backbone -> detector.encoder",
-        "left over iteration: stands beside the model; pixel_mean: a constant",
+        "left over iteration: not part of the model; pixel_mean: a constant",
         "missing proposal branch: it proposes no boxes by itself: give `detect` the folder of a proposal network",
         "with --rpn",
         "added detector.class_embeddings: ",

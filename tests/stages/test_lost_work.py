@@ -1,11 +1,7 @@
-"""Rare moments in which work could be lost or mixed: locks, listings, roll-ups, a store that is away."""
+"""Rare moments in which work could be lost or mixed: listings, roll-ups, a store that is away."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,43 +17,6 @@ from stages.base import ShardResult, ShardWork, StageContext
 from stages.commands.verify import verify_artifact
 from stages.engine import runner, work
 from stages.engine.backend import LocalBackend
-from stages.engine.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="pid namespaces are Linux's")
-def test_a_container_of_the_same_host_name_is_another_host(tmp_path: Path) -> None:
-    workspace = Folder(str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    with WorkspaceLock(workspace):
-        me = read_holder(workspace)
-        assert me is not None and me.namespace.startswith("pid:[")
-    other = Holder(me.host, ended.pid, me.since, "regionclip run", None, "", "pid:[1]")  # its pid says nothing here
-    workspace.write_json("lock.json", other.__dict__)
-    with pytest.raises(WorkspaceLocked, match=r"delete .*lock\.json"), WorkspaceLock(workspace):
-        pass
-    workspace.write_json("lock.json", {**other.__dict__, "field_of_a_newer_version": 1})
-    with pytest.raises(ValueError, match=r"lock\.json: expected a lock as this version"), WorkspaceLock(workspace):
-        pass
-
-
-def test_a_dead_lock_that_another_run_took_over_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = Folder(f"memory://{tmp_path.name}/ws")
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead = Holder(socket.gethostname(), ended.pid, "2020-01-01T00:00:00+00:00", "regionclip run", None)
-    workspace.write_json("lock.json", dead.__dict__)
-    winner = Holder(dead.host, os.getpid(), dead.since, "regionclip run", None, "winner")
-
-    def slow(holder: Holder) -> bool:  # while this run looks whether the holder lives, another takes over
-        if holder == dead:
-            workspace.write_json("lock.json", winner.__dict__)
-        return holder == dead
-
-    monkeypatch.setattr(Holder, "is_dead", slow)
-    with pytest.raises(WorkspaceLocked), WorkspaceLock(workspace):
-        pass
-    assert read_holder(workspace) == winner
 
 
 def test_a_merge_refuses_a_roll_up_that_lags(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from lvis_samples import BASE, NAMES, write_lvis
+from metrics_layout import metric_keys, paths_of
 from small_runs import artifact, run_small, small_config
 
 from regionclip_core.config.tree import STAGE_NAMES
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.metrics import metric_keys, paper_numbers, paths_of
+from regionclip_core.evaluation.metrics import paper_numbers
 from regionclip_core.storage.folder import Folder
 
 GROUPS = ("base", "novel", "all", "rare", "common", "frequent")

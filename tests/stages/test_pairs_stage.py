@@ -12,7 +12,7 @@ import pytest
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import read_index
-from regionclip_core.pretraining.pair_reader import RegionPairs
+from regionclip_core.pretraining.pairs import RegionPairs
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.storage.tables import LABELS
 from stages.base import StageContext

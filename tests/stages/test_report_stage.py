@@ -16,7 +16,7 @@ import torch
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import read_index
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.storage.records import Folder, Manifest, ShardRecord, content_digest, write_manifest
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import StageContext
@@ -309,7 +309,7 @@ def test_pictures_show_validation_images_with_novel_objects(workspace: Workspace
     with_novel = sum(bool(novel & set(row.box_labels.tolist())) for row in images)
     assert len(counts) == 3
     assert sum(count > 0 for count in counts) == min(3, with_novel)
-    # Three views of each image, which itself stands in the page once.
+    # Three views of each image, which is in the page once.
     assert len(re.findall('<use href="#(image-[0-9]+)"', detections)) == 9
     assert len(set(re.findall('<use href="#(image-[0-9]+)"', detections))) == 3
     assert html.count("data:image/") == len(set(re.findall('<use href="#(image-[0-9]+)"', html)))
@@ -343,7 +343,25 @@ def test_runs_without_the_optional_parts(tmp_path: Path) -> None:
     assert {"rpn", "detections"}.isdisjoint(page.ids)
     assert page.text.count("not measured") == 3
     assert "The teacher was not trained in this run." in page.text
-    assert "oracle" not in page.text.split("Finetuning")[2].split("Artifacts")[0].replace("for the oracle", "")
+    assert "oracle" not in page.text.split("Finetuning")[2].split("Artifacts")[0]
+
+
+def test_runs_of_published_weights(tmp_path: Path) -> None:
+    """Nothing is pretrained or finetuned: there are no concepts, labels and pairs, and no curves."""
+    named = Workspace(
+        tmp_path,
+        make_config(pretrain={"weights": "made/<student>"}, finetune={"weights": "made/detector"}),
+    )
+    for stage, names in (
+        ("pretrain", ["history"]),
+        ("finetune", [f"history-{n}" for n in ("clip", "regionclip", "oracle")]),
+    ):
+        [Folder(str(tmp_path / stage)).remove(f"{name}.json") for name in names]
+    page = Page(named.report().read_bytes("report.html").decode())
+    assert {"concepts", "labels"}.isdisjoint(page.ids)
+    assert {"pretrain", "finetune"} <= set(page.ids)
+    for weights in ("made/<student>", "made/detector"):
+        assert f"Nothing was trained in this run: the weights are those of {weights}." in page.text
 
 
 def test_unfinished_input_is_refused(workspace: Workspace, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded
 from stages.commands.gc import collect, unreachable
 from stages.commands.verify import artifacts, verify_artifact
 from stages.engine import runner
-from stages.engine.lock import Holder, WorkspaceLock, WorkspaceLocked, read_holder
+from stages.engine.lock import read_holder
 from stages.engine.plan import PlanLine, setting_changes
 from stages.engine.progress import Reporter
 from stages.engine.runner import Pipeline
@@ -307,45 +307,6 @@ def test_gc_keeps_what_a_config_reaches_and_what_may_yet_be_reached(toy: Toy) ->
     deleted, _ = collect([new], toy.workspace)
     assert {folder.url for _, folder in artifacts(toy.workspace)} == before - {item.folder.url for item in deleted}
     assert set(states(toy.plan(labels__threshold=0.3)).values()) == {"done"}
-
-
-def test_a_held_workspace_says_who_holds_it(toy: Toy) -> None:
-    toy.run("numbers")
-    with WorkspaceLock(toy.workspace):
-        with pytest.raises(WorkspaceLocked, match=rf"pid {os.getpid()}, since 20\d\d-.*\n.*--workspace"):
-            toy.run()
-        assert toy.run("numbers").outcomes == {"numbers": "skipped"}  # nothing to do needs no lock
-        toy.plan()
-    assert read_holder(toy.workspace) is None
-    assert toy.run().ok
-
-
-@pytest.mark.parametrize("remote", [False, True])
-def test_the_lock_of_a_dead_process_is_taken_over_and_another_hosts_is_not(tmp_path: Path, remote: bool) -> None:
-    workspace = Folder(f"memory://{tmp_path.name}/ws") if remote else Folder(str(tmp_path))
-    with WorkspaceLock(workspace) as lock:
-        me = read_holder(workspace)
-        assert me is not None and lock.taken_over is None and not me.is_dead()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead = Holder(me.host, ended.pid, "2020-01-01T00:00:00+00:00", "regionclip run", None)
-    recycled = Holder(me.host, me.pid, "2020-01-01T00:00:00+00:00", "regionclip run", 1)  # same pid, other process
-    for holder in [dead, recycled] if sys.platform == "linux" else [dead]:
-        workspace.write_json("lock.json", holder.__dict__)
-        with WorkspaceLock(workspace) as lock:
-            assert lock.taken_over == holder
-            mine = read_holder(workspace)
-            assert mine is not None and mine.token != me.token
-            assert mine == me.__class__(**{**me.__dict__, "since": mine.since, "token": mine.token})
-        assert workspace.names() == []
-    elsewhere = Holder("another-host", ended.pid, "2020-01-01T00:00:00+00:00", "regionclip run", None)
-    workspace.write_json("lock.json", elsewhere.__dict__)
-    with (
-        pytest.raises(WorkspaceLocked, match=r"another-host, pid \d+.*\n.*delete .*lock\.json"),
-        WorkspaceLock(workspace),
-    ):
-        pass
-    assert read_holder(workspace) == elsewhere
 
 
 def test_the_whole_pipeline_in_a_workspace_at_a_url(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

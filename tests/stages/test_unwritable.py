@@ -14,7 +14,7 @@ import pytest
 from toy_runs import Toy
 
 from regionclip_core.storage.folder import Folder
-from stages.engine.lock import WorkspaceLock, read_holder
+from stages.engine.lock import hold, read_holder
 from stages.engine.plan import Planner
 
 Output = pytest.CaptureFixture[str]
@@ -121,7 +121,7 @@ def test_a_store_that_goes_away_fails_the_stages_one_by_one(
 ) -> None:
     toy.run("numbers")
     toy.calls()
-    with WorkspaceLock(toy.workspace):
+    with hold(toy.workspace):
         Folder(str(toy.plan()["numbers"].path)).remove_all()
     finished = Planner.finished
 
@@ -144,9 +144,9 @@ def test_a_store_that_goes_away_fails_the_stages_one_by_one(
 
 
 def test_a_workspace_that_vanishes_does_not_keep_a_run_from_ending(toy: Toy) -> None:
-    with WorkspaceLock(toy.workspace):
+    with hold(toy.workspace):
         shutil.rmtree(toy.workspace.url)
-    with WorkspaceLock(toy.workspace):
+    with hold(toy.workspace):
         shutil.rmtree(toy.workspace.url)
         toy.root.joinpath("ws").write_text("a file in its place")
 
@@ -160,6 +160,6 @@ def test_a_lock_that_finds_no_room_names_its_file(toy: Toy, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdopen", no_room)
-        with pytest.raises(OSError, match=r"No space left on device: '.*/ws/lock\.json'"), WorkspaceLock(toy.workspace):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/ws/lock\.json'"), hold(toy.workspace):
             pass
-    assert os.listdir(toy.workspace.url) == []
+    assert os.listdir(toy.workspace.url) == [".lock"]  # free, and of no bytes

@@ -2,45 +2,28 @@
 
 What decides, in this order: closed classes; an open noun phrase (after a determiner or an adjective a noun must
 come); number agreement ("people on camels walk up"); a verb after an animate noun ("woman stands", never a "woman
-stand"); the word after the next; and last the reading that captions prefer (`caption_words`).
+stand"); the words that follow; and last the reading that captions prefer (readings.py).
 """
 
 from __future__ import annotations
 
-from regionclip_core.concepts.rules import words
+from regionclip_core.concepts.rules import word_lists as words
+from regionclip_core.concepts.rules.ambiguous_words import PARTICLE_FIRSTS, particle, special
 from regionclip_core.concepts.rules.context import Context
-from regionclip_core.concepts.rules.lexicon import (
-    ADJ,
+from regionclip_core.concepts.rules.readings import (
     ADJECTIVE,
-    ADP,
-    ADV,
     ADVERB,
-    ADVERBIAL,
-    AUX,
     BASE,
-    CCONJ,
-    DET,
     GERUND,
-    NAMED,
     NOMINAL,
-    NOUN,
-    NUM,
-    OPEN,
-    OPENED,
-    PART,
     PAST,
     PLURAL,
-    POSS,
-    PRON,
-    PUNCT,
     SINGULAR,
-    SPECIAL,
     THIRD,
-    VERB,
     VERBAL,
+    Tag,
     Word,
 )
-from regionclip_core.concepts.rules.special import PARTICLE_FIRSTS, particle, special
 
 
 class Tagger(Context):
@@ -48,166 +31,160 @@ class Tagger(Context):
 
     __slots__ = ()
 
-    def tags(self) -> list[int]:
-        """One part of speech a word (constants of `caption_lemmas`)."""
+    def tags(self) -> list[Tag]:
+        """Return the part of speech of each word."""
         for i, word in enumerate(self.words):
             tag = word.tag
-            if tag == ADP and i and self.words[i - 1].lower in PARTICLE_FIRSTS:
+            if tag == "ADP" and i and self.words[i - 1].lower in PARTICLE_FIRSTS:
                 tag = particle(self, i, word)
-            elif tag == SPECIAL:
+            elif tag == "SPECIAL":
                 tag = special(self, i, word)
-            if tag == OPEN:
+            if tag == "OPEN":
                 tag = self._open(i, word)
-            self.tagged.append(tag)
-            self.advance(i, word, tag)
+            self.advance(word, tag)
         return self.tagged
 
-    # -------------------------------------------------------- open classes
-
-    def _open(self, i: int, word: Word) -> int:
+    def _open(self, i: int, word: Word) -> Tag:
         readings, following = word.readings, self.next_word(i)
         particle = words.PARTICLE_COMPOUNDS.get((word.lower, following.lower))
-        if particle and self.next_word(i, 2).lower in particle and self.previous() != PRON:
-            return NOUN if word.lower != "see" else ADJ
-        unlikely = readings & GERUND or (word.lower in words.ADJECTIVES and self.phrase != OPENED)
+        if particle and self.next_word(i, 2).lower in particle and self.previous() != "PRON":  # "a pick up truck"
+            return "NOUN" if word.lower != "see" else "ADJ"
+        # "a herd of cattle", "a touch of humor"; but "full of people", "eating of"
+        unlikely = readings & GERUND or (word.lower in words.ADJECTIVES and self.phrase != "opened")
         if following.lower == "of" and readings & NOMINAL and not unlikely:
-            return NOUN
+            return "NOUN"
         if readings & GERUND:
             return self._gerund(i, word, following)
-        if readings & NOMINAL and readings & (BASE | THIRD):
+        if readings & NOMINAL and readings & (BASE | THIRD):  # "walk", "watches"
             if self._is_verb(i, word, following):
-                return VERB
-            if readings & (PAST | ADJECTIVE) and not readings & PLURAL:
+                return "VERB"
+            if readings & (PAST | ADJECTIVE) and not readings & PLURAL:  # "a cut cake"
                 return self._participle(i, word, following)
-            return NOUN
+            return "NOUN"
         if readings & PAST:
             return self._participle(i, word, following)
-        if readings & (BASE | THIRD):
-            if readings & ADJECTIVE and (self.phrase == OPENED or following.nominal):
-                return ADJ
-            return VERB
+        if readings & (BASE | THIRD):  # "holds"; but "a muddy field", which one can also muddy
+            if readings & ADJECTIVE and (self.phrase == "opened" or following.nominal):
+                return "ADJ"
+            return "VERB"
         if readings & ADJECTIVE:
             return self._adjective(i, word, following)
-        if readings & ADVERB and not readings & NOMINAL:
-            return ADV
-        return NOUN
+        return "ADV" if readings & ADVERB and not readings & NOMINAL else "NOUN"
 
-    def _adjective(self, i: int, word: Word, following: Word) -> int:
-        if self.leads_to_noun(i):
-            return ADJ
-        if not word.readings & SINGULAR and not word.readings & PLURAL:
-            if word.readings & ADVERB and self.phrase != OPENED:
-                return ADV
-            return NOUN if self.previous() == DET and following.tag != CCONJ else ADJ
-        if word.lower == "orange" and self.previous() in (DET, ADJ, NUM, POSS):
-            return NOUN
-        if word.lower in words.COLORS:
-            return NOUN if self.previous() in (ADP, DET) and following.tag != CCONJ else ADJ
-        if self.previous() in (AUX, ADV) or (self.phrase == NAMED and word.lower in words.ADJECTIVES):
-            return ADJ
-        return NOUN
+    def _adjective(self, i: int, word: Word, following: Word) -> Tag:
+        if self.leads_to_noun(i):  # "a steep slope"
+            return "ADJ"
+        if not word.readings & NOMINAL:
+            if word.readings & ADVERB and self.phrase != "opened":  # "a cat looking upward"
+                return "ADV"
+            # "the homeless" are people, but "the floor is shiny"
+            return "NOUN" if self.previous() == "DET" and following.tag != "CCONJ" else "ADJ"
+        if word.lower == "orange" and self.previous() in ("DET", "ADJ", "NUM", "POSS"):  # "a peeled orange"
+            return "NOUN"
+        if word.lower in words.COLORS:  # "a woman in red"; but "the bus is red", "in red and white"
+            return "NOUN" if self.previous() in ("ADP", "DET") and following.tag != "CCONJ" else "ADJ"
+        # "the pool is oval", "a window square in shape"; but "an adult", "a customer"
+        if self.previous() in ("AUX", "ADV") or (self.phrase == "named" and word.lower in words.ADJECTIVES):
+            return "ADJ"
+        return "NOUN"
 
-    def _gerund(self, i: int, word: Word, following: Word) -> int:
+    def _gerund(self, i: int, word: Word, following: Word) -> Tag:
         lower, previous = word.lower, self.previous()
-        if following.lower in words.GERUND_HEADS.get(lower, ()) or following.noun in words.GERUND_HEADS.get(lower, ()):
-            return NOUN
-        if lower in words.ING_NOUNS:
-            acts = following.tag in (DET, POSS) and previous in (AUX, NOUN, PRON)
-            subject = self.phrase == NAMED and self.animate and following.tag in (ADP, DET, POSS)
-            return VERB if acts or subject else NOUN
-        if previous == AUX:
-            return VERB
-        if self.phrase == OPENED:
-            if following.nominal or self.leads_to_noun(i):
-                return ADJ
-            return NOUN if following.tag not in (DET, POSS) else VERB
-        if self.phrase == NAMED:
-            if lower in words.MAYBE_ING_NOUNS and not self.animate and not following.nominal and following.tag != DET:
-                return NOUN
-            return VERB
-        if previous == ADP and lower in words.MAYBE_ING_NOUNS and not following.nominal and following.tag != DET:
-            return NOUN
-        return ADJ if following.nominal and lower in words.ING_ADJECTIVES else VERB
+        heads = words.GERUND_HEADS.get(lower, ())
+        if following.lower in heads or following.noun in heads:  # "a cutting board"
+            return "NOUN"
+        if lower in words.ING_NOUNS:  # "the building"; but "is painting a wall", "a man painting on glass"
+            acts = following.tag in ("DET", "POSS") and previous in ("AUX", "NOUN", "PRON")
+            subject = self.phrase == "named" and self.animate and following.tag in ("ADP", "DET", "POSS")
+            return "VERB" if acts or subject else "NOUN"
+        if previous == "AUX":  # "is looking"
+            return "VERB"
+        if self.phrase == "opened":
+            if following.nominal or self.leads_to_noun(i):  # "a smiling couple"
+                return "ADJ"
+            return "NOUN" if following.tag not in ("DET", "POSS") else "VERB"  # "a drawing"; "a young riding a bike"
+        maybe_noun = lower in words.MAYBE_ING_NOUNS and not following.nominal and following.tag != "DET"
+        if self.phrase == "named":  # "a kitchen setting"; but "a man crossing", "a bridge crossing the river"
+            return "NOUN" if maybe_noun and not self.animate else "VERB"
+        if previous == "ADP" and maybe_noun:  # "a cake with writing"
+            return "NOUN"
+        return "ADJ" if following.nominal and lower in words.ING_ADJECTIVES else "VERB"  # "smiling girls"
 
-    def _participle(self, i: int, word: Word, following: Word) -> int:
+    def _participle(self, i: int, word: Word, following: Word) -> Tag:
         previous = self.previous()
-        if previous == AUX and not word.readings & ADJECTIVE:
-            return VERB
-        if word.readings & ADJECTIVE and previous == AUX:
+        if previous == "AUX":
+            if not word.readings & ADJECTIVE:  # "is parked"
+                return "VERB"
+            # "is broken"; but "has closed doors", "is clean"
             have = self.words[i - 1].lower in words.HAVE_FORMS
-            return ADJ if (have and following.nominal) or not word.readings & PAST else VERB
+            return "ADJ" if (have and following.nominal) or not word.readings & PAST else "VERB"
         leads = following.nominal or self.leads_to_noun(i)
-        if self.phrase == OPENED:
-            if leads:
-                return ADJ
-            return NOUN if word.readings & NOMINAL else (VERB if word.readings & PAST else ADJ)
-        if self.phrase == NAMED:
-            if leads and not self.animate and not self.plural:
-                return ADJ
-            if word.readings & PAST:
-                return VERB
-            return NOUN if word.readings & SINGULAR and not leads else ADJ
-        if leads:
-            return ADJ
-        if not word.readings & PAST:
-            return self._adjective(i, word, following)
-        return VERB
-
-    # -------------------------------------------------------- noun or verb
+        if self.phrase == "opened":
+            if leads:  # "a dented pole"
+                return "ADJ"
+            if word.readings & NOMINAL:  # "a small moped"
+                return "NOUN"
+            return "VERB" if word.readings & PAST else "ADJ"  # "a group of five gathered around"
+        if self.phrase == "named":
+            if leads and not self.animate and not self.plural:  # "a glass topped desk", not "a man dressed warmly"
+                return "ADJ"
+            if word.readings & PAST:  # "birds perched on a branch"
+                return "VERB"
+            return "NOUN" if word.readings & SINGULAR and not leads else "ADJ"  # "a center piece"
+        if leads:  # "used cars"
+            return "ADJ"
+        return "VERB" if word.readings & PAST else self._adjective(i, word, following)
 
     def _is_verb(self, i: int, word: Word, following: Word) -> bool:
-        previous = self.previous()
-        if previous == PART and self.words[i - 1].lower == "to":
+        """Return whether a word that can be a noun or a verb is a verb."""
+        previous, before = self.previous(), self.words[i - 1].lower if i else ""
+        if previous == "PART" and before == "to":  # "about to kick"
             return bool(word.readings & BASE)
-        if previous == AUX:
-            return bool(word.readings & BASE) and self.words[i - 1].lower in words.MODALS
-        if previous == PRON:
-            return word.strong_verb or following.tag in (DET, POSS, ADP)
-        if self.phrase == OPENED:
+        if previous == "AUX":  # "can spot"; but "has mirrors"
+            return bool(word.readings & BASE) and before in words.MODALS
+        if previous == "PRON":  # "while they stand", "a door that opens up"
+            return word.strong_verb or following.tag in ("DET", "POSS", "ADP")
+        if self.phrase == "opened":  # "a watch", "two walks"
             return False
-        if self.phrase == NAMED:
+        if self.phrase == "named":
             return self._agrees(word, following)
-        if previous in (ADV, ADVERBIAL):
-            adverb = self.words[i - 1]
-            subject = len(self.tagged) > 1 and self.tagged[-2] in (NOUN, PRON)
-            return word.strong_verb and (subject or adverb.lower.endswith("ly")) and following.tag != OPEN
-        if previous == CCONJ:
+        if previous in ("ADV", "ADVERBIAL"):  # "a man quickly turns to", "a boy now stands on"; but "very counter top"
+            subject = self.previous(2) in ("NOUN", "PRON")
+            return word.strong_verb and (subject or before.endswith("ly")) and following.tag != "OPEN"
+        if previous == "CCONJ":  # "a man sits and reads a book"; but "a man holds bats and balls"
             same_form = bool(self.verb_form & word.readings & VERBAL)
-            governs = following.tag in (DET, POSS, ADP, ADV, ADVERBIAL, PRON, SPECIAL)
+            governs = following.tag in ("DET", "POSS", "ADP", "ADV", "ADVERBIAL", "PRON", "SPECIAL")
             return same_form and word.strong_verb and governs
-        if previous == PUNCT and i == 0:
-            return bool(word.readings & BASE) and following.tag in (DET, POSS) and word.strong_verb
-        if previous == PUNCT:
-            return (
-                bool(self.verb_form & word.readings & THIRD) and word.strong_verb and following.tag in (DET, POSS, ADP)
-            )
+        if i == 0:  # "hold the door", as on a sign
+            return bool(word.readings & BASE) and following.tag in ("DET", "POSS") and word.strong_verb
+        if previous == "PUNCT":  # "a man sits, reads a book"
+            governs = following.tag in ("DET", "POSS", "ADP")
+            return bool(self.verb_form & word.readings & THIRD) and word.strong_verb and governs
         return False
 
     def _agrees(self, word: Word, following: Word) -> bool:
-        """A verb of the noun before it, by number and by what follows."""
-        takes_object = following.tag in (DET, POSS, PRON)
-        takes_phrase = takes_object or following.tag in (ADP, ADV, ADVERBIAL, NUM, SPECIAL, PART)
-        if word.readings & THIRD:
-            if self.singular_determiner and not self.plural:
+        """Return whether the word is the verb of the noun before it, by its number and by what follows."""
+        takes_object = following.tag in ("DET", "POSS", "PRON")
+        takes_phrase = takes_object or following.tag in ("ADP", "ADV", "ADVERBIAL", "NUM", "SPECIAL", "PART")
+        if word.readings & THIRD:  # with -s: the verb of a singular, or a plural noun
+            if self.singular_determiner and not self.plural:  # "a soldier salutes the flag", "a man bikes along"
                 return word.strong_verb or takes_phrase
-            if self.wanted_plural and not self.plural:
+            if self.wanted_plural and not self.plural:  # "two metal sinks"
                 return False
-            if self.plural and not self.animate:
+            if self.plural and not self.animate:  # "a woman in jeans plays on"; but "jeans pockets"
                 return word.strong_verb and takes_phrase
-            return word.strong_verb or (self.animate and takes_phrase)
-        if word.animate and not word.strong_verb:
+            return word.strong_verb or (self.animate and takes_phrase)  # "the mother feeds", "the dog noses in"
+        # without -s: the verb of a plural, or a noun
+        if word.animate and not word.strong_verb:  # "a police officer", "a kitty cat"
             return False
-        together = self.plural or self.last_noun.lower in words.COLLECTIVES
-        if self.compound_subject:
+        if self.compound_subject:  # "a dog and a cat sleep on"; but "a tub and shower curtain"
             return word.strong_verb and (takes_phrase or self.animate)
-        if not together:  # "a bird stand on": agreement errors are common with these
-            return self.animate and word.lower in ("stand", "walk") and following.tag == ADP and not self._hot_dog()
-        if self.plural and self.last_noun.lower in words.PLURAL_MODIFIERS and not takes_object:
-            return word.strong_verb and self.animate
         if not self.plural:
-            return word.strong_verb and takes_phrase
-        return word.strong_verb or self.animate or takes_object
-
-    def _hot_dog(self) -> bool:
-        n = len(self.tagged)
-        return n > 1 and self.words[n - 2].lower == "hot"
+            if self.last_noun.lower in words.COLLECTIVES:  # "a couple walk along"
+                return word.strong_verb and takes_phrase
+            # "a soccer ball"; but "a bird stand on": errors of agreement are common with these
+            hot_dog = self.words[max(len(self.tagged) - 2, 0)].lower == "hot"  # "a hot dog stand"
+            return self.animate and word.lower in ("stand", "walk") and following.tag == "ADP" and not hot_dog
+        if self.last_noun.lower in words.PLURAL_MODIFIERS and not takes_object:  # "a sports watch"; "women walk"
+            return word.strong_verb and self.animate
+        return word.strong_verb or self.animate or takes_object  # "people ride", "trucks line the street"

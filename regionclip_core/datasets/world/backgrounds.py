@@ -25,13 +25,13 @@ class Background:
     pattern: str
     """One of PATTERNS where the kind is `pattern`, else empty."""
     tones: tuple[Colour, ...]
-    """Its colours, the prevailing one first."""
+    """Its two colours, the main one first."""
     colour: str
-    """Name of the prevailing colour, key of palette.NAMED."""
+    """Name of the main colour, key of palette.NAMED."""
 
 
 def draw_background(rng: np.random.Generator, side: int) -> Background:
-    """A square background of `side` pixels."""
+    """Draw a square background of `side` pixels."""
     kind = KINDS[int(rng.integers(len(KINDS)))]
     names = list(NAMED)
     colour = names[int(rng.integers(len(names)))]
@@ -55,7 +55,7 @@ def draw_background(rng: np.random.Generator, side: int) -> Background:
 
 
 def _soften(rng: np.random.Generator, colour: str) -> Colour:
-    """A paler kind of the named colour, sometimes a deeper one; objects are painted in the full colours."""
+    """Return a paler kind of the named colour, sometimes a deeper one; objects have the full colours."""
     base = vary(rng, NAMED[colour])
     if colour in ("black", "white", "gray"):
         return base
@@ -98,7 +98,7 @@ def _draw_pattern(rng: np.random.Generator, pen: ImageDraw.ImageDraw, pattern: s
 
 
 def _draw_clutter(rng: np.random.Generator, pen: ImageDraw.ImageDraw, full: int, tone: Colour) -> None:
-    """Two to ten meaningless strokes, blobs and corners, mostly faint."""
+    """Draw two to ten meaningless strokes, blobs and corners, mostly faint."""
     names = list(NAMED)
     for _ in range(int(rng.integers(2, 11))):
         ink = mix(tone, NAMED[names[int(rng.integers(len(names)))]], int(rng.integers(25, 75)))

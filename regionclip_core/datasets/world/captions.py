@@ -1,4 +1,4 @@
-"""English captions of an image: true, of varied grammar, with words that name no object among them.
+"""English captions of an image: true, of varied grammar, and with words for more than objects.
 
 A caption joins noun phrases ("two red cats", "a small teapot") by a list or a relation that holds in the image, puts
 them into a frame ("a picture of ...", "there is ..."), and may add the background, a place or a time.
@@ -16,51 +16,25 @@ from regionclip_core.datasets.world.palette import NAMED
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _FRAMES = (
-    "{x}",
-    "{x}",
-    "{x}",
-    "a photo of {x}",
-    "a picture of {x}",
-    "an image of {x}",
-    "an illustration of {x}",
-    "a drawing of {x}",
-    "a view of {x}",
-    "a scene with {x}",
-    "a colorful picture that shows {x}",
-    "{there} {x}",
-    "{there} {x} here",
-    "this picture shows {x}",
-    "the image shows {x}",
-    "we can see {x}",
-    "you can spot {x}",
-    "someone drew {x}",
-    "the artist painted {x}",
-    "look at {x}",
-)
+    "{x}", "{x}", "{x}", "a photo of {x}", "a picture of {x}", "an image of {x}", "an illustration of {x}",
+    "a drawing of {x}", "a view of {x}", "a scene with {x}", "a colorful picture that shows {x}", "{there} {x}",
+    "{there} {x} here", "this picture shows {x}", "the image shows {x}", "we can see {x}", "you can spot {x}",
+    "someone drew {x}", "the artist painted {x}", "look at {x}",
+)  # fmt: skip
 _CLOSEUP_FRAMES = ("a close up of {x}", "a close up photo of {x}", "a detailed picture of {x}", "a portrait of {x}")
 _VERBS = (" is", " is", " sits", " stands", " lies", " appears")
 _CLAUSE_FRAMES = ("{x}", "{x}", "in this picture, {x}", "it seems that {x}", "here {x}", "this is a scene where {x}")
 _SEVERAL = (*(f"{number} " for number in _NUMBERS[2:]), "a few", "a couple", "several")
 _SCENE_FRAMES = (
-    "an arrangement of things with {x}",
-    "a collection of objects, including {x}",
-    "a busy scene with {x}",
+    "an arrangement of things with {x}", "a collection of objects, including {x}", "a busy scene with {x}",
     "a playful mix of {x}",
-)
+)  # fmt: skip
 _TAILS = (
-    "on a sunny afternoon",
-    "in the early morning",
-    "at the end of the day",
-    "during the summer",
-    "in the sunshine",
-    "in a quiet place",
-    "in good light",
-    "in a cartoon style",
-    "with a touch of humor",
-    "in bright colors",
-)
+    "on a sunny afternoon", "in the early morning", "at the end of the day", "during the summer", "in the sunshine",
+    "in a quiet place", "in good light", "in a cartoon style", "with a touch of humor", "in bright colors",
+)  # fmt: skip
 _LONG = 18
-"""Captions with as many words are not made longer, so that the common context of 32 tokens holds them."""
+"""A caption of this many words gets no further part, so that it fits the usual context of 32 tokens."""
 _PLACES = {
     "plain": ("on a plain {tone} background", "against a {tone} wall", "on a {tone} surface"),
     "gradient": ("in soft light", "in front of a hazy sky", "on a smooth background", "in the mist"),
@@ -71,7 +45,7 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Thing:
-    """An object as captions see it."""
+    """What captions know of an object."""
 
     category: Category
     colour: str
@@ -83,13 +57,13 @@ class Thing:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Centre as shares of the image's side."""
+        """Return the centre (x, y) as shares of the image's side."""
         x0, y0, x1, y1 = self.box
         return (x0 + x1) / 2 / self.image_size, (y0 + y1) / 2 / self.image_size
 
     @property
     def extent(self) -> float:
-        """Longer side of the box as a share of the image's side."""
+        """Return the longer side of the box as a share of the image's side."""
         x0, y0, x1, y1 = self.box
         return max(x1 - x0, y1 - y0) / self.image_size
 
@@ -99,31 +73,26 @@ Group = list[Thing]
 
 
 def write_captions(rng: np.random.Generator, kind: str, things: list[Thing], background: Background) -> list[str]:
-    """One or two captions for an image with the given objects.
+    """Return one or two captions for an image with the given objects.
 
-    Close-ups mostly name every category, scenes most of them and never more than five.
+    Those of close-ups mostly name every category, those of scenes most of them and never more than five.
     """
     groups: dict[str, Group] = {}
     for thing in things:
         groups.setdefault(thing.category.name, []).append(thing)
     captions: list[str] = []
     for _ in range(1 + int(rng.random() < 0.5)):
-        named = _choose(rng, kind, list(groups.values()))
+        total = len(groups)
+        if kind == "closeup":
+            count = total if rng.random() < 0.85 else int(rng.integers(1, total + 1))
+        else:
+            most = min(5, total)
+            count = int(rng.integers(min(most, (total + 2) // 2), most + 1))
+        named = [list(groups.values())[int(i)] for i in rng.permutation(total)[:count]]
         caption = _sentence(rng, kind, named, things, background)
         if caption not in captions:
             captions.append(caption)
     return captions
-
-
-def _choose(rng: np.random.Generator, kind: str, groups: list[Group]) -> list[Group]:
-    """The categories that a caption names, in random order."""
-    total = len(groups)
-    if kind == "closeup":
-        count = total if rng.random() < 0.85 else int(rng.integers(1, total + 1))
-    else:
-        most = min(5, total)
-        count = int(rng.integers(min(most, (total + 2) // 2), most + 1))
-    return [groups[int(i)] for i in rng.permutation(total)[:count]]
 
 
 def _sentence(
@@ -144,8 +113,11 @@ def _sentence(
     there = "there are" if phrases[0].startswith(_SEVERAL) else "there is"
     text = _pick(rng, frames).format(x=body, there=there)
     if rng.random() < 0.35 and len(text.split()) < _LONG:
-        place = _pick(rng, _PLACES[background.kind])
-        text += " " + place.format(tone=_tone(background), pattern=background.pattern)
+        tone = background.colour
+        if tone not in ("black", "white", "gray"):
+            pale = sum(background.tones[0]) > sum(NAMED[tone])
+            tone = f"{'pale' if pale else 'dark'} {tone}"
+        text += " " + _pick(rng, _PLACES[background.kind]).format(tone=tone, pattern=background.pattern)
     if rng.random() < 0.2 and len(text.split()) < _LONG:
         text += " " + _pick(rng, _TAILS)
     if rng.random() < 0.5:
@@ -156,7 +128,7 @@ def _sentence(
 
 
 def _noun_phrase(rng: np.random.Generator, group: Group, things: list[Thing]) -> str:
-    """Article or number, size, colour and name: a small red cat, two cats, a pair of blue cats."""
+    """Return article or number, size, colour and name: a small red cat, two cats, a pair of blue cats."""
     words: list[str] = []
     colours = {thing.colour for thing in group}
     if len(group) == 1 and rng.random() < 0.25:
@@ -180,7 +152,10 @@ def _noun_phrase(rng: np.random.Generator, group: Group, things: list[Thing]) ->
 
 
 def _size_word(rng: np.random.Generator, thing: Thing, things: list[Thing]) -> list[str]:
-    """A word for the size, if the object is clearly larger or smaller than the others (or than the frame allows)."""
+    """Return a word for the size if the object is clearly larger or smaller than the others.
+
+    An object that is alone is compared with 0.6 of the image's side.
+    """
     others = [other.extent for other in things if other is not thing]
     usual = sum(others) / len(others) if others else 0.6
     if thing.extent > 1.2 * usual:
@@ -191,7 +166,7 @@ def _size_word(rng: np.random.Generator, thing: Thing, things: list[Thing]) -> l
 
 
 def _relation(rng: np.random.Generator, groups: list[Group], phrases: list[str], verb: str) -> str:
-    """The first two categories, joined by the verb and how they stand to each other, then the rest."""
+    """Return the first two categories, joined by the verb and by where they are from each other, then the rest."""
     if len(groups[0]) > 1 or len(groups[1]) > 1:
         middle = _pick(rng, ("together with", "in the company of") if verb else ("with", "together with", "along with"))
     else:
@@ -202,7 +177,11 @@ def _relation(rng: np.random.Generator, groups: list[Group], phrases: list[str],
             choices = ["on the left of", "to the left of"] if across < 0 else ["on the right of", "to the right of"]
         elif abs(down) > 0.15:
             choices = ["above", "over"] if down < 0 else ["below", "under"]
-        if _gap(groups[0][0].box, groups[1][0].box) < 0.12 * groups[0][0].image_size:
+        first, second = groups[0][0].box, groups[1][0].box
+        gap = max(  # pixels between the boxes, along the axis where they are further apart
+            max(first[0], second[0]) - min(first[2], second[2]), max(first[1], second[1]) - min(first[3], second[3])
+        )
+        if gap < 0.12 * groups[0][0].image_size:
             choices += ["next to", "beside", "near", "close to"]
         middle = _pick(rng, tuple(choices))
     text = f"{phrases[0]}{verb} {middle} {phrases[1]}"
@@ -213,15 +192,8 @@ def _relation(rng: np.random.Generator, groups: list[Group], phrases: list[str],
     return text
 
 
-def _gap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> int:
-    """Pixels between two boxes, along the axis where they are further apart; 0 where they touch."""
-    across = max(first[0], second[0]) - min(first[2], second[2])
-    down = max(first[1], second[1]) - min(first[3], second[3])
-    return max(across, down, 0)
-
-
 def _located(rng: np.random.Generator, groups: list[Group], phrases: list[str], verb: str) -> str:
-    """The first object by its place in the image, then the rest."""
+    """Return the first object with its place in the image, then the rest."""
     x, y = groups[0][0].centre
     across = "left" if x < 0.36 else "right" if x > 0.64 else ""
     down = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
@@ -240,20 +212,12 @@ def _located(rng: np.random.Generator, groups: list[Group], phrases: list[str], 
 
 
 def _join(rng: np.random.Generator, phrases: list[str]) -> str:
-    """The phrases as a list: a, b and c."""
+    """Return the phrases as a list: a, b and c."""
     if len(phrases) == 1:
         return phrases[0]
     comma = "," if len(phrases) > 2 and rng.random() < 0.4 else ""
     word = _pick(rng, ("and", "and", "and", "plus")) if len(phrases) == 2 else "and"
     return f"{', '.join(phrases[:-1])}{comma} {word} {phrases[-1]}"
-
-
-def _tone(background: Background) -> str:
-    """The background's colour in words."""
-    if background.colour in ("black", "white", "gray"):
-        return background.colour
-    full = sum(NAMED[background.colour])
-    return f"{'pale' if sum(background.tones[0]) > full else 'dark'} {background.colour}"
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Sheets of pictures to look the world over by eye."""
+"""Sheets of pictures that show the world to a person."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from regionclip_core.datasets.world.sprites import Pose, rasterise
 
 
 def contact_sheet(side: int = 104, columns: int = 10) -> Image.Image:
-    """All categories, upright, with their names; novel ones on a tinted ground.
+    """Draw all categories, upright, with their names; novel ones on a tinted ground.
 
     Args:
         side: longer side of each drawing, pixels.
-        columns: drawings a row.
+        columns: drawings per row.
     """
     cell = side + 16
     rows = -(-len(CATEGORIES) // columns)
@@ -40,7 +40,7 @@ def contact_sheet(side: int = 104, columns: int = 10) -> Image.Image:
 
 
 def sample_grid(samples: Sequence[WorldSample], scale: int = 3, columns: int = 4, boxes: bool = True) -> Image.Image:
-    """Samples enlarged side by side, with their boxes."""
+    """Draw samples side by side, `scale` times as large, with their boxes."""
     side = samples[0].image.shape[0] * scale + 4
     sheet = Image.new("RGB", (columns * side, -(-len(samples) // columns) * side), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)

@@ -2,7 +2,7 @@
 
 An icon is a list of filled polygons in a square of 100 x 100 units, x to the right, y down. Every primitive, strokes
 and curves included, becomes a polygon here, so that one affine transform moves them all. Points are rounded to 1/64
-unit: the last bits of sin and cos differ between machines, the polygons do not.
+unit: the last bits of sin and cos differ between machines, the polygons must not.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Drawing:
     polygons: list[Points] = field(default_factory=list)
 
     def poly(self, role: str, *xy: float) -> None:
-        """Polygon through the corners x0, y0, x1, y1, ..."""
+        """Add a polygon through the corners x0, y0, x1, y1, ..."""
         self._add(role, _pairs(xy))
 
     def blob(self, role: str, *xy: float) -> None:
-        """Closed smooth curve through the given points."""
+        """Add a closed smooth curve through the given points, filled."""
         self._add(role, _smooth(_pairs(xy), closed=True))
 
     def oval(self, role: str, cx: float, cy: float, rx: float, ry: float | None = None, turn: float = 0.0) -> None:
-        """Ellipse around (cx, cy), turned by `turn` degrees; a circle without `ry`."""
+        """Add an ellipse around (cx, cy), turned by `turn` degrees; a circle without `ry`."""
         points = _arc_points(0.0, 0.0, rx, rx if ry is None else ry, 0.0, 360.0)[:-1]
         cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
         x = points[:, 0] * cos - points[:, 1] * sin + cx
@@ -47,7 +47,7 @@ class Drawing:
         self._add(role, np.stack([x, y], axis=1))
 
     def box(self, role: str, x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> None:
-        """Axis-aligned rectangle, with round corners where `radius` is given."""
+        """Add an axis-aligned rectangle, with round corners where `radius` is given."""
         if radius <= 0:
             self._add(role, _pairs((x0, y0, x1, y0, x1, y1, x0, y1)))
             return
@@ -61,27 +61,27 @@ class Drawing:
         self._add(role, np.concatenate(parts))
 
     def chord(self, role: str, cx: float, cy: float, rx: float, ry: float, start: float, stop: float) -> None:
-        """Filled piece of an ellipse between two angles, closed by a straight line."""
+        """Add a filled piece of an ellipse between two angles, closed by a straight line."""
         self._add(role, _arc_points(cx, cy, rx, ry, start, stop))
 
     def line(self, role: str, width: float, *xy: float) -> None:
-        """Straight strokes from point to point, with round ends and joints."""
+        """Add straight strokes from point to point, with round ends and joints."""
         points = _pairs(xy)
         for start, stop in itertools.pairwise(points):
             self._add(role, _ribbon(np.stack([start, stop]), width))
 
     def curve(self, role: str, width: float, *xy: float) -> None:
-        """Smooth stroke through the given points, with round ends."""
+        """Add a smooth stroke through the given points, with round ends."""
         self._add(role, _ribbon(_smooth(_pairs(xy), closed=False), width))
 
     def arc(
         self, role: str, width: float, cx: float, cy: float, rx: float, ry: float, start: float, stop: float
     ) -> None:
-        """Stroke along an ellipse between two angles."""
+        """Add a stroke along an ellipse between two angles."""
         self._add(role, _ribbon(_arc_points(cx, cy, rx, ry, start, stop), width))
 
     def ring(self, role: str, width: float, cx: float, cy: float, radius: float) -> None:
-        """Circle line of the given width."""
+        """Add a circle line of the given width."""
         outer = _arc_points(cx, cy, radius + width / 2, radius + width / 2, 0.0, 360.0)
         inner = _arc_points(cx, cy, radius - width / 2, radius - width / 2, 360.0, 0.0)
         self._add(role, np.concatenate([outer, inner]))
@@ -105,7 +105,7 @@ def _arc_points(
 
 
 def _smooth(points: Points, closed: bool) -> Points:
-    """Catmull-Rom curve through the points."""
+    """Return a Catmull-Rom curve through the points."""
     if closed:
         padded = np.concatenate([points[-1:], points, points[:2]])
     else:
@@ -120,7 +120,7 @@ def _smooth(points: Points, closed: bool) -> Points:
 
 
 def _ribbon(points: Points, width: float) -> Points:
-    """Outline of a stroke of the given width along the points, with round ends."""
+    """Return the outline of a stroke of the given width along the points, with round ends."""
     step = np.gradient(points, axis=0)
     step /= np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-9)[:, None]
     normal = np.stack([-step[:, 1], step[:, 0]], axis=1) * (width / 2)

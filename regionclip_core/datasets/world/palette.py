@@ -42,10 +42,9 @@ FIXED: dict[str, Colour] = {
 
 
 def vary(rng: np.random.Generator, colour: Colour, amount: int = 14) -> Colour:
-    """The colour with up to `amount` added to or taken from each channel, still the same colour by name.
+    """Return the colour with up to `amount` added to or taken from each channel, still the same colour by name.
 
-    A third of the change is the channel's own and the rest common to all where the colour is a grey, black and white
-    included, so that it gets no tint.
+    A grey, black or white gets no tint: two thirds of the change are the same for all channels.
     """
     own = amount // 3 if max(colour) - min(colour) < 16 else amount
     common = int(rng.integers(own - amount, amount - own + 1))
@@ -55,25 +54,28 @@ def vary(rng: np.random.Generator, colour: Colour, amount: int = 14) -> Colour:
 
 
 def mix(first: Colour, second: Colour, share: int) -> Colour:
-    """`share` percent of the second colour in the first, integer arithmetic."""
+    """Return the first colour with `share` percent of the second, by integer arithmetic."""
     red, green, blue = ((a * (100 - share) + b * share + 50) // 100 for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def shade(colour: Colour) -> Colour:
-    """A darker kind of the colour; yellow goes towards amber, since with black it would turn olive."""
+    """Return a darker kind of the colour; yellow goes towards amber, since with black it would turn olive."""
     if colour[0] > 200 and colour[1] > 150 and colour[2] < 130:
         return mix(colour, (200, 100, 24), 45)
     return mix(colour, (20, 20, 26), 28)
 
 
 def distance(first: Colour, second: Colour) -> int:
-    """Sum of the absolute channel differences, 0 to 765."""
+    """Return the sum of the absolute channel differences, 0 to 765."""
     return sum(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
 def role_colours(rng: np.random.Generator, main: Colour, second: Colour) -> dict[str, Colour]:
-    """Colours of every role for one object: fixed parts vary a little, shades follow the main and second colour."""
+    """Return the colour of each role for one object.
+
+    Fixed parts vary a little; shades follow the main and the second colour.
+    """
     roles = {role: vary(rng, colour, 8) for role, colour in FIXED.items()}
     black = (20, 20, 26)
     white = (255, 255, 255)

@@ -1,4 +1,4 @@
-"""One image of the world with its captions and boxes."""
+"""One image of the world with its captions and boxes: objects without much overlap, all inside the image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from regionclip_core.datasets.world.backgrounds import Background, draw_background
 from regionclip_core.datasets.world.captions import Thing, write_captions
 from regionclip_core.datasets.world.categories import CATEGORIES, Category
-from regionclip_core.datasets.world.layout import Box, compose, place, visible_boxes
-from regionclip_core.datasets.world.sprites import Sprite, draw_sprite
+from regionclip_core.datasets.world.sprites import VISIBLE_ALPHA, Sprite, draw_sprite
 from regionclip_core.datasets.world.version import WORLD_VERSION
 
 _CLOSEUP_COUNTS = (1, 2, 3)
@@ -21,6 +21,11 @@ _CLOSEUP_SHARES = (0.60, 0.25, 0.15)
 _CLOSEUP_SIZES = {1: (0.40, 0.85), 2: (0.34, 0.52), 3: (0.28, 0.42)}
 _REPEAT = 0.18
 """Chance that an object is of the same category as the one before it."""
+MAX_COVERED = 0.12
+"""Largest share of the smaller of two boxes that the other may cover."""
+_TRIES = 60
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class WorldSample:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What an image is put together from."""
+    """The parts of an image."""
 
     background: Background
     sprites: list[Sprite]
@@ -58,22 +63,35 @@ def make_sample(
 ) -> WorldSample:
     """Draw image number `index` of a stream of images.
 
-    The same arguments give the same bytes on every machine (tests/core/test_world.py holds the hashes). The stream's
-    name, not the kind, tells streams apart: give close-ups and scenes streams of different names.
+    The same arguments give the same bytes on every machine (test_world.py has the hashes). Only its name makes a stream
+    differ from another: give close-ups and scenes streams of different names.
 
     Args:
-        kind: `closeup`, one to three large objects, or `scene`, several small ones.
+        kind: `closeup` (one to three large objects) or `scene` (several small ones).
         seed: seed of the run, not negative.
         stream: name of the stream, such as the split; streams with different names are independent.
         index: number of the image in the stream, not negative.
         image_size: side of the square image, pixels.
-        objects: scenes only, fewest and most objects. A crowded scene holds as many as fit without overlap.
+        objects: scenes only, fewest and most objects. A crowded scene has as many as fit without overlap.
         object_size: scenes only, smallest and largest longer side of an object, as a share of the image's side.
 
     Raises:
         ValueError: an argument is out of range; the message says which.
     """
-    _check(kind, seed, index, image_size, objects, object_size)
+    if kind not in ("closeup", "scene"):
+        raise ValueError(f"make_sample: kind must be 'closeup' or 'scene', got {kind!r}")
+    if seed < 0 or index < 0:
+        raise ValueError(f"make_sample: seed and index must not be negative, got seed={seed}, index={index}")
+    if image_size < 32:
+        raise ValueError(f"make_sample: image_size must be at least 32 pixels, got {image_size}")
+    if kind == "scene" and not 1 <= objects[0] <= objects[1]:
+        raise ValueError(f"make_sample: objects must be (fewest, most) with 1 <= fewest <= most, got {objects}")
+    usable = 0 < object_size[0] <= object_size[1] <= 0.9 and object_size[0] * image_size >= 8
+    if kind == "scene" and not usable:
+        raise ValueError(
+            f"make_sample: object_size must be (smallest, largest) shares of the side, up to 0.9 and at least 8 "
+            f"pixels, got {object_size} with image_size={image_size}"
+        )
     rng = sample_generator(seed, stream, index)
     parts = arrange(rng, kind, image_size, objects, object_size)
     image = np.array(compose(parts.background.image, parts.sprites, parts.places), dtype=np.uint8)
@@ -87,7 +105,7 @@ def make_sample(
 
 
 def sample_generator(seed: int, stream: str, index: int) -> np.random.Generator:
-    """The random numbers of one image."""
+    """Return the generator of one image's random numbers."""
     entropy = [WORLD_VERSION, seed, zlib.crc32(stream.encode()), index]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
@@ -103,11 +121,17 @@ def arrange(
     else:
         count = int(rng.integers(objects[0], objects[1] + 1))
         sizes = object_size
+    picked: list[Category] = []
+    for _ in range(count):  # uniformly, now and then the same one twice
+        if picked and rng.random() < _REPEAT:
+            picked.append(picked[-1])
+        else:
+            picked.append(CATEGORIES[int(rng.integers(len(CATEGORIES)))])
     sprites: list[Sprite] = []
     places: list[Box] = []
-    for category in _pick_categories(rng, count):
+    for category in picked:
         share = rng.uniform(*sizes)
-        for smaller in (1.0, 0.5, 0.0):
+        for smaller in (1.0, 0.5, 0.0):  # where there is no room, smaller, and then not at all
             side = (sizes[0] + (share - sizes[0]) * smaller) * image_size
             sprite = draw_sprite(rng, category, side, background.tones)
             box = place(rng, *sprite.size, image_size, places)
@@ -118,32 +142,49 @@ def arrange(
     return Arrangement(background, sprites, places)
 
 
-def _pick_categories(rng: np.random.Generator, count: int) -> list[Category]:
-    """Categories drawn uniformly, now and then the same one twice."""
-    picked: list[Category] = []
-    for _ in range(count):
-        if picked and rng.random() < _REPEAT:
-            picked.append(picked[-1])
-        else:
-            picked.append(CATEGORIES[int(rng.integers(len(CATEGORIES)))])
-    return picked
+def place(rng: np.random.Generator, width: int, height: int, side: int, taken: list[Box]) -> Box | None:
+    """Return a free place for a box of width x height in a square of `side` pixels; None if none was found."""
+    for _ in range(_TRIES):
+        x = int(rng.integers(0, max(1, side - width + 1)))
+        y = int(rng.integers(0, max(1, side - height + 1)))
+        box = (x, y, x + width, y + height)
+        if all(_covered(box, other) <= MAX_COVERED for other in taken):
+            return box
+    return None
 
 
-def _check(
-    kind: str, seed: int, index: int, image_size: int, objects: tuple[int, int], object_size: tuple[float, float]
-) -> None:
-    if kind not in ("closeup", "scene"):
-        raise ValueError(f"make_sample: kind must be 'closeup' or 'scene', got {kind!r}")
-    if seed < 0 or index < 0:
-        raise ValueError(f"make_sample: seed and index must not be negative, got seed={seed}, index={index}")
-    if image_size < 32:
-        raise ValueError(f"make_sample: image_size must be at least 32 pixels, got {image_size}")
-    if kind == "closeup":  # has its own numbers and sizes
-        return
-    if not 1 <= objects[0] <= objects[1]:
-        raise ValueError(f"make_sample: objects must be (fewest, most) with 1 <= fewest <= most, got {objects}")
-    if not 0 < object_size[0] <= object_size[1] <= 0.9 or object_size[0] * image_size < 8:
-        raise ValueError(
-            f"make_sample: object_size must be (smallest, largest) shares of the side, up to 0.9 and at least 8 "
-            f"pixels, got {object_size} with image_size={image_size}"
-        )
+def _covered(first: Box, second: Box) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return width * height / min(areas)
+
+
+def compose(background: Image.Image, sprites: list[Sprite], places: list[Box]) -> Image.Image:
+    """Return the background with the sprites painted over it, in order."""
+    image = background.copy()
+    for sprite, box in zip(sprites, places, strict=True):
+        image.paste(sprite.tile, box[:2], sprite.tile)
+    return image
+
+
+def visible_boxes(side: int, sprites: list[Sprite], places: list[Box]) -> npt.NDArray[np.float32]:
+    """Return the tight box of what can be seen of each sprite.
+
+    A pixel belongs to the last object whose alpha reaches VISIBLE_ALPHA there.
+
+    Returns:
+        float32[n, 4], xyxy pixels, right and lower edge exclusive.
+    """
+    owner = np.full((side, side), -1, dtype=np.int16)
+    for number, (sprite, (x0, y0, x1, y1)) in enumerate(zip(sprites, places, strict=True)):
+        alpha = np.asarray(sprite.tile.getchannel("A"))
+        owner[y0:y1, x0:x1][alpha >= VISIBLE_ALPHA] = number
+    boxes = np.zeros((len(sprites), 4), dtype=np.float32)
+    for number in range(len(sprites)):
+        rows, columns = np.nonzero(owner == number)
+        assert rows.size, "a placed object can't be covered as a whole"
+        boxes[number] = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    return boxes

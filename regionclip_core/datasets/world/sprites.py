@@ -1,7 +1,7 @@
 """One object as an anti-aliased RGBA tile.
 
-The polygons are transformed with a matrix of rounded numbers, rounded to whole supersampled pixels, filled on a tile of
-the object's own and averaged down. Only multiplications, additions and integer work come after the rounding, so the
+The polygons are transformed with a matrix of rounded numbers, rounded to whole supersampled pixels, filled on a tile
+and averaged down. Only multiplications, additions and integer work come after the rounding, so the
 pixels are the same on every machine.
 """
 
@@ -43,12 +43,12 @@ class Sprite:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the tile, pixels."""
+        """Return width and height of the tile, pixels."""
         return self.tile.size
 
 
 def random_pose(rng: np.random.Generator) -> Pose:
-    """Rotation up to 20 degrees, aspect 0.8 to 1.25, a little shear, mirrored every second time."""
+    """Return a pose: rotation up to 20 degrees, aspect 0.8 to 1.25, a little shear, mirrored every second time."""
     angle = math.radians(rng.uniform(-20, 20))
     aspect = math.sqrt(2.0 ** rng.uniform(-0.32, 0.32))
     shear = rng.uniform(-0.12, 0.12)
@@ -63,8 +63,8 @@ def random_pose(rng: np.random.Generator) -> Pose:
 def draw_sprite(rng: np.random.Generator, category: Category, side: float, backdrop: tuple[Colour, ...]) -> Sprite:
     """Draw an object in a random pose and colour; the longer side of its tile is `side` pixels, within one.
 
-    The colour is chosen to stand out from every colour of `backdrop`, the background's, where the category has one that
-    does; where it has none, the object gets an outline. Two in five of the others get one too.
+    The colour differs from every colour of `backdrop`, the background's, where the category has one that does; where it
+    has none, the object gets an outline. Two in five of the others get one too.
     """
     names = [name for name in category.colours if min(distance(NAMED[name], tone) for tone in backdrop) > 130]
     hidden = not names

@@ -1,4 +1,4 @@
-"""The merge of shards' counts: the bytes of a naive one in memory, however small the memory."""
+"""The pool of all shards' counts: what is in it and why, and the bytes of a naive merge in memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,110 @@ import io
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_captions import IMAGES, config
 
-from regionclip_core.concepts.pool import SURFACE_FORMS, build_pool, merge_counts
-from regionclip_core.concepts.row_groups import RowGroupWriter
+from regionclip_core.concepts import pool as pool_module
+from regionclip_core.concepts.counts import ConceptCounts, count_captions
+from regionclip_core.concepts.parser import make_parser
+from regionclip_core.concepts.pool import SURFACE_FORMS, build_pool
 from regionclip_core.config.tree import ConceptsConfig
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 
 Row = dict[str, Any]
 CLASSES = {"a1": "A (one)", "z3": "Z 3"}
+
+
+def pool_and_dropped(
+    tables: Sequence[pa.Table], settings: ConceptsConfig, names: dict[str, str] | None = None
+) -> tuple[pa.Table, pa.Table]:
+    file = io.BytesIO()
+    pool, rows = build_pool(tables, settings, file, names)
+    dropped = pq.read_table(io.BytesIO(file.getvalue()))
+    assert dropped.num_rows == rows
+    return pool, dropped
+
+
+def pool_of(**settings: object) -> tuple[pa.Table, pa.Table]:
+    cfg = config(**settings)
+    return pool_and_dropped([count_captions(make_parser(cfg), IMAGES).to_table()], cfg)
+
+
+def test_the_pool_is_ordered_by_count_then_name() -> None:
+    pool, dropped = pool_of()
+    assert pool.schema.equals(CONCEPTS) and dropped.schema.equals(DROPPED_CONCEPTS)
+    rows = pool.to_pylist()
+    assert [row["id"] for row in rows] == list(range(len(rows)))
+    assert rows == sorted(rows, key=lambda row: (-row["n_captions"], row["concept"]))
+    assert [row["concept"] for row in rows] == ["dog", "glass", "cat", "wine glass", "mat", "person", "table", "wine"]
+    assert {row["concept"]: row["reason"] for row in dropped.to_pylist()} == {"picture": "image", "front": "relational"}
+
+
+def test_every_phrase_is_in_the_pool_or_has_a_reason() -> None:
+    cfg = config(min_count=2, max_concepts=2)
+    counts = count_captions(make_parser(cfg), IMAGES).to_table()
+    pool, dropped = pool_and_dropped([counts], cfg)
+    assert pool.num_rows + dropped.num_rows == counts.num_rows
+    assert pool.column("concept").to_pylist() == ["dog", "glass"]
+    reasons = {row["concept"]: row["reason"] for row in dropped.to_pylist()}
+    assert reasons["cat"] == "beyond_max_concepts"
+    assert reasons["table"] == "below_min_count"
+
+
+def test_count_unit_image() -> None:
+    by_caption, _ = pool_of(min_count=2)
+    by_image, _ = pool_of(min_count=2, count_unit="image")
+    assert by_caption.column("concept").to_pylist() == ["dog", "glass", "cat", "wine glass"]
+    assert by_image.column("concept").to_pylist() == ["cat", "dog", "glass", "wine glass"]
+    with pytest.raises(ValueError, match="no concept was seen in 9 images"):
+        pool_of(min_count=9, count_unit="image")
+
+
+def test_an_empty_pool_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"'dog', was seen in 4\. Lower concepts\.min_count"):
+        pool_of(min_count=100)
+    with pytest.raises(ValueError, match="English captions"):
+        pool_and_dropped([ConceptCounts().to_table()], config())
+    with pytest.raises(ValueError, match="English captions"):
+        pool_and_dropped([], config())
+
+
+def test_class_names_mark_concepts_but_add_none() -> None:
+    cfg = config()
+    parser = make_parser(cfg)
+    counts = count_captions(parser, IMAGES).to_table()
+    names = {parser.class_name(name): name for name in ("dogs", "Wine Glass", "zebra")}
+    pool, _ = pool_and_dropped([counts], cfg, names)
+    plain, _ = pool_and_dropped([counts], cfg)
+    assert pool.column("concept").equals(plain.column("concept"))
+    marked = {row["concept"]: row["dataset_class"] for row in pool.to_pylist() if row["dataset_class"]}
+    assert marked == {"dog": "dogs", "wine glass": "Wine Glass"}
+    assert set(pool.column("source").to_pylist()) == {"parsed"}
+    protected, _ = pool_and_dropped([counts], config(protect_categories=True), names)
+    assert {r["concept"] for r in protected.to_pylist() if r["source"] == "dataset"} == {"dog", "wine glass"}
+
+
+# ---------------------------------------------------------------- the merge of shards
+
+
+def test_shards_sum_to_the_whole() -> None:
+    parser = make_parser(config())
+    whole = count_captions(parser, IMAGES).to_table()
+    parts = [count_captions(parser, [group]).to_table() for group in IMAGES]
+    assert pool_and_dropped(parts, config()) == pool_and_dropped([whole], config())
+
+
+def test_shards_of_two_parsers_are_refused() -> None:
+    counts = count_captions(make_parser(config()), IMAGES)
+    tables = [counts.to_table({"parser": "rules"}), counts.to_table({"parser": "spacy:en_core_web_sm"})]
+    with pytest.raises(ValueError, match=r"rules.*spacy:en_core_web_sm"):
+        pool_and_dropped(tables, config())
+    assert pool_and_dropped([tables[0], tables[0]], config())[0].num_rows == 8
 
 
 def random_tables(rng: random.Random, shards: int, rows: int) -> list[pa.Table]:
@@ -90,67 +181,71 @@ def parquet(table: pa.Table) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("memory", "shards", "rows"), [(1, 40, 6), (9_000, 50, 30), (60_000, 50, 60), (1 << 25, 9, 99)]
-)
-def test_the_bytes_of_a_merge_in_memory(memory: int, shards: int, rows: int) -> None:
-    """A run a shard and batches of one row (two levels of runs); some runs; a few; none at all."""
+@pytest.mark.parametrize(("shards", "rows"), [(1, 40), (40, 6), (50, 60), (9, 99)])
+def test_the_bytes_of_a_merge_in_memory(shards: int, rows: int) -> None:
     for seed in range(3):
         rng = random.Random(seed)
         tables = random_tables(rng, shards, rows)
-        config = ConceptsConfig(
-            splits=("train",),
+        settings = config(
             min_count=rng.choice([1, 2, 4]),
             max_concepts=rng.choice([None, 3, 40]),
             count_unit=rng.choice(["caption", "image"]),
             protect_categories=rng.choice([True, False]),
         )
-        kept, left = naive_merge(tables, config)
+        kept, left = naive_merge(tables, settings)
         file = io.BytesIO()
-        with RowGroupWriter(file, DROPPED_CONCEPTS) as dropped:
-            pool = build_pool(merge_counts(tables, memory), config, dropped.write, CLASSES, memory)
+        pool, dropped = build_pool(tables, settings, file, CLASSES)
         assert pool.schema.equals(CONCEPTS)
         assert pool.to_pylist() == kept
         assert parquet(pool) == parquet(pa.Table.from_pylist(kept, schema=CONCEPTS))
-        assert dropped.rows == len(left)
+        assert dropped == len(left)
         assert file.getvalue() == parquet(pa.Table.from_pylist(left, schema=DROPPED_CONCEPTS))
 
 
-def test_memory_is_bounded() -> None:
-    """Arrow's memory at ten times the shards, with phrases that all have and phrases of each shard's own."""
+def many_tables(shards: int, rows: int) -> list[pa.Table]:
+    """Shards of which each has half of its phrases alone."""
+    tables = []
+    for shard in range(shards):
+        names = [f"in all {n}" for n in range(rows // 2)] + [f"of {shard}: {n}" for n in range(rows - rows // 2)]
+        columns = {
+            "phrase": names,
+            "head": names,
+            "surface_forms": [[name] for name in names],
+            "surface_counts": [[1]] * rows,
+            "drop_reason": [None] * rows,
+            "example": [f"a long example of a caption with {name}" for name in names],
+        } | dict.fromkeys(("n_words", "n_captions", "n_images", "n_mentions"), [1] * rows)
+        tables.append(pa.table({name: columns[name] for name in PHRASES.names}, schema=PHRASES))
+    return tables
 
-    def tables(shards: int) -> Iterator[pa.Table]:
-        for shard in range(shards):
-            names = [f"in all {n}" for n in range(500)] + [f"of {shard}: {n}" for n in range(500)]
-            columns = {
-                "phrase": names,
-                "head": names,
-                "n_words": [2] * 1000,
-                "n_captions": [1] * 1000,
-                "n_images": [1] * 1000,
-                "n_mentions": [1] * 1000,
-                "surface_forms": [[name] for name in names],
-                "surface_counts": [[1]] * 1000,
-                "drop_reason": [None] * 1000,
-                "example": ["a long example of a caption" * 4] * 1000,
-            }
-            yield pa.table(columns, schema=PHRASES)
 
-    def peak(shards: int) -> int:
-        usual, rows = pa.default_memory_pool(), 0
+@pytest.mark.parametrize("left", [3 * 2048, 3 * 2048 + 700])
+def test_whole_row_groups_have_the_bytes_of_a_file_written_at_once(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "ROW_GROUP", 2048)
+    file, at_once = io.BytesIO(), io.BytesIO()
+    _, dropped = build_pool(many_tables(1, left + 1), config(max_concepts=1), file)
+    assert dropped == left
+    table = pq.read_table(io.BytesIO(file.getvalue()))
+    pq.write_table(table, at_once, compression="zstd", row_group_size=2048)
+    assert file.getvalue() == at_once.getvalue()
 
-        def drop(table: pa.Table) -> None:
-            nonlocal rows
-            rows += table.num_rows
 
-        pool = pa.proxy_memory_pool(usual)
-        pa.set_memory_pool(pool)
-        config = ConceptsConfig(splits=("train",), min_count=shards)
-        kept = len(build_pool(merge_counts(tables(shards), memory=1 << 20), config, drop, memory=1 << 20))
-        pa.set_memory_pool(usual)
-        assert (kept, rows) == (500, 500 * shards)
-        return int(pool.max_memory())
+def test_more_rows_than_memory_go_to_the_scratch_folder_and_leave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tables = many_tables(24, 10_000)
+    assert sum(table.nbytes for table in tables) > 30 << 20
+    on_disk = []
 
-    assert sum(table.nbytes for table in tables(100)) > 19 << 20
-    few, many = peak(10), peak(100)
-    assert max(few, many) < 4 << 20, (few, many)
+    def shards() -> Iterator[pa.Table]:
+        yield from tables
+        on_disk.append(sum(path.stat().st_size for path in tmp_path.rglob("*")))
+
+    file, roomy = io.BytesIO(), io.BytesIO()
+    pool, dropped = build_pool(shards(), config(min_count=24), file, memory="30MB")
+    assert (len(pool), dropped) == (5000, 24 * 5000)
+    assert on_disk[0] > 1 << 20
+    assert list(tmp_path.iterdir()) == []
+    assert build_pool(tables, config(min_count=24), roomy) == (pool, dropped)
+    assert file.getvalue() == roomy.getvalue()

@@ -118,7 +118,7 @@ def test_an_unknown_name_gets_the_nearest(name: str, nearest: str) -> None:
         ("ViT-B-16-SigLIP", {"evaluate": {"image_size": 12}}, r"evaluate.image_size: .*\(came: 12\)"),
         ("RN50", {"labels": {"mode": "roi", "image_size": 15}}, r"labels.image_size: .* 16 px \(came: 15\)"),
         ("small", {"finetune": {"image_size": 15}}, r"finetune.image_size: .*\(came: 15\)"),
-        ("ViT-B-16", {"pretrain": {"global_box": "padded"}}, "pretrain.global_box: .* is not shown the padding"),
+        ("ViT-B-16", {"pretrain": {"global_box": "padded"}}, "pretrain.global_box: .* does not see the padding"),
         ("small", {"teacher": {"architecture": {"image_size": 80}}}, r"architecture.image_size\s.*multiple of 32"),
         (
             "small",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from regionclip_core.datasets import images
 from regionclip_core.datasets.images import (
@@ -22,7 +22,6 @@ from regionclip_core.datasets.images import (
     check_image,
     decode_image,
     encode_png,
-    image_extension,
     read_header,
     read_image_file,
     to_tensor,
@@ -61,7 +60,7 @@ def test_lossless_formats_give_the_pixels_back(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(Image.fromarray(picture()), kind, **options)
     np.testing.assert_array_equal(decode_image(data), picture())
-    assert image_extension(data) == {"PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}[kind]
+    assert read_header(data).extension == {"PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}[kind]
 
 
 def test_png_round_trip() -> None:
@@ -163,24 +162,27 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch)
     def must_not_run(image: Image.Image) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(images, "_load", must_not_run)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", must_not_run)
     with pytest.raises(BadImage, match="too large"):
         decode_image(png_of_claimed_size(9_000, 9_000))
 
 
-def test_every_flipped_bit_of_a_png_is_found() -> None:
-    """Pixels included, whose checksum Pillow leaves unread: it would show noise."""
-    data, shown = encode_png(picture()), 0
+def test_no_flipped_bit_of_a_png_changes_pixels_unnoticed() -> None:
+    """Pillow decodes pixels without looking at their checksum, and would show noise."""
+    data, shown, found = encode_png(picture()), 0, 0
     for place in range(len(data)):
         flipped = bytearray(data)
         flipped[place] ^= 1 << place % 8
-        for read in (decode_image, check_image):
-            with pytest.raises(BadImage):
-                read(bytes(flipped))
+        try:
+            check_image(bytes(flipped))
+            np.testing.assert_array_equal(decode_image(bytes(flipped)), picture())
+        except BadImage:
+            found += 1
         try:
             shown += not np.array_equal(np.asarray(Image.open(io.BytesIO(flipped))), picture())
         except Exception:
             continue
+    assert found >= len(data) - 12  # the last chunk is empty
     assert shown  # Pillow alone lets some through
 
 
@@ -238,22 +240,19 @@ class TestImageFile:
         (tmp_path / "dangling.jpg").symlink_to("/nowhere")
         (tmp_path / "folder.jpg").mkdir()
         (tmp_path / "plain").write_bytes(b"x")
-        os.mkfifo(tmp_path / "pipe.jpg")
         reasons = {
             "x" * 300: "File name too long",
             "y/" * 3000: "File name too long",
             "loop.jpg": "symbolic links",
-            "pipe.jpg": "no plain file",
             **dict.fromkeys(["dangling.jpg", "folder.jpg", "gone.jpg", "plain/x.jpg"], "no file"),
         }
         for name, reason in reasons.items():
             assert reason in self.bad(f"{tmp_path}/{name}")
-        assert self.bad(f"file://{tmp_path}/pipe.jpg").endswith("(no plain file)")
         assert read_image_file(f"file://{tmp_path}/plain") == read_image_file(f"{tmp_path}/plain") == b"x"
 
     @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EINVAL])
     def test_a_refused_file_is_bad(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-        monkeypatch.setattr(images.os, "open", raising(OSError(number, os.strerror(number))))
+        monkeypatch.setattr(images, "open_location", raising(OSError(number, os.strerror(number))))
         assert f"can't open /a.jpg ({os.strerror(number)})" in self.bad("/a.jpg")
 
     @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ class TestImageFile:
         ids=repr,
     )
     def test_a_broken_store_is_no_bad_image(self, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
-        monkeypatch.setattr(images.os, "open", raising(error))
+        monkeypatch.setattr(images, "open_location", raising(error))
         with pytest.raises(OSError, match=re.escape(str(error))) as caught:
             read_image_file("/a.jpg")
         assert caught.value is error

@@ -1,4 +1,4 @@
-"""Scanning large JSON: the same values and the same errors as json.loads, wherever the window's edges fall."""
+"""Reading large JSON: the same values and the same errors as json.loads, wherever the window's edges fall."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from regionclip_core.datasets import json_lists
-from regionclip_core.datasets.json_lists import decode_entry, list_entries
+from regionclip_core.datasets.json_lists import list_entries
 
 
 def some_value(rng: random.Random, depth: int = 0) -> Any:
@@ -34,14 +34,18 @@ def some_value(rng: random.Random, depth: int = 0) -> Any:
     return rng.choice(plain)
 
 
+def loads(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8", "surrogateescape"))
+
+
 def scanned(path: Path) -> dict[str, list[Any]]:
-    data, found = path.read_bytes(), {}
-    for entry in list_entries(str(path)):
-        if entry.bytes == 0:
-            found[entry.key] = []
+    found: dict[str, list[Any]] = {}
+    for key, text, value in list_entries(str(path)):
+        if not text:
+            found[key] = []
         else:
-            found[entry.key].append(entry.value)
-            assert decode_entry(data[entry.offset : entry.offset + entry.bytes]) == entry.value
+            found[key].append(value)
+            assert json.loads(text) == value
     return found
 
 
@@ -58,14 +62,14 @@ def test_against_json_loads(tmp_path, monkeypatch, chunk: int) -> None:
         for content in (data, data[:cut] + data[cut + 1 :]):
             path.write_bytes(content)
             try:
-                expected = decode_entry(content)
+                expected = loads(content)
             except ValueError:
                 expected = None
             if isinstance(expected, dict):
                 assert scanned(path) == {name: value for name, value in expected.items() if isinstance(value, list)}
             else:
                 refused += 1
-                with pytest.raises(ValueError, match=r"x\.json: not valid JSON: .* at byte \d+"):
+                with pytest.raises(ValueError, match=r"x\.json: not valid JSON: .* at character \d+"):
                     scanned(path)
     assert refused > 20
 
@@ -73,17 +77,17 @@ def test_against_json_loads(tmp_path, monkeypatch, chunk: int) -> None:
 def test_the_place_of_the_damage_is_told(tmp_path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"images": [1, 2 3]}')
-    with pytest.raises(ValueError, match="at byte 17; fetch the file again"):
+    with pytest.raises(ValueError, match=r"expected ',' at character 17; .* Fetch the file again"):
         scanned(path)
 
 
 def test_a_file_without_structure_does_not_fill_memory(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(json_lists, "LARGEST_ENTRY", 1 << 12)
+    monkeypatch.setattr(json_lists, "LARGEST_VALUE", 1 << 12)
     monkeypatch.setattr(json_lists, "_CHUNK", 1 << 10)
     path = tmp_path / "x.json"
     path.write_text('{"images": ["' + "x" * 10_000_000)
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"at byte 12 .or a value of more than"):
+    with pytest.raises(ValueError, match=r"at character 12; .* each of at most"):
         list(list_entries(str(path)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -102,40 +106,12 @@ def test_entries_of_any_number_take_no_more_memory(tmp_path, monkeypatch) -> Non
     assert peak < 100_000 < path.stat().st_size
 
 
-DEEP = b"[" * 50_000 + b"]" * 50_000
-DEEP_ODD = b'{"]}\\\\": [' * 5_000 + b'"[{\\\\\\"}"' + b"]}" * 5_000
-LONG = b"9" * 6_000
-
-
-@pytest.mark.parametrize("chunk", [7, 1 << 20])
-def test_what_python_cannot_hold_costs_its_entry(tmp_path, monkeypatch, chunk: int) -> None:
-    monkeypatch.setattr(json_lists, "_CHUNK", chunk)
+@pytest.mark.parametrize("entry", ["9" * 6_000, "[" * 50_000 + "]" * 50_000])
+def test_what_python_cannot_hold_is_an_error_of_the_file(tmp_path, entry: str) -> None:
     path = tmp_path / "x.json"
-    entries = [
-        DEEP,
-        DEEP_ODD,
-        b'{"q": %s, "n": 1}' % DEEP,
-        b'{"id": -%s, "n": [12, %s]}' % (LONG, LONG),
-        b"[%s, %s]" % (LONG, DEEP),
-    ]
-    body = b", ".join(b"%d, %s" % (number, entry) for number, entry in enumerate(entries))
-    path.write_bytes(b'{"info": %s, "images": [%s], "annotations": [7], "more": %s}' % (DEEP_ODD, body, LONG))
-    infinity = float("inf")
-    values = [None, None, None, {"id": -infinity, "n": [12, infinity]}, None]
-    expected = [one for number, value in enumerate(values) for one in (number, value)]
-    assert scanned(path) == {"images": expected, "annotations": [7]}
-
-
-@pytest.mark.parametrize(
-    "damage", [b"[" * 9_000, b"[" * 9_000 + b"}" * 9_000, b'["' * 9_000, DEEP + b"]", DEEP + b" 1"]
-)
-def test_damaged_deep_nesting_is_refused(tmp_path, damage: bytes) -> None:
-    path = tmp_path / "x.json"
-    path.write_bytes(b'{"images": [' + damage + b"]}")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    path.write_text(f'{{"images": [1, {entry}]}}')
+    with pytest.raises(ValueError, match=r"x\.json: not valid JSON: .* at character 15"):
         scanned(path)
-    with pytest.raises(ValueError, match=r"bracket|Expecting|Extra data|follows"):
-        decode_entry(damage)
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
@@ -144,6 +120,3 @@ def test_a_byte_order_mark_is_left_out(tmp_path, monkeypatch, chunk: int) -> Non
     path = tmp_path / "x.json"
     path.write_bytes(b'\xef\xbb\xbf {"images": ["\xef\xbb\xbf", 2]}')
     assert scanned(path) == {"images": ["\ufeff", 2]}
-    path.write_bytes(b'\xef\xbb{"images": []}')
-    with pytest.raises(ValueError, match="not valid JSON: expected '\xbf' at byte 2"):
-        scanned(path)

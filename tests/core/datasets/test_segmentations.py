@@ -9,7 +9,7 @@ import pytest
 from places import TINY_COCO
 from pycocotools import mask as coco_mask
 
-from regionclip_core.datasets.segmentations import BadMask, mask_counts
+from regionclip_core.datasets.coco_source import BadMask, mask_counts
 
 
 def decoded(counts: bytes, height: int, width: int) -> np.ndarray:
@@ -78,7 +78,6 @@ def test_every_mask_of_tiny_coco() -> None:
         ([[1, 1, 5, 1, 5, float("nan")]], "not finite"),
         ([[1, 1, 5, 1, 5, 1e300]], "not finite, or far outside"),
         ([[1, 1, 5, 1, 5, 10**400]], "not finite, or far outside"),
-        ([[0, 0, 900_000, 900_000] * 4], "outline"),
         ({"size": [4, 5]}, "whole numbers"),
         ({"size": [5, 4], "counts": [20]}, r"of size \[5, 4\], the image is \[4, 5\]"),
         ({"counts": [20]}, "of size None"),

@@ -20,7 +20,7 @@ from regionclip_core.detection.losses import box_loss, classification_loss
 from regionclip_core.models.clip import create_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import FOREGROUND, match
+from regionclip_core.ops.boxes import FOREGROUND, match
 from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.storage.records import Folder
 

@@ -34,9 +34,9 @@ from regionclip_core.detection.finetuning import (
 )
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.prompts import SHORT
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import box_batches
+from regionclip_core.training.boxed_images import box_batches
 from regionclip_core.training.fit import FitResult
 from regionclip_core.training.sampling import RepeatOrder
 
@@ -128,7 +128,7 @@ def test_sampling_and_sizes_reach_the_training(
 def test_class_embeddings_follow_the_prompts(prompts: str, normalize: bool) -> None:
     clip = tiny_clip()
     config = tiny_config(teacher={"prompts": prompts, "normalize_prompts": normalize})
-    found = class_embeddings(clip, VOCABULARY.names, config)
+    found = embed_names(clip, VOCABULARY.names, config.teacher)
     templates = SHORT if prompts == "short" else ("a photo of a {}.",)
     for name, row in zip(VOCABULARY.names, found, strict=True):
         with torch.no_grad():
@@ -206,7 +206,7 @@ def test_background_starts_where_the_setting_says(boxes_data: Folder, tmp_path: 
     proposals, _ = proposals_for(tmp_path / "proposals", boxes_data)
     training = finetune_data(config, boxes_data, proposals, False)
     batch = training_batches(training, boxes_data, clip, batch_size=4, flip=0.0, seed=config.seed)(0)
-    classes = torch.nn.functional.normalize(class_embeddings(clip, ("cat", "bus"), config), dim=1)
+    classes = torch.nn.functional.normalize(embed_names(clip, ("cat", "bus"), config.teacher), dim=1)
     values = []
     for i, boxes in enumerate(batch.extra):
         for box in boxes.tolist():

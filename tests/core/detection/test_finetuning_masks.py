@@ -24,7 +24,7 @@ from regionclip_core.detection.finetuning import (
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import BoxBatch, box_batches
+from regionclip_core.training.boxed_images import BoxBatch, box_batches
 from regionclip_core.training.fit import FitResult
 
 

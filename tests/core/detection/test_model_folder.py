@@ -16,21 +16,15 @@ from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import (
-    Preprocess,
-    is_model_folder,
-    load_model,
-    misfits,
-    read_config,
-    read_tensors,
-    save_model,
-)
+from regionclip_core.detection.model_folder import WEIGHTS, is_model_folder, load_model, read_config, save_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
+from regionclip_core.models.checkpoint_files import misfits, read_safetensors
 from regionclip_core.models.clip import ClipModel, save_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork
-from regionclip_core.proposals.rpn_folder import rpn_section
+from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.storage.folder import Folder
-from regionclip_core.weights.official_export import save_official, to_official
+from regionclip_core.weights.exporting import save_official, to_official
 
 VOCABULARY = Vocabulary(("cat", "dog", "bus", "tea pot"), base=("bus", "cat"), groups=(("rare", ("dog",)),))
 RULES = InferenceSettings(score_threshold=0.02, nms_kind="gaussian", objectness="raw_logit", max_detections=7)
@@ -55,17 +49,18 @@ def saved(folder: Path, clip: ClipModel, detector: OpenVocabularyDetector, with_
     """A folder with that detector; returns its proposal network."""
     torch.manual_seed(2)
     network = ProposalNetwork(RPN).eval() if with_rpn else None
-    options: dict[str, Any] = {
-        "clip_architecture": clip.architecture,
-        "clip_name": clip.name,
-        "vocabulary": VOCABULARY,
-        "preprocess": PREPROCESS,
-        "inference": RULES,
-        "rpn": rpn_section(RPN, PROPOSALS) if with_rpn else None,
-        "card": "# A card\n",
+    model = RegionModel(
+        detector,
+        more.pop("vocabulary", VOCABULARY),
+        detector.class_embeddings,
+        PREPROCESS,
+        RULES,
+        clip.name,
+        clip.architecture,
+        None if network is None else NetworkBoxes(network, RPN, PROPOSALS),
         **more,
-    }
-    save_model(Folder(str(folder)), detector, network, **options)
+    )
+    save_model(Folder(str(folder)), model, "# A card\n")
     return network
 
 
@@ -80,8 +75,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, background: str, mask_h
     with torch.no_grad():
         for got, wanted in zip(loaded.detector(images, boxes), detector(images, boxes), strict=True):
             assert torch.equal(got, wanted)
-        assert loaded.network is not None
-        got, wanted = (n.propose(images, [(64, 96)], 40, 9, 0.6)[0] for n in (loaded.network, network))
+        assert loaded.proposer is not None
+        got, wanted = (n.propose(images, [(64, 96)], 40, 9, 0.6)[0] for n in (loaded.proposer.network, network))
     torch.testing.assert_close(got.boxes, wanted.boxes)  # channels last in memory: other last bits
     torch.testing.assert_close(got.logits, wanted.logits)
     assert loaded.vocabulary == VOCABULARY
@@ -89,14 +84,13 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, background: str, mask_h
     assert (loaded.detector.temperature, loaded.detector.background) == (0.03, background)
     assert (loaded.detector.mask_head is not None) == mask_head
     assert (loaded.preprocess, loaded.inference) == (PREPROCESS, RULES)
-    assert loaded.rpn is not None
-    rpn, proposals = loaded.rpn
+    rpn, proposals = loaded.proposer.rpn, loaded.proposer.settings
     assert (rpn.width, rpn.anchor_sizes, rpn.image_size) == (4, (8, 16), 64)
     assert (proposals.max_regions, proposals.pre_nms, proposals.nms) == (9, 40, 0.6)
     assert loaded.text is not None
     assert torch.equal(loaded.text.encode_text(["a cat"]), clip.encode_text(["a cat"]))
     assert load_model(Folder(str(tmp_path)), with_text=False).text is None
-    assert not loaded.detector.training and not loaded.network.training
+    assert not loaded.detector.training and not loaded.proposer.network.training
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["README.md", "config.json", "model.safetensors", "text", "vocabulary.json"]
 
@@ -133,7 +127,7 @@ def test_other_towers(tmp_path: Path, kind: str) -> None:
     images, boxes = torch.randn(1, 3, 32, 48), [torch.tensor([[3.0, 4.0, 30.0, 28.0]])]
     with torch.no_grad():
         assert torch.equal(loaded.detector(images, boxes).logits, detector(images, boxes).logits)
-    assert loaded.network is None and loaded.rpn is None
+    assert loaded.proposer is None
     with pytest.raises(ValueError, match=f"official code has CLIP ResNets alone, and this image tower is a {kind}"):
         to_official(Folder(str(tmp_path)))
 
@@ -197,7 +191,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     )
     state = {name: tensor for name, tensor in state.items() if not name.startswith("detector.class")}
     save_file(state, str(fresh("classless") / "model.safetensors"))
-    refused(r"detector\.class_embeddings is missing", "classless")
+    refused(r"detector: class_embeddings is missing", "classless")
     edit(fresh("rpn") / "config.json", rpn={"backbone": "resnet50_c4"})
     refused("proposal network: the weights don't fit", "rpn")
 
@@ -206,10 +200,19 @@ def test_saving_what_does_not_belong_together_is_refused(tmp_path: Path) -> None
     clip = tiny_clip()
     detector = detector_of(clip)
     with pytest.raises(ValueError, match="must be the same, in order"):
-        saved(tmp_path / "a", clip, detector, vocabulary=Vocabulary(("cat", "dog", "tea pot", "bus")))
+        saved(tmp_path / "a", clip, detector, vocabulary=Vocabulary(("cat", "dog", "tea pot")))
     assert not (tmp_path / "a" / "config.json").exists()
-    with pytest.raises(ValueError, match="come together, or not at all"):
-        saved(tmp_path / "b", clip, detector, rpn=None)
+
+
+def test_what_was_last_asked_for_is_not_saved(tmp_path: Path) -> None:
+    clip, detector = tiny_clip(), detector_of(tiny_clip())
+    saved(tmp_path / "one", clip, detector)
+    model = load_model(Folder(str(tmp_path / "one")))
+    model.ready(("dog", "cat"))
+    save_model(Folder(str(tmp_path / "two")), model, "# A card\n")
+    assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
+    one, two = (load_file(str(tmp_path / name / "model.safetensors")) for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_misfits_forgive_the_counters_of_norms_alone() -> None:
@@ -279,4 +282,4 @@ def test_readers_of_parts(tmp_path: Path) -> None:
     assert is_model_folder(folder)
     assert not is_model_folder(Folder(str(tmp_path / "nowhere")))
     assert read_config(folder)["clip_name"] == "small"
-    assert read_tensors(folder)["detector.class_embeddings"].shape == (4, 16)
+    assert read_safetensors(folder, WEIGHTS)["detector.class_embeddings"].shape == (4, 16)

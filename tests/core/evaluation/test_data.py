@@ -43,13 +43,14 @@ def rewrite(data: Folder, **columns: Sequence[np.ndarray | None]) -> None:
 
 def test_what_is_read(tmp_path: Path) -> None:
     data, proposals = artifacts(tmp_path, TRAIN)
-    evaluation = EvaluationData.read(CONFIG, data, proposals)
+    evaluation = EvaluationData(CONFIG, data, proposals)
     rows = [row for row in rows_of(data, "val") if row.status == "ok"]
     assert [row.key for row in evaluation.rows()] == [row.key for row in rows]
     assert evaluation.count == len(rows) == 7
     with ImageReader(data) as reader:
         images = [image for batch in evaluation.batches(3) for image in batch]
-        for row, image, truth in zip(rows, images, evaluation.truth(), strict=True):
+        for row, image in zip(rows, images, strict=True):
+            truth = truth_of(row)
             assert image.row.key == row.key
             assert torch.equal(image.pixels, reader.read_tensor(row))
             known = [i for i in range(len(row.boxes)) if row.box_labels[i] >= 0]
@@ -69,13 +70,13 @@ def test_what_is_read(tmp_path: Path) -> None:
     empty = Folder(str(tmp_path / "none"))
     write_proposals(empty, data, "val", {}, torch.zeros(0))
     with pytest.raises(ValueError, match=r"evaluate\.split 'val' has no readable image with proposals"):
-        EvaluationData.read(CONFIG, data, empty)
+        EvaluationData(CONFIG, data, empty)
 
 
 def test_shards_are_read_when_their_images_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not held: a batch may span two of them."""
     data, proposals = artifacts(tmp_path, [[Picture(48, 64)] * 2, [Picture(48, 64)] * 3, [Picture(48, 64)] * 2])
-    evaluation = EvaluationData.read(CONFIG, data, proposals)
+    evaluation = EvaluationData(CONFIG, data, proposals)
     seen: list[int] = []
 
     def spy(folder: Folder, shard: int, digest: str | None = None) -> list[IndexRow]:
@@ -89,7 +90,7 @@ def test_shards_are_read_when_their_images_are_needed(tmp_path: Path, monkeypatc
 
 def test_images_without_objects_can_be_left_out(tmp_path: Path) -> None:
     data, proposals = artifacts(tmp_path, TRAIN)
-    evaluation = EvaluationData.read(CONFIG, data, proposals, annotated_only=True)
+    evaluation = EvaluationData(tiny_config(evaluate={"split": "val", "annotated_only": True}), data, proposals)
     kept = [row.key for row in rows_of(data, "val") if row.status == "ok" and (row.box_labels >= 0).any()]
     assert [row.key for row in evaluation.rows()] == kept
     assert [image.row.key for batch in evaluation.batches(4) for image in batch] == kept
@@ -100,7 +101,7 @@ def test_boxes_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
     data, proposals = artifacts(tmp_path, TRAIN)
     data.write_json("categories.json", Vocabulary(("cat", "dog", "bus", "mug")).to_json())
     with pytest.raises(ValueError, match="its box labels are of vocabulary"):
-        EvaluationData.read(CONFIG, data, proposals)
+        EvaluationData(CONFIG, data, proposals)
 
 
 def test_masks_and_image_labels_follow_the_boxes(tmp_path: Path) -> None:
@@ -119,10 +120,14 @@ def lvis(config: Config) -> Config:
 
 def test_annotations_must_fit_the_protocol(tmp_path: Path) -> None:
     data, proposals = artifacts(tmp_path, [[Picture(48, 64, ((4, 6, 20, 30),), (0,))], [Picture(48, 64)]])
+    with pytest.raises(ValueError, match=r"lvis: the categories have no group common, frequent, rare"):
+        EvaluationData(lvis(CONFIG), data, proposals)
+    groups = (("rare", ("dog", "cup")), ("common", ("cat",)), ("frequent", ("bus",)))
+    data.write_json("categories.json", Vocabulary(VOCABULARY.names, VOCABULARY.base, groups).to_json())
     with pytest.raises(ValueError, match=r"lvis: image val/0000 of split 'val' has no list of absent categories"):
-        EvaluationData.read(lvis(CONFIG), data, proposals)
+        EvaluationData(lvis(CONFIG), data, proposals)
     none, some = np.zeros(0, np.int32), np.array([1], np.int32)
     rewrite(data, neg_labels=[some, none], not_exhaustive_labels=[none, none])
-    assert EvaluationData.read(lvis(CONFIG), data, proposals).count == 2
+    assert EvaluationData(lvis(CONFIG), data, proposals).count == 2
     with pytest.raises(ValueError, match=r"coco: image val/0000 of split 'val' is annotated for some categories only"):
-        EvaluationData.read(CONFIG, data, proposals)
+        EvaluationData(CONFIG, data, proposals)

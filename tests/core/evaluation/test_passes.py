@@ -29,15 +29,15 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.finetuning import build_detector
-from regionclip_core.evaluation import passes as evaluating
+from regionclip_core.detection.inference import Detections
+from regionclip_core.evaluation import passes
 from regionclip_core.evaluation.data import EvaluationData
-from regionclip_core.evaluation.measuring import as_found, make_evaluator, measure
+from regionclip_core.evaluation.metrics import measure
 from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
-from regionclip_core.evaluation.truth import ImageDetections
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.text_embeddings import class_embeddings
+from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.proposals.proposers import read_proposals
-from regionclip_core.proposals.selection import Proposals
+from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.storage.records import Folder
 
 GROUPS = ("base", "novel", "all")
@@ -69,8 +69,8 @@ class ColourEncoder(nn.Module):
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """CLIP replaced by a model that can't be wrong about the painted pictures, however they are resized."""
-    monkeypatch.setattr(evaluating, "region_encoder", ColourEncoder)
-    monkeypatch.setattr(evaluating, "class_embeddings", lambda clip, names, config: torch.eye(len(names)))
+    monkeypatch.setattr(passes, "region_encoder", ColourEncoder)
+    monkeypatch.setattr(passes, "embed_names", lambda clip, names, teacher: torch.eye(len(names)))
 
 
 def setup(
@@ -86,7 +86,7 @@ def setup(
         if row.status == "ok"
     }
     write_proposals(proposals, data, "val", boxes, torch.linspace(3, -3, 20))
-    return EvaluationData.read(config, data, proposals), config
+    return EvaluationData(config, data, proposals), config
 
 
 def passed(evaluation: EvaluationData, config: Config) -> list[ImageResult]:
@@ -94,10 +94,8 @@ def passed(evaluation: EvaluationData, config: Config) -> list[ImageResult]:
     return list(zero_shot(tiny_clip(), config, evaluation, "cpu", lambda images: None))
 
 
-def scores(evaluation: EvaluationData, config: Config, folder: Path) -> dict[str, dict[str, Any]]:
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    return measure(passed(evaluation, config), make_evaluator(config, evaluation, scratch), (GIVEN, PROPOSED))
+def scores(evaluation: EvaluationData, config: Config) -> dict[str, dict[str, Any]]:
+    return measure(passed(evaluation, config), evaluation.evaluator, (GIVEN, PROPOSED))
 
 
 def proposals_of(evaluation: EvaluationData) -> dict[str, Proposals]:
@@ -108,7 +106,7 @@ def proposals_of(evaluation: EvaluationData) -> dict[str, Proposals]:
 def test_a_perfect_model_has_full_marks(tmp_path: Path) -> None:
     """Boxes of both kinds meet their pixels at input scale, and come back in original pixels; crowds and unknown
     objects, proposed as well, count neither way."""
-    found = scores(*setup(tmp_path, TRAIN), tmp_path)
+    found = scores(*setup(tmp_path, TRAIN))
     objects = {"base": 6, "novel": 3, "all": 9}
     for kind in (GIVEN, PROPOSED):
         for group in GROUPS:
@@ -123,8 +121,8 @@ def test_a_perfect_model_has_full_marks(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("colours")
 def test_a_model_that_takes_novel_for_base_fails_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swapped = torch.eye(4)[[0, 3, 2, 1]]  # dog and cup, the novel ones
-    monkeypatch.setattr(evaluating, "class_embeddings", lambda clip, names, config: swapped)
-    found = scores(*setup(tmp_path, TRAIN), tmp_path)
+    monkeypatch.setattr(passes, "embed_names", lambda clip, names, teacher: swapped)
+    found = scores(*setup(tmp_path, TRAIN))
     for kind in (GIVEN, PROPOSED):
         assert found[kind]["base"]["ap50"] == pytest.approx(100)
         assert found[kind]["novel"]["ap50"] < 50
@@ -148,10 +146,10 @@ def test_images_without_boxes_count(tmp_path: Path) -> None:
     cats = [Picture(48, 64, ((4, 6, 24, 30),), (0,)), Picture(48, 64, ((30, 8, 60, 30),), (0,))]
     clean, config = setup(tmp_path / "clean", [[*cats, Picture(48, 64)]])
     assert clean.count == 3
-    assert scores(clean, config, tmp_path / "clean")[PROPOSED]["all"]["ap50"] == pytest.approx(100)
+    assert scores(clean, config)[PROPOSED]["all"]["ap50"] == pytest.approx(100)
     # The same place, the best proposal of every image, shows nothing on the other two.
     wrong, config = setup(tmp_path / "wrong", [[*cats, Unannotated(48, 64)]], best=[[34.0, 32, 54, 46]])
-    found = scores(wrong, config, tmp_path / "wrong")
+    found = scores(wrong, config)
     assert found[PROPOSED]["all"]["ap50"] == pytest.approx(200 / 3, abs=0.5)
     assert found[GIVEN]["all"]["ap50"] == pytest.approx(100)
 
@@ -184,7 +182,7 @@ def naive_detections(
     return sorted(found, key=lambda one: -one[0])[: int(rules["most"])]
 
 
-def assert_found(found: ImageDetections, expected: list[Found], tolerance: float = 1e-3) -> None:
+def assert_found(found: Detections, expected: list[Found], tolerance: float = 1e-3) -> None:
     np.testing.assert_allclose(found.scores, [score for score, _, _ in expected], atol=1e-4)
     assert found.labels.tolist() == [label for _, label, _ in expected]
     np.testing.assert_allclose(found.boxes, np.array([box for *_, box in expected]).reshape(-1, 4), atol=tolerance)
@@ -209,7 +207,7 @@ def test_zero_shot_against_a_loop(tmp_path: Path, background: str, objectness: s
     found = list(zero_shot(clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     with torch.no_grad():
-        classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+        classes = torch.nn.functional.normalize(embed_names(clip, VOCABULARY.names, config.teacher), dim=1)
     right: list[bool] = []
     number = 0
     given = proposals_of(evaluation)
@@ -227,13 +225,12 @@ def test_zero_shot_against_a_loop(tmp_path: Path, background: str, objectness: s
                 factors = [1 / (1 + np.exp(-float(v))) for v in proposals.logits]
             expected = naive_detections(boxes.tolist(), probabilities, factors, rules)
             number += len(expected)
-            detections = as_found(result.image.row.image_id, result.found[kind])
-            assert detections.image_id == row.image_id
-            assert_found(detections, expected)
+            assert result.image.row.image_id == row.image_id
+            assert_found(result.found[kind], expected)
             if kind == GIVEN:
                 right += [int(p.argmax()) == row.box_labels[j] for p, j in zip(probabilities, use, strict=True)]
     assert number > 12
-    top1 = measure(found, make_evaluator(config, evaluation, tmp_path), (GIVEN, PROPOSED))[GIVEN]["all"]["top1"]
+    top1 = measure(found, evaluation.evaluator, (GIVEN, PROPOSED))[GIVEN]["all"]["top1"]
     assert top1 == pytest.approx(100 * np.mean(right))
 
 
@@ -250,7 +247,7 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
     found = list(finetuned(detector, clip, config, evaluation, "cpu", ticks.append))
     assert ticks == [3, 1]
     assert detector.names == VOCABULARY.names
-    classes = torch.nn.functional.normalize(class_embeddings(clip, VOCABULARY.names, config), dim=1)
+    classes = torch.nn.functional.normalize(embed_names(clip, VOCABULARY.names, config.teacher), dim=1)
     moved = 0.0
     subsets = {FINETUNED: [0, 1, 2, 3], "finetuned_base_only": [0, 2], "finetuned_novel_only": [1, 3]}
     seen = dict.fromkeys(subsets, 0)
@@ -279,7 +276,7 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
             rules = {"threshold": 0.1, "nms": 0.4, "most": 7}
             expected = naive_detections(boxes, list(probabilities), [0.0] * len(boxes), rules)
             assert {label for _, label, _ in expected} <= set(labels)
-            assert_found(as_found(row.image_id, result.found[setting]), expected, 0.02)
+            assert_found(result.found[setting], expected, 0.02)
     assert moved > 3
     assert seen == {FINETUNED: 3, "finetuned_base_only": 3, "finetuned_novel_only": 2}
 
@@ -335,16 +332,17 @@ def test_zero_shot_rules_are_the_official_ones(tmp_path: Path) -> None:
     for one, other in zip(*runs, strict=True):
         assert torch.equal(one.found[PROPOSED].scores, other.found[PROPOSED].scores)
         assert torch.equal(one.found[PROPOSED].boxes, other.found[PROPOSED].boxes)
-    lower = list(zero_shot(tiny_clip(), soft, evaluation, "cpu", lambda n: None, given_score_threshold=0.001))
+    low = tiny_config(evaluate={**soft.evaluate.model_dump(), "given_score_threshold": 0.001})
+    lower = list(zero_shot(tiny_clip(), low, evaluation, "cpu", lambda n: None))
     fewest = [min(float(r.found[GIVEN].scores.min()) for r in run if len(r.found[GIVEN])) for run in (runs[0], lower)]
     assert fewest[0] > 0.2 > fewest[1]
     assert [len(r.found[PROPOSED]) for r in lower] == [len(r.found[PROPOSED]) for r in runs[0]]
 
 
 def test_nothing_found_is_zero_and_not_an_error(tmp_path: Path) -> None:
-    evaluation, config = setup(tmp_path, [EVEN])
+    evaluation, _ = setup(tmp_path, [EVEN])
     settings = (FINETUNED, "finetuned_base_only", "finetuned_novel_only")
-    result = measure([], make_evaluator(config, evaluation, tmp_path), settings)
+    result = measure([], evaluation.evaluator, settings)
     assert [result[FINETUNED][group]["ap50"] for group in GROUPS] == [0, 0, 0]
     assert result["finetuned_novel_only"]["novel"]["ap50"] == 0
     assert "top1" not in result[FINETUNED]["all"]

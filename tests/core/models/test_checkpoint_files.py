@@ -17,7 +17,7 @@ from official_files import same_bits, small_clip
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regionclip_core.models.checkpoint_files import BARE_TENSOR, read_checkpoint, read_tensors
+from regionclip_core.models.checkpoint_files import BARE_TENSOR, read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is old; so are OpenAI's files
 
@@ -55,14 +55,14 @@ def test_every_layout_gives_the_same_tensors(tmp_path: Path, writer: str) -> Non
     assert found.layout == ("safetensors" if writer == "safetensors" else "torch")
     assert found.others == {}
     assert found.beside == {"official": ("iteration", "optimizer"), "open_clip": ("epoch",)}.get(writer, ())
-    assert same_bits(read_tensors(str(path)), state)
+    assert same_bits(read_checkpoint(str(path)).tensors, state)
 
 
 def test_views_of_one_storage_and_strides_survive(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     state = {"row": whole[1], "column": whole[:, 2], "turned": whole.T}
     torch.save(state, tmp_path / "w.pt")
-    found = read_tensors(tmp_path / "w.pt")
+    found = read_checkpoint(tmp_path / "w.pt").tensors
     assert found["column"].tolist() == [2, 6, 10]
     assert same_bits(found, state)
 
@@ -75,7 +75,7 @@ def test_one_tensor_and_what_is_no_tensor(tmp_path: Path) -> None:
     assert (list(mixed.tensors), mixed.others) == (["weight"], {"steps": 5, "name": "x"})
     # A prefix is a wrapper's only if all names have it.
     torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "names.pth")
-    assert set(read_tensors(tmp_path / "names.pth")) == {"module.a", "b"}
+    assert set(read_checkpoint(tmp_path / "names.pth").tensors) == {"module.a", "b"}
 
 
 # ---------------------------------------------------------------- TorchScript
@@ -116,7 +116,7 @@ def test_a_traced_clip_gives_its_state_dict(tmp_path: Path, half: bool) -> None:
     model = small_clip().model
     traced = torch.jit.trace(model, (torch.zeros(1, 3, 64, 64), torch.zeros(1, 12, dtype=torch.int64)))
     (traced.half() if half else traced).save(str(tmp_path / "RN50.pt"))
-    found = read_tensors(tmp_path / "RN50.pt")
+    found = read_checkpoint(tmp_path / "RN50.pt").tensors
     assert found.pop("attn_mask").shape == (12, 12)  # a constant, which an archive stores like a weight
     expected = {k: v.half() if half and v.is_floating_point() else v for k, v in model.state_dict().items()}
     assert same_bits(found, expected)
@@ -184,7 +184,7 @@ def test_a_torchscript_archive_with_code_is_refused_and_does_not_run(tmp_path: P
         (b"\x80\x02c__main__\nScripted\n)\x81.", "it names __main__.Scripted"),
         # a tensor without bytes behind it
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00K\x02\x85K\x01\x85\x89}tR.", "without a storage"),
-        (b"\x80\x02N.", "without a module in it"),
+        (b"\x80\x02N.", "no module in it"),
     ],
 )
 def test_what_else_a_torchscript_pickle_may_try(tmp_path: Path, program: bytes, match: str) -> None:
@@ -280,5 +280,5 @@ def test_reading_from_memory_is_not_tried(tmp_path: Path) -> None:
     inner = io.BytesIO()
     torch.save({"w": Payload(tmp_path / "harm")}, inner)
     torch.save({"model": {"w": torch.ones(1)}, "inner": inner.getvalue()}, tmp_path / "w.pth")
-    assert set(read_tensors(tmp_path / "w.pth")) == {"w"}
+    assert set(read_checkpoint(tmp_path / "w.pth").tensors) == {"w"}
     assert not (tmp_path / "harm").exists()

@@ -18,7 +18,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.detection.detector import load_detector
 from regionclip_core.models.clip import ClipModel, load_clip, save_clip
-from regionclip_core.models.concept_embeddings import load_embeddings
+from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
 from stages.base import StageContext

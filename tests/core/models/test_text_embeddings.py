@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 from small_artifacts import tiny_clip, tiny_config
 
 from regionclip_core.config.tree import TeacherConfig
-from regionclip_core.models.prompts import embed_texts
-from regionclip_core.models.text_embeddings import embed_names, read_embeddings
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.prompts import SHORT, embed_texts, prompt_templates
+from regionclip_core.models.text_embeddings import (
+    embed_names,
+    embed_pool,
+    load_embeddings,
+    read_embeddings,
+    read_pool,
+    save_embeddings,
+)
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import text_files, text_settings
+from regionclip_core.storage.tables import CONCEPTS
 
 WIDTH = 16
 
@@ -61,8 +72,6 @@ def test_names_that_no_folder_has_are_told(tmp_path: Path, caplog: pytest.LogCap
 
 
 def _short() -> tuple[str, ...]:
-    from regionclip_core.models.prompts import SHORT
-
     assert SHORT[0] == "{}."
     return SHORT[1:]
 
@@ -71,8 +80,8 @@ def test_without_folders_it_is_the_text_encoder(tmp_path: Path) -> None:
     clip = tiny_clip()
     expected = embed_texts(clip, ["cat"], ("{}.", *_short()), False)
     torch.testing.assert_close(embed_names(clip, ["cat"], teacher()), expected)
-    strangers = write_folder(tmp_path / "a", ["zebra"], torch.ones(1, WIDTH))
-    torch.testing.assert_close(embed_names(clip, ["cat"], teacher(strangers)), expected)
+    others = write_folder(tmp_path / "a", ["zebra"], torch.ones(1, WIDTH))
+    torch.testing.assert_close(embed_names(clip, ["cat"], teacher(others)), expected)
 
 
 def test_stored_names_need_no_text_encoder(tmp_path: Path) -> None:
@@ -84,16 +93,11 @@ def test_stored_names_need_no_text_encoder(tmp_path: Path) -> None:
 
 
 def test_class_embeddings_and_pool_take_them(tmp_path: Path) -> None:
-    from test_concept_embeddings import write_pool
-
-    from regionclip_core.models.concept_embeddings import embed_pool
-    from regionclip_core.models.text_embeddings import class_embeddings
-
     rows = torch.randn(2, WIDTH)
     folder = write_folder(tmp_path / "a", ["cat", "zebra"], rows)
     config = tiny_config(teacher={"embeddings": [folder], "normalize_prompts": False})
     clip = tiny_clip()
-    torch.testing.assert_close(class_embeddings(clip, ("dog", "cat"), config)[1], rows[0])
+    torch.testing.assert_close(embed_names(clip, ("dog", "cat"), config.teacher)[1], rows[0])
     _, pool = embed_pool(clip, write_pool(tmp_path / "pool", ("zebra", "cup")), config.teacher)
     torch.testing.assert_close(pool[0], rows[1] / rows[1].norm())
 
@@ -107,8 +111,8 @@ def test_another_width_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "rows", "match"),
     [
-        (["cat"], torch.ones(2, 3), r"1 names.*got \(2, 3\)"),
-        (["cat"], torch.ones(3), r"got \(3,\)"),
+        (["cat"], torch.ones(2, 3), r"1 names.*of shape \(2, 3\)"),
+        (["cat"], torch.ones(3), r"of shape \(3,\)"),
         (["cat", "cat"], torch.ones(2, 3), "'cat' twice"),
         (["cat"], torch.zeros(1, 3), "zero or not finite"),
         (["cat"], torch.full((1, 3), float("nan")), "zero or not finite"),
@@ -139,3 +143,49 @@ def test_folders_count_in_fingerprints_by_content_and_order(tmp_path: Path) -> N
     ]
     assert text_settings(config)["embeddings"] == folders
     assert text_settings(config) != text_settings(teacher(*folders[::-1]))
+
+
+# ---------------------------------------------------------------- the concept pool
+
+NAMES = ("red kite", "cup", "tea cup", "zebra", "apple")
+
+
+def write_pool(url: Path, names: tuple[str, ...]) -> Folder:
+    folder = Folder(str(url))
+    same = {"n_words": 1, "n_captions": 2, "n_images": 2, "n_mentions": 2, "surface_forms": [], "source": "parsed"}
+    rows = [{"id": i, "concept": name, "head": name, **same} for i, name in enumerate(names)]
+    with folder.write("concepts.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=CONCEPTS), file)
+    return folder
+
+
+def test_names_keep_the_order_of_their_ids(tmp_path: Path) -> None:
+    assert read_pool(write_pool(tmp_path, NAMES)) == Vocabulary(NAMES)
+
+
+def test_an_empty_pool_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is empty; lower concepts\.min_count"):
+        read_pool(write_pool(tmp_path, ()))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("prompts", ["single", "short"])
+def test_embeddings_against_a_loop(tmp_path: Path, normalize: bool, prompts: str) -> None:
+    clip = tiny_clip()
+    settings = TeacherConfig(weights="random", prompts=prompts, normalize_prompts=normalize)
+    pool, embeddings = embed_pool(clip, write_pool(tmp_path, NAMES), settings)
+    assert pool.names == NAMES
+    for name, found in zip(NAMES, embeddings, strict=True):
+        with torch.no_grad():
+            texts = [template.replace("{}", name) for template in prompt_templates(prompts)]
+            rows = [clip.model.encode_text(clip.tokenizer([text]))[0] for text in texts]
+        mean = torch.stack([row / row.norm() if normalize else row for row in rows]).mean(0)
+        torch.testing.assert_close(found, mean / mean.norm(), atol=1e-5, rtol=1e-5)
+
+
+def test_stored_embeddings_come_back_with_their_names(tmp_path: Path) -> None:
+    pool, embeddings = Vocabulary(NAMES), torch.randn(5, 16)
+    save_embeddings(Folder(str(tmp_path)), pool, embeddings.T.contiguous().T)
+    found, again = load_embeddings(Folder(str(tmp_path)))
+    assert found.digest == pool.digest
+    assert torch.equal(again, embeddings)

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from regionclip_core.config.tree import OptimConfig
 from regionclip_core.models.clip import build_clip
-from regionclip_core.models.patch_grid import resize_positions
 from regionclip_core.models.region_encoder import RegionEncoder
 from regionclip_core.models.towers import region_encoder
-from regionclip_core.models.vit_encoder import VitEncoder, quarters
+from regionclip_core.models.vit_encoder import VitEncoder, quarters, resize_positions
 from regionclip_core.training.optim import make_optimizer
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}

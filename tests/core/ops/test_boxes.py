@@ -8,7 +8,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 
 from regionclip_core.detection.inference import BOX_WEIGHTS
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.assignment import BACKGROUND, FOREGROUND, IGNORED, match, sample
+from regionclip_core.ops.boxes import BACKGROUND, FOREGROUND, IGNORED, match, sample
 
 GOLDEN = np.load(GOLDEN_FOLDER / "detector_losses.npz")
 
@@ -35,14 +35,12 @@ def test_iou_matches_a_naive_loop_and_is_zero_for_empty_boxes():
     assert box_ops.iou(empty, empty).item() == 0.0
 
 
-def test_area_clip_nonempty_flip_and_square():
+def test_clip_nonempty_and_flip():
     boxes = torch.tensor([[-5.0, 2, 30, 80], [10, 10, 10, 40], [3, 4, 13, 10]])
-    assert box_ops.area(boxes).tolist() == [35 * 78, 0, 60]
     assert box_ops.clip(boxes, (50, 20))[0].tolist() == [0, 2, 20, 50]
     assert box_ops.nonempty(boxes).tolist() == [True, False, True]
     assert box_ops.nonempty(boxes, 6.0).tolist() == [True, False, False]
     assert box_ops.flip_horizontal(boxes, 40)[2].tolist() == [27, 4, 37, 10]
-    assert box_ops.square_with_context(boxes, 1.2)[2].tolist() == pytest.approx([2, 1, 14, 13])
 
 
 def test_rescale_goes_by_axis_and_back():

@@ -14,13 +14,14 @@ from small_artifacts import tiny_clip
 from small_towers import SIGLIP, VIT, small_clip
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import box_area
 
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector, save_detector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.image_batch import ImageBatch, batch_images
-from regionclip_core.ops.mask_inference import encode_masks, paste_masks
+from regionclip_core.ops.masks import encode_masks, paste_masks
 from regionclip_core.storage.records import Folder
 
 SIZE = (47, 60)
@@ -127,7 +128,7 @@ def test_detections_have_the_masks_of_their_own_boxes_in_original_pixels() -> No
             values = grid_sampled(torch.sigmoid(logits)[0], box.tolist(), size)
             clear = ((values - 0.5).abs() > 1e-3).numpy()
             np.testing.assert_array_equal(decoded(code, size)[clear], (values >= 0.5).numpy()[clear])
-            covered.append(float((values >= 0.5).sum() / box_ops.area(box[None])))
+            covered.append(float((values >= 0.5).sum() / box_area(box[None])))
     assert 0.05 < np.mean(covered) < 0.95  # neither empty nor full
     of_proposal = {(int(p), code) for p, code in zip(found[0].proposal, found[0].masks, strict=True)}
     assert len(of_proposal) == 2  # whatever the category
@@ -178,9 +179,7 @@ def test_any_encoder_can_have_a_mask_head(description: dict[str, Any]) -> None:
     together = detector.detect(batch, proposals, None, KEEP_ALL, box_deltas=True)
     for i, found in enumerate(together):
         height, width = batch.sizes[i]
-        alone = ImageBatch(
-            batch.tensor[i : i + 1, :, :height, :width], [batch.sizes[i]], [1.0], [batch.original_sizes[i]]
-        )
+        alone = ImageBatch(batch.tensor[i : i + 1, :, :height, :width], [batch.sizes[i]], [batch.original_sizes[i]])
         expected = detector.detect(alone, proposals[i : i + 1], None, KEEP_ALL, box_deltas=True)[0]
         torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-4)
         assert found.masks is not None and expected.masks is not None

@@ -14,8 +14,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.ops.boxes import flip_horizontal
 from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.box_batches import box_batches
-from regionclip_core.training.boxed_images import boxed_images
+from regionclip_core.training.boxed_images import box_batches, boxed_images
 
 SIZE = (60, 80)
 

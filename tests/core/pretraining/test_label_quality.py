@@ -14,8 +14,8 @@ from small_artifacts import TRAIN, VOCABULARY, naive_iou, rows_of
 
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.models.concept_embeddings import save_embeddings
-from regionclip_core.pretraining.label_quality import label_quality
+from regionclip_core.models.text_embeddings import save_embeddings
+from regionclip_core.pretraining.labelling import label_quality
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS
 
@@ -105,7 +105,7 @@ def test_right_labels_are_all_right(boxes_data: Folder, tmp_path: Path) -> None:
                     "key": image.key,
                     "status": image.status,
                     "boxes": image.boxes[use].tolist(),
-                    "concept_id": [POOL.index(VOCABULARY.names[image.box_labels[i]]) for i in use],
+                    "concept_id": [POOL.names.index(VOCABULARY.names[image.box_labels[i]]) for i in use],
                     "kept": [True] * n,
                 }
                 | {name: [0.0] * n for name in ("objectness_logit", "score", "residual_mass")}

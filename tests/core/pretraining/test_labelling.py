@@ -28,7 +28,7 @@ from torch import Tensor
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, build_clip, save_clip
-from regionclip_core.models.concept_embeddings import save_embeddings
+from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.pretraining.labelling import Labeller, region_embedder
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS

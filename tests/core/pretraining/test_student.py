@@ -24,10 +24,10 @@ from regionclip_core.config.tree import Config, PretrainConfig
 from regionclip_core.datasets.images import encode_png
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
-from regionclip_core.models.concept_embeddings import save_embeddings
 from regionclip_core.models.region_encoder import RegionEncoder
+from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.ops.image_batch import batch_images
-from regionclip_core.pretraining.pair_reader import RegionPairs, RegionSample
+from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
 from regionclip_core.pretraining.student import (
     RegionBatch,
     RegionPretrainer,
@@ -262,7 +262,7 @@ def test_a_repeated_batch_is_learned(tmp_path: Path, name: str, temperature: flo
     assert last["loss"] == last[f"loss_{name}"] < 0.6 * first["loss"]
 
 
-Run = Callable[..., tuple[FitResult, int, RegionEncoder, ClipModel]]
+Run = Callable[..., tuple[FitResult, RegionPairs, RegionEncoder, ClipModel]]
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def pretrain(world: dict[str, Folder], tmp_path: Path) -> Run:
 
 def test_pretraining_moves_the_student_and_nothing_else(pretrain: Run, world: dict[str, Folder]) -> None:
     result, samples, student, clip = pretrain()
-    assert (result.steps, samples) == (2, len(list(RegionPairs(world["pairs"], 0).epoch(0))))
+    assert (result.steps, len(samples)) == (2, len(list(RegionPairs(world["pairs"], 0).epoch(0))))
     teacher = load_clip(world["teacher"]).model.state_dict()
     for name, tensor in clip.model.state_dict().items():
         assert torch.equal(tensor, teacher[name]), name

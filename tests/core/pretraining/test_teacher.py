@@ -15,13 +15,14 @@ from small_artifacts import tiny_clip, unnormalised
 
 from regionclip_core.config.tree import TeacherTraining
 from regionclip_core.datasets.images import BadImage
+from regionclip_core.datasets.index import IndexRow
 from regionclip_core.pretraining.teacher import (
     CaptionedImage,
+    CaptionedImages,
     ClipBatch,
     ClipTrainer,
     augment,
-    batch_maker,
-    normalise,
+    clip_batches,
 )
 
 
@@ -99,7 +100,7 @@ def numbered(count: int, bad: tuple[int, ...] = ()) -> list[CaptionedImage]:
             raise BadImage("bad_image", f"{n} is torn")
         return np.full((20, 30, 3), 10 * n, np.uint8)
 
-    return [CaptionedImage(partial(read, n), (f"one {n}", f"two {n}")) for n in range(count)]
+    return [CaptionedImage(str(n), partial(read, n), (f"one {n}", f"two {n}")) for n in range(count)]
 
 
 def levels(batch: ClipBatch) -> list[int]:
@@ -111,7 +112,7 @@ def levels(batch: ClipBatch) -> list[int]:
 
 def test_epochs_are_permutations_and_captions_stay_with_their_images() -> None:
     clip = tiny_clip()
-    at = batch_maker(numbered(12), clip, training(), seed=1)
+    at = clip_batches(numbered(12), clip, training(), seed=1)
     batches = [at(step) for step in range(30)]
     seen = [n for batch in batches for n in levels(batch)]
     captions = [caption for batch in batches for caption in batch.captions]
@@ -127,8 +128,8 @@ def test_epochs_are_permutations_and_captions_stay_with_their_images() -> None:
 
 def test_ranks_share_the_global_batch() -> None:
     clip = tiny_clip()
-    whole = batch_maker(numbered(10), clip, training(), seed=1)
-    parts = [batch_maker(numbered(10), clip, training(), seed=1, rank=rank, world_size=2) for rank in (0, 1)]
+    whole = clip_batches(numbered(10), clip, training(), seed=1)
+    parts = [clip_batches(numbered(10), clip, training(), seed=1, rank=rank, world_size=2) for rank in (0, 1)]
     for step in range(6):
         assert levels(whole(step)) == levels(parts[0](step)) + levels(parts[1](step))
         assert len(parts[0](step).captions) == 2
@@ -136,36 +137,31 @@ def test_ranks_share_the_global_batch() -> None:
 
 def test_a_batch_depends_on_its_step_alone() -> None:
     clip = tiny_clip()
-    straight = batch_maker(numbered(10), clip, training(), seed=1)
+    straight = clip_batches(numbered(10), clip, training(), seed=1)
     expected = [straight(step) for step in range(5)][4]
-    again = batch_maker(numbered(10), clip, training(), seed=1)(4)
-    other = batch_maker(numbered(10), clip, training(), seed=2)(4)
+    again = clip_batches(numbered(10), clip, training(), seed=1)(4)
+    other = clip_batches(numbered(10), clip, training(), seed=2)(4)
     assert torch.equal(again.images, expected.images)
     assert again.captions == expected.captions != other.captions
 
 
 def test_a_torn_image_is_replaced_together_with_its_caption() -> None:
-    at = batch_maker(numbered(8, bad=(3,)), tiny_clip(), training(), seed=0)
+    at = clip_batches(numbered(8, bad=(3,)), tiny_clip(), training(), seed=0)
+    whole = clip_batches(numbered(8), tiny_clip(), training(), seed=0)
     batches = [at(step) for step in range(2)]
-    assert sorted(n for batch in batches for n in levels(batch)) == [0, 1, 2, 4, 4, 5, 6, 7]
+    order = [n for step in range(3) for n in levels(whole(step))]
+    assert [n for batch in batches for n in levels(batch)] == [
+        order[place + 1] if order[place] == 3 else order[place] for place in range(8)
+    ]
     for batch in batches:
         assert [int(caption.split()[1]) for caption in batch.captions] == levels(batch)
 
 
 def test_impossible_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size 4 exceeds the 3 captioned images"):
-        batch_maker(numbered(3), tiny_clip(), training(), seed=0)
+        clip_batches(numbered(3), tiny_clip(), training(), seed=0)
     with pytest.raises(ValueError, match="batch_size 4 does not divide among 3 workers"):
-        batch_maker(numbered(9), tiny_clip(), training(), seed=0, world_size=3)
-
-
-def test_normalise_against_the_definition() -> None:
-    clip = tiny_clip()
-    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
-    found = normalise(images, clip)
-    for b, y, x, c in np.ndindex(2, 5, 4, 3):
-        expected = (images[b, y, x, c] / 255 - clip.mean[c]) / clip.std[c]
-        assert float(found[b, c, y, x]) == pytest.approx(expected, abs=1e-5)
+        clip_batches(numbered(9), tiny_clip(), training(), seed=0, world_size=3)
 
 
 @pytest.mark.parametrize(("log_scale", "scale"), [(2.0, np.exp(2.0)), (9.0, 100.0)])
@@ -189,3 +185,24 @@ def test_loss_and_gradients_are_those_of_open_clip(log_scale: float, scale: floa
     for (name, one), other in zip(trainer.named_parameters(), reference.model.parameters(), strict=True):
         assert one.grad is not None, name
         torch.testing.assert_close(one.grad, other.grad, atol=1e-9, rtol=1e-6, msg=name)
+
+
+def test_the_cache_gives_what_reading_gives_and_keeps_to_its_budget() -> None:
+    reads: list[str] = []
+
+    class Rows(list[IndexRow]):
+        def value(self, column: str, number: int) -> Any:
+            return getattr(self[number], column)
+
+    class Reader:
+        def read(self, row: IndexRow) -> np.ndarray:
+            reads.append(row.key)
+            return np.full((4, 4, 3), ord(row.key), np.uint8)  # 48 bytes
+
+    rows: Any = Rows(IndexRow(key, number, captions=[key]) for number, key in enumerate("abc"))
+    reader: Any = Reader()
+    images = CaptionedImages(rows, reader, cache_bytes=100)
+    for _ in range(3):
+        for number, key in enumerate("abc"):
+            assert np.array_equal(images[number].read(), np.full((4, 4, 3), ord(key), np.uint8))
+    assert [reads.count(key) for key in "abc"] == [1, 1, 3]

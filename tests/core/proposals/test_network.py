@@ -1,12 +1,12 @@
-"""The proposal network as a whole, the pattern proposers, and recall."""
+"""The proposal network as a whole, and the pattern proposers."""
 
-import pytest
 import torch
 
 from regionclip_core.config.tree import RpnConfig
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.proposals.network import ProposalNetwork, grid_boxes, min_objectness, random_boxes, recall
-from regionclip_core.proposals.selection import Proposals
+from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.proposers import grid_boxes, random_boxes
+from regionclip_core.proposals.recall import RecallCount
 
 
 def rectangles(n, seed, side=64):
@@ -34,14 +34,17 @@ def test_small_network_learns_to_propose():
 
     def score():
         found = network.eval().propose(test_images, [(64, 64)] * 16, 200, 20, 0.7)
-        return recall([f.boxes for f in found], test_boxes, tops=(10,))["recall@10"]
+        count = RecallCount()
+        for proposals, boxes in zip(found, test_boxes, strict=True):
+            count.add(proposals.boxes, boxes)
+        return count.scores()["recall@10"]
 
     before = score()
     generator = torch.Generator().manual_seed(0)
     for step in range(60):
         network.train()
         rows = [(step * 16 + i) % 64 for i in range(16)]
-        losses = network.losses(images[rows], [(64, 64)] * 16, [boxes[i] for i in rows], generator)
+        losses = network.rpn.losses(network.backbone(images[rows]), [boxes[i] for i in rows], generator)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -75,14 +78,6 @@ def test_padding_moves_no_anchor_and_holds_no_proposal():
     assert len(alone.boxes) == len(with_padding.boxes) == 5
 
 
-def test_wrong_batches_are_refused():
-    network = ProposalNetwork(RpnConfig(width=8)).eval()
-    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
-        network.propose(torch.zeros(3, 8, 8), [(8, 8)], 10, 10, 0.7)
-    with pytest.raises(ValueError, match="2 images came with 1 sizes"):
-        network.propose(torch.zeros(2, 3, 8, 8), [(8, 8)], 10, 10, 0.7)
-
-
 def test_grid_covers_the_image_and_respects_the_limit():
     boxes, logits = grid_boxes(120, 80, (0.25, 0.5), max_regions=1000)
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -107,31 +102,3 @@ def test_random_boxes_stay_inside_and_between_the_scales():
     assert sides.max() <= 40 + 1e-3
     again = random_boxes(120, 80, (0.2, 0.5), 500, torch.Generator().manual_seed(0)).boxes
     assert boxes.equal(again)
-
-
-def test_min_objectness_is_on_the_sigmoid():
-    proposals = Proposals(torch.arange(12.0).view(3, 4), torch.tensor([2.0, 0.0, -2.0]))
-    assert min_objectness(proposals, 0.5).logits.tolist() == [2.0, 0.0]
-    assert len(min_objectness(proposals, 0.0).boxes) == 3
-
-
-def test_recall_counts_what_a_naive_loop_counts():
-    generator = torch.Generator().manual_seed(0)
-    truth = [torch.rand(n, 4, generator=generator) * 40 for n in (3, 0, 4)]
-    truth = [torch.cat((b[:, :2], b[:, :2] + 10 + b[:, 2:]), dim=1) for b in truth]
-    noise = [torch.randn(12, 4, generator=generator) * 5 for _ in truth]
-    proposals = [(b.repeat(4, 1)[:12] + n[: len(b) * 4]) if len(b) else n for b, n in zip(truth, noise, strict=True)]
-    proposals[2] = proposals[2][:0]  # an image without proposals
-    for top in (1, 5, 12):
-        for level in (0.5, 0.7):
-            hits = sum(
-                any(box_ops.iou(box[None], p[None]).item() >= level for p in image[:top])
-                for image, boxes in zip(proposals, truth, strict=True)
-                for box in boxes
-            )
-            key = f"recall@{top}" + ("" if level == 0.5 else "/iou0.7")
-            assert recall(proposals, truth, ious=(0.5, 0.7), tops=(1, 5, 12))[key] == pytest.approx(hits / 7)
-    assert 0 < recall(proposals, truth, tops=(12,))["recall@12"] < 1
-    assert torch.tensor(recall([torch.zeros(0, 4)], [torch.zeros(0, 4)])["recall@10"]).isnan()
-    with pytest.raises(ValueError, match="1 images of proposals but 2"):
-        recall(proposals[:1], truth[:2])

@@ -11,16 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from small_artifacts import (
-    BASE_IDS,
-    NOVEL_IDS,
-    TRAIN,
     Picture,
-    naive_iou,
     rows_of,
     tear,
     tiny_config,
     write_data,
-    write_proposals,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,15 +23,14 @@ from torch.nn import functional as F
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index
+from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.proposers import (
     NetworkBoxes,
     make_proposer,
     propose_shard,
     read_proposals,
-    recall_of_splits,
 )
 from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
-from regionclip_core.proposals.training import build_network
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import PROPOSALS
 
@@ -193,45 +187,6 @@ def test_proposals_come_back_from_their_table(boxes_data: Folder, tmp_path: Path
         assert found[one.key].boxes.dtype == found[one.key].logits.dtype == torch.float32
         assert found[one.key].boxes.shape == (len(one.boxes), 4)
         assert torch.equal(found[one.key].boxes, torch.from_numpy(one.boxes))
-
-
-def naive_recall(rows: list[IndexRow], boxes: dict[str, Tensor], ids: tuple[int, ...], top: int) -> float:
-    hits = total = 0
-    for one in rows:
-        if one.key not in boxes:
-            continue
-        for box, label, crowd in zip(one.boxes.tolist(), one.box_labels, one.box_crowd, strict=True):
-            if crowd or label not in ids:
-                continue
-            total += 1
-            hits += any(naive_iou(box, other) >= 0.5 for other in boxes[one.key][:top].tolist())
-    return hits / total
-
-
-def test_recall_against_a_loop(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", {"train": TRAIN, "val": TRAIN, "empty": [[Picture(40, 40)]]})
-    proposals = Folder(str(tmp_path / "proposals"))
-    rng = np.random.default_rng(0)
-    boxes: dict[str, Tensor] = {}
-    for one in rows_of(data, "train", "val", "empty"):
-        if one.status != "ok" or one.key.endswith("3"):  # an unreadable image counts neither way
-            continue
-        near = one.boxes.repeat(20, 0) + rng.normal(0, 6, (20 * len(one.boxes), 4)).astype(np.float32)
-        near = near[(near[:, 2] > near[:, 0]) & (near[:, 3] > near[:, 1])]
-        boxes[one.key] = torch.from_numpy(rng.permutation(near)).float()
-    assert "train/0003" not in boxes
-    for split in ("train", "val", "empty"):
-        write_proposals(proposals, data, split, boxes, torch.zeros(1000))
-    result = recall_of_splits(data, proposals, ("train", "val", "empty"))
-    assert set(result) == {"train", "val"}
-    values = set()
-    for split in ("train", "val"):
-        for group, ids in (("base", BASE_IDS), ("novel", NOVEL_IDS)):
-            for top in (10, 50, 100):
-                expected = naive_recall(rows_of(data, split), boxes, ids, top)
-                assert result[split][f"{group}_recall@{top}"] == pytest.approx(expected)
-                values.add(expected)
-    assert len(values) > 1
 
 
 def test_the_table_keeps_the_schema_when_there_is_nothing(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from regionclip_core.config.tree import RpnConfig
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.image_batch import batch_images
+from regionclip_core.ops.image_batch import ImageBatch, batch_images
 from regionclip_core.proposals.network import ProposalNetwork
-from regionclip_core.proposals.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling
+from regionclip_core.proposals.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling, select_proposals
 from regionclip_core.proposals.rpn_weights import from_official
-from regionclip_core.proposals.selection import select_proposals
+from regionclip_core.training.boxed_images import BoxBatch
 
 GOLDEN = np.load(GOLDEN_FOLDER / "rpn.npz")
 BACKBONES = {"c4": "resnet50_c4", "fpn": "resnet50_fpn", "fpn_lsj": "resnet50_fpn_lsj"}
@@ -188,11 +188,12 @@ def test_losses_repeat_by_seed_and_reach_every_parameter():
     torch.manual_seed(0)
     network = ProposalNetwork(RpnConfig(width=8)).train()
     images = torch.randn(2, 3, 64, 64)
-    boxes = [torch.tensor([[10.0, 10, 30, 28]]), torch.zeros(0, 4)]
-    sizes = [(64, 64)] * 2
-    first = network(images, sizes, boxes, seed=1)
-    again = network(images, sizes, boxes, seed=1)
-    other = network(images, sizes, boxes, seed=2)
+    boxes, none = [torch.tensor([[10.0, 10, 30, 28]]), torch.zeros(0, 4)], [torch.zeros(0)] * 2
+
+    def losses(seed):
+        return network(BoxBatch(ImageBatch(images, [(64, 64)] * 2, [(64, 64)] * 2), boxes, none, none, [seed] * 2))
+
+    first, again, other = losses(1), losses(1), losses(2)
     assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in again.items()}
     assert first["loss_objectness"].item() != other["loss_objectness"].item()
     torch.stack(list(first.values())).sum().backward()

@@ -19,6 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.rpn import Proposals, select_proposals
 from regionclip_core.proposals.rpn_folder import (
     find_rpn_folder,
     load_rpn_folder,
@@ -30,7 +31,6 @@ from regionclip_core.proposals.rpn_folder import (
     save_rpn_folder,
 )
 from regionclip_core.proposals.rpn_weights import backbone_of, from_official, from_torchvision, read_layout, to_official
-from regionclip_core.proposals.selection import Proposals, select_proposals
 from regionclip_core.storage.records import Folder
 
 KEYS = json.loads((GOLDEN / "official_rpn_keys.json").read_text())

@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from small_artifacts import BASE_IDS, COLOURS, TRAIN, Picture, tiny_config, write_data
 
 from regionclip_core.config.tree import RpnConfig
-from regionclip_core.proposals.network import ProposalNetwork
+from regionclip_core.proposals.network import ProposalNetwork, build_network, train_network
 from regionclip_core.proposals.rpn_folder import load_network, load_weights, rpn_section, save_rpn_folder
-from regionclip_core.proposals.training import build_network, train_network
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.fit import FitResult
 
@@ -44,7 +43,7 @@ def read(**values: Any) -> ProposalNetwork:
 def trained(data: Folder, checkpoints: Path, **values: Any) -> tuple[ProposalNetwork, FitResult]:
     config = settings(**values)
     network = build_network(config, seed=1)
-    result = train_network(
+    result, _ = train_network(
         network, data, config, seed=1, device="cpu", checkpoints=Folder(str(checkpoints)), progress=lambda *_: None
     )
     return network, result

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,24 +17,23 @@ from PIL import Image
 
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.report.claims import MARGIN, judge, verdict
-from regionclip_core.report.curves import chart, curve_grid, thin, ticks
-from regionclip_core.report.data_sections import Sources
-from regionclip_core.report.detections import right
-from regionclip_core.report.markup import escape, facts, table
-from regionclip_core.report.pictures import MAX_SIDE, Drawn, PictureBook, crop, data_url, draw
-from regionclip_core.report.results_section import results_section
-from regionclip_core.report.results_table import (
+from regionclip_core.report.curves import chart, charts, thin, tick, ticks
+from regionclip_core.report.page import TEMPLATES, format_markdown
+from regionclip_core.report.pictures import MAX_SIDE, Drawn, PictureBook, View, data_url
+from regionclip_core.report.results import (
     DIFFERENCE,
     GROUPS,
+    MARGIN,
     WIDTH,
-    format_markdown,
     format_results,
+    judge,
     number,
     result_rows,
     shift_rows,
+    verdict,
 )
-from regionclip_core.report.samples import Detection, read_detections, spread, stream_rows
+from regionclip_core.report.samples import Detection, Sample, correct, read_detections, spread
+from regionclip_core.report.sections import Run, results
 from regionclip_core.storage.records import Folder
 
 
@@ -58,14 +57,17 @@ METRICS = {
 }
 
 
-def test_bad_samples_and_lost_parts_are_told_apart() -> None:
+def test_bad_samples_and_lost_parts_are_kept_apart() -> None:
     counts = {"ok": 9000, "bad_image": 1200, "lost_annotations": 40, "lost_box": 3, "lost_caption": 0, "skipped": 5}
     no_config: Any = None  # the line needs none
     manifests: Any = {"data": SimpleNamespace(counts=counts), "labels": SimpleNamespace(counts={"ok": 1})}
-    sources = Sources(no_config, {}, manifests, Vocabulary(("a",)))
-    said = "Bad samples, left out: image 1,200. Good images that lost a part: box 3. Annotations of no image: 40."
-    assert sources.bad("data") == f"<p class='note'>{said}</p>"
-    assert sources.bad("labels") == sources.bad("pairs") == ""
+    run = Run(no_config, {}, manifests, Vocabulary(("a",)))
+    assert run.left_out("data") == [
+        "Bad samples, left out: image 1,200.",
+        "Images used without a bad part: box 3.",
+        "Annotations whose image is not listed: 40.",
+    ]
+    assert run.left_out("labels") == run.left_out("pairs") == []
 
 
 # ---------------------------------------------------------------- tables
@@ -88,7 +90,7 @@ def test_rows_and_differences() -> None:
 
 def test_missing_numbers_stay_missing() -> None:
     assert result_rows({}) == []
-    assert shift_rows({}) == []
+    assert shift_rows({}) == {}
     only = {"finetuned": {"clip": scores(None, 3)}}
     rows = result_rows(only)
     assert [r.model for r in rows] == ["CLIP"]
@@ -154,20 +156,29 @@ def test_lvis_tables_show_frequencies_and_masks() -> None:
     assert "| finetuned on base boxes, masks | RegionCLIP | 33.0 | 52.0 | 52.0 | 18.0 | 16.5 |" in first
 
 
-def test_lvis_section() -> None:
+def results_section(metrics: dict[str, Any], vocabulary: Vocabulary, folder: Path) -> str:
+    """The section of the page, as HTML."""
+    evaluate = Folder(str(folder))
+    evaluate.write_json("metrics.json", metrics)
+    no_config: Any = None
+    run = Run(no_config, {"evaluate": evaluate}, {}, vocabulary)
+    return TEMPLATES.get_template("sections/results.html").render(section=results(run), run=run)
+
+
+def test_lvis_section(tmp_path: Path) -> None:
     vocabulary = Vocabulary(("a", "b"), ("b",), (("rare", ("a",)), ("common", ()), ("frequent", ("b",))))
-    page = results_section(LVIS, vocabulary)
+    page = results_section(LVIS, vocabulary, tmp_path)
     assert "by LVIS's rules" in page
-    assert "overlaps are those of masks" in page
-    assert "LVIS's own numbers" in page.replace("&#x27;", "'")
+    assert "IoU is measured between masks" in page
+    assert "LVIS's own numbers" in page
     heads = re.search(r"<tr><th class=\"text\">setting</th><th class=\"text\">model</th>.*?</tr>", page)
     assert heads is not None
-    assert re.findall(r">([^<]+)</th>", heads[0])[2:] == ["of", "AP", "APr", "APc", "APf", "AR@300"]
+    assert re.findall(r">([^<]+)</th>", heads[0])[2:] == ["of", *sorted(LVIS["finetuned"]["clip"]["lvis"])]
     assert page.count(">masks</td>") == 3
     assert '<td class="text">a</td><td class="text">rare</td>' in page
 
 
-def test_restricted_vocabularies_are_rows_of_the_page_and_not_of_the_terminal() -> None:
+def test_restricted_vocabularies_are_rows_of_the_page_and_not_of_the_terminal(tmp_path: Path) -> None:
     only = {"novel": {"ap50": 43.3, "ap": 20.0}}
     metrics = {**METRICS, "finetuned_novel_only": {"clip": {"novel": {"ap50": 40.0, "ap": 19.0}}, "regionclip": only}}
     rows = [row for row in result_rows(metrics) if row.setting == "finetuned, novel names"]
@@ -176,7 +187,9 @@ def test_restricted_vocabularies_are_rows_of_the_page_and_not_of_the_terminal() 
     assert rows[2].values["ap50", "all"] is None
     assert format_results(metrics) == format_results(METRICS)
     assert "| finetuned, novel names | RegionCLIP | 43.3 | - | - |" in format_markdown(metrics)
-    assert "asked for the names of one group only" in results_section(metrics, Vocabulary(("a",)))
+    assert "given only the names of that group" in results_section(metrics, Vocabulary(("a",)), tmp_path)
+    masked = {**metrics, "finetuned_novel_only": {"clip": {"segm": {"novel": {"ap50": 40.0}}}}}
+    assert "novel names" not in format_results(masked)
 
 
 def test_markdown_columns_fit() -> None:
@@ -198,7 +211,7 @@ def test_number(value: float | None, signed: bool, text: str) -> None:
 
 def test_tables_need_no_heavy_import() -> None:
     code = (
-        "import sys, regionclip_core.report.results_table\n"
+        "import sys, regionclip_core.report.results\n"
         "print([m for m in ('torch', 'pyarrow', 'numpy', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -231,12 +244,12 @@ def test_claims_follow_the_numbers() -> None:
     assert "whole images at 80.0 %" in shift.evidence
     assert "region features of the same objects at 45.0 %" in shift.evidence
     # (60 - 45) / (65 - 45)
-    assert "75 % of the way" in pretraining.evidence
+    assert "closes 75 % of the gap between the teacher's region features (45.0 %)" in pretraining.evidence
     assert "29.0 -> 28.6 (-0.4)" in transfer.evidence
-    assert "50.0 when novel boxes" in transfer.evidence
+    assert "Finetuned on novel boxes as well: 50.0" in transfer.evidence
     no_gap = METRICS | {"teacher": {"crop_top1": {"all": 45.5}}}
     assert judge(no_gap)[0].verdict == "does not hold here"
-    assert "of the way" not in judge(no_gap)[1].evidence
+    assert "of the gap" not in judge(no_gap)[1].evidence
     assert {c.verdict for c in judge({})} == {"not measured"}
 
 
@@ -255,19 +268,6 @@ def test_spread() -> None:
         assert gaps.max() - gaps[1:-1].min(initial=100) <= 100 / count
 
 
-@pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
-def test_streamed_rows_are_the_json(indent: int | None, chunk: int) -> None:
-    rows: list[dict[str, Any]] = [{"image_id": i, "bbox": [1.5, 2, 3, -4e-3], "score": i / 7} for i in range(20)]
-    for row in rows[1::3]:
-        row["segmentation"] = {"size": [4, 5], "counts": "[\\]5,"}
-    data = json.dumps(rows, indent=indent).encode() + b"\n"
-    assert list(stream_rows(io.BytesIO(data), chunk)) == json.loads(data)
-    assert list(stream_rows(io.BytesIO(b"[]\n"), chunk)) == []
-    with pytest.raises(ValueError, match="middle of a row"):
-        list(stream_rows(io.BytesIO(data[: len(data) // 2]), chunk))
-
-
 def test_read_detections(tmp_path: Any) -> None:
     folder = Folder(str(tmp_path))
     rng = np.random.default_rng(0)
@@ -281,12 +281,16 @@ def test_read_detections(tmp_path: Any) -> None:
     assert [d.score for d in found[1]] == expected
     assert found[9] == []
     assert found[1][0].box == (1.0, 2.0, 4.0, 6.0)
+    for damage in (b"", b'[{"image_id": 1, "bbox"', b"<html>"):
+        folder.write_bytes("detections-clip.json", damage)
+        with pytest.raises(ValueError, match=r"detections-clip\.json is damaged: run the evaluate stage again"):
+            read_detections(folder, "clip", [1], 0.5)
 
 
 # ---------------------------------------------------------------- right or wrong
 
 
-def test_right_agrees_with_coco() -> None:
+def test_correct_agrees_with_coco() -> None:
     """True positives at IoU 0.5 are those that pycocotools matches, with duplicates, crowds and near misses."""
     pytest.importorskip("pycocotools")
     rng = np.random.default_rng(1)
@@ -305,7 +309,7 @@ def test_right_agrees_with_coco() -> None:
                 near, rng.integers(0, 3, 15), sorted(rng.uniform(0, 1, 15), reverse=True), strict=True
             )
         ]
-        assert right(detections, row) == coco_matches(detections, row)
+        assert correct(detections, sample_of(row).objects) == coco_matches(detections, row)
 
 
 def coco_matches(detections: list[Detection], row: IndexRow) -> list[bool]:
@@ -338,11 +342,26 @@ def coco_matches(detections: list[Detection], row: IndexRow) -> list[bool]:
     return [i + 1 in matched for i in range(len(detections))]
 
 
-def test_right_ignores_crowds_and_strangers() -> None:
+def sample_of(row: IndexRow, image: Any = None) -> Sample:
+    return Sample("val", 0, row, np.zeros((100, 100, 3), np.uint8) if image is None else image)
+
+
+def test_crowds_and_names_outside_of_the_vocabulary_are_no_objects() -> None:
     boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
     row = IndexRow("a", 1, boxes=boxes, box_labels=np.array([0, -1], np.int32), box_crowd=np.array([True, False]))
-    assert right([Detection((0, 0, 10, 10), 0, 0.9), Detection((20, 20, 30, 30), -1, 0.8)], row) == [False, False]
-    assert right([], row) == []
+    objects = sample_of(row).objects
+    found = [Detection((0, 0, 10, 10), 0, 0.9), Detection((20, 20, 30, 30), -1, 0.8)]
+    assert correct(found, objects) == [False, False]
+    assert correct([], objects) == []
+    assert sample_of(row).object_at((0, 0, 10, 10)) is None
+
+
+def test_the_object_under_a_box() -> None:
+    boxes = np.array([[0, 0, 10, 10], [4, 0, 14, 10]], np.float32)
+    row = IndexRow("a", 1, boxes=boxes, box_labels=np.array([5, 7], np.int32), box_crowd=np.zeros(2, bool))
+    assert sample_of(row).object_at((0, 0, 11, 10)) == 5
+    assert sample_of(row).object_at((5, 0, 14, 10)) == 7
+    assert sample_of(row).object_at((0, 0, 10, 21)) is None  # IoU 100 / 210
 
 
 # ---------------------------------------------------------------- charts
@@ -360,8 +379,11 @@ def test_ticks_enclose_and_are_even(low: float, high: float) -> None:
     assert np.allclose(steps, steps[0])
     mantissa = steps[0] / 10 ** np.floor(np.log10(steps[0]) + 1e-9)
     assert min(abs(mantissa - m) for m in (1, 2, 2.5, 5)) < 1e-6
-    with pytest.raises(ValueError, match="finite"):
-        ticks(0, float("nan"), 4)
+
+
+def test_marks_are_short() -> None:
+    values = [0, 0.00015, 2.8e-4, 0.0015, 0.30000000000000004, 2.25, 250_000, -0.5, 1e-07]
+    assert [tick(v) for v in values] == ["0", "1.5e-4", "2.8e-4", "0.0015", "0.3", "2.25", "250000", "-0.5", "1e-7"]
 
 
 def test_thin_keeps_short_ones_and_the_mean() -> None:
@@ -372,38 +394,79 @@ def test_thin_keeps_short_ones_and_the_mean() -> None:
     assert np.mean(thinned, axis=0) == pytest.approx(np.mean(points, axis=0))
 
 
+def drawn(macro: str, *values: Any) -> str:
+    """What a macro of drawing.html writes."""
+    names = "abc"[: len(values)]
+    source = f'{{% from "drawing.html" import {macro} %}}{{{{ {macro}({", ".join(names)}) }}}}'
+    return TEMPLATES.from_string(source).render(dict(zip(names, values, strict=True)))
+
+
 def test_chart_places_the_extremes() -> None:
-    markup = chart({"run <1>": [(0.0, 0.0), (50.0, 2.0), (100.0, 4.0)]}, "loss")
-    x, y = np.array([p.split(",") for p in re.findall(r'points="([^"]+)"', markup)[0].split()], dtype=float).T
-    # Straight in, straight out, rising to the right and upwards.
+    made = chart({"run <1>": [(0.0, 0.0), (50.0, 2.0), (100.0, 4.0)]}, "loss")
+    x, y = np.array(made.lines["run <1>"]).T
+    # Straight in, straight out, rising to the right and upwards, from edge to edge.
     assert np.diff(x) == pytest.approx([x[1] - x[0]] * 2)
     assert np.diff(y) == pytest.approx([y[1] - y[0]] * 2)
-    assert x[0] < x[2]
-    assert y[0] > y[2]
+    assert (x[0], x[2]) == (made.left, made.right)
+    assert (y[0], y[2]) == (made.bottom, made.top)
+    assert [text for _, text in made.y_ticks] == ["0", "1", "2", "3", "4"]
+    markup = drawn("curves", [made], "")
+    assert f'points="{x[0]},{y[0]} {x[1]},{y[1]} ' in markup
     assert "<title>run &lt;1&gt;</title>" in markup
+    assert drawn("curves", [], "<none>") == '<p class="note">&lt;none&gt;</p>\n'
 
 
-def test_curve_grid_charts() -> None:
+def test_charts_of_histories() -> None:
     rows = [{"step": s, "lr": 1e-3, "loss": 3.0, "loss_a": 1.0, "loss_b": 2.0} for s in (10, 20)]
-    titles = re.findall("<figcaption>(.*?)</figcaption>", curve_grid({"clip": rows, "oracle": rows}))
-    assert titles == ["loss, all together", "a", "b", "learning rate"]
+    assert [made.title for made in charts({"clip": rows, "oracle": rows})] == ["total loss", "a", "b", "learning rate"]
     single = [{"step": 1, "lr": 1e-3, "loss": 3.0, "loss_a": 3.0}]
-    assert curve_grid({"teacher": single}).count("<figure>") == 2
-    assert curve_grid({}) == ""
+    assert [made.title for made in charts({"teacher": single})] == ["total loss", "learning rate"]
+    assert charts({}) == charts({"teacher": []}) == []
 
 
 # ---------------------------------------------------------------- markup and pictures
 
 
+def from_tables(call: str, **values: Any) -> str:
+    """What a call of macros of tables.html writes."""
+    return TEMPLATES.from_string('{% from "tables.html" import facts, some, table %}{{ ' + call + " }}").render(values)
+
+
 def test_text_is_escaped() -> None:
-    assert "<script>" not in table(["<script>"], [["<script>"]]) + facts({"<script>": "<script>"})
-    book = PictureBook()
-    picture = book.add("a", np.zeros((10, 20, 3), np.uint8))
-    markup = draw(picture, [Drawn((1, 1, 5, 5), "<b>", hint="</title>")], 'a "quoted" title')
+    made = from_tables("table([x], [[x]]) + facts({x: {x: [x]}})", x="<script>")
+    assert made.count("&lt;script&gt;") == 5
+    assert "<script>" not in made
+    view = PictureBook().whole(picture(10, 20), [Drawn((1, 1, 5, 5), "<b>", hint="</title>")], 'a "quoted" title')
+    markup = drawn("picture", view)
     assert "<b>" not in markup
     assert markup.count("</title>") == 1
-    assert 'aria-label="a &quot;quoted&quot; title"' in markup
-    assert escape("a&b") == "a&amp;b"
+    assert 'aria-label="a &#34;quoted&#34; title"' in markup
+
+
+def test_facts_are_shown_by_their_type() -> None:
+    values = {
+        "n_images": 12345,
+        "parser": {"name": "rules", "on": True},
+        "loss": 0.123456,
+        "top": ["a", "b"],
+        "x": None,
+    }
+    found = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", from_tables("facts(v)", v=values))
+    assert found == [
+        ("n images", "12,345"),
+        ("parser.name", "rules"),
+        ("parser.on", "yes"),
+        ("loss", "0.1235"),
+        ("top", "a, b"),
+        ("x", "-"),
+    ]
+    assert from_tables("facts({})").strip() == ""
+    assert from_tables("some(['a', 'b', 'c'], 2)") == "a, b and 1 more"
+    assert from_tables("some(['a'], 2)") == "a"
+
+
+def picture(height: int, width: int, key: str = "a") -> Sample:
+    return sample_of(IndexRow(key, 1), np.zeros((height, width, 3), np.uint8))
 
 
 def test_small_images_are_embedded_as_they_are_and_large_ones_reduced() -> None:
@@ -419,33 +482,40 @@ def test_small_images_are_embedded_as_they_are_and_large_ones_reduced() -> None:
 
 def test_an_image_is_embedded_once() -> None:
     book = PictureBook()
-    image = np.zeros((8, 8, 3), np.uint8)
-    assert book.add("a", image) is book.add("a", image)
-    book.add("b", image)
-    assert book.definitions().count("data:image/") == 2
+    first = book.whole(picture(8, 8), [], "t")
+    assert book.crop(picture(8, 8), (0, 0, 4, 4), 1.0, "t").picture is first.picture
+    book.whole(picture(8, 8, "b"), [], "t")
+    assert [one.id for one in book.pictures] == ["image-0", "image-1"]
 
 
 def test_boxes_are_scaled_and_crops_square() -> None:
-    picture = PictureBook().add("a", np.zeros((50, 100, 3), np.uint8))
-    markup = draw(picture, [Drawn((10, 20, 30, 25), kind="novel", dashed=True)], "t", width=400)
-    assert 'viewBox="0 0 400 200"' in markup
-    assert '<rect class="box novel dashed" x="40" y="80" width="80" height="20">' in markup
+    book = PictureBook()
+    view = book.whole(picture(50, 100), [Drawn((10, 20, 30, 25), kind="novel", dashed=True)], "t")
+    assert view.window == (0, 0, 360, 180)
+    markup = drawn("picture", view)
+    assert 'transform="scale(3.6)"' in markup
+    assert '<rect class="box novel dashed" x="36.0" y="72.0" width="72.0" height="18.0">' in markup
     # Longer side 20, context 1.5: a square of 30 around (20, 22.5).
-    assert 'viewBox="5 7.5 30 30"' in crop(picture, (10, 20, 30, 25), "t", 1.5)
+    assert book.crop(picture(50, 100), (10, 20, 30, 25), 1.5, "t").window == (5, 7.5, 30, 30)
+
+
+def labels_of(view: View) -> Any:
+    """Places of the labels, by text."""
+    return np.array([box.tag for box in sorted(view.boxes, key=lambda box: box.text)])
 
 
 def test_labels_of_neighbours_do_not_cover_each_other() -> None:
-    picture = PictureBook().add("a", np.zeros((128, 128, 3), np.uint8))
     boxes = [Drawn((40 + 2 * i, 40, 70 + 2 * i, 70), f"name {i}") for i in range(3)]
-    tags = re.findall(
-        r'<g class="tag plain"><rect x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)"', draw(picture, boxes, "t")
-    )
-    rects = np.array(tags, dtype=float)
+    rects = labels_of(PictureBook().whole(picture(128, 128), boxes, "t"))
     assert len(rects) == 3
     for i in range(3):
         for j in range(i):
-            gap = np.maximum(rects[i, :2] - rects[j, :2] - rects[j, 2:], rects[j, :2] - rects[i, :2] - rects[i, 2:])
+            gap = np.maximum(rects[i, :2] - rects[j, 2:], rects[j, :2] - rects[i, 2:])
             assert gap.max() >= -1e-6
-    # Nothing leaves the picture.
-    assert rects[:, :2].min() >= 0
-    assert (rects[:, :2] + rects[:, 2:]).max() <= 360
+
+
+def test_labels_stay_in_the_picture_and_cover_little_where_there_is_no_room() -> None:
+    places = labels_of(PictureBook().whole(picture(128, 128), [Drawn((0, 0, 20, 6), f"a {i}") for i in range(9)], "t"))
+    assert places.min() >= 0
+    assert places.max() <= 360
+    assert len({tuple(place) for place in places}) >= 4  # all the places that such a corner has

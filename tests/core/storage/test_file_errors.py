@@ -1,4 +1,4 @@
-"""Which errors of a store are one file's: S3's answers as s3fs tells them."""
+"""Which errors of a store are one file's: S3's answers as s3fs passes them on."""
 
 from __future__ import annotations
 

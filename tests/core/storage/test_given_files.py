@@ -13,9 +13,9 @@ from small_artifacts import run_stage, tiny_clip, tiny_config
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import Preprocess, save_model
-from regionclip_core.models.clip import ClipModel, load_clip, save_clip
-from regionclip_core.models.clip_weights import find_weights
+from regionclip_core.detection.model_folder import save_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
+from regionclip_core.models.clip import ClipModel, find_weights, load_clip, save_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import clip_files, clip_folder
@@ -44,18 +44,18 @@ def detector(tmp_path: Path) -> Path:
     clip, names = tiny_clip(3), ("cat", "dog", "bus")
     torch.manual_seed(0)
     model = OpenVocabularyDetector(region_encoder(clip), torch.randn(3, clip.embed_dim), names, 0.01).eval()
-    save_model(
-        Folder(str(tmp_path / "detector")),
-        model,
-        None,
-        clip_architecture=clip.architecture,
-        clip_name=clip.name,
-        vocabulary=Vocabulary(names, base=("cat", "dog")),
-        preprocess=Preprocess(64, 128, clip.mean, clip.std),
-        inference=InferenceSettings(),
-        rpn=None,
-        card="# a detector",
+    detector = model
+    vocabulary = Vocabulary(names, base=("cat", "dog"))
+    model = RegionModel(
+        detector,
+        vocabulary,
+        detector.class_embeddings,
+        Preprocess(64, 128, clip.mean, clip.std),
+        InferenceSettings(),
+        clip.name,
+        clip.architecture,
     )
+    save_model(Folder(str(tmp_path / "detector")), model, "# a detector")
     return tmp_path / "detector"
 
 

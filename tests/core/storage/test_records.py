@@ -32,10 +32,12 @@ from regionclip_core.storage.records import (
     canonical_json,
     content_digest,
     done_shards,
-    failed_shards,
     list_shards,
+    read_failure,
     read_manifest,
     read_plan,
+    read_records,
+    read_shard_record,
     read_shard_records,
     record_prefixes,
     shard_record_name,
@@ -63,7 +65,6 @@ def test_write_and_read_back(folder: Folder) -> None:
     assert folder.exists("x.bin") and not folder.exists("y.bin")
     folder.child("sub").write_bytes("inner", b"1")
     assert folder.names() == ["x.bin"] and folder.folders() == ["sub"]
-    assert folder.sizes() == {"x.bin": 10}
     assert [w.name for w in folder.written] == ["x.bin"]
     with folder.open("x.bin") as stream:
         stream.seek(3)
@@ -115,10 +116,9 @@ def test_a_local_copy_lives_as_long_as_it_is_read(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = Folder(f"memory://{tmp_path.name}/weights")
     folder.write_bytes("x", b"one")
-    killed = (
-        "import os, signal; from regionclip_core.storage.local_files import scratch_file; scratch_file('downloads'); "
-    )
-    killed += "os.kill(os.getpid(), signal.SIGKILL)"
+    killed = "import os, signal; from regionclip_core.storage.local_files import local_copy; "
+    killed += "from regionclip_core.storage.folder import Folder; Folder('memory://a').write_bytes('b', b'one'); "
+    killed += "c = local_copy('memory://a/b'); c.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", killed], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert len(list(tmp_path.glob("*downloads*/*"))) == 1
     with local_copy(folder.path("x")) as first, local_copy(folder.path("x")) as second:
@@ -386,10 +386,9 @@ def test_a_failure_counts_until_the_shard_succeeds(folder: Folder) -> None:
     write_failure(folder, Failure("s", 3, "E: x", "Traceback ...", "host", "now"))
     write_failure(folder, Failure("s", None, "E: x", "Traceback ...", "host", "now"))
     assert folder.names() == ["failed-00003.json", "failed.json"]
-    assert failed_shards(folder.names()) == [3]
     assert list_shards(folder) == ShardListing((), (3,))
     write_shard_record(folder, record(3))
-    assert failed_shards(folder.names()) == []
+    assert list_shards(folder) == ShardListing((3,), ())
 
 
 def test_a_half_removed_artifact_has_no_record_left(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +414,30 @@ def test_a_half_removed_artifact_has_no_record_left(folder: Folder, monkeypatch:
     assert folder.names() == []
 
 
-def test_a_manifest_of_another_version_is_named(folder: Folder) -> None:
-    folder.write_json("manifest.json", {"stage": "data", "new_field": 1})
-    with pytest.raises(ValueError, match=r"manifest\.json: expected a manifest as this version"):
-        read_manifest(folder)
+@pytest.mark.parametrize(
+    ("name", "content", "read", "message"),
+    [
+        ("manifest.json", {"stage": "data", "new_field": 1}, read_manifest, r"version: Field required .*run again"),
+        ("plan.json", {"total": "4"}, read_plan, r"total: .*integer \(came: '4'\)"),
+        ("plan.json", {"done": 3}, read_plan, r"total: Field required"),
+        ("plan.json", [], read_plan, "object"),
+        ("failed.json", {"stage": "s"}, read_failure, "error: |shard: "),
+        ("records.json", {"shards": [{"shard": 1}], "stage": []}, read_records, "shards: 0: rows: Field required"),
+        ("records.json", {"shards": [], "stage": [], "more": 1}, read_records, "more: "),
+        (
+            "shard-00003.json",
+            asdict(record(4)),
+            lambda folder: read_shard_record(folder, 3),
+            "of shard 3, but it is 4's",
+        ),
+    ],
+)
+def test_a_file_of_another_version_is_named(
+    folder: Folder, name: str, content: Any, read: Callable[[Folder], Any], message: str
+) -> None:
+    folder.write_json(name, content)
+    with pytest.raises(ValueError, match=rf"{name}\b.*{message}"):
+        read(folder)
+    folder.write_bytes(name, b"{ torn")
+    with pytest.raises(ValueError, match=rf"{name} is of another version or damaged: Invalid JSON"):
+        read(folder)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -23,7 +24,8 @@ from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import Preprocess, save_model
+from regionclip_core.detection.model_folder import save_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import create_clip, load_clip, save_clip
 from regionclip_core.models.prompts import prompt_templates
 from regionclip_core.models.text_embeddings import embed_names
@@ -32,6 +34,7 @@ from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_folder import load_rpn_folder, rpn_section, save_rpn_folder
 from regionclip_core.storage.fingerprints import InputDigests
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.locations import exists
 from stages.base import StageContext
 from stages.declarations import STAGES
 
@@ -66,6 +69,18 @@ def digests(stage: str, config: Config, tmp_path: Path) -> list[str]:
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize(
+    "look", [Folder.names, lambda folder: folder.read_json("x"), lambda folder: exists(folder.url)]
+)
+def test_a_store_whose_client_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, look: Any) -> None:
+    def missing(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ValueError, match=r"^s3://bucket/ws(/x)?: Install s3fs to access S3$"):
+        look(Folder("s3://bucket/ws"))
 
 
 @pytest.mark.parametrize("name", ["c.yaml", "c.json", "lvis.json"])
@@ -148,18 +163,18 @@ def test_pretrain_weights(tmp_path: Path, put: Put) -> None:
 
 def test_finetune_weights(tmp_path: Path, put: Put) -> None:
     clip, names = tiny_clip(3), ("cat", "dog")
-    save_model(
-        Folder(str(tmp_path / "detector")),
-        OpenVocabularyDetector(region_encoder(clip), torch.randn(2, clip.embed_dim), names, 0.01).eval(),
-        None,
-        clip_architecture=clip.architecture,
-        clip_name=clip.name,
-        vocabulary=Vocabulary(names, base=names),
-        preprocess=Preprocess(64, 128, clip.mean, clip.std),
-        inference=InferenceSettings(),
-        rpn=None,
-        card="# a detector",
+    detector = OpenVocabularyDetector(region_encoder(clip), torch.randn(2, clip.embed_dim), names, 0.01).eval()
+    vocabulary = Vocabulary(names, base=names)
+    model = RegionModel(
+        detector,
+        vocabulary,
+        detector.class_embeddings,
+        Preprocess(64, 128, clip.mean, clip.std),
+        InferenceSettings(),
+        clip.name,
+        clip.architecture,
     )
+    save_model(Folder(str(tmp_path / "detector")), model, "# a detector")
     url = put(tmp_path / "detector")
     local, remote = (tiny_config(finetune={"weights": one}) for one in (str(tmp_path / "detector"), url))
     one, other = (outcome("finetune", c, tmp_path / str(i)) for i, c in enumerate((local, remote)))

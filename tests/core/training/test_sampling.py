@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from places import GOLDEN
 
 from regionclip_core.datasets.images import BadImage
-from regionclip_core.training.sampling import EpochOrder, ImageCache, RepeatOrder, first_readable, repeat_factors
+from regionclip_core.training.error_budget import ErrorRateExceeded
+from regionclip_core.training.sampling import EpochOrder, RepeatOrder, first_readable, repeat_factors
+from regionclip_core.training.unreadable_images import UnreadableImages
 
 
 def test_every_epoch_is_a_new_permutation() -> None:
@@ -30,7 +33,7 @@ def test_a_position_means_the_same_item_whenever_it_is_asked_for() -> None:
 def test_repeat_factors_are_the_official_ones() -> None:
     golden = json.loads((GOLDEN / "misc.json").read_text())["repeat_factors"]
     labels = [np.array(ids, np.int64) for ids in golden["image_category_ids"]]
-    found = repeat_factors(labels, golden["threshold"])
+    found = repeat_factors(lambda: labels, golden["threshold"])
     np.testing.assert_allclose(found, golden["repeat_factor"], atol=1e-6)
     assert len(set(golden["repeat_factor"])) > 4
 
@@ -40,9 +43,9 @@ def test_repeat_factors_against_a_loop() -> None:
     labels = [rng.integers(0, 40, rng.integers(0, 6)) ** 2 // 40 for _ in range(200)]
     share = {c: sum(c in one for one in labels) / 200 for one in labels for c in one.tolist()}
     expected = [max([1.0, *((0.1 / share[c]) ** 0.5 for c in one.tolist())]) for one in labels]
-    np.testing.assert_allclose(repeat_factors(labels, 0.1), expected, rtol=1e-12)
+    np.testing.assert_allclose(repeat_factors(lambda: labels, 0.1), expected, rtol=1e-12)
     assert max(expected) > 1.5
-    assert repeat_factors([np.zeros(0, np.int64)] * 3, 0.1).tolist() == [1, 1, 1]
+    assert repeat_factors(lambda: [np.zeros(0, np.int64)] * 3, 0.1).tolist() == [1, 1, 1]
 
 
 def epochs_of(order: RepeatOrder, count: int) -> list[list[int]]:
@@ -83,27 +86,29 @@ def test_without_rare_categories_an_epoch_is_a_permutation() -> None:
     assert epochs[0] != epochs[1]
 
 
-def test_a_bad_image_gives_way_to_the_next() -> None:
-    def read(item: int) -> str:
-        if item in (2, 3):
-            raise BadImage("bad_image", f"item {item} is cut short")
-        return f"pixels {item}"
-
-    assert first_readable([0, 1, 2, 3, 4], 2, read) == (4, "pixels 4")
-    assert first_readable([0, 1, 2, 3, 4], 1, read) == (1, "pixels 1")
-    with pytest.raises(BadImage, match="item 2"):
-        first_readable([2, 3], 0, read)
+class Sample(NamedTuple):
+    key: str
 
 
-def test_the_cache_gives_what_reading_gives_and_keeps_to_its_budget() -> None:
-    reads: list[str] = []
+def test_an_unreadable_image_gives_way_to_the_next_of_the_order() -> None:
+    order = EpochOrder(5, seed=0)
+    numbers = [order[position] for position in range(10)]
+    bad = set(numbers[2:4])
 
-    def read(name: str) -> np.ndarray:
-        reads.append(name)
-        return np.full((4, 4, 3), ord(name[0]), np.uint8)  # 48 bytes
+    def read(sample: Sample) -> str:
+        if int(sample.key) in bad:
+            raise BadImage("bad_image", f"{sample.key} is cut short")
+        return f"pixels {sample.key}"
 
-    cache = ImageCache(read, budget_bytes=100)
-    for _ in range(3):
-        for number, name in enumerate("abc"):
-            assert np.array_equal(cache.read(number, name), np.full((4, 4, 3), ord(name), np.uint8))
-    assert [reads.count(name) for name in "abc"] == [1, 1, 3]
+    def first(position: int, **limit: Any) -> str:
+        unreadable = UnreadableImages(**limit)
+        sample, pixels = first_readable(lambda place: Sample(str(order[place])), position, read, unreadable)
+        assert pixels == f"pixels {sample.key}"
+        return sample.key
+
+    assert [first(position) for position in range(5)] == [str(numbers[n]) for n in (0, 1, 4, 4, 4)]
+    with pytest.raises(ErrorRateExceeded, match=rf"1 of 5 images can't be read.*{numbers[2]}: {numbers[2]} is cut"):
+        first(2, images=5, max_error_rate=0.1)
+    bad |= {*range(5)}
+    with pytest.raises(ErrorRateExceeded, match=r"100 images in a row can't be read.*--force"):
+        first(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,23 @@ import open_clip
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard as HubCard
+from huggingface_hub import ModelCard
 from PIL import Image
 from small_artifacts import ARCHITECTURE, VOCABULARY, tiny_clip, tiny_config
 
 from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
 from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import LoadedModel, Preprocess, load_model, model_config
+from regionclip_core.detection.model_folder import config_of, load_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load_clip
-from regionclip_core.models.name_prompts import NamePrompts
-from regionclip_core.proposals.rpn_folder import rpn_section
-from regionclip_core.proposals.training import build_network
-from regionclip_core.storage.new_folder import free_target, whole_or_nothing
+from regionclip_core.models.text_embeddings import NamePrompts
+from regionclip_core.proposals.network import build_network
+from regionclip_core.proposals.proposers import NetworkBoxes
+from regionclip_core.storage.folder import free_target, whole_or_nothing
 from regionclip_core.storage.records import Folder
-from regionclip_core.weights.exporting import (
-    RunFacts,
-    clip_card,
-    detector_card,
-    export_detector,
-    export_open_clip,
-    usual_resizing,
-)
-from regionclip_core.weights.model_card import data_text, provenance_text, settings_text
+from regionclip_core.weights.exporting import export_detector, export_open_clip, usual_resizing
+from regionclip_core.weights.model_card import RunFacts, clip_card, detector_card
 
 VIT = {
     "embed_dim": 24,
@@ -140,26 +133,25 @@ def facts(metrics: dict[str, Any] | None = METRICS) -> RunFacts:
     return RunFacts(run_config(), {"data": MADE, "finetune": MADE}, metrics, VOCABULARY)
 
 
-def small_model(with_network: bool = True) -> LoadedModel:
+def small_model(with_network: bool = True) -> RegionModel:
     config, clip = run_config(), tiny_clip()
     detector = build_detector(clip, VOCABULARY.names, config).eval()
-    network = build_network(config.rpn, 0) if with_network else None
-    description = model_config(
-        clip_architecture=clip.architecture,
-        clip_name=clip.name,
-        names=VOCABULARY.names,
-        temperature=detector.temperature,
-        background=detector.background,
-        mask_head=False,
-        preprocess=Preprocess(64, 128, clip.mean, clip.std),
-        inference=InferenceSettings(),
-        rpn=rpn_section(config.rpn, config.proposals) if with_network else None,
+    return RegionModel(
+        detector,
+        VOCABULARY,
+        detector.class_embeddings,
+        Preprocess(64, 128, clip.mean, clip.std),
+        InferenceSettings(),
+        clip.name,
+        clip.architecture,
+        NetworkBoxes(build_network(config.rpn, 0), config.rpn, config.proposals) if with_network else None,
+        clip,
+        NamePrompts(("a {}",), True),
     )
-    return LoadedModel(detector, network, description, VOCABULARY, clip)
 
 
 def test_a_detectors_card_says_what_the_run_measured() -> None:
-    text = detector_card(small_model(), "regionclip", facts()).render()
+    text = str(detector_card(small_model(), "regionclip", facts()))
     front = yaml.safe_load(text.split("---\n")[1])
     assert (front["license"], front["library_name"]) == ("apache-2.0", "regionclip")
     assert front["pipeline_tag"] == "zero-shot-object-detection"
@@ -170,45 +162,63 @@ def test_a_detectors_card_says_what_the_run_measured() -> None:
     expected = {"novel (17)": 35.0, "generalised novel": 31.4, "generalised base": 32.4, "generalised all": 33.4}
     assert measured == {f"AP50 {name}": value for name, value in expected.items()}
     assert "| regionclip | 35.0 | - | 31.4 | 32.4 | 33.4 |" in text
-    assert "| clip | 20.0 | 21.0 | 22.0 |" in text  # zero-shot rows stand in the table too
+    assert "| clip | 20.0 | 21.0 | 22.0 |" in text  # the zero-shot rows are in the table too
     for part in ("## Data", "1,234", "2 base, 2 novel", "## Settings", "## Where it came from", "abc123", "torch 2.11"):
         assert part in text, part
     for part in ("## Intended use", "## Limits", "Measured by the run on 50 images of the split `val`"):
         assert part in text, part
 
 
-def test_cards_are_what_the_hub_reads() -> None:
-    card = HubCard(detector_card(small_model(), "regionclip", facts()).render())
-    assert card.data.license == "apache-2.0"
-    assert card.data.model_name == "RegionCLIP detector small"
-    assert {(r.metric_name, r.metric_value) for r in card.data.eval_results} >= {("AP50 generalised novel", 31.4)}
-    student = HubCard(clip_card(tiny_clip(), "student", facts()).render())
-    assert student.data.library_name == "open_clip"
-    assert {r.metric_value for r in student.data.eval_results} == {30, 31, 32, 12.25, 13.25, 14.25}
-    assert HubCard(clip_card(tiny_clip(), "teacher", None).render()).data.license == "apache-2.0"
+def test_the_hub_reads_a_card_back(tmp_path: Path) -> None:
+    def read(card: ModelCard) -> Any:
+        """By `load`, from a file as it is exported."""
+        (tmp_path / "README.md").write_text(str(card))
+        return ModelCard.load(tmp_path / "README.md").data
+
+    data = read(detector_card(small_model(), "regionclip", facts()))
+    assert data.license == "apache-2.0"
+    assert data.model_name == "RegionCLIP detector small"
+    assert {(r.metric_name, r.metric_value) for r in data.eval_results} >= {("AP50 generalised novel", 31.4)}
+    student = read(clip_card(tiny_clip(), "student", facts()))
+    assert student.library_name == "open_clip"
+    assert student.pipeline_tag == "zero-shot-image-classification"
+    assert {r.metric_value for r in student.eval_results} == {30, 31, 32, 12.25, 13.25, 14.25}
+    teacher = read(clip_card(tiny_clip(), "teacher", None))
+    assert (teacher.license, teacher.eval_results, teacher.metrics) == ("apache-2.0", None, None)
 
 
-def test_cards_tell_nothing_private_and_no_result_that_was_not_measured() -> None:
-    for text in (
-        detector_card(small_model(), "oracle", facts()).render(),
-        clip_card(tiny_clip(), "teacher", facts()).render(),
-    ):
+def test_cards_hold_nothing_private_and_no_result_that_was_not_measured() -> None:
+    for card in (detector_card(small_model(), "oracle", facts()), clip_card(tiny_clip(), "teacher", facts())):
         for secret in ("somebody", "secret", "/home", "s3:"):
-            assert secret not in text, secret
-    unmeasured = detector_card(small_model(with_network=False), "regionclip", facts(None)).render()
+            assert secret not in str(card), secret
+    unmeasured = str(detector_card(small_model(with_network=False), "regionclip", facts(None)))
     assert "Not measured" in unmeasured and "model-index" not in unmeasured
     assert "--rpn RPN_FOLDER" in unmeasured
-    assert "no open-vocabulary result" in detector_card(small_model(), "oracle", facts()).render()
+    assert "no open-vocabulary result" in str(detector_card(small_model(), "oracle", facts()))
 
 
-def test_the_parts_of_a_card() -> None:
-    shown = settings_text(run_config().model_dump(mode="json"), ["seed", "rpn", "workspace", "execution"])
-    tree = yaml.safe_load(shown.strip("`").removeprefix("yaml\n"))
-    assert tree["seed"] == 3 and tree["rpn"]["width"] == 4 and tree.keys() == {"seed", "rpn"}
-    splits = run_config().model_dump(mode="json")["data"]["splits"]
-    rows = data_text(splits, {"train": 7}, {"base": 2}).splitlines()
-    assert "| train | world | - | 7 |" in rows and "| val | coco | instances_val.json | - |" in rows
-    assert "| data | `ffffffffffff` | `cccccccccccc` | 2026-01-02T03:04:05 |" in provenance_text({"data": MADE})
+def test_the_sections_of_a_card() -> None:
+    text = str(detector_card(small_model(), "regionclip", facts()))
+    settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert settings["seed"] == 3 and settings["rpn"]["width"] == 4
+    assert not {"workspace", "execution", "report", "data"} & settings.keys()
+    headings = ["Use", "Model", "Data", "Settings", "Results", "Where it came from", "Intended use", "Limits"]
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == headings
+    rows = text.splitlines()
+    assert "| train | world | - | 7 |" in rows and "| val | coco | instances_val.json | 1,234 |" in rows
+    assert "| data | `ffffffffffff` | `cccccccccccc` | 2026-01-02T03:04:05 |" in rows
+    assert "| classifier | 4 names, cosine / 0.07 |" in rows
+    # Tables stay tables: a blank line before each, the same number of columns in all lines.
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == 6
+    for block in blocks:
+        assert len({line.replace("\\|", "").count("|") for line in block}) == 1
+        assert set(block[1]) == set("| -")
+    bare = str(clip_card(tiny_clip(), "teacher", None))
+    assert [line[3:] for line in bare.splitlines() if line.startswith("## ")] == [
+        *("Use", "Model", "Training", "Intended use", "Limits")
+    ]
+    assert "\n\n\n" not in text + bare
 
 
 # ---------------------------------------------------------------- folders
@@ -217,14 +227,15 @@ def test_the_parts_of_a_card() -> None:
 def test_a_detector_folder_has_every_part(tmp_path: Path) -> None:
     model = small_model()
     card = detector_card(model, "regionclip", facts())
-    export_detector(Folder(str(tmp_path)), model, card, NamePrompts(("a {}",), True))
+    export_detector(Folder(str(tmp_path)), model, card)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     text = {"text/clip.json", "text/clip.safetensors", "text/prompts.json"}
     assert names == {"config.json", "model.safetensors", "vocabulary.json", "README.md", *text}
     again = load_model(Folder(str(tmp_path)))
-    assert again.config == json.loads(json.dumps(model.config))
+    assert config_of(again) == config_of(model)
+    assert again.prompts == model.prompts
     assert again.vocabulary == VOCABULARY
-    for one, other in ((model.detector, again.detector), (model.network, again.network)):
+    for one, other in ((model.detector, again.detector), (model.proposer.network, again.proposer.network)):
         state = one.state_dict()
         assert state.keys() == other.state_dict().keys()
         assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())

@@ -17,12 +17,10 @@ from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_folder import load_rpn_folder
 from regionclip_core.proposals.rpn_weights import from_official
 from regionclip_core.storage.folder import Folder
-from regionclip_core.weights.clip_shapes import Architecture
-from regionclip_core.weights.import_clip import write_clip
-from regionclip_core.weights.import_report import ImportReport
-from regionclip_core.weights.import_source import Source
+from regionclip_core.weights.clip_files import Architecture, write_clip
+from regionclip_core.weights.exporting import to_official
+from regionclip_core.weights.import_report import ImportReport, WeightFile
 from regionclip_core.weights.importing import import_checkpoint
-from regionclip_core.weights.official_export import to_official
 
 
 @pytest.fixture
@@ -46,20 +44,20 @@ def openai_archive(clip: ClipModel, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("RN50", ""), ("ViT-L-14", "differ in them"), ("ViT-S-16", "are known"), ("ViT-B-16-SigLIP", "")]
+    ("name", "note"), [("RN50", ""), ("ViT-L-14", "differ in them"), ("ViT-S-16", "are known"), ("ViT-B-16-SigLIP", "")]
 )
-def test_a_normalisation_that_could_be_another_is_told(tmp_path: Path, name: str, told: str) -> None:
+def test_a_normalisation_that_could_be_another_is_noted(tmp_path: Path, name: str, note: str) -> None:
     """ViT-L-14 was published with CLIP's mean of pixels and, by LAION, with 0.5."""
     state = small_clip().model.state_dict()
     report = ImportReport("w.pt", "", 0, "torch", "clip")
     folder = Folder(out(tmp_path))
-    write_clip(folder, state, Architecture(name, SMALL), Source("w.pt", state, {}), report)
-    assert [told in note for note in report.notes] == ([True] if told else [])
+    write_clip(folder, state, Architecture(name, SMALL), WeightFile("w.pt", state, {}), report)
+    assert [note in one for one in report.notes] == ([True] if note else [])
     mean = folder.read_json("open_clip_config.json")["preprocess_cfg"]["mean"]
     tag = ("RN50", "openai") if name == "ViT-S-16" else (name, "webli" if "SigLIP" in name else "openai")
     assert mean == list(open_clip.get_pretrained_cfg(*tag)["mean"])
     report.notes.clear()
-    openai = Source("w.pt", state | {"input_resolution": torch.tensor(32)}, {})
+    openai = WeightFile("w.pt", state | {"input_resolution": torch.tensor(32)}, {})
     write_clip(Folder(f"{folder.url}/openai"), state, Architecture(name, SMALL), openai, report)
     assert report.notes == []
 
@@ -82,7 +80,7 @@ def test_clip_files_in_any_layout_and_precision(tmp_path: Path, layout: str) -> 
     assert (report.kind, report.layout) == ("clip", "torch" if layout == "state_dict" else layout)
     loaded = load_clip(Folder(out(tmp_path)))
     assert same_bits(loaded.model.state_dict(), expected)
-    assert loaded.architecture["quick_gelu"] is True  # told by OpenAI's numbers, or by the description
+    assert loaded.architecture["quick_gelu"] is True  # known from OpenAI's numbers, or the description
     assert set(report.converted.values()) == {"float16 -> float32"}
     if layout == "torchscript":
         assert set(report.left_over) == {"attn_mask", "input_resolution", "context_length", "vocab_size"}
@@ -98,7 +96,7 @@ def test_open_clip_opens_an_imported_model(tmp_path: Path, small: str) -> None:
 
 
 def test_the_activation_is_never_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import regionclip_core.weights.clip_shapes as shapes
+    import regionclip_core.weights.clip_files as shapes
 
     small = {name: value for name, value in SMALL.items() if name != "quick_gelu"}
     names = {"RN50": small, "RN50-quickgelu": SMALL}
@@ -148,11 +146,8 @@ def test_a_proposal_file_with_a_whole_detector_around_it(tmp_path: Path) -> None
     assert (rpn.image_size, rpn.max_size, proposals.pre_nms) == (800, 1333, 6000)
     direct = ProposalNetwork(rpn)
     direct.load_state_dict({name: tensor.float() for name, tensor in from_official(bare).items()})
-    images = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        wanted = direct.eval().propose(images, [(64, 96)], 50, 10, 0.7)[0]
-        got = network.propose(images, [(64, 96)], 50, 10, 0.7)[0]
-    torch.testing.assert_close(got.boxes, wanted.boxes, atol=1e-3, rtol=1e-4)
+    # Proposals of random weights have tied scores, whose order is a matter of rounding: the weights are compared.
+    assert same_bits(network.state_dict(), direct.state_dict())
     assert same_bits(to_official(Folder(out(tmp_path))), bare)
     # The same branch out of a detector's file.
     import_checkpoint(save(tmp_path / "d.pth", detector_state() | branch), str(tmp_path / "again"), kind="rpn")

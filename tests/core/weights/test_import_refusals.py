@@ -59,7 +59,7 @@ def test_the_untouched_files_are_fine(tmp_path: Path) -> None:
         (1203, r"1203 rows, and nothing in the file names them.*LVIS's 1203: --names lvis_v1_val\.json"),
         (866, r"866 rows.*866 base categories: --names lvis_v1_train\.json"),
         (80, r"80 rows.*--names instances_val2017\.json"),
-        (7, r"7 rows.*--names names\.txt, a text file with one name a line"),
+        (7, r"7 rows.*--names names\.txt, a text file with one name per line"),
     ],
 )
 def test_rows_without_names(tmp_path: Path, rows: int, match: str) -> None:
@@ -81,7 +81,7 @@ def test_rows_with_another_number_of_names(tmp_path: Path) -> None:
         tmp_path, file, r"65 rows, but --names .*instances\.json gives 80 names", names=str(tmp_path / "instances.json")
     )
     odd = save(tmp_path / "odd.pth", detector_state(48, 66))
-    refused(tmp_path, odd, r"66 rows, but --names coco_ovd gives 65, 48 or 17 names", names="coco_ovd")
+    refused(tmp_path, odd, r"66 rows, but --names coco_ovd gives 65 or 48 or 17 names", names="coco_ovd")
     trained = save(tmp_path / "trained.pth", detector_state(47, 65))
     refused(tmp_path, trained, r"classifier of training has 47 rows, but 48 of the 65 names are base names")
 
@@ -290,7 +290,7 @@ def test_a_disk_that_fails_midway_leaves_nothing(tmp_path: Path, monkeypatch: py
     refused(tmp_path, file, "no space left")
 
 
-def test_a_missing_part_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_missing_part_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     """The student is fine and would be written first; the teacher is not."""
     teacher = visual(small_clip(4, {**SMALL, "vision_cfg": {**SMALL["vision_cfg"], "width": 16}}), "teacher_backbone.")
     state = {n: t for n, t in pretrained_state().items() if not n.startswith("teacher_")} | teacher

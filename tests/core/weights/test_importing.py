@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from official_files import (
     GOLDEN,
     GOLDEN_MODEL,
@@ -37,7 +38,8 @@ from torch.nn import functional as F
 
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import LoadedModel, load_model
+from regionclip_core.detection.model_folder import load_model
+from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.clip import load_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
@@ -59,7 +61,7 @@ def small(tmp_path: Path) -> str:
     return write_model_json(tmp_path / "small_model.json")
 
 
-def model_at(tmp_path: Path) -> LoadedModel:
+def model_at(tmp_path: Path) -> RegionModel:
     return load_model(Folder(out(tmp_path)))
 
 
@@ -79,18 +81,23 @@ def test_a_full_coco_detector_comes_in_whole_and_goes_back_bit_by_bit(tmp_path: 
     assert (report.kind, report.layout) == ("detector", "torch")
     assert report.model.startswith("RN50: blocks [3, 4, 6, 3], width 64, input 224, embedding 1024")
     assert report.renamed.keys() == state.keys()
-    assert report.left_over == {"iteration": "stands beside the model"}
+    assert report.left_over == {"iteration": "not part of the model"}
     assert report.matched == []
     assert list(report.added) == ["detector.class_embeddings", "detector.background_logit"]
     model = model_at(tmp_path)
     coco = load_categories("coco_ovd")
     assert model.vocabulary == coco
     assert model.detector.names == coco.names
-    assert model.network is not None
-    assert model.rpn is not None and model.rpn[0].backbone == "resnet50_c4"
-    assert (model.rpn[1].pre_nms, model.rpn[1].nms, model.rpn[1].max_regions) == (6000, 0.7, 1000)
-    assert model.config["clip_architecture"] == open_clip.get_model_config("RN50") | {"quick_gelu": True}
-    card = (Path(out(tmp_path)) / "README.md").read_text()
+    assert model.proposer is not None and model.proposer.rpn.backbone == "resnet50_c4"
+    choice = model.proposer.settings
+    assert (choice.pre_nms, choice.nms, choice.max_regions) == (6000, 0.7, 1000)
+    assert model.clip_architecture == open_clip.get_model_config("RN50") | {"quick_gelu": True}
+    readme = Path(out(tmp_path)) / "README.md"
+    data = ModelCard.load(readme).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("other", "regionclip", "object-detection")
+    card = readme.read_text()
+    assert f"imported from `{report.file}` (sha256 `{report.sha256}`)" in card
+    assert f"\n65: {', '.join(load_categories('coco_ovd').names[:12])} ...\n" in card
     assert "\nregionclip detect photo.jpg --model FOLDER\n" in card and "--rpn" not in card
     own = model.detector.state_dict()
     for name, tensor in state.items():
@@ -111,7 +118,6 @@ def test_a_full_lvis_detector_of_half_precision(tmp_path: Path, model: str) -> N
     assert len(report.converted) == halves == len(state) - len(counters) > 500
     assert set(report.converted.values()) == {"float16 -> float32"}
     model_in = model_at(tmp_path)
-    assert model_in.config["mask_head"] is True
     assert all(p.dtype == torch.float32 for p in model_in.detector.parameters())
     assert model_in.detector.mask_head is not None
     deconv = state["roi_heads.mask_head.deconv.weight"].float()
@@ -302,7 +308,7 @@ def test_names_from_lists_of_ones_own(tmp_path: Path, small: str) -> None:
             import_checkpoint(file, out(tmp_path), names=str(tmp_path / name), model=small)
 
 
-def test_base_names_are_told_by_the_rows_of_training(tmp_path: Path, small: str) -> None:
+def test_base_names_are_found_by_the_rows_of_training(tmp_path: Path, small: str) -> None:
     state = detector_state(3, 5)
     test, train = (f"roi_heads.box_predictor.{name}.weight" for name in ("test_cls_score", "cls_score"))
     state[train] = state[test][[0, 3, 4]] * torch.tensor([[2.0], [0.5], [7.0]])  # other norms, same directions
@@ -310,7 +316,7 @@ def test_base_names_are_told_by_the_rows_of_training(tmp_path: Path, small: str)
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\n\n")
     report = import_checkpoint(file, out(tmp_path), names=str(tmp_path / "names.txt"), model=small)
     assert model_at(tmp_path).vocabulary.base == ("a", "d", "e")
-    assert any("3 base names told by the rows of training" in note for note in report.notes)
+    assert any("3 base names found by the rows of training" in note for note in report.notes)
     (tmp_path / "right.yaml").write_text("{base: [a, d, e], novel: [b, c], order: [a, b, c, d, e]}")
     import_checkpoint(file, str(tmp_path / "right"), names=str(tmp_path / "right.yaml"), model=small)
     (tmp_path / "wrong.yaml").write_text("{base: [a, d, e], novel: [b, c], order: [a, b, d, c, e]}")
@@ -338,7 +344,7 @@ def test_a_mask_head_comes_along(tmp_path: Path, small: str) -> None:
     (tmp_path / "names.txt").write_text("a\nb\nc")
     import_checkpoint(save(tmp_path / "w.pth", state), out(tmp_path), names=str(tmp_path / "names.txt"), model=small)
     model = model_at(tmp_path)
-    assert model.config["mask_head"] is True
+    assert model.detector.mask_head is not None
     assert model.detector.mask_head is not None
     maps = torch.randn(2, 256, 2, 2)
     weight, bias = state["roi_heads.mask_head.deconv.weight"], state["roi_heads.mask_head.deconv.bias"]
@@ -348,7 +354,7 @@ def test_a_mask_head_comes_along(tmp_path: Path, small: str) -> None:
     assert same_bits(official_at(tmp_path), state)
 
 
-def test_every_tensor_is_told_of(tmp_path: Path, small: str) -> None:
+def test_the_report_names_every_tensor(tmp_path: Path, small: str) -> None:
     state = detector_state() | {
         "pixel_mean": torch.zeros(3, 1, 1),
         "backbone.bn1.num_batches_tracked": torch.tensor(5),
@@ -359,7 +365,7 @@ def test_every_tensor_is_told_of(tmp_path: Path, small: str) -> None:
     report = import_checkpoint(file, out(tmp_path), model=small)
     assert report.left_over == {
         "note": "no tensor",
-        "optimizer": "stands beside the model",
+        "optimizer": "not part of the model",
         "pixel_mean": "a constant that follows from the configuration",
         "backbone.bn1.num_batches_tracked": "a counter that nothing reads",
         "teacher_backbone.conv1.weight": "no part of a detector",
@@ -374,7 +380,7 @@ def test_every_tensor_is_told_of(tmp_path: Path, small: str) -> None:
     printed = "\n".join(report.lines())
     assert "backbone -> detector.encoder" in printed
     assert "pixel_mean: a constant" in printed
-    assert "optimizer: stands beside the model" in printed
+    assert "optimizer: not part of the model" in printed
     assert len(report.lines()) < 12
 
 

@@ -7,7 +7,7 @@ from caption_gold import GoldCaption, evaluate, read_gold
 from places import GOLDEN, TINY_COCO
 
 from regionclip_core.concepts.parser import CaptionParser, make_parser
-from regionclip_core.concepts.rules.lexicon import lexicon
+from regionclip_core.concepts.rules.readings import lexicon
 from regionclip_core.config.tree import ConceptsConfig
 
 GOLD = GOLDEN / "captions_gold.txt"

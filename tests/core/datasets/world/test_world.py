@@ -12,13 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regionclip_core.datasets.world.categories import CATEGORIES, base_names, icon_polygons, novel_names
+from regionclip_core.datasets.world.categories import CATEGORIES, icon_polygons
 from regionclip_core.datasets.world.contact_sheet import contact_sheet, sample_grid
-from regionclip_core.datasets.world.layout import MAX_COVERED, compose
 from regionclip_core.datasets.world.palette import NAMED
-from regionclip_core.datasets.world.sample import Arrangement, WorldSample, arrange, make_sample, sample_generator
+from regionclip_core.datasets.world.sample import (
+    MAX_COVERED,
+    Arrangement,
+    WorldSample,
+    arrange,
+    compose,
+    make_sample,
+    sample_generator,
+)
 from regionclip_core.datasets.world.sprites import VISIBLE_ALPHA, Pose, rasterise
 
+BASE = [category.name for category in CATEGORIES if not category.novel]
+NOVEL = [category.name for category in CATEGORIES if category.novel]
 SIZES = {"closeup": 80, "scene": 128}
 OBJECTS, OBJECT_SIZE = (3, 7), (0.11, 0.24)
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
@@ -47,9 +56,9 @@ def text_digest(sample: WorldSample) -> str:
 
 def test_the_split_has_48_base_and_17_novel_categories_with_unique_names():
     names = [category.name for category in CATEGORIES]
-    assert len(base_names()) == 48
-    assert len(novel_names()) == 17
-    assert sorted(base_names() + novel_names()) == sorted(set(names))
+    assert len(BASE) == 48
+    assert len(NOVEL) == 17
+    assert sorted(BASE + NOVEL) == sorted(set(names))
     assert len({category.plural for category in CATEGORIES}) == len(CATEGORIES)
     assert len({category.icon for category in CATEGORIES}) == len(CATEGORIES)
 
@@ -223,7 +232,7 @@ def test_categories_are_drawn_uniformly(kind: str):
     total = sum(counts.values())
     expected = total / len(CATEGORIES)
     assert set(counts) == {category.name for category in CATEGORIES}
-    novel = sum(counts[name] for name in novel_names()) / total
+    novel = sum(counts[name] for name in NOVEL) / total
     assert novel == pytest.approx(17 / 65, abs=0.04)
     # Repeats widen the spread a little over a multinomial's: five of its standard deviations.
     assert max(abs(count - expected) for count in counts.values()) < 5 * 1.2 * np.sqrt(expected)
@@ -322,8 +331,8 @@ def test_every_name_is_captioned_novel_ones_as_often_as_base_ones():
         for caption in sample.captions:
             counts.update(name for _, name in mentions(caption))
     assert set(counts) == {category.name for category in CATEGORIES}
-    novel = np.mean([counts[name] for name in novel_names()])
-    base = np.mean([counts[name] for name in base_names()])
+    novel = np.mean([counts[name] for name in NOVEL])
+    base = np.mean([counts[name] for name in BASE])
     assert novel / base == pytest.approx(1, abs=0.2)
 
 

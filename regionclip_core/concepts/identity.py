@@ -1,0 +1,53 @@
+"""Which caption parser a config means on this machine, found without loading spaCy."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+from regionclip_core.config.tree import ConceptsConfig
+
+RULES_VERSION = 1
+"""Version of the caption rules and of the lemmas; raised when the same caption may give other phrases."""
+NO_TABLES = (
+    "the caption parsers need the lemma tables of spacy-lookups-data, which are not installed; install them with "
+    "`pip install spacy-lookups-data`"
+)
+
+
+def tables_version() -> str:
+    """Return name and version of the installed lemma tables, as recorded with a pool.
+
+    Raises:
+        ValueError: they are not installed.
+    """
+    try:
+        return f"spacy-lookups-data {metadata.version('spacy-lookups-data')}"
+    except metadata.PackageNotFoundError as error:
+        raise ValueError(NO_TABLES) from error
+
+
+def lemmas_version() -> str:
+    """Return what decides the lemmas of a trained pipeline: the tables, and our own corrections of them."""
+    return f"{tables_version()}, rules {RULES_VERSION}"
+
+
+def parser_identity(config: ConceptsConfig) -> dict[str, str | None]:
+    """Return the parser that `config` means here, for a fingerprint.
+
+    A pipeline that `parser: spacy` asks for and that is missing has version None; `make_parser` raises for it.
+    """
+    version = None if config.parser == "rules" else _installed_version(config.spacy_model)
+    if config.parser == "spacy" or version is not None:
+        return {"parser": f"spacy:{config.spacy_model}", "version": version, "tables": lemmas_version()}
+    return {"parser": "rules", "version": str(RULES_VERSION), "tables": tables_version()}
+
+
+def _installed_version(name: str) -> str | None:
+    """Return the version of a pipeline package or folder, found where spacy.load would find it."""
+    try:
+        return metadata.version(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        meta = Path(name) / "meta.json"
+    return str(json.loads(meta.read_text(encoding="utf-8"))["version"]) if meta.is_file() else None

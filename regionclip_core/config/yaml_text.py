@@ -1,0 +1,61 @@
+"""YAML 1.2 as every YAML file of the project is read and written: `no` and 2026-11-28 are text, 1e-3 is a number."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import CollectionNode
+
+DEEPEST = 50
+"""Levels of nesting that are read; beyond them Python's own recursion would end in the middle of a file."""
+
+
+class _Constructor(SafeConstructor):
+    """Leaves dates as text: YAML 1.2 has none, but ruamel.yaml reads them all the same."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+class _Composer(Composer):
+    """Refuses an alias inside the value that it refers to, which would have no end."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.parser.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        if isinstance(node, CollectionNode) and node.end_mark is None:  # still being read
+            raise ComposerError(None, None, "an alias of the value that it is part of, which has no end", mark)
+        return node
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the one document in `text`; None for an empty one.
+
+    Raises ValueError, which begins with `where` and the line, also for a key that is given twice.
+    """
+    yaml = YAML(typ="safe", pure=True)  # the C parser knows YAML 1.1 only
+    yaml.Constructor, yaml.Composer, yaml.max_depth = _Constructor, _Composer, DEEPEST
+    try:
+        return yaml.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        what = ": ".join(part for part in (error.context, error.problem) if part)
+        what += "; indent with spaces" if "'\\t'" in what else ""
+        raise ValueError(f"{where}, line {mark.line + 1}, column {mark.column + 1}: not valid YAML: {what}") from error
+    except YAMLError as error:  # a character that no YAML file may have
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def yaml_text(value: Any, width: int = 120, short_lists_in_a_line: bool = False) -> str:
+    """Return nested dicts and lists as YAML, keys in their order; `parse_yaml` reads it back to an equal value."""
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None if short_lists_in_a_line else False
+    yaml.width, yaml.sort_base_mapping_type_on_output = width, False
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()

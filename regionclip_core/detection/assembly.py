@@ -1,0 +1,143 @@
+"""A RegionModel out of its parts: a run's artifacts, a detector folder, or a CLIP folder with a proposal network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from regionclip_core.config.tree import Config
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector
+from regionclip_core.detection.inference import InferenceSettings
+from regionclip_core.detection.model_folder import is_model_folder, load_model
+from regionclip_core.detection.region_model import Preprocess, RegionModel
+from regionclip_core.models.clip import ClipModel, load_clip
+from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts
+from regionclip_core.models.towers import region_encoder
+from regionclip_core.proposals.proposers import NetworkBoxes
+from regionclip_core.proposals.rpn_folder import find_rpn_folder, load_network, open_network
+from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder
+
+DETECTORS = {"regionclip": "pretrain", "clip": "teacher", "oracle": "pretrain"}
+"""The finetune stage's detectors, and the stage whose CLIP model each started from."""
+ZERO_SHOT = InferenceSettings(objectness="raw_logit")
+"""The official scoring of a CLIP model without finetuning: sqrt(p * logit), background logit 0, boxes as proposed."""
+ZERO_SHOT_PROPOSAL_NMS = 0.9
+"""IoU of the proposals' NMS there: the boxes are final, so more of them are kept."""
+_OFFICIAL_SIZE = (800, 1333)  # input of a CLIP model that comes without a proposal network
+
+
+def open_model(
+    place: str,
+    *,
+    rpn: str | None = None,
+    text: str | None = None,
+    prompts: str | None = None,
+    device: str = "cpu",
+    with_text: bool = True,
+) -> RegionModel:
+    """Open a detector folder, a CLIP folder, or the folder of an imported pretraining file.
+
+    A CLIP model (the student of a pretraining file) classifies without having been finetuned: zero-shot. It sees
+    images in the size that its proposal network does.
+
+    Args:
+        rpn, text, prompts: see `with_parts`.
+        with_text: False leaves a detector's own text encoder on the disk: new names can't be embedded.
+
+    Raises:
+        ValueError: if there is no model, or a part of it doesn't fit.
+    """
+    folder = Folder(place)
+    if is_model_folder(folder):
+        model = load_model(folder, with_text and text is None)
+    else:
+        folder = clip_folder(place, "student")
+        if not any(folder.exists(description) for description, _ in CLIP_LAYOUTS):
+            raise ValueError(
+                f"{place}: no model there. Expected a detector folder (config.json), a CLIP folder "
+                "(open_clip_config.json) or one with student/, as `regionclip import` and `regionclip export` make them"
+            )
+        model = zero_shot(load_clip(folder), read_prompts(folder))
+        if rpn is None and find_rpn_folder(place) is not None:
+            rpn = place
+    return with_parts(model, rpn, text, prompts).to(device)
+
+
+def zero_shot(clip: ClipModel, prompts: NamePrompts) -> RegionModel:
+    """Return a CLIP model's own judgement of regions, scored as the official code does without finetuning."""
+    none = torch.zeros(0, clip.embed_dim)
+    return RegionModel(
+        OpenVocabularyDetector(region_encoder(clip), none, (), 1 / clip.logit_scale, "zero").eval(),
+        Vocabulary(()),
+        none,
+        Preprocess(*_OFFICIAL_SIZE, clip.mean, clip.std),
+        ZERO_SHOT,
+        clip.name,
+        clip.architecture,
+        text=clip,
+        prompts=prompts,
+        finetuned=False,
+    )
+
+
+def model_of_run(
+    config: Config, detectors: Folder, clip: ClipModel, rpn: Folder | None, vocabulary: Vocabulary, name: str
+) -> RegionModel:
+    """Return the detector `name` as the evaluate stage runs it: all categories, novel ones included.
+
+    Args:
+        detectors: the artifact of finetune; rpn: that of rpn, None where boxes are proposed otherwise.
+        clip: the model in the artifact that DETECTORS names; it embeds the categories.
+
+    Raises:
+        ValueError: if the run has no such detector.
+    """
+    if not detectors.exists(f"{name}.json"):
+        there = [known for known in DETECTORS if detectors.exists(f"{known}.json")]
+        raise ValueError(f"this run has no detector {name!r}, only {there}; choose one with --name")
+    detector = load_detector(detectors, stem=name)
+    detector.set_vocabulary(embed_names(clip, vocabulary.names, config.teacher), vocabulary.names)
+    settings = config.evaluate
+    return RegionModel(
+        detector,
+        vocabulary,
+        detector.class_embeddings,
+        Preprocess(settings.image_size, settings.max_size, clip.mean, clip.std),
+        InferenceSettings.from_config(settings, finetuned=True),
+        clip.name,
+        clip.architecture,
+        None if rpn is None else NetworkBoxes(load_network(rpn, config.rpn), config.rpn, config.proposals),
+        clip,
+        NamePrompts.from_config(config.teacher),
+    )
+
+
+def with_parts(
+    model: RegionModel, rpn: str | None = None, text: str | None = None, prompts: str | None = None
+) -> RegionModel:
+    """Return the model with other parts; None keeps its own.
+
+    Args:
+        rpn: folder or file of a proposal network.
+        text: CLIP or pretrained folder whose text encoder embeds names, all of them: also those that the model has
+            embeddings of. Its prompts are the folder's, or else the model's.
+        prompts: templates (see `prompt_templates`) with which all names are embedded.
+    """
+    if rpn is not None:
+        network, rpn_config, proposals = open_network(rpn)
+        if not model.finetuned:
+            proposals = proposals.model_copy(update={"nms": ZERO_SHOT_PROPOSAL_NMS})
+            size = replace(model.preprocess, image_size=rpn_config.image_size, max_size=rpn_config.max_size)
+            model = replace(model, preprocess=size)
+        model = replace(model, proposer=NetworkBoxes(network, rpn_config, proposals))
+    if text is not None:
+        source = clip_folder(text, "student")
+        usual = read_prompts(source, default=replace(model.prompts, published=()))
+        model = replace(model, text=load_clip(source), prompts=usual, keeps_embeddings=False, _made={})
+    if prompts is not None:
+        chosen = model.prompts.with_templates(prompts)
+        model = replace(model, prompts=chosen, keeps_embeddings=False, _made={})
+    return model

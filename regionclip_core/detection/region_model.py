@@ -1,0 +1,220 @@
+"""A model that knows regions, ready for images: objects by name, features of boxes, embeddings of names.
+
+`assembly.py` makes one from a workspace, a detector folder or a CLIP folder.
+
+Legend: K names, R regions, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from regionclip_core.datasets.images import decode_image, read_image_file, to_tensor
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.detection.detector import OpenVocabularyDetector
+from regionclip_core.detection.inference import Detections, InferenceSettings
+from regionclip_core.models.clip import ClipModel, Triple
+from regionclip_core.models.text_embeddings import NamePrompts
+from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.proposals.proposers import NetworkBoxes, proposer_row
+
+ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
+"""A path or URL, the bytes of a file, a Pillow image, uint8[H, W, 3] RGB, or a uint8 tensor [3, H, W]."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images reach the detector."""
+
+    image_size: int
+    """Shorter side of the input, pixels."""
+    max_size: int
+    """Longer side, pixels, at most."""
+    mean: Triple
+    """Of RGB in 0..1."""
+    std: Triple
+
+
+@dataclass(frozen=True)
+class RegionModel:
+    """A region encoder with a classifier by names and, where it has them, a proposal network and a text encoder.
+
+    Its networks are in evaluation mode. Each method takes one image, or several as a list.
+    """
+
+    detector: OpenVocabularyDetector
+    vocabulary: Vocabulary
+    """The names that the detector comes with; none for a CLIP model."""
+    embeddings: Tensor
+    """[K, D] of the vocabulary, as the classifier has them."""
+    preprocess: Preprocess
+    inference: InferenceSettings
+    """How detections are scored and chosen."""
+    clip_name: str
+    clip_architecture: dict[str, Any]
+    """ClipModel.architecture of the model that the encoder was taken from."""
+    proposer: NetworkBoxes | None = None
+    text: ClipModel | None = None
+    """The CLIP model whose text encoder embeds names."""
+    prompts: NamePrompts = field(default_factory=NamePrompts.official)
+    finetuned: bool = True
+    """Whether the box regressor is trained; the boxes of a bare CLIP model stay as they are proposed."""
+    keeps_embeddings: bool = True
+    """Whether names of the vocabulary keep their embeddings when they are asked for among others."""
+    _made: dict[str, Tensor] = field(default_factory=dict)  # embeddings [D] by name that the text encoder has made
+
+    def detect(self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = ()) -> list[Detections]:
+        """Find objects by name; returns one Detections per image, boxes in the image's own pixels, on the CPU.
+
+        Args:
+            classes: names to look for, of which labels are rows; none takes the model's own vocabulary.
+
+        Raises:
+            ValueError: as `ready`, and for an image that can't be read.
+        """
+        self.ready(classes)
+        assert self.proposer is not None
+        found = []
+        # One image at a time: padding is convolved like pixels, so results would depend on the other images.
+        for pixels in map(pixels_of, _several(images)):
+            image = to_tensor(pixels)
+            with torch.no_grad():
+                [proposals] = self.proposer([proposer_row(pixels)], [image])
+                batch = self._batch(image)
+                boxes = [batch.to_input(0, proposals.boxes).to(self.device)]
+                logits = [proposals.logits.to(self.device)]
+                [one] = self.detector.detect(batch, boxes, logits, self.inference, box_deltas=self.finetuned)
+            found.append(Detections(one.boxes.cpu(), one.scores.cpu(), one.labels.cpu(), one.proposal.cpu(), one.masks))
+        return found
+
+    @torch.no_grad()
+    def region_features(self, images: ImageLike | Sequence[ImageLike], boxes: Sequence[Any]) -> Tensor:
+        """Return float32[R, D], rows of unit length, image by image in the order of the boxes, on the CPU.
+
+        `boxes`: [R_i, 4] per image (of one image: [R, 4]), absolute xyxy pixels of the image as it comes. The model
+        classifies by the cosines `features @ model.embed(names).T`.
+        """
+        found = [torch.zeros(0, self.detector.encoder.embed_dim)]
+        several = _several(images)
+        for image, some in zip(several, boxes if several is images else [boxes], strict=True):
+            batch = self._batch(to_tensor(pixels_of(image)))
+            regions = batch.to_input(0, torch.as_tensor(some, dtype=torch.float32).reshape(-1, 4)).to(self.device)
+            found.append(F.normalize(self.detector.encoder(batch.tensor, [regions], batch.sizes), dim=1).cpu())
+        return torch.cat(found)
+
+    def embed(self, names: Sequence[str]) -> Tensor:
+        """Return float32[K, D], rows of unit length, on the CPU.
+
+        Names of the model's own vocabulary have its embeddings; the text encoder makes the others. ValueError if
+        there is none.
+        """
+        return F.normalize(self._embeddings(names), dim=1)
+
+    def ready(self, classes: Sequence[str] = ()) -> tuple[str, ...]:
+        """Get ready to detect `classes`; returns the names that labels are rows of.
+
+        Raises:
+            ValueError: if there is no proposal network or no name, a name comes twice, or nothing can embed a name.
+        """
+        if self.proposer is None:
+            raise ValueError("the model has no proposal network: give the folder of one with --rpn (in Python: rpn=)")
+        if classes:
+            embeddings = self._embeddings(classes)
+            if repeated := [name for name, count in Counter(classes).items() if count > 1]:
+                raise ValueError(f"--classes names {repeated[:5]} more than once; each name makes one class")
+            self.detector.set_vocabulary(embeddings, classes)
+        elif self.vocabulary.names:
+            self.detector.names = self.vocabulary.names
+            self.detector.class_embeddings = self.embeddings.to(self.device)
+        else:
+            raise ValueError("a CLIP model has no names of its own: give them with --classes (in Python: classes=)")
+        return self.detector.names
+
+    def _embeddings(self, names: Sequence[str]) -> Tensor:
+        """Return [K, D] on the CPU, as they were stored or made: of any norm."""
+        if isinstance(names, str):
+            raise ValueError(f"expected a list of names, got the text {names!r}")
+        own = zip(self.vocabulary.names, self.embeddings.cpu(), strict=True) if self.keeps_embeddings else ()
+        known = dict(own) | self._made
+        others = [name for name in names if name not in known]
+        if others and self.text is None:
+            raise ValueError(
+                f"--classes: the model has no embedding of {others[:5]} and no text encoder to make one. Give the CLIP "
+                "model whose text encoder it was trained with (--text DIR, in Python text=DIR: a folder from "
+                "`regionclip import` or `export`), or keep to its own names, such as "
+                f"{list(self.vocabulary.names[:5])}"
+            )
+        if others and self.text is not None:
+            self._made.update(zip(others, self.prompts.embed(self.text, others).cpu(), strict=True))
+            known |= self._made
+        return torch.stack([known[name] for name in names]) if names else torch.zeros(0, self.embeddings.shape[1])
+
+    # ------------------------------------------------------------ the same with other settings
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector is."""
+        return self.detector.class_embeddings.device
+
+    def to(self, device: str) -> RegionModel:
+        """Move the detector and the proposal network to `device`; the text encoder stays where it is."""
+        self.detector.to(device)
+        proposer = self.proposer
+        if proposer is not None:
+            proposer = NetworkBoxes(proposer.network, proposer.rpn, proposer.settings, device)
+        return replace(self, proposer=proposer)
+
+    def adjusted(self, image_size: int | None = None, **rules: Any) -> RegionModel:
+        """Return the model with other settings; None keeps one.
+
+        `image_size`: both networks' shorter side, pixels. `rules`: fields of InferenceSettings.
+        """
+        inference = replace(self.inference, **{name: value for name, value in rules.items() if value is not None})
+        preprocess, proposer = self.preprocess, self.proposer
+        if image_size is not None:
+            preprocess = replace(preprocess, image_size=image_size)
+            if proposer is not None:
+                rpn = proposer.rpn.model_copy(update={"image_size": image_size})
+                proposer = NetworkBoxes(proposer.network, rpn, proposer.settings, proposer.device)
+        return replace(self, inference=inference, preprocess=preprocess, proposer=proposer)
+
+    def _batch(self, image: Tensor) -> ImageBatch:
+        to = self.preprocess
+        return batch_images([image], to.image_size, to.max_size, to.mean, to.std).to(self.device)
+
+
+def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+    one = isinstance(images, (str, Path, bytes, Image.Image)) or getattr(images, "ndim", 4) < 4
+    return [images] if one else images  # type: ignore[list-item, return-value]
+
+
+def pixels_of(image: ImageLike) -> npt.NDArray[np.uint8]:
+    """Return an image as uint8[H, W, 3] RGB; files are turned upright by their EXIF orientation.
+
+    Raises:
+        ValueError: for a file that can't be read (BadImage), and for an array or tensor of another type or shape.
+    """
+    if isinstance(image, (str, Path)):
+        return decode_image(read_image_file(str(image)))
+    if isinstance(image, bytes):
+        return decode_image(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image.cpu().permute(1, 2, 0) if isinstance(image, Tensor) and image.ndim == 3 else image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(
+            f"an image: expected uint8[H, W, 3] RGB or, as a tensor, uint8[3, H, W], got {pixels.dtype} of shape "
+            f"{tuple(np.shape(image))}"
+        )
+    return pixels

@@ -1,0 +1,351 @@
+"""Region-text pairs: what is written is read back to the bit, and the loader's order is exact."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from regionclip_core.config.tree import PairsConfig
+from regionclip_core.datasets.images import encode_png
+from regionclip_core.datasets.index import IndexRow, index_name, write_index
+from regionclip_core.pretraining.pairs import (
+    REGION_FIELDS,
+    RegionPairs,
+    best_regions,
+    encode_body,
+    labels_digest,
+    pairs_name,
+    stored_probabilities,
+    write_meta,
+    write_pairs,
+)
+from regionclip_core.storage.records import Folder
+from regionclip_core.storage.tables import LABELS
+from regionclip_core.storage.tars import TarWriter
+from regionclip_core.training.error_budget import ErrorRateExceeded
+
+DIGEST = "d" * 64
+TOP_K = 3
+
+
+def label_row(rng: np.random.Generator, key: str, regions: int, kept: int, status: str = "ok") -> dict[str, Any]:
+    top = np.sort(rng.dirichlet(np.ones(TOP_K + 1), regions).astype(np.float32)[:, :TOP_K], axis=1)[:, ::-1]
+    ids = np.array([rng.permutation(50)[:TOP_K] for _ in range(regions)]).reshape(regions, TOP_K)
+    corners = np.sort(rng.uniform(0, 20, (regions, 2, 2)), axis=1).reshape(regions, 4).astype(np.float32)
+    return {
+        "key": key,
+        "status": status,
+        "reason": None if status == "ok" else "why not",
+        "boxes": corners.tolist(),
+        "objectness_logit": rng.normal(size=regions).tolist(),
+        "concept_id": ids[:, 0].tolist(),
+        "score": top[:, 0].tolist(),
+        "kept": (rng.permutation(regions) < kept).tolist(),
+        "top_concepts": ids.tolist(),
+        "top_probabilities": top.tolist(),
+        "residual_mass": (1 - top.sum(1)).tolist(),
+    }
+
+
+def write_inputs(data: Folder, labels: Folder, shard: int, rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """A data and a labels shard; returns the image bytes by key."""
+    images = {row["key"]: encode_png(np.full((20, 24, 3), i, np.uint8)) for i, row in enumerate(rows)}
+    index = []
+    with data.write(f"images-{shard:05d}.tar") as file, TarWriter(file) as tar:
+        for i, (key, image) in enumerate(images.items()):
+            offset = tar.add(f"{i}.png", image)
+            captions = [] if key == "silent" else [f"caption of {key} “ü”"] * (1 + i % 2)
+            index.append(IndexRow(key, i, f"images-{shard:05d}.tar", offset, len(image), 24, 20, captions))
+    with data.write(index_name(shard)) as file:
+        write_index(file, index, "categories")
+    with labels.write(f"labels-{shard:05d}.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=LABELS.with_metadata({"vocabulary": DIGEST})), file)
+    return images
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Folder, Folder, Folder]:
+    return tuple(Folder(str(tmp_path / name)) for name in ("data", "labels", "pairs"))
+
+
+def make_pairs(folders: tuple[Folder, Folder, Folder], sizes: list[int], **settings: int) -> list[dict[str, Any]]:
+    """Pairs of len(sizes) shards; returns all label rows."""
+    data, labels, pairs = folders
+    rng = np.random.default_rng(0)
+    everything, written = [], []
+    for shard, size in enumerate(sizes):
+        rows = [label_row(rng, f"{shard}/a.b.{i}", 4, 1 + i % 4) for i in range(size)]
+        write_inputs(data, labels, shard, rows)
+        with pairs.write(pairs_name(shard)) as file:
+            counts = write_pairs(file, data, labels, shard, PairsConfig(**settings))
+        written.append((shard, counts["ok"]))
+        everything += rows
+    write_meta(pairs, written, stored_probabilities(labels, list(range(len(sizes)))), DIGEST)
+    return everything
+
+
+def test_samples_come_back_to_the_bit(folders) -> None:
+    rows = {row["key"]: row for row in make_pairs(folders, [5, 3])}
+    samples = list(RegionPairs(folders[2], 0, DIGEST).epoch(0))
+    assert {sample.key for sample in samples} == set(rows)
+    for sample in samples:
+        row = rows[sample.key]
+        kept = [i for i, k in enumerate(row["kept"]) if k]
+        kept.sort(key=lambda i: -row["score"][i])
+        for name in REGION_FIELDS:
+            kind = np.int64 if "concept" in name else np.float32
+            np.testing.assert_array_equal(getattr(sample, name).numpy(), np.array(row[name], kind)[kept])
+        number = int(sample.key.rsplit(".", 1)[1])
+        assert sample.image.shape == (3, 20, 24)
+        assert sample.image.dtype == torch.uint8
+        assert int(sample.image[0, 0, 0]) == number
+        assert len(sample.captions) == 1 + number % 2
+
+
+def test_image_bytes_are_copied(folders) -> None:
+    data, labels, _ = folders
+    images = write_inputs(data, labels, 0, [label_row(np.random.default_rng(0), "x", 2, 2)])
+    buffer = io.BytesIO()
+    write_pairs(buffer, data, labels, 0, PairsConfig())
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
+        assert tar.getnames() == ["00000-000000.png", "00000-000000.json"]
+        assert tar.extractfile("00000-000000.png").read() == images["x"]
+
+
+def test_webdataset_reads_the_tars_by_itself(folders) -> None:
+    import webdataset as wds
+
+    make_pairs(folders, [4])
+    path = folders[2].path(pairs_name(0))
+    samples = list(wds.WebDataset(path, shardshuffle=False).decode("rgb8"))
+    assert len(samples) == 4
+    assert samples[0]["png"].shape == (20, 24, 3)
+    assert samples[0]["json"]["key"] == "0/a.b.0"
+
+
+def test_what_is_left_out_is_counted(folders) -> None:
+    data, labels, _ = folders
+    rng = np.random.default_rng(0)
+    rows = [
+        label_row(rng, "good", 5, 4),
+        label_row(rng, "none", 5, 0),
+        label_row(rng, "one", 5, 1),
+        label_row(rng, "bad", 0, 0, "bad_image"),
+        label_row(rng, "silent", 5, 4),  # has no caption
+    ]
+    write_inputs(data, labels, 0, rows)
+    buffer = io.BytesIO()
+    counts = write_pairs(buffer, data, labels, 0, PairsConfig(max_regions=3, min_regions=2))
+    assert counts == {"ok": 1, "few_regions": 2, "not_labelled": 1, "no_caption": 1}
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
+        body = json.loads(tar.extractfile("00000-000000.json").read())
+    assert len(body["boxes"]) == 3
+    assert body["score"] == sorted(body["score"], reverse=True)
+
+
+def test_images_without_regions_can_be_kept(folders) -> None:
+    data, labels, pairs = folders
+    rng = np.random.default_rng(0)
+    write_inputs(data, labels, 0, [label_row(rng, "none", 2, 0), label_row(rng, "two", 2, 2)])
+    with pairs.write(pairs_name(0)) as file:
+        assert write_pairs(file, data, labels, 0, PairsConfig(min_regions=0))["ok"] == 2
+    write_meta(pairs, [(0, 2)], TOP_K, DIGEST)
+    samples = {s.key: s for s in RegionPairs(pairs, 0).epoch(0)}
+    assert samples["none"].boxes.shape == (0, 4)
+    assert samples["none"].top_concepts.shape == (0, TOP_K)
+    assert torch.cat([s.top_probabilities for s in samples.values()]).shape == (2, TOP_K)
+
+
+def test_unreadable_image_costs_itself(folders) -> None:
+    data, labels, _ = folders
+    rng = np.random.default_rng(0)
+    write_inputs(data, labels, 0, [label_row(rng, "a", 2, 2), label_row(rng, "b", 2, 2)])
+    tar = bytearray(data.read_bytes("images-00000.tar"))
+    tar[512:520] = bytes(8)  # the first image's signature
+    data.write_bytes("images-00000.tar", bytes(tar))
+    assert write_pairs(io.BytesIO(), data, labels, 0, PairsConfig()) == {"ok": 1, "bad_image": 1}
+
+
+def test_artifacts_of_two_runs_do_not_mix(folders) -> None:
+    data, labels, _ = folders
+    rng = np.random.default_rng(0)
+    write_inputs(data, labels, 0, [label_row(rng, "a", 2, 2)])
+    rows = [label_row(rng, "stranger", 2, 2)]
+    with labels.write("labels-00000.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=LABELS.with_metadata({"vocabulary": DIGEST})), file)
+    with pytest.raises(ValueError, match="'stranger', which the data index does not"):
+        write_pairs(io.BytesIO(), data, labels, 0, PairsConfig())
+    with labels.write("labels-00000.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=LABELS), file)
+    with pytest.raises(ValueError, match="no vocabulary digest"):
+        labels_digest(labels, 0)
+
+
+def test_best_regions_against_a_naive_loop() -> None:
+    row = label_row(np.random.default_rng(3), "k", 40, 25)
+    row["score"] = [round(s, 1) for s in row["score"]]  # ties
+    order = sorted((i for i in range(40) if row["kept"][i]), key=lambda i: (-np.float32(row["score"][i]), i))[:7]
+    assert best_regions(row, 7)["concept_id"] == [row["concept_id"][i] for i in order]
+
+
+def test_floats_are_short_and_exact() -> None:
+    values = np.random.default_rng(0).random(1000).astype(np.float32)
+    body = encode_body({"score": values.tolist()})
+    np.testing.assert_array_equal(np.array(json.loads(body)["score"], np.float32), values)
+    assert len(body) < 13 * 1000
+    assert encode_body({"score": [float(np.float32(0.1))]}) == b'{"score":[0.1]}'
+
+
+# ---------------------------------------------------------------- the loader's order
+
+
+def keys(samples: Any, count: int | None = None) -> list[str]:
+    from itertools import islice
+
+    return [sample.key for sample in islice(samples, count)]
+
+
+@pytest.mark.parametrize("buffer", [1, 4, 1000])
+def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(folders, buffer: int) -> None:
+    rows = make_pairs(folders, [7, 5, 9])
+    pairs = RegionPairs(folders[2], 0, buffer=buffer)
+    assert len(pairs) == 21
+    first, again, second = (keys(pairs.epoch(e)) for e in (0, 0, 1))
+    assert first == again
+    assert first != second
+    assert first != keys(RegionPairs(folders[2], 1, buffer=buffer).epoch(0))
+    for order in (first, second):
+        assert sorted(order) == sorted(row["key"] for row in rows)
+
+
+@pytest.mark.parametrize("buffer", [1, 3, 8, 1000])
+def test_skip_is_exact(folders, buffer: int) -> None:
+    make_pairs(folders, [3, 4, 5, 2])
+    pairs = RegionPairs(folders[2], 5, buffer=buffer)
+    whole = keys(pairs.epoch(2))
+    for skip in range(15):
+        assert keys(pairs.epoch(2, skip)) == whole[skip:]
+
+
+def test_skip_does_not_open_what_lies_before(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pairs(folders, [4] * 6)
+    pairs = RegionPairs(folders[2], 0, buffer=2)
+    opened: list[str] = []
+    plain_open = Folder.open
+    monkeypatch.setattr(Folder, "open", lambda self, name: opened.append(name) or plain_open(self, name))
+    keys(pairs.epoch(0))
+    assert len(opened) == 6
+    opened.clear()
+    assert len(keys(pairs.epoch(0, skip=20))) == 4
+    assert len(opened) <= 2
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_same_global_batches(folders, world_size: int) -> None:
+    make_pairs(folders, [7, 6])  # 13: no multiple of either
+    pairs = RegionPairs(folders[2], 0, buffer=4)
+    batch = 6
+    alone = pairs.batches_at(batch)
+    shares = [pairs.batches_at(batch, rank, world_size) for rank in range(world_size)]
+    for step in range(7):  # more than three epochs
+        parts = [keys(share(step)) for share in shares]
+        assert {len(part) for part in parts} == {batch // world_size}
+        merged = [parts[i % world_size][i // world_size] for i in range(batch)]
+        assert merged == keys(alone(step))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_next_readable_sample_stands_in_for_a_bad_one(folders, world_size: int) -> None:
+    make_pairs(folders, [7, 6])
+    pairs = folders[2]
+    torn = {"0/a.b.2", "0/a.b.3", "1/a.b.0"}
+    for shard in range(2):  # the name of a member's image, and so its place, stays
+        data = bytearray(pairs.read_bytes(pairs_name(shard)))
+        with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
+            for member in tar.getmembers():
+                number = int(member.name[6:12])
+                if member.name.endswith("png") and f"{shard}/a.b.{number}" in torn:
+                    data[member.offset_data + 20 : member.offset_data + member.size] = bytes(member.size - 20)
+        pairs.write_bytes(pairs_name(shard), bytes(data))
+    plain = RegionPairs(pairs, 0, buffer=4)
+    order = [key for epoch in range(7) for key in keys(plain.epoch(epoch))]
+    expected = [next(key for key in order[place:] if key not in torn) for place in range(42)]
+    loader = RegionPairs(pairs, 0, buffer=4)
+    shares = [loader.batches_at(6, rank, world_size) for rank in range(world_size)]
+    for step in (0, 1, 2, 5, 6, 3):  # also a place that is gone to at once
+        parts = [keys(share(step)) for share in shares]
+        merged = [parts[i % world_size][i // world_size] for i in range(6)]
+        assert merged == expected[6 * step : 6 * step + 6]
+    assert loader.unreadable.counts() == {"bad_image": 3}
+    assert set(loader.unreadable.summary()["unreadable"]["first"]) == torn
+    strict = RegionPairs(pairs, 0, buffer=4, max_error_rate=0.2).batches_at(13)
+    with pytest.raises(ErrorRateExceeded, match="3 of 13 images can't be read"):
+        strict(0)
+
+
+def test_pairs_without_a_readable_image_say_so(folders) -> None:
+    make_pairs(folders, [3])
+    loader = RegionPairs(folders[2], 0)
+    plain = loader._endless
+    loader._endless = lambda position: ({**members, "png": b"torn"} for members in plain(position))
+    with pytest.raises(ErrorRateExceeded, match=r"100 images in a row can't be read.*0/a\.b\.[012]: .*--force"):
+        loader.batches_at(2)(0)
+
+
+def test_stream_from_any_position(folders) -> None:
+    make_pairs(folders, [3, 2])
+    pairs = RegionPairs(folders[2], 0, buffer=3)
+    whole = [key for epoch in range(4) for key in keys(pairs.epoch(epoch))]
+    for position in range(12):
+        at = pairs.batches_at(1)
+        assert [key for step in range(position, position + 5) for key in keys(at(step))] == whole[position:][:5]
+
+
+def test_batches_at_any_step(folders) -> None:
+    make_pairs(folders, [5, 4])
+    steady = RegionPairs(folders[2], 0).batches_at(4)
+    in_order = [keys(steady(step)) for step in range(8)]
+    jumping = RegionPairs(folders[2], 0).batches_at(4)
+    for step in (5, 6, 2, 2, 7, 0):
+        assert keys(jumping(step)) == in_order[step]
+    with pytest.raises(ValueError, match="batch_size 5 does not divide among 2 workers"):
+        RegionPairs(folders[2], 0).batches_at(5, 0, 2)
+
+
+def test_another_pool_is_refused_with_both_digests(folders) -> None:
+    make_pairs(folders, [3])
+    with pytest.raises(ValueError, match=r"d{12}, expected e{12}"):
+        RegionPairs(folders[2], 0, "e" * 64)
+    write_meta(folders[2], [(0, 3)], TOP_K, "e" * 64)  # a meta file that lies about its tars
+    with pytest.raises(ValueError, match=r"sample 00000-000000 .*d{12}, expected e{12}"):
+        list(RegionPairs(folders[2], 0, "e" * 64, buffer=1).epoch(0))
+
+
+def test_a_wrong_count_is_refused(folders) -> None:
+    make_pairs(folders, [3])
+    for claimed in (2, 4):
+        write_meta(folders[2], [(0, claimed)], TOP_K, DIGEST)
+        with pytest.raises(ValueError, match=f"has 3 samples, expected {claimed}"):
+            list(RegionPairs(folders[2], 0).epoch(0))
+
+
+def test_no_pairs_at_all(folders) -> None:
+    write_meta(folders[2], [(0, 0)], 0, DIGEST)
+    with pytest.raises(ValueError, match="has no region-text pairs"):
+        RegionPairs(folders[2], 0)
+
+
+def test_remote_tars(folders, tmp_path) -> None:
+    make_pairs(folders, [3, 2])
+    remote = Folder(f"memory://{tmp_path.name}/pairs")
+    for name in folders[2].names():
+        remote.write_bytes(name, folders[2].read_bytes(name))
+    assert keys(RegionPairs(remote, 0).epoch(0)) == keys(RegionPairs(folders[2], 0).epoch(0))

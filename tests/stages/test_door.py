@@ -1,0 +1,90 @@
+"""The public door: its examples run as they are printed, and importing the package stays light."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from export_runs import Run, finished_run
+from PIL import Image
+from small_runs import artifact
+
+import regionclip_core
+from regionclip_core import door
+from regionclip_core.datasets.world.sample import make_sample
+from regionclip_core.storage.records import Folder, read_manifest, write_manifest
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the examples can run: runs/tiny, detector/ and photo.jpg."""
+    root = tmp_path_factory.mktemp("door")
+    run: Run = finished_run(root, "finetune")
+    (root / "runs").mkdir()
+    (root / "runs" / "tiny").symlink_to(root / "ws")
+    assert run("export", "detector", "--out", str(root / "detector")).exit_code == 0
+    assert run("export", "student", "--out", str(root / "student")).exit_code == 0
+    Image.fromarray(make_sample("scene", 5, "mine", 0, 128).image).save(root / "photo.jpg")
+    return root
+
+
+@pytest.mark.parametrize("name", regionclip_core.__all__)
+def test_the_example_of(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    [example] = doctest.DocTestFinder(recurse=False).find(getattr(door, name), name)
+    assert example.examples
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    said: list[str] = []
+    runner.run(example, out=said.append)
+    assert runner.failures == 0, "".join(said)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, regionclip_core; print(sorted({'torch', 'pyarrow', 'numpy', 'spacy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert {"load", "open_artifact", "parse_captions", "__version__"} <= set(dir(regionclip_core))
+    with pytest.raises(AttributeError, match="no attribute 'detect'; it offers load, open_artifact, parse_captions"):
+        regionclip_core.detect  # noqa: B018
+
+
+def test_tables_are_those_of_all_shards_and_of_the_newest_finished_artifact(place: Path) -> None:
+    found = regionclip_core.open_artifact(str(place / "ws"), "data")["index"]
+    keys = [f"{number:06d}" for number in range(8)]
+    assert found["key"].to_pylist() == [*keys, *keys[:4]]  # of train, then of val
+    old = artifact(place / "ws", "data")
+    assert regionclip_core.open_artifact(str(old))["index"] == found
+    new = Folder(str(place / "ws" / "data" / "newer"))
+    manifest, table = read_manifest(Folder(str(old))), old / "index-00000.parquet"
+    assert manifest is not None
+    new.write_bytes("index-00000.parquet", table.read_bytes())
+    new.write_json("records.json", {"shards": [], "stage": [vars(record) for record in new.written]})
+    try:
+        assert len(regionclip_core.open_artifact(str(place / "ws"), "data")["index"]) == 12  # it isn't finished
+        manifest.provenance["finished"] = "9999"
+        write_manifest(new, manifest)
+        assert len(regionclip_core.open_artifact(str(place / "ws"), "data")["index"]) == 4
+    finally:
+        new.remove_all()
+
+
+def test_what_has_no_tables_says_so(place: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no finished artifact of the stage report; run it first"):
+        regionclip_core.open_artifact(str(place / "ws"), "report")
+    with pytest.raises(ValueError, match=r"holds no tables, but \['clip\.json', 'clip\.safetensors'\]"):
+        regionclip_core.open_artifact(str(place / "ws"), "teacher")
+    with pytest.raises(ValueError, match="no model there"):
+        regionclip_core.load(str(place / "runs"))
+
+
+def test_the_clip_of_a_run_and_an_exported_student_are_one(place: Path) -> None:
+    one = regionclip_core.load(str(artifact(place / "ws", "pretrain")))
+    other = regionclip_core.load(str(place / "student"))
+    boxes = [[3, 4, 60, 90], [0, 0, 128, 128]]
+    found = [model.region_features(str(place / "photo.jpg"), boxes) for model in (one, other)]
+    assert found[0].equal(found[1]) and found[0].shape == (2, 16)
+    rpn = str(artifact(place / "ws", "rpn"))
+    assert len(regionclip_core.load(str(place / "student"), rpn=rpn).adjusted(objectness="sigmoid").detect(
+        str(place / "photo.jpg"), ["cup", "dog"])[0]) > 0  # fmt: skip
