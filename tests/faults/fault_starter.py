@@ -21,7 +21,7 @@ MODULES = (
     *(f"stages.{name}" for name in ("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs")),
     *(f"stages.{name}" for name in ("pretrain", "finetune", "engine.runner")),
     *(f"regionclip_core.pretraining.{name}" for name in ("teacher", "labelling", "pairs", "student")),
-    *(f"regionclip_core.{name}" for name in ("datasets.sources", "concepts.parser", "models.clip")),
+    *(f"regionclip_core.{name}" for name in ("datasets.shard_plan", "concepts.parser", "models.clip")),
     *(f"regionclip_core.{name}" for name in ("proposals.network", "proposals.proposers", "detection.finetuning")),
 )
 
