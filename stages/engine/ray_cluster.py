@@ -79,6 +79,8 @@ def connect(execution: ExecutionConfig) -> str | None:
     if address is None:
         cpus = max(work.available_cpus(), execution.workers or 1, execution.train_workers)
         common |= {"include_dashboard": execution.dashboard, "object_store_memory": OBJECT_STORE, "num_cpus": cpus}
+        # Else Ray starts workers first and, if one of them dies before it has registered, waits for it for ever.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # All processes started from here inherit the environment: a runtime_env does the same 2 to 3 s slower.
         os.environ.update(worker_environment())
         return ray.init(address="local", **common).dashboard_url
