@@ -19,7 +19,7 @@ HEAD = """\
 # The official numbers and ours
 
 `tests/golden/` holds arrays that the released RegionCLIP code computed, most of them with small random modules, and
-facts of its configurations. Each array stands in one row below, beside the function of ours that must give it; the
+facts of its configurations. Each array has one row below, beside the function of ours that must give it; the
 functions are those that the pipeline runs. `tests/test_goldens.py` measures every row again, holds it to the
 tolerance, and fails if an array has no row or this page is not what `python docs/goldens.py` writes.
 
