@@ -428,7 +428,7 @@ def test_a_half_removed_artifact_has_no_record_left(folder: Folder, monkeypatch:
             "shard-00003.json",
             asdict(record(4)),
             lambda folder: read_shard_record(folder, 3),
-            "of shard 3, but it is 4's",
+            r"of shard 3 \(came: of shard 4\)",
         ),
     ],
 )
