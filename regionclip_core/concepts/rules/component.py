@@ -28,7 +28,7 @@ _POS: dict[str, int] = {tag: getattr(symbols, _UNIVERSAL.get(tag, tag), symbols.
 _MASK = (1 << 64) - 1  # HEAD is a signed offset in an unsigned column
 
 
-def lemma(caption: list[Word], tags: list[Tag], i: int) -> str:
+def _lemma(caption: list[Word], tags: list[Tag], i: int) -> str:
     """Return the lemma of word `i`: of nouns and verbs by the tables, of other words the lower-case word itself."""
     word, tag = caption[i], tags[i]
     if tag == "NOUN":
@@ -54,7 +54,7 @@ def caption_rules(doc: Doc) -> Doc:
     heads, labels = dependencies(tags, noun_phrases(tags))
     flat: list[int] = []
     for i, tag in enumerate(tags):
-        flat += (_POS[tag], add(lemma(caption, tags, i)), (heads[i] - i) & _MASK, add(labels[i]))
+        flat += (_POS[tag], add(_lemma(caption, tags, i)), (heads[i] - i) & _MASK, add(labels[i]))
     annotations: Any = np.array(flat, dtype=np.uint64).reshape(-1, 4)  # spaCy's stubs know int arrays only
     doc.from_array([POS, LEMMA, HEAD, DEP], annotations)
     return doc
@@ -76,7 +76,7 @@ def table_lemmas(doc: Doc) -> Doc:
         elif token.pos_ == "NUM":
             tags[token.i] = "NUM"
     for token in doc:
-        token.lemma_ = lemma(caption, tags, token.i)
+        token.lemma_ = _lemma(caption, tags, token.i)
     return doc
 
 
