@@ -41,7 +41,7 @@ class ConceptsWork(ShardWork):
         """Parse and count the captions of every good row; a row of the result is one phrase."""
         rows = read_index(ctx.inputs["data"], shard)
         captions = [list(row.captions) for row in rows if row.ok and row.captions]
-        table = count_captions(state, captions).to_table(state.description())
+        table = count_captions(state, captions)
         with ctx.out.write(phrases_name(shard)) as file:
             pq.write_table(table, file, compression="zstd")
         skipped = len(rows) - len(captions)

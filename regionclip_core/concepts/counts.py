@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -14,7 +14,6 @@ from regionclip_core.storage.tables import PHRASES
 
 if TYPE_CHECKING:  # the merge reads counts without a parser, and spaCy takes 500 MiB
     from regionclip_core.concepts.parser import CaptionParser
-    from regionclip_core.concepts.phrases import Phrase
 
 PARSER_KEY = b"parser"
 """Arrow metadata key of a counts table: the parser that made it, as JSON."""
@@ -35,60 +34,50 @@ class _Count:
     surfaces: Counter[str] = field(default_factory=Counter)
 
 
-class ConceptCounts:
-    """How often each phrase was seen; a phrase that was dropped for two reasons has two entries."""
+def count_captions(parser: CaptionParser, images: Iterable[Sequence[str]]) -> pa.Table:
+    """Parse and count the captions of many images; `images` yields one sequence of captions per image.
 
-    def __init__(self) -> None:
-        self._counts: dict[tuple[str, str | None], _Count] = {}
-
-    def add(self, captions: Sequence[str], phrases: Sequence[Sequence[Phrase]]) -> None:
-        """Count one image: its captions, and the phrases of each."""
-        in_image: set[tuple[str, str | None]] = set()
-        for caption, mentions in zip(captions, phrases, strict=True):
-            in_caption: set[tuple[str, str | None]] = set()
-            for phrase in mentions:
-                key = (phrase.text, phrase.drop_reason)
-                count = self._counts.get(key)
-                if count is None:
-                    count = self._counts[key] = _Count(phrase.head, phrase.words, caption[:EXAMPLE_LENGTH])
-                count.mentions += 1
-                count.surfaces[phrase.surface] += 1
-                if key not in in_caption:
-                    in_caption.add(key)
-                    count.captions += 1
-                    if key not in in_image:
-                        in_image.add(key)
-                        count.images += 1
-
-    def to_table(self, parser: Mapping[str, Any] | None = None) -> pa.Table:
-        """Return tables.PHRASES, most captions first, ties by phrase and reason; `parser` goes into its metadata."""
-        rows = []
-        order = sorted(self._counts.items(), key=lambda item: (-item[1].captions, item[0][0], item[0][1] or ""))
-        for (phrase, reason), count in order:
-            surfaces = sorted(count.surfaces.items(), key=lambda item: (-item[1], item[0]))
-            rows.append(
-                {
-                    "phrase": phrase,
-                    "head": count.head,
-                    "n_words": count.words,
-                    "n_captions": count.captions,
-                    "n_images": count.images,
-                    "n_mentions": count.mentions,
-                    "surface_forms": [form for form, _ in surfaces],
-                    "surface_counts": [seen for _, seen in surfaces],
-                    "drop_reason": reason,
-                    "example": count.example,
-                }
-            )
-        made_by = {PARSER_KEY: json.dumps(parser, sort_keys=True).encode()} if parser else None
-        return pa.Table.from_pylist(rows, schema=PHRASES.with_metadata(made_by))
-
-
-def count_captions(parser: CaptionParser, images: Iterable[Sequence[str]]) -> ConceptCounts:
-    """Parse and count the captions of many images; `images` yields one sequence of captions per image."""
-    counts = ConceptCounts()
+    Returns:
+        tables.PHRASES, most captions first, ties by phrase and reason, with the parser in its metadata. A phrase that
+        was dropped for two reasons has two rows.
+    """
+    counts: dict[tuple[str, str | None], _Count] = {}
     groups = list(images)
     parsed = parser.parse(caption for group in groups for caption in group)
     for group in groups:
-        counts.add(group, [next(parsed) for _ in group])
-    return counts
+        in_image: set[tuple[str, str | None]] = set()
+        for caption in group:
+            in_caption: set[tuple[str, str | None]] = set()
+            for phrase in next(parsed):
+                key = (phrase.text, phrase.drop_reason)
+                count = counts.get(key)
+                if count is None:
+                    count = counts[key] = _Count(phrase.head, phrase.words, caption[:EXAMPLE_LENGTH])
+                count.mentions += 1
+                count.surfaces[phrase.surface] += 1
+                in_caption.add(key)
+            for key in in_caption:
+                counts[key].captions += 1
+            in_image |= in_caption
+        for key in in_image:
+            counts[key].images += 1
+    rows = []
+    order = sorted(counts.items(), key=lambda item: (-item[1].captions, item[0][0], item[0][1] or ""))
+    for (text, reason), count in order:
+        surfaces = sorted(count.surfaces.items(), key=lambda item: (-item[1], item[0]))
+        rows.append(
+            {
+                "phrase": text,
+                "head": count.head,
+                "n_words": count.words,
+                "n_captions": count.captions,
+                "n_images": count.images,
+                "n_mentions": count.mentions,
+                "surface_forms": [form for form, _ in surfaces],
+                "surface_counts": [seen for _, seen in surfaces],
+                "drop_reason": reason,
+                "example": count.example,
+            }
+        )
+    made_by = {PARSER_KEY: json.dumps(parser.description(), sort_keys=True).encode()}
+    return pa.Table.from_pylist(rows, schema=PHRASES.with_metadata(made_by))

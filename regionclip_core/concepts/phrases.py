@@ -210,8 +210,6 @@ class PhraseExtractor:
 class _Words:
     """A parsed caption as plain lists; much faster to walk than spaCy's tokens."""
 
-    __slots__ = ("dep", "lemma", "lower", "pos")
-
     def __init__(self, doc: Doc) -> None:
         columns = doc.to_array([POS, DEP, LEMMA, LOWER]).T.tolist()
         string = doc.vocab.strings.__getitem__

@@ -102,8 +102,16 @@ def build_pool(
         db.execute(_KEPT.format(**limits))
         pool = db.sql(_POOL).to_arrow_table()
         if not pool.num_rows:
-            best = f"SELECT phrase, {unit} FROM phrases WHERE drop_reason = '' ORDER BY {unit} DESC, phrase LIMIT 1"
-            raise ValueError(_empty_pool(db.execute(best).fetchone(), config))
+            most = f"SELECT phrase, {unit} FROM phrases WHERE drop_reason = '' ORDER BY {unit} DESC, phrase LIMIT 1"
+            if (best := db.execute(most).fetchone()) is None:
+                raise ValueError(
+                    "the captions gave no concept at all: check that the splits in concepts.splits have English "
+                    "captions (their text is in the column `captions` of the data artifact's index files)"
+                )
+            raise ValueError(
+                f"no concept was seen in {config.min_count} {config.count_unit}s or more: the most frequent, "
+                f"{best[0]!r}, was seen in {best[1]}. Lower concepts.min_count, or add captions"
+            )
         rows = 0
         with pq.ParquetWriter(dropped, DROPPED_CONCEPTS, compression="zstd") as writer:
             # The bytes of a row group depend on how it is handed over: whole, as one batch.
@@ -138,15 +146,3 @@ def _load(db: duckdb.DuckDBPyConnection, tables: Iterable[pa.Table]) -> None:
             )
         db.from_arrow(table).project(_LOADED.format(shard=shard)).insert_into("counts")
     db.commit()
-
-
-def _empty_pool(best: tuple[str, int] | None, config: ConceptsConfig) -> str:
-    if best is None:
-        return (
-            "the captions gave no concept at all: check that the splits in concepts.splits have English captions "
-            "(their text is in the column `captions` of the data artifact's index files)"
-        )
-    return (
-        f"no concept was seen in {config.min_count} {config.count_unit}s or more: the most frequent, {best[0]!r}, was "
-        f"seen in {best[1]}. Lower concepts.min_count, or add captions"
-    )

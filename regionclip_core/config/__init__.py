@@ -1,1 +1,1 @@
-"""The typed config tree: its sections, what they ask of each other, loading, and errors that name the place."""
+"""The typed config tree: its sections, checks between them, loading, and errors that name the place."""

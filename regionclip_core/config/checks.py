@@ -1,4 +1,4 @@
-"""What the sections of a configuration ask of each other, and of the teacher's architecture."""
+"""Checks between the sections of a configuration, and of what the teacher's architecture can do."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _between_sections(config: Config) -> Iterator[str]:
 
 
 def _architecture(config: Config) -> Iterator[str]:
-    """What the configuration asks of the teacher's architecture and it can't do, for any stage."""
+    """Yield what the configuration asks of the teacher's architecture that it can't do for any stage."""
     name = config.teacher.model
     if name == "small":
         yield from _too_small(config, "small", RESNET_STRIDE)
@@ -135,7 +135,7 @@ def _architecture(config: Config) -> Iterator[str]:
 
 
 def _too_small(config: Config, name: str, stride: int) -> Iterator[str]:
-    """Inputs that are smaller than one cell of the feature map."""
+    """Yield the inputs that are smaller than one cell of the feature map."""
     sides = [
         (f"{stage}.image_size", getattr(config, stage).image_size) for stage in ("pretrain", "finetune", "evaluate")
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -10,6 +10,7 @@ from regionclip_core.config.section import Count, Listed, Section
 
 ObjectCount = Annotated[int, Field(ge=1, le=100)]
 ObjectShare = Annotated[float, Field(gt=0, le=0.9)]
+DroppedWords = Literal["relational", "partitive", "image", "time", "abstract"]
 
 
 class WorldSplit(Section):
@@ -119,13 +120,7 @@ class ConceptsConfig(Section):
     """A compound of more words counts for its head noun only."""
     merge: dict[str, str] = Field({"people": "person"})
     """Lemmas that count as another one."""
-    drop: Listed[tuple[Literal["relational", "partitive", "image", "time", "abstract"], ...]] = (
-        "relational",
-        "partitive",
-        "image",
-        "time",
-        "abstract",
-    )
+    drop: Listed[tuple[DroppedWords, ...]] = get_args(DroppedWords)
     """Classes of words that make no concept."""
     protect_categories: bool = False
     """Never drop a category name as a class of words; it must still be in the captions, `min_count` times."""

@@ -76,14 +76,14 @@ def _dotted(keys: Sequence[int | str]) -> str:
 
 
 def _nearest_word(word: Any, known: str) -> str:
-    """`known` as pydantic lists the values of a literal: 'a', 'b' or 'c'."""
+    """Return the hint for a wrong word; `known` is pydantic's list of the right ones: 'a', 'b' or 'c'."""
     return nearest_hint(str(word), re.findall(r"'([^']*)'", known), cutoff=0.5)
 
 
 def _nearest_key(place: Sequence[int | str], keys: Sequence[int | str]) -> str:
-    """The valid key that is nearest to an unknown one: written with dots, beside it, or elsewhere.
+    """Return the valid key that is nearest to an unknown one: written with dots, beside it, or elsewhere.
 
-    `place` is pydantic's, `keys` the same without a split's source.
+    `place` is where pydantic found the key, `keys` the same without the source of a split.
     """
     wrong, section = str(keys[-1]), list(place[:-1])
     if section[:2] == ["data", "splits"]:
@@ -103,7 +103,7 @@ def _nearest_key(place: Sequence[int | str], keys: Sequence[int | str]) -> str:
 def _places(annotation: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the place of every setting as pydantic names it, with `*` for the name of a split."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        source = annotation.model_fields.get("source")  # that of a split
+        source = annotation.model_fields.get("source")  # of a split
         above = (*above, *get_args(source.annotation)) if source else above
         for name, field in annotation.model_fields.items():
             yield (*above, name)

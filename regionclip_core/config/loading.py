@@ -44,7 +44,20 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: expected a mapping of sections at the top, got {type(raw).__name__}")
     for override in overrides:
-        _apply(raw, override)
+        dotted, separator, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if not separator or not all(keys):
+            raise ValueError(f"override {override!r}: expected a.b=value; write {dotted}=VALUE")
+        value = parse_yaml(text, f"override {override if len(override) <= 100 else override[:97] + '...'!r}")
+        node = raw
+        for depth, key in enumerate(keys[:-1]):
+            inner = {} if node.get(key) is None else node[key]  # None: "section:" with nothing under it
+            if not isinstance(inner, dict):
+                here = ".".join(keys[: depth + 1])
+                raise ValueError(f"override {override!r}: {here} is {inner!r}, which has no key {keys[depth + 1]!r}")
+            node[key] = dict(inner)  # a copy: an alias in the file makes two sections one object
+            node = node[key]
+        node[keys[-1]] = value
     return parse_config(raw, str(file) if not overrides else f"{file} with overrides")
 
 
@@ -78,22 +91,3 @@ def _find(path: str | None) -> Path:
     near = nearest(path, preset_names())
     hint = f"did you mean the preset {near[0]!r}?" if near else f"presets: {presets}"
     raise FileNotFoundError(f"no config file {path!r} (looked from {os.getcwd()}); {hint}")
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set the value of one override in nested dicts."""
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise ValueError(f"override {override!r}: expected a.b=value; write {path}=VALUE")
-    value = parse_yaml(text, f"override {override if len(override) <= 100 else override[:97] + '...'!r}")
-    node = raw
-    for depth, key in enumerate(keys[:-1]):
-        inner = node.get(key)
-        inner = {} if inner is None else inner  # "section:" with nothing under it
-        if not isinstance(inner, dict):
-            here = ".".join(keys[: depth + 1])
-            raise ValueError(f"override {override!r}: {here} is {inner!r}, which has no key {keys[depth + 1]!r}")
-        node[key] = dict(inner)  # a copy: an alias in the file makes two sections one object
-        node = node[key]
-    node[keys[-1]] = value

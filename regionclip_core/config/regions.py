@@ -1,4 +1,4 @@
-"""Settings of regions and what is computed of them: proposals, pseudo labels, pairs, and average precision."""
+"""Settings of regions and of what is computed from them: proposals, pseudo labels, pairs, average precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from regionclip_core.config.section import (
     BatchSize,
     Count,
-    CountOrNone,
+    CountOrZero,
     Listed,
     LongerSide,
     PositiveShare,
@@ -28,7 +28,7 @@ class ProposalsConfig(Section):
     """Boxes that may hold an object."""
 
     splits: Listed[tuple[str, ...]]
-    """Splits whose images get proposals: those of all later stages."""
+    """Splits whose images get proposals; all later stages choose among them."""
     method: Literal["rpn", "grid", "random", "given"] = "rpn"
     """`rpn`: by the network of the stage rpn. `given`: the annotated boxes, whatever their category."""
     max_regions: int = Field(100, ge=1, le=10**5)
@@ -63,7 +63,7 @@ class LabelsConfig(Section):
     threshold: float = Field(0.1, ge=0, lt=1)
     """Regions whose best probability is not above this are stored, but not used."""
     temperature: Temperature | None = None
-    """Of the softmax over concepts; null takes the teacher's own, 1 / exp(logit_scale)."""
+    """Temperature of the softmax over concepts; null takes the teacher's own, 1 / exp(logit_scale)."""
     top_k: Count = 16
     """Teacher probabilities stored per region; the rest is stored as one residual mass."""
     batch_size: BatchSize = 64
@@ -75,7 +75,7 @@ class PairsConfig(Section):
 
     max_regions: Count = 16
     """Regions written per image, highest score first."""
-    min_regions: CountOrNone = 1
+    min_regions: CountOrZero = 1
     """Images with fewer kept regions are left out."""
 
 

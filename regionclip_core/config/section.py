@@ -30,7 +30,7 @@ Listed = Annotated[T, Field(strict=False)]
 """A tuple, which YAML writes as a list."""
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
-CountOrNone = Annotated[int, Field(ge=0, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 Side = Annotated[int, Field(ge=1, le=2**14)]
 """Pixels."""

@@ -10,7 +10,7 @@ from regionclip_core.config.regions import Resize
 from regionclip_core.config.section import (
     CheckpointEvery,
     Count,
-    CountOrNone,
+    CountOrZero,
     Flip,
     ImagesPerStep,
     Listed,
@@ -38,7 +38,7 @@ class OptimConfig(Section):
     schedule: Literal["constant", "cosine", "one_cycle", "steps"] = "cosine"
     """After the warm-up: `cosine` and `one_cycle` fall to 0, `steps` falls at `drops`. `one_cycle` also warms up along
     a cosine."""
-    warmup_steps: CountOrNone = 0
+    warmup_steps: CountOrZero = 0
     """Steps over which the rate rises from `warmup_factor * lr` to `lr`."""
     warmup_factor: PositiveShare = 1e-3
     """Multiplier of the rate at step 0."""
@@ -114,7 +114,7 @@ class TeacherConfig(Section):
     architecture: ClipArchitecture = ClipArchitecture()
     training: TeacherTraining | None = None
     prompts: str = "short"
-    """Prompt templates: `single`, `short`, `clip81` (the paper's), or a text file with `{}` lines."""
+    """Prompt templates: `single`, `short`, `clip81` (the paper's), or a text file of lines with `{}`."""
     normalize_prompts: bool = True
     """Normalise each prompt's embedding before averaging; false averages the raw ones, as the official code does."""
     embeddings: Listed[tuple[str, ...]] = ()
@@ -173,7 +173,7 @@ class PretrainConfig(Section):
     """Frozen parts of the visual encoder. ResNets: 1 the stem, 2 also stage 1, ..., 5 all but the attention pool.
     ViTs: 1 patch embedding and positions, 2 also the first quarter of the blocks, ..., 5 all but what pools."""
     temperature: Temperature | None = None
-    """Of the three losses; null takes the teacher's own."""
+    """Temperature of the three losses; null takes the teacher's own."""
     contrastive_weight: Weight = 1.0
     """Weight of the region-text contrastive loss."""
     distill_weight: Weight = 1.0

@@ -6,10 +6,8 @@ import io
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import CollectionNode
 
 DEEPEST = 50
 """Levels of nesting that are read; beyond them Python's own recursion would end in the middle of a file."""
@@ -22,24 +20,13 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
-class _Composer(Composer):
-    """Refuses an alias inside the value that it refers to, which would have no end."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        mark = self.parser.peek_event().start_mark
-        node = super().compose_node(parent, index)
-        if isinstance(node, CollectionNode) and node.end_mark is None:  # still being read
-            raise ComposerError(None, None, "an alias of the value that it is part of, which has no end", mark)
-        return node
-
-
 def parse_yaml(text: str, where: str) -> Any:
     """Return the one document in `text`; None for an empty one.
 
     Raises ValueError, which begins with `where` and the line, also for a key that is given twice.
     """
     yaml = YAML(typ="safe", pure=True)  # the C parser knows YAML 1.1 only
-    yaml.Constructor, yaml.Composer, yaml.max_depth = _Constructor, _Composer, DEEPEST
+    yaml.Constructor, yaml.max_depth = _Constructor, DEEPEST
     try:
         return yaml.load(text)
     except MarkedYAMLError as error:

@@ -1,4 +1,4 @@
-"""Loads the detection categories: from a category file, or from a COCO or LVIS annotation file without its rest."""
+"""Loads the detection categories: from a category file, or from the list in a COCO or LVIS annotation file."""
 
 from __future__ import annotations
 

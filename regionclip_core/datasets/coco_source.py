@@ -1,4 +1,4 @@
-"""COCO-style annotation files beside a folder of images, and LVIS's, which add to them.
+"""COCO-style annotation files beside a folder of images, and those of LVIS, which say more.
 
 LVIS is federated: a category is annotated in some images only. An image lists the categories that are known to be
 absent from it (`neg_category_ids`) and those of which not every object is annotated (`not_exhaustive_category_ids`);
@@ -23,19 +23,19 @@ from regionclip_core.datasets.index import WHOLE_FILE, IndexRow
 from regionclip_core.datasets.source import ShardPlan
 from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.locations import absolute, join, printable, unsafe_name
+from regionclip_core.storage.locations import absolute, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
 
 _MAX_AREA = 2.0**53  # square pixels; a larger or infinite area is no area
-_FARTHEST = 2.0**20  # pixels; the rasteriser's integers and its memory end somewhere beyond
+_FARTHEST = 2.0**20  # pixels; farther out the rasteriser overflows or runs out of memory
 
 
 class CocoSource(ListedSource):
     """Images listed in instances_*.json, captions_*.json or both, joined by image id.
 
-    Width and height are the file's: opening 118,000 images to ask them is slow, and a reader checks them anyway when
-    it decodes. Boxes come from xywh; categories are matched to the vocabulary by name, -1 where it lacks them. An
-    image without captions or boxes is kept.
+    Width and height come from the file: opening 118,000 images to find them out is slow, and a reader checks them
+    anyway when it decodes. Boxes come from xywh; categories are matched to the vocabulary by name, -1 where it lacks
+    them. An image without captions or boxes is kept.
 
     With LVIS, names of categories are cleaned, images that only the captions file lists are left out, and rows have
     `neg_labels` and `not_exhaustive_labels`.
@@ -48,7 +48,7 @@ class CocoSource(ListedSource):
         super().__init__(name, scratch, " and ".join(f"{kind}: {url}" for kind, url in files.items()))
         self._split, self._vocabulary, self._is_lvis = split, vocabulary, isinstance(split, LvisSplit)
         self._files = {kind: absolute(url) for kind, url in files.items()}
-        self._images = absolute(split.images)
+        self._images = absolute(split.images).rstrip("/")
         self._row_of = {label: row for row, label in enumerate(vocabulary.names)}
 
     def _read_files(self) -> tuple[Iterator[bytes], dict[str, Any]]:
@@ -57,7 +57,7 @@ class CocoSource(ListedSource):
     def _file_name(self, image: Image) -> str | None:
         """Return `file_name`, or the last folder and the name of `coco_url`, as train2017/000000000009.jpg.
 
-        LVIS takes its images from two folders of COCO's, which only `coco_url` names; elsewhere `file_name` is first.
+        LVIS takes its images from two of COCO's folders, which only `coco_url` names; else `file_name` comes first.
         """
         url = image.get("coco_url")
         names = [image.get("file_name"), "/".join(url.split("/")[-2:]) if isinstance(url, str) else None]
@@ -70,7 +70,7 @@ class CocoSource(ListedSource):
             name = self._file_name(image)
             problem = _image_problem(image, name, found["duplicate"])
             if problem is not None:
-                # Keys and (negative) ids of bad rows never meet a good one's.
+                # No good row has such a key or a negative id.
                 key = f"{printable(name or '')}#{number}"
                 yield IndexRow(key, -1 - number, status=problem[0], reason=problem[1])
                 continue
@@ -82,7 +82,7 @@ class CocoSource(ListedSource):
             yield IndexRow(
                 key=name,
                 image_id=int(image["id"]),
-                url=join(self._images, name),
+                url=f"{self._images}/{name}",
                 size=WHOLE_FILE,
                 width=image["width"],
                 height=image["height"],
@@ -160,8 +160,8 @@ class CocoSource(ListedSource):
     def _image_labels(self, image: Image, categories: dict[Any, str]) -> tuple[dict[str, Any], list[str]]:
         """Return LVIS's columns about the image as a whole, and what was wrong with its lists.
 
-        Categories outside the vocabulary are left out. A list that is missing or names what is no category loses what
-        is wrong in it.
+        Categories outside the vocabulary are left out. A missing list counts as empty, and of a list with ids that are
+        no category the other ids are kept.
         """
         columns: dict[str, Any] = {}
         problems = []

@@ -18,7 +18,7 @@ from regionclip_core.datasets.images import BadImage, check_image, read_image_fi
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.source import ShardPlan
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.locations import absolute, join, open_location, printable, unsafe_name
+from regionclip_core.storage.locations import absolute, open_location, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
 
 LARGEST_FIELD = 1 << 26
@@ -31,7 +31,7 @@ class FolderSource(ListedSource):
 
     def __init__(self, name: str, split: FolderSplit, scratch: Folder) -> None:
         super().__init__(name, scratch, f"captions: {split.captions}")
-        self._captions, self._images = absolute(split.captions), absolute(split.images)
+        self._captions, self._images = absolute(split.captions), absolute(split.images).rstrip("/")
 
     def _read_files(self) -> tuple[Iterator[bytes], dict[str, Any]]:
         return caption_rows_by_image(self._captions), {}
@@ -48,7 +48,7 @@ class FolderSource(ListedSource):
             if unsafe is not None:
                 yield IndexRow(key, number, status="bad_unsafe_member", reason=unsafe)
                 continue
-            url = join(self._images, file)
+            url = f"{self._images}/{file}"
             try:
                 data = read_image_file(url)
                 header = check_image(data)
@@ -143,7 +143,7 @@ def _tsv(file: TextIO) -> Iterator[tuple[int, list[str], str | None]]:
 
 def _csv(file: TextIO, url: str) -> Iterator[tuple[int, list[str], str | None]]:
     """Yield (line, fields, problem). Quoted as spreadsheets do: a row may be of several lines."""
-    # Not the csv module's own limit of 128 kB: an overlong caption is its row's problem, not the file's.
+    # Above the csv module's own limit of 128 kB: an overlong caption costs its row, not the file.
     csv.field_size_limit(LARGEST_FIELD)
     lines: list[str] = []  # of the row that is being read
     ended = False
@@ -155,7 +155,7 @@ def _csv(file: TextIO, url: str) -> Iterator[tuple[int, list[str], str | None]]:
             yield line
         ended = True
 
-    # A quote that is left open takes in the rows that follow, up to the next quote or the end of the file.
+    # A quote that is left open makes one row of all that follow, up to the next quote or the end of the file.
     reader = csv.reader(remembered())
     try:
         for fields in reader:

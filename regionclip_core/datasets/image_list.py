@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from regionclip_core.datasets.source import Piece, Source, even_pieces
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.local_files import full_disk_named
 
 _SCHEMA = pa.schema([pa.field("image", pa.binary(), nullable=False)])  # one JSON document per image
 _FORMAT = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
@@ -39,18 +40,13 @@ class Spool:
         self._file = tempfile.TemporaryFile(prefix="regionclip-spool-")  # noqa: SIM115 (closed with the spool)
         self._ends = array("q", [0])
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
     def append(self, text: str) -> int:
         """Add a text; return its number. Undecodable bytes are written as they were read."""
         data = text.encode("utf-8", "surrogateescape")
-        try:
+        with full_disk_named(tempfile.gettempdir()):
             self._file.write(data)
-        except OSError as error:  # a full disk: say which one
-            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
         self._ends.append(self._ends[-1] + len(data))
-        return len(self) - 1
+        return len(self._ends) - 2
 
     def joined(self, numbers: Iterable[int]) -> bytes:
         """Return JSON texts as one JSON list."""
@@ -88,7 +84,7 @@ class ListedSource(Source):
         """Read the split's files; return a JSON document for each image, and the facts."""
 
     def pieces(self, shard_size: int) -> list[Piece]:
-        """Cut the images into shards. The first call for an artifact, which is the driver's, reads the files."""
+        """Cut the images into shards. The driver makes the first call for an artifact, which reads the files."""
         if not self._scratch.exists(self._list):
             documents, facts = self._read_files()
             with self._scratch.write(self._list) as file, pq.ParquetWriter(file, _SCHEMA, **_FORMAT) as writer:

@@ -9,6 +9,7 @@ checked from the header before a pixel is decoded.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.storage.file_errors import is_of_the_file
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.locations import is_absolute, open_location
+from regionclip_core.storage.locations import is_of_the_file, open_location
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ MAX_BYTES = 2**28
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 
-_REMOTE_BLOCK = 2**23  # bytes fetched at a time from a remote tar; a stage reads a shard's images in order
+REMOTE_BLOCK = 2**23  # bytes fetched at a time from a remote tar; a stage reads the images of a shard in order
 
 
 class BadImage(ValueError):
@@ -233,7 +233,8 @@ class ImageReader:
             return data
         if self._file is None or self._url != row.url:
             self.close()
-            self._file = open_location(row.url if is_absolute(row.url) else self._folder.path(row.url), _REMOTE_BLOCK)
+            inside = "://" not in row.url and not os.path.isabs(row.url)
+            self._file = open_location(self._folder.path(row.url) if inside else row.url, REMOTE_BLOCK)
             self._url = row.url
         self._file.seek(row.offset)
         data = self._file.read(row.size)

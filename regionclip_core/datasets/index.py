@@ -26,10 +26,6 @@ VOCABULARY_DIGEST = b"vocabulary"
 _RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")
 
 
-def _no_boxes() -> npt.NDArray[np.float32]:
-    return np.zeros((0, 4), np.float32)
-
-
 @dataclass(frozen=True)
 class IndexRow:
     """One image of a split; fields as in tables.INDEX. `n` boxes in the four box arrays."""
@@ -42,7 +38,7 @@ class IndexRow:
     width: int = 0
     height: int = 0
     captions: Sequence[str] = ()
-    boxes: npt.NDArray[np.float32] = field(default_factory=_no_boxes)
+    boxes: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     box_labels: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     box_crowd: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     box_area: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -59,7 +55,7 @@ class IndexRow:
 
     @property
     def ok(self) -> bool:
-        """Whether readers may use the row."""
+        """Return whether readers may use the row."""
         return self.status == "ok"
 
 

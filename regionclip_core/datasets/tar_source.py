@@ -8,7 +8,7 @@ from typing import BinaryIO, cast
 
 from regionclip_core.config.tree import TarsSplit
 from regionclip_core.datasets.cleaning import clean_captions, reasons
-from regionclip_core.datasets.images import EXTENSIONS, MAX_BYTES, BadImage, check_image
+from regionclip_core.datasets.images import EXTENSIONS, MAX_BYTES, REMOTE_BLOCK, BadImage, check_image
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.source import Piece, ShardPlan, Source
 from regionclip_core.storage.locations import list_files, open_location, printable
@@ -17,7 +17,6 @@ from regionclip_core.storage.tars import BadTar, TarSample, TarWriter, scan_tar
 ID_STRIDE = 10_000_000
 """Image ids of tar number t begin at t * ID_STRIDE: a tar's length is not known before it is read."""
 _MAX_TEXT = 2**24  # bytes of a .txt or .json member that are read
-_BLOCK = 2**23  # bytes fetched at a time from a remote tar
 
 
 class TarsSource(Source):
@@ -43,7 +42,7 @@ class TarsSource(Source):
         piece = plan.piece
         number = piece.ordinal * ID_STRIDE
         seen: set[str] = set()
-        with open_location(piece.url, _BLOCK) as file:
+        with open_location(piece.url, REMOTE_BLOCK) as file:
             try:
                 for sample in scan_tar(file):
                     if number + 2 > (piece.ordinal + 1) * ID_STRIDE:

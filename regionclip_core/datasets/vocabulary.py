@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +48,8 @@ class Vocabulary:
     @cached_property
     def digest(self) -> str:
         """sha256 of the names in order and of the base set: equal if and only if all class indices mean the same."""
-        return digest_names(self.names, self.base)
+        canonical = json.dumps([list(self.names), sorted(self.base)], ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
     @cached_property
     def base_ids(self) -> list[int]:
@@ -87,12 +88,6 @@ class Vocabulary:
                 f"{source} was made with the vocabulary {digest[:12]}, but the one here is {self.digest[:12]} "
                 f"({len(self)} names): class indices would not mean the same. Run the stage that made it again"
             )
-
-
-def digest_names(names: Sequence[str], base: Sequence[str] = ()) -> str:
-    """Return the sha256 (hex) of names in their order and the base names as a set, whatever their spacing in a file."""
-    canonical = json.dumps([list(names), sorted(base)], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def clean_lvis_name(name: str) -> str:

@@ -47,7 +47,7 @@ def fingerprint(
 
 
 def is_mark(name: str) -> bool:
-    """Whether a folder's name is one that a fingerprint gives an artifact."""
+    """Return whether a folder's name is one that a fingerprint gives an artifact."""
     return len(name) == SHORT and set(name) <= set("0123456789abcdef")
 
 
@@ -115,7 +115,7 @@ class InputDigests:
 
 
 def _stamp(path: str) -> str | None:
-    """Size, times and inode, which change when a file does; None while that is not sure.
+    """Return size, times and inode, which change when a file does; None while that is not certain.
 
     A file system's clock ticks some 250 times per second: a file that is written again within a tick, at the same size,
     keeps both its times. So no digest is remembered of a file that changed less than SETTLED seconds ago.

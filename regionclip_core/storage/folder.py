@@ -88,16 +88,13 @@ class Folder:
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "written": self.written}
-
     @property
     def is_local(self) -> bool:
         """True for a plain path, false for a URL with a protocol."""
         return "://" not in self.url
 
     def child(self, name: str) -> Folder:
-        """The sub-folder `name`. Its writes are its own: they are no part of this folder's `written`."""
+        """Return the sub-folder `name`. What it writes is no part of this folder's `written`."""
         return Folder(f"{self.url}/{name}" if self.url != "/" else f"/{name}")
 
     def path(self, name: str) -> str:
@@ -119,8 +116,8 @@ class Folder:
     def names(self, *prefixes: str) -> list[str]:
         """Sorted names of the files inside, without temporary ones; empty when the folder is not there.
 
-        `prefixes`: only names that begin with one of these, none of which begins another. An object store, which gives
-        1,000 names per answer, is asked for each of them by itself, 32 at a time.
+        `prefixes`: only names that begin with one of these; none of them may be the beginning of another. An object
+        store, which gives 1,000 names per answer, gets one request per prefix, 32 at a time.
         """
         if prefixes and not self.is_local:
             with remote(self.url) as (fs, root):
@@ -152,7 +149,7 @@ class Folder:
         return sorted(name for name, is_folder in self._entries() if is_folder)
 
     def exists(self, name: str) -> bool:
-        """Whether the file or sub-folder `name` is there."""
+        """Return whether the file or sub-folder `name` is there."""
         if self.is_local:
             return os.path.exists(self.path(name))
         with remote(self.url) as (fs, root):
@@ -187,25 +184,18 @@ class Folder:
                     "says what is damaged"
                 ) from error
 
-    def read_bytes(self, name: str) -> bytes:
-        """Content of the file `name`."""
-        if not self.is_local:
-            with remote(self.url) as (fs, root):
-                return bytes(fs.cat_file(f"{root}/{name}"))
-        with self.open(name) as f:
-            return f.read()
-
-    def read_small(self, name: str) -> bytes:
-        """Content of the file `name` in one request; S3's client otherwise asks for the size first."""
+    def read_bytes(self, name: str, small: bool = False) -> bytes:
+        """Return the content of the file `name`. `small`: in one request; S3's client would ask for the size first."""
         if self.is_local:
-            return self.read_bytes(name)
+            with self.open(name) as f:
+                return f.read()
         with remote(self.url) as (fs, root):
-            one = {"max_concurrency": 1} if _takes(fs, "_cat_file", "max_concurrency") else {}
+            one = {"max_concurrency": 1} if small and _takes(fs, "_cat_file", "max_concurrency") else {}
             return bytes(fs.cat_file(f"{root}/{name}", **one))
 
     def read_json(self, name: str) -> Any:
         """Content of the JSON file `name`. Raises ValueError with the path when it does not parse."""
-        data = self.read_small(name)
+        data = self.read_bytes(name, small=True)
         try:
             return json.loads(data)
         except ValueError as error:
@@ -277,8 +267,8 @@ class Folder:
     def remove_all(self) -> None:
         """Remove the folder and everything inside.
 
-        The manifest and the records go first, so that in a half-removed artifact no record speaks for a missing file.
-        Without manifest and plan a folder is no artifact; a mark then says that it was one and nobody's own files.
+        The manifest and the records go first, so that no record of a half-removed artifact names a missing file.
+        Without manifest and plan a folder doesn't look like an artifact; a mark then says that it was one.
         """
         if self.exists("manifest.json") or self.exists("plan.json"):
             with suppress(OSError):  # a full disk: all the more reason to remove
@@ -310,7 +300,7 @@ class Folder:
                 fs.rm(root, recursive=True)
 
     def remove_temporary(self) -> None:
-        """Remove what killed writers left, here and on this machine. Only the holder of the workspace's lock may."""
+        """Remove what killed writers left, here and on this machine; the caller must hold the workspace's lock."""
         if not self.is_local:
             remove_of_the_dead("uploads")
             if self.url.split("://")[0] in _ATOMIC_PUT:
@@ -321,7 +311,7 @@ class Folder:
 
 
 def _takes(fs: Any, method: str, argument: str) -> bool:
-    """Whether a file system's method knows an argument that not all of them have."""
+    """Return whether a file system's method knows an argument that not all of them have."""
     found = getattr(type(fs), method, None)
     return found is not None and argument in inspect.signature(found).parameters
 

@@ -21,7 +21,7 @@ CLIP_LAYOUTS = (
 """Description and weights of a CLIP folder: open_clip's names, and those of our artifacts."""
 DETECTOR_FILES = ("config.json", "model.safetensors", "vocabulary.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Of a Hugging Face tokenizer, such as SigLIP's; without the first there is none."""
+"""Files of a Hugging Face tokenizer, such as that of SigLIP; a folder without the first one has no tokenizer."""
 EMBEDDING_FILES = ("embeddings.json", "embeddings.safetensors")
 
 
@@ -53,17 +53,12 @@ def detector_files(where: str) -> list[str]:
 
 
 def rpn_files(where: str) -> list[str]:
-    """Return the files behind `rpn.weights`: those of an RPN folder, alone or in a pretrained folder; else the file."""
+    """Return the files behind `rpn.weights`: of an RPN folder, alone or in a pretrained folder, or the file itself."""
     folder = Folder(where)
     for inside in (folder, folder.child("rpn")):
         if inside.exists("rpn.json"):
             return [inside.path("rpn.json"), inside.path("rpn.safetensors")]
     return [where]
-
-
-def embedding_files(folders: tuple[str, ...]) -> list[str]:
-    """The files whose content is the stored embeddings in `folders`."""
-    return [Folder(where).path(name) for where in folders for name in EMBEDDING_FILES]
 
 
 def _layout(folder: Folder) -> tuple[str, ...]:

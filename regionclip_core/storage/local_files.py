@@ -17,7 +17,7 @@ TEMPORARY = ".tmp-"
 
 
 def is_full(error: OSError) -> bool:
-    """Whether nothing more could be written: a full disk, a quota, a file as large as it may be."""
+    """Return whether nothing more could be written: a full disk, a quota, a file as large as it may be."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,7 +33,7 @@ def full_disk_named(path: str) -> Iterator[None]:
 
 
 def scratch(purpose: str) -> Path:
-    """Return this user's folder on this machine for one purpose. Raises PermissionError if it is somebody else's."""
+    """Return this user's folder on this machine for one purpose. Raises PermissionError if another user owns it."""
     folder = Path(tempfile.gettempdir()) / f"regionclip-{purpose}-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()  # its name can be guessed, and another user may have put a link there

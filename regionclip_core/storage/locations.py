@@ -1,7 +1,13 @@
-"""Paths and fsspec URLs of raw inputs: make absolute, open, list with sizes; file names from data sets."""
+"""Paths and fsspec URLs of raw inputs: make absolute, open, list with sizes; file names from data sets.
+
+Also which errors of opening a file are about this one file, and which about the store that holds it. The first kind
+costs a data set one sample. The second (no connection, wrong credentials, a full disk, too many open files) would cost
+it every sample, so that it has to stop the shard, which is then tried again.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 from collections.abc import Iterator
@@ -9,24 +15,14 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 
-def is_absolute(url: str) -> bool:
-    """Whether the url needs no folder in front: an absolute path or a URL with a protocol."""
-    return "://" in url or os.path.isabs(url)
-
-
 def is_remote(url: str) -> bool:
-    """Whether the url names something that is not a file or folder of this machine."""
+    """Return whether the url names something that is not a file or folder of this machine."""
     return "://" in url and not url.startswith("file://")
 
 
 def absolute(url: str) -> str:
     """Return local paths as absolute paths, URLs as they are."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
-
-
-def join(folder: str, name: str) -> str:
-    """Return a file's URL in a folder."""
-    return f"{folder.rstrip('/')}/{name}"
 
 
 @contextmanager
@@ -61,7 +57,7 @@ def open_location(url: str, block_size: int | None = None) -> BinaryIO:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file."""
+    """Return whether there is a file."""
     if "://" not in url:
         return os.path.isfile(url)
     with remote(url) as (filesystem, path):
@@ -113,18 +109,46 @@ def list_files(pattern: str) -> list[tuple[str, int]]:
     return [(url, -1 if size is None else int(size)) for url, size in found.items()]
 
 
-def stamp(url: str) -> str:
-    """Return what changes when the file does: size and modification time, or size and ETag of a remote one.
+_OF_THE_FILE = frozenset(
+    {
+        *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENXIO, errno.ENODEV),
+    }
+)
+_OF_THE_FILE_TYPES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+# S3's error codes about one key: not there, not to be read, in an archive, no such name.
+_OF_THE_KEY = frozenset({"404", "NoSuchKey", "AccessDenied", "InvalidObjectState", "KeyTooLongError"})
+_WITHOUT_CODE = frozenset({"400", "403"})
 
-    Raises:
-        FileNotFoundError: nothing is there.
+
+def is_of_the_file(error: OSError, url: str) -> bool:
+    """Return whether an error of opening `url` is about this file alone.
+
+    S3's error code decides: 403 is also the answer to wrong credentials. Where the first answer had no code, a request
+    for one byte gets it.
     """
-    if "://" not in url:
-        status = os.stat(url)
-        return f"{status.st_size} {status.st_mtime_ns}"
-    with remote(url) as (filesystem, path):
-        info = filesystem.info(path)
-    return f"{info.get('size')} {info.get('ETag') or info.get('etag') or info.get('mtime')}"
+    if error.errno not in _OF_THE_FILE and not isinstance(error, _OF_THE_FILE_TYPES):
+        return False
+    if not is_remote(url):
+        return True
+    code = _code(error)
+    if code in _WITHOUT_CODE:
+        try:
+            with remote(url) as (filesystem, path):
+                filesystem.cat_file(path, start=0, end=1)
+        except OSError as second:
+            return _code(second) in _OF_THE_KEY
+        return False
+    if code is not None:
+        return code in _OF_THE_KEY
+    return error.errno != errno.EINVAL  # what a store answers to a request that it does not understand
+
+
+def _code(error: OSError) -> str | None:
+    """Return the S3 error code behind an exception; None where there is none."""
+    response = getattr(getattr(error, "__cause__", None), "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return code if isinstance(code, str) else None
 
 
 def unsafe_name(name: str) -> str | None:

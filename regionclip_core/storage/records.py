@@ -35,7 +35,7 @@ FAILURE = "failed.json"
 PROGRESS = "progress.json"
 
 _PAGE = 1000
-"""Names that an object store gives per answer: those of shards whose numbers share the first two of five digits."""
+"""Names that an object store gives per answer; as many shards have numbers with the same first two of five digits."""
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _FORMS: dict[Any, TypeAdapter[Any]] = {}
 """The checkers of the files, built when they are first needed."""
@@ -131,7 +131,7 @@ class Manifest:
 
 def _read(folder: Folder, name: str, kind: type[T], what_to_do: str) -> T:
     """Return a JSON file as a `kind`. Raises FileNotFoundError, and ValueError for a file of any other form."""
-    data = folder.read_small(name)
+    data = folder.read_bytes(name, small=True)
     form = _FORMS.get(kind) or _FORMS.setdefault(kind, TypeAdapter(kind))
     try:
         found: T = form.validate_json(data)
@@ -205,7 +205,7 @@ def list_shards(folder: Folder, plan: StagePlan | None = None) -> ShardListing:
 
 
 def record_prefixes(plan: StagePlan | None) -> list[str]:
-    """Return beginnings of records' names; up to 100,000 shards each has at most one page of names."""
+    """Return beginnings of the records' names; up to shard 99,999 each has at most one page of names."""
     if plan is None or plan.total is None or plan.total <= _PAGE:
         return ["shard-"]
     last = 99_999 if plan.last is None else min(plan.last, 99_999)
@@ -227,7 +227,7 @@ def read_shard_record(folder: Folder, shard: int) -> ShardRecord:
     name = shard_record_name(shard)
     record = _read(folder, name, ShardRecord, "A run does the shard again")
     if record.shard != shard:
-        raise ValueError(f"{folder.path(name)}: expected the record of shard {shard}, but it is {record.shard}'s")
+        raise ValueError(f"{folder.path(name)}: expected the record of shard {shard} (came: of shard {record.shard})")
     return record
 
 
@@ -269,7 +269,7 @@ def read_shard_records(
 
 
 def remove_shard_records(folder: Folder, shards: Iterable[int]) -> None:
-    """Take back the commits of these shards. What records.json says of them is left to the caller."""
+    """Take back the commits of these shards; the caller updates records.json."""
     list(folder.at_once(lambda shard: folder.remove(shard_record_name(shard)), shards))
 
 

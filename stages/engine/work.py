@@ -219,9 +219,6 @@ class OpenFolder(Folder):
         super().__init__(url)
         self._commit = commit
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_commit": self._commit}
-
     def _publish(self, temporary: str, name: str) -> None:
         if self.exists(self._commit):
             raise Committed(f"{self.path(self._commit)} is there already: another worker has done this")

@@ -106,7 +106,7 @@ def test_shards_add_up_to_a_count_over_all(data: Folder, tmp_path: Path) -> None
     config = make_config()
     run(config, data, tmp_path / "out")
     images = [group for shard in (0, 1) for group in CAPTIONS[shard]]
-    whole = count_captions(make_parser(config.concepts), images).to_table().to_pylist()
+    whole = count_captions(make_parser(config.concepts), images).to_pylist()
     expected = Counter({row["phrase"]: row["n_captions"] for row in whole if row["drop_reason"] is None})
     pool = pq.read_table(str(tmp_path / "out" / "concepts.parquet")).to_pylist()
     assert {row["concept"]: row["n_captions"] for row in pool} == dict(expected)

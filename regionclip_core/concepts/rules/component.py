@@ -1,4 +1,8 @@
-"""The spaCy component `caption_rules`: POS, LEMMA, HEAD and DEP for English captions, without a trained model."""
+"""The spaCy components of the caption parsers.
+
+`caption_rules` sets POS, LEMMA, HEAD and DEP of English captions, without a trained model. `table_lemmas` gives a
+trained pipeline the same lemmas, so that a concept has one name whichever parser found it.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +11,73 @@ from typing import Any, get_args
 import numpy as np
 import spacy
 from spacy import symbols
-from spacy.attrs import DEP, HEAD, LEMMA, ORTH, POS
+from spacy.attrs import DEP, HEAD, LEMMA, POS
 from spacy.language import Language
-from spacy.strings import get_string_id
 from spacy.tokens import Doc
 from spacy.util import compile_infix_regex
 
-from regionclip_core.concepts.rules.lemmas import lemma
-from regionclip_core.concepts.rules.readings import Lexicon, Tag, Word, lexicon
+from regionclip_core.concepts.rules import word_lists as words
+from regionclip_core.concepts.rules.readings import Tag, Word, lexicon
 from regionclip_core.concepts.rules.tagger import Tagger
-from regionclip_core.concepts.rules.tree import LABELS, dependencies, noun_phrases
+from regionclip_core.concepts.rules.tree import dependencies, noun_phrases
 
+TABLE_LEMMAS = "table_lemmas"
+"""Name of the spaCy component that gives a trained pipeline our lemmas."""
 _UNIVERSAL = {"POSS": "PRON", "ADVERBIAL": "ADV"}  # universal names of our own tags
 _POS: dict[str, int] = {tag: getattr(symbols, _UNIVERSAL.get(tag, tag), symbols.X) for tag in get_args(Tag)}
-_DEP = {label: get_string_id(label) for label in LABELS}
-_ATTRIBUTES = [POS, LEMMA, HEAD, DEP]
 _MASK = (1 << 64) - 1  # HEAD is a signed offset in an unsigned column
-_CACHED = 500_000  # a bound for corpora full of one-off strings
 
 
-class CaptionRules:
-    """The component: words to readings, readings to tags, tags to noun phrases, noun phrases to a tree."""
-
-    def __init__(self, table: Lexicon) -> None:
-        self.lexicon = table
-        self._words: dict[int, Word] = {}  # by spaCy's hash of the text
-        self._hashes: dict[str, int] = {}  # spaCy's hash of a lemma
-
-    def __call__(self, doc: Doc) -> Doc:
-        n = len(doc)
-        if n == 0:
-            return doc
-        known = self._words
-        caption = []
-        for orth in doc.to_array(ORTH).tolist():
-            word = known.get(orth)
-            if word is None:
-                word = self.lexicon.word(doc.vocab.strings[orth])
-                if len(known) < _CACHED:
-                    known[orth] = word
-            caption.append(word)
-        tags = Tagger(caption).tags()
-        heads, labels = dependencies(tags, noun_phrases(tags))
-        hashes, add = self._hashes, doc.vocab.strings.add
-        flat: list[int] = []
-        for i, tag in enumerate(tags):
-            name = lemma(caption, tags, i)
-            key = hashes.get(name)
-            if key is None:
-                key = add(name)
-                if len(hashes) < _CACHED:
-                    hashes[name] = key
-            flat += (_POS[tag], key, (heads[i] - i) & _MASK, _DEP[labels[i]])
-        annotations: Any = np.array(flat, dtype=np.uint64).reshape(n, 4)  # spaCy's stubs know int arrays only
-        doc.from_array(_ATTRIBUTES, annotations)
-        return doc
-
-    def to_disk(self, path: object, exclude: object = ()) -> None:
-        """Save nothing: the rules are code, the tables a package."""
-
-    def from_disk(self, path: object, exclude: object = ()) -> CaptionRules:
-        """Load nothing."""
-        return self
+def _lemma(caption: list[Word], tags: list[Tag], i: int) -> str:
+    """Return the lemma of word `i`: of nouns and verbs by the tables, of other words the lower-case word itself."""
+    word, tag = caption[i], tags[i]
+    if tag == "NOUN":
+        if word.lower == "glasses":  # "wine glasses", "two glasses" and "glasses of milk" are glasses; else eyewear
+            before = caption[i - 1].lower if i else ""
+            after = caption[i + 1].lower if i + 1 < len(caption) else ""
+            drinks = before in words.DRINKS or after == "of" or (i > 0 and tags[i - 1] == "NUM")
+            return "glass" if drinks else "glasses"
+        return word.noun
+    return word.verb if tag in ("VERB", "AUX") else word.lower
 
 
-@Language.factory(
+@Language.component(
     "caption_rules", assigns=["token.pos", "token.lemma", "token.dep", "token.head", "doc.noun_chunks", "doc.sents"]
 )
-def _make_caption_rules(nlp: Language, name: str) -> CaptionRules:
-    for label in LABELS:
-        nlp.vocab.strings.add(label)
-    return CaptionRules(lexicon())
+def caption_rules(doc: Doc) -> Doc:
+    """Parse a caption: words to readings, readings to tags, tags to noun phrases, noun phrases to a tree."""
+    if not len(doc):
+        return doc
+    word, add = lexicon().word, doc.vocab.strings.add
+    caption = [word(token.text) for token in doc]
+    tags = Tagger(caption).tags()
+    heads, labels = dependencies(tags, noun_phrases(tags))
+    flat: list[int] = []
+    for i, tag in enumerate(tags):
+        flat += (_POS[tag], add(_lemma(caption, tags, i)), (heads[i] - i) & _MASK, add(labels[i]))
+    annotations: Any = np.array(flat, dtype=np.uint64).reshape(-1, 4)  # spaCy's stubs know int arrays only
+    doc.from_array([POS, LEMMA, HEAD, DEP], annotations)
+    return doc
+
+
+@Language.component(TABLE_LEMMAS, requires=["token.pos", "token.dep"], assigns=["token.lemma"])
+def table_lemmas(doc: Doc) -> Doc:
+    """Set the lemmas of a caption that a trained pipeline has parsed.
+
+    Nouns, names and the first words of compounds ("swimming pool") are nouns here; every other word keeps its form,
+    since the phrase rules read no verbs, and "stuffed animal" is the same name whichever the tag of "stuffed".
+    """
+    readings = lexicon()
+    caption = [readings.word(token.text) for token in doc]
+    tags: list[Tag] = ["X"] * len(doc)
+    for token in doc:
+        if token.pos_ in ("NOUN", "PROPN") or token.dep_ == "compound":
+            tags[token.i] = "NOUN"
+        elif token.pos_ == "NUM":
+            tags[token.i] = "NUM"
+    for token in doc:
+        token.lemma_ = _lemma(caption, tags, token.i)
+    return doc
 
 
 def blank_pipeline() -> Language:
@@ -86,6 +86,7 @@ def blank_pipeline() -> Language:
     Raises:
         ValueError: spacy-lookups-data is not installed.
     """
+    lexicon()  # now, not with the first caption
     nlp = spacy.blank("en")
     infixes = [rule for rule in nlp.Defaults.infixes or () if isinstance(rule, str) and "(?:-|" not in rule]
     infixes.append("(?<=[A-Za-z0-9])(?:–|—|--|---|——|~)(?=[A-Za-z0-9])")

@@ -22,19 +22,6 @@ from regionclip_core.concepts.rules.readings import (
 class Context:
     """The words of a caption, the tags up to one of them, and the state that those tags leave."""
 
-    __slots__ = (
-        "animate",
-        "compound_subject",
-        "last_noun",
-        "phrase",
-        "plural",
-        "singular_determiner",
-        "tagged",
-        "verb_form",
-        "wanted_plural",
-        "words",
-    )
-
     def __init__(self, caption: list[Word]) -> None:
         self.words = caption
         self.tagged: list[Tag] = []

@@ -85,7 +85,6 @@ _VERB_SUFFIXES = (
 _AGENTS = (
     "man", "men", "woman", "women", "boarder", "boarders", "player", "players", "rider", "riders", "cyclist", "ists",
 )  # fmt: skip
-_CACHED = 500_000  # a bound for corpora full of one-off strings
 
 
 class Lexicon:
@@ -99,16 +98,31 @@ class Lexicon:
         self.noun_exceptions: dict[str, list[str]] = exceptions["noun"]
         self.verb_exceptions: dict[str, list[str]] = exceptions["verb"]
         self.adjective_exceptions: dict[str, list[str]] = exceptions["adj"]
-        self.cache: dict[str, Word] = {}
 
+    @lru_cache(maxsize=500_000)  # noqa: B019 (there is one lexicon per process); a bound for corpora of one-off strings
     def word(self, text: str) -> Word:
         """Return the readings of `text`, in any case."""
-        found = self.cache.get(text)
-        if found is None:
-            found = self._read(text.lower().replace("’", "'"))
-            if len(self.cache) < _CACHED:
-                self.cache[text] = found
-        return found
+        lower = text.lower().replace("’", "'")
+        if not any(c.isalpha() for c in lower):
+            number = any(c.isdigit() for c in lower)
+            return Word(lower, "NUM" if number else "PUNCT", 0, lower, lower, False, False, False)
+        noun, number_reading = self.noun_lemma(lower)
+        verb, verb_readings = self.verb_lemma(lower)
+        readings = number_reading | verb_readings
+        if lower in self.adjectives or lower in self.adjective_exceptions:
+            readings |= ADJECTIVE
+        if lower in self.adverbs:
+            readings |= ADVERB
+        readings = _prefer(lower, readings)
+        if not readings:
+            noun, readings = self._guess(lower)
+        tag = _CLOSED.get(lower, "OPEN")
+        # "building" is a noun by itself; "riding" is one only before nouns that it makes a compound with.
+        nominal = lower in words.ING_NOUNS or bool(readings & (NOMINAL | ADJECTIVE) and not readings & GERUND)
+        nominal = nominal and tag in ("OPEN", "SPECIAL")
+        strong = verb in words.STRONG_VERBS and bool(readings & VERBAL)
+        animate = lower in words.ANIMATE or lower.endswith(_AGENTS)
+        return Word(lower, tag, readings, noun, verb, nominal, strong, animate)
 
     def noun_lemma(self, lower: str) -> tuple[str, int]:
         """Return (lemma, SINGULAR or PLURAL); (the word, 0) if it is no noun.
@@ -159,33 +173,20 @@ class Lexicon:
             readings |= PAST
         return lemma, readings
 
-    def _read(self, lower: str) -> Word:
-        """Return the readings of a word that is not in the cache."""
-        if not any(c.isalpha() for c in lower):
-            number = any(c.isdigit() for c in lower)
-            return Word(lower, "NUM" if number else "PUNCT", 0, lower, lower, False, False, False)
-        noun, number_reading = self.noun_lemma(lower)
-        verb, verb_readings = self.verb_lemma(lower)
-        readings = number_reading | verb_readings
-        if lower in self.adjectives or lower in self.adjective_exceptions:
-            readings |= ADJECTIVE
-        if lower in self.adverbs:
-            readings |= ADVERB
-        readings = _prefer(lower, readings)
-        if not readings:
-            noun, readings = self._guess(lower)
-        tag = _CLOSED.get(lower, "OPEN")
-        # "building" is a noun by itself; "riding" is one only before nouns that it makes a compound with.
-        nominal = lower in words.ING_NOUNS or bool(readings & (NOMINAL | ADJECTIVE) and not readings & GERUND)
-        nominal = nominal and tag in ("OPEN", "SPECIAL")
-        strong = verb in words.STRONG_VERBS and bool(readings & VERBAL)
-        animate = lower in words.ANIMATE or lower.endswith(_AGENTS)
-        return Word(lower, tag, readings, noun, verb, nominal, strong, animate)
-
     def _guess(self, lower: str) -> tuple[str, int]:
         """Return (noun lemma, readings) of a word that no table has: a noun, unless its ending says otherwise."""
         if "-" in lower.strip("-"):
-            return self._hyphenated(lower)
+            first, _, last = lower.rpartition("-")  # the word is what its last part is
+            if not last or not first:
+                return lower, SINGULAR
+            part = self.word(last)
+            if any(c.isdigit() for c in lower) or first.split("-")[0] in words.NUMBERS or "-and-" in lower:
+                return lower, ADJECTIVE  # "two-story", "black-and-white"
+            if (part.readings & (PAST | GERUND) and not part.readings & NOMINAL) or last in words.COLORS:
+                return lower, ADJECTIVE  # "snow-covered", "dark-blue"
+            if last in words.ADPOSITIONS or part.readings & NOMINAL:
+                return f"{first}-{part.noun}", part.readings & NOMINAL or SINGULAR  # "close-up", "t-shirts"
+            return lower, ADJECTIVE
         if lower.endswith("ly"):
             return lower, ADVERB
         if lower.endswith("ing") and len(lower) > 5:
@@ -203,20 +204,6 @@ class Lexicon:
         if lower.endswith("s") and len(lower) > 3 and not lower.endswith(("ss", "us", "is")):  # "smartphones"
             return lower[:-1], PLURAL
         return lower, SINGULAR
-
-    def _hyphenated(self, lower: str) -> tuple[str, int]:
-        """Return the same of a word with a hyphen: it is what its last part is."""
-        first, _, last = lower.rpartition("-")
-        if not last or not first:
-            return lower, SINGULAR
-        part = self.word(last)
-        if any(c.isdigit() for c in lower) or first.split("-")[0] in words.NUMBERS or "-and-" in lower:
-            return lower, ADJECTIVE  # "two-story", "black-and-white"
-        if (part.readings & (PAST | GERUND) and not part.readings & NOMINAL) or last in words.COLORS:
-            return lower, ADJECTIVE  # "snow-covered", "dark-blue"
-        if last in words.ADPOSITIONS or part.readings & NOMINAL:
-            return f"{first}-{part.noun}", part.readings & NOMINAL or SINGULAR  # "close-up", "t-shirts"
-        return lower, ADJECTIVE
 
 
 @lru_cache(maxsize=1)

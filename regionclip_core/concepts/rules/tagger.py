@@ -29,8 +29,6 @@ from regionclip_core.concepts.rules.readings import (
 class Tagger(Context):
     """Tags one caption; `tags` runs over its words from left to right."""
 
-    __slots__ = ()
-
     def tags(self) -> list[Tag]:
         """Return the part of speech of each word."""
         for i, word in enumerate(self.words):

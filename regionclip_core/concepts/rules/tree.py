@@ -10,10 +10,6 @@ from __future__ import annotations
 
 from regionclip_core.concepts.rules.readings import Tag
 
-LABELS = (
-    "ROOT", "nsubj", "dobj", "attr", "pobj", "prep", "conj", "cc", "punct", "case", "poss", "dep",
-    "det", "nummod", "amod", "advmod", "compound",
-)  # fmt: skip
 _MODIFIERS = {
     "DET": "det", "POSS": "poss", "NUM": "nummod", "ADJ": "amod", "ADV": "advmod", "NOUN": "compound", "CCONJ": "cc",
     "PUNCT": "punct",
@@ -82,12 +78,14 @@ def _joins_adjectives(tags: list[Tag], i: int, start: int) -> bool:
 
 
 def dependencies(tags: list[Tag], phrases: list[tuple[int, int]]) -> tuple[list[int], list[str]]:
-    """Return the head and the label (of LABELS) of each word, given the caption's noun phrases."""
+    """Return the head and the label (spaCy's name of a dependency) of each word, given the caption's noun phrases."""
     n = len(tags)
     inside = [False] * n
     for start, head in phrases:
         inside[start : head + 1] = [True] * (head + 1 - start)
-    root = _root(tags, inside, phrases)
+    verbs = (i for i in range(n) if not inside[i] and tags[i] in ("VERB", "AUX"))
+    # Without a verb outside every noun phrase: the first word if it is outside, else the first noun phrase's head.
+    root = next(verbs, phrases[0][1] if inside[0] else 0)
     heads, labels = [root] * n, ["dep"] * n
     for start, head in phrases:
         owner = start
@@ -130,13 +128,3 @@ def dependencies(tags: list[Tag], phrases: list[tuple[int, int]]) -> tuple[list[
         i += 1
     heads[root], labels[root] = root, "ROOT"
     return heads, labels
-
-
-def _root(tags: list[Tag], inside: list[bool], phrases: list[tuple[int, int]]) -> int:
-    """Return the first verb outside every noun phrase, else the first noun phrase's head if nothing comes before it,
-    else the first word outside."""
-    outside = [i for i in range(len(tags)) if not inside[i]]
-    for i in outside:
-        if tags[i] in ("VERB", "AUX"):
-            return i
-    return outside[0] if outside and not inside[0] else phrases[0][1]

@@ -41,7 +41,14 @@ def draw_background(rng: np.random.Generator, side: int) -> Background:
     second = mix(tone, other, {"plain": 0, "gradient": 60, "horizon": 60, "pattern": 30}[kind])
     if kind == "horizon" and distance(tone, second) < 60:
         second = mix(second, (40, 40, 50) if sum(tone) > 380 else (250, 250, 250), 30)
-    canvas = _gradient(rng, full, tone, second) if kind == "gradient" else Image.new("RGB", (full, full), tone)
+    canvas = Image.new("RGB", (full, full), tone)
+    if kind == "gradient":
+        steps = np.arange(full, dtype=np.int64)
+        dx, dy = ((1, 0), (0, 1), (0, -1), (1, 1), (1, -1))[int(rng.integers(5))]
+        ramp = steps[None, :] * dx + steps[:, None] * dy
+        ramp = (ramp - ramp.min()) * 1024 // int(ramp.max() - ramp.min())
+        pixels = [(1024 - ramp) * a + ramp * b for a, b in zip(tone, second, strict=True)]
+        canvas = Image.fromarray((np.stack(pixels, axis=2) // 1024).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     pattern = ""
     if kind == "horizon":
@@ -62,15 +69,6 @@ def _soften(rng: np.random.Generator, colour: str) -> Colour:
     if rng.random() < 0.2:
         return mix(base, (30, 30, 44), int(rng.integers(40, 60)))
     return mix(base, (255, 255, 255), int(rng.integers(50, 78)))
-
-
-def _gradient(rng: np.random.Generator, full: int, start: Colour, stop: Colour) -> Image.Image:
-    steps = np.arange(full, dtype=np.int64)
-    dx, dy = ((1, 0), (0, 1), (0, -1), (1, 1), (1, -1))[int(rng.integers(5))]
-    ramp = steps[None, :] * dx + steps[:, None] * dy
-    ramp = (ramp - ramp.min()) * 1024 // int(ramp.max() - ramp.min())
-    pixels = [(1024 - ramp) * a + ramp * b for a, b in zip(start, stop, strict=True)]
-    return Image.fromarray((np.stack(pixels, axis=2) // 1024).astype(np.uint8))
 
 
 def _draw_pattern(rng: np.random.Generator, pen: ImageDraw.ImageDraw, pattern: str, full: int, ink: Colour) -> None:

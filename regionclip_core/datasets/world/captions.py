@@ -132,7 +132,13 @@ def _noun_phrase(rng: np.random.Generator, group: Group, things: list[Thing]) ->
     words: list[str] = []
     colours = {thing.colour for thing in group}
     if len(group) == 1 and rng.random() < 0.25:
-        words += _size_word(rng, group[0], things)
+        # Clearly larger or smaller than the others; an object that is alone is compared with 0.6 of the image's side.
+        others = [other.extent for other in things if other is not group[0]]
+        usual = sum(others) / len(others) if others else 0.6
+        if group[0].extent > 1.2 * usual:
+            words.append(_pick(rng, ("big", "large")))
+        elif group[0].extent < usual / 1.2:
+            words.append(_pick(rng, ("small", "little", "tiny") if others else ("small", "little")))
     if len(colours) == 1 and rng.random() < 0.45:
         words.append(group[0].colour)
     category = group[0].category
@@ -149,20 +155,6 @@ def _noun_phrase(rng: np.random.Generator, group: Group, things: list[Thing]) ->
     else:
         start = _NUMBERS[len(group)]
     return " ".join([start, *words])
-
-
-def _size_word(rng: np.random.Generator, thing: Thing, things: list[Thing]) -> list[str]:
-    """Return a word for the size if the object is clearly larger or smaller than the others.
-
-    An object that is alone is compared with 0.6 of the image's side.
-    """
-    others = [other.extent for other in things if other is not thing]
-    usual = sum(others) / len(others) if others else 0.6
-    if thing.extent > 1.2 * usual:
-        return [_pick(rng, ("big", "large"))]
-    if thing.extent < usual / 1.2:
-        return [_pick(rng, ("small", "little", "tiny") if others else ("small", "little"))]
-    return []
 
 
 def _relation(rng: np.random.Generator, groups: list[Group], phrases: list[str], verb: str) -> str:

@@ -118,16 +118,11 @@ CATEGORIES: tuple[Category, ...] = (
     _category("bell", ("yellow", "orange", "gray", "brown", "red", "green", "pink"), things.bell),
     _category("kite", PAINT, things.kite),
 )
-_BY_NAME = {category.name: category for category in CATEGORIES}
 
 
 @cache
-def icon_polygons(name: str) -> tuple[tuple[str, ...], tuple[Points, ...]]:
-    """Return roles and polygons (float64[n, 2], icon units around the centre) of a category's drawing.
-
-    Raises:
-        KeyError: no such category.
-    """
+def icon_polygons(category: Category) -> tuple[tuple[str, ...], tuple[Points, ...]]:
+    """Return roles and polygons (float64[n, 2], icon units around the centre) of a category's drawing."""
     drawing = Drawing()
-    _BY_NAME[name].icon(drawing)
+    category.icon(drawing)
     return tuple(drawing.roles), tuple(points - 50.0 for points in drawing.polygons)

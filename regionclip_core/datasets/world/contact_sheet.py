@@ -33,7 +33,7 @@ def contact_sheet(side: int = 104, columns: int = 10) -> Image.Image:
         others = [colour for colour in NAMED.values() if distance(colour, main) > 150]
         colours = role_colours(rng, main, others[number % len(others)])
         outline = (30, 30, 36) if number % 2 else None
-        tile = rasterise(*icon_polygons(category.name), Pose(1, 0, 0, 1), side, colours, outline)
+        tile = rasterise(*icon_polygons(category), Pose(1, 0, 0, 1), side, colours, outline)
         sheet.paste(tile, (x + (cell - tile.width) // 2, y + 6 + (side - tile.height) // 2), tile)
         pen.text((x + 6, y + cell - 4), category.name, fill=(20, 20, 20))
     return sheet

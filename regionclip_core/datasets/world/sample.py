@@ -30,7 +30,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class WorldSample:
-    """An image and what is known of it."""
+    """An image, its captions and its boxes."""
 
     image: npt.NDArray[np.uint8]
     """uint8[H, W, 3], RGB."""
@@ -75,23 +75,8 @@ def make_sample(
         objects: scenes only, fewest and most objects. A crowded scene has as many as fit without overlap.
         object_size: scenes only, smallest and largest longer side of an object, as a share of the image's side.
 
-    Raises:
-        ValueError: an argument is out of range; the message says which.
+    The configuration (WorldSplit, config/checks.py) checks the ranges of the arguments.
     """
-    if kind not in ("closeup", "scene"):
-        raise ValueError(f"make_sample: kind must be 'closeup' or 'scene', got {kind!r}")
-    if seed < 0 or index < 0:
-        raise ValueError(f"make_sample: seed and index must not be negative, got seed={seed}, index={index}")
-    if image_size < 32:
-        raise ValueError(f"make_sample: image_size must be at least 32 pixels, got {image_size}")
-    if kind == "scene" and not 1 <= objects[0] <= objects[1]:
-        raise ValueError(f"make_sample: objects must be (fewest, most) with 1 <= fewest <= most, got {objects}")
-    usable = 0 < object_size[0] <= object_size[1] <= 0.9 and object_size[0] * image_size >= 8
-    if kind == "scene" and not usable:
-        raise ValueError(
-            f"make_sample: object_size must be (smallest, largest) shares of the side, up to 0.9 and at least 8 "
-            f"pixels, got {object_size} with image_size={image_size}"
-        )
     rng = sample_generator(seed, stream, index)
     parts = arrange(rng, kind, image_size, objects, object_size)
     image = np.array(compose(parts.background.image, parts.sprites, parts.places), dtype=np.uint8)
@@ -134,7 +119,7 @@ def arrange(
         for smaller in (1.0, 0.5, 0.0):  # where there is no room, smaller, and then not at all
             side = (sizes[0] + (share - sizes[0]) * smaller) * image_size
             sprite = draw_sprite(rng, category, side, background.tones)
-            box = place(rng, *sprite.size, image_size, places)
+            box = place(rng, *sprite.tile.size, image_size, places)
             if box is not None:
                 sprites.append(sprite)
                 places.append(box)

@@ -41,11 +41,6 @@ class Sprite:
     tile: Image.Image
     """RGBA, cut to the object's pixels."""
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Return width and height of the tile, pixels."""
-        return self.tile.size
-
 
 def random_pose(rng: np.random.Generator) -> Pose:
     """Return a pose: rotation up to 20 degrees, aspect 0.8 to 1.25, a little shear, mirrored every second time."""
@@ -63,8 +58,8 @@ def random_pose(rng: np.random.Generator) -> Pose:
 def draw_sprite(rng: np.random.Generator, category: Category, side: float, backdrop: tuple[Colour, ...]) -> Sprite:
     """Draw an object in a random pose and colour; the longer side of its tile is `side` pixels, within one.
 
-    The colour differs from every colour of `backdrop`, the background's, where the category has one that does; where it
-    has none, the object gets an outline. Two in five of the others get one too.
+    The colour differs from those of the background (`backdrop`) if the category has such a colour. Otherwise the object
+    gets an outline; two in five of the other objects get one too.
     """
     names = [name for name in category.colours if min(distance(NAMED[name], tone) for tone in backdrop) > 130]
     hidden = not names
@@ -79,7 +74,7 @@ def draw_sprite(rng: np.random.Generator, category: Category, side: float, backd
     if outlined:
         light = dark or (rng.random() < 0.2 and not hidden)
         outline = (250, 250, 246) if light else (30, 30, 36)
-    roles, polygons = icon_polygons(category.name)
+    roles, polygons = icon_polygons(category)
     tile = rasterise(roles, polygons, random_pose(rng), side, role_colours(rng, main, second), outline)
     return Sprite(category, colour, tile)
 
@@ -129,5 +124,5 @@ def rasterise(
 
 
 VISIBLE_ALPHA = 48
-"""Pixels of a tile with at least this alpha (of 255) count as the object's."""
+"""Lowest alpha (of 255) at which a pixel of a tile belongs to the object."""
 _VISIBLE = [255 if alpha >= VISIBLE_ALPHA else 0 for alpha in range(256)]

@@ -15,7 +15,7 @@ import pytest
 from small_captions import IMAGES, config
 
 from regionclip_core.concepts import pool as pool_module
-from regionclip_core.concepts.counts import ConceptCounts, count_captions
+from regionclip_core.concepts.counts import PARSER_KEY, count_captions
 from regionclip_core.concepts.parser import make_parser
 from regionclip_core.concepts.pool import SURFACE_FORMS, build_pool
 from regionclip_core.config.tree import ConceptsConfig
@@ -37,7 +37,7 @@ def pool_and_dropped(
 
 def pool_of(**settings: object) -> tuple[pa.Table, pa.Table]:
     cfg = config(**settings)
-    return pool_and_dropped([count_captions(make_parser(cfg), IMAGES).to_table()], cfg)
+    return pool_and_dropped([count_captions(make_parser(cfg), IMAGES)], cfg)
 
 
 def test_the_pool_is_ordered_by_count_then_name() -> None:
@@ -52,7 +52,7 @@ def test_the_pool_is_ordered_by_count_then_name() -> None:
 
 def test_every_phrase_is_in_the_pool_or_has_a_reason() -> None:
     cfg = config(min_count=2, max_concepts=2)
-    counts = count_captions(make_parser(cfg), IMAGES).to_table()
+    counts = count_captions(make_parser(cfg), IMAGES)
     pool, dropped = pool_and_dropped([counts], cfg)
     assert pool.num_rows + dropped.num_rows == counts.num_rows
     assert pool.column("concept").to_pylist() == ["dog", "glass"]
@@ -74,7 +74,7 @@ def test_an_empty_pool_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"'dog', was seen in 4\. Lower concepts\.min_count"):
         pool_of(min_count=100)
     with pytest.raises(ValueError, match="English captions"):
-        pool_and_dropped([ConceptCounts().to_table()], config())
+        pool_and_dropped([PHRASES.empty_table()], config())
     with pytest.raises(ValueError, match="English captions"):
         pool_and_dropped([], config())
 
@@ -82,7 +82,7 @@ def test_an_empty_pool_says_what_to_do() -> None:
 def test_class_names_mark_concepts_but_add_none() -> None:
     cfg = config()
     parser = make_parser(cfg)
-    counts = count_captions(parser, IMAGES).to_table()
+    counts = count_captions(parser, IMAGES)
     names = {parser.class_name(name): name for name in ("dogs", "Wine Glass", "zebra")}
     pool, _ = pool_and_dropped([counts], cfg, names)
     plain, _ = pool_and_dropped([counts], cfg)
@@ -99,14 +99,14 @@ def test_class_names_mark_concepts_but_add_none() -> None:
 
 def test_shards_sum_to_the_whole() -> None:
     parser = make_parser(config())
-    whole = count_captions(parser, IMAGES).to_table()
-    parts = [count_captions(parser, [group]).to_table() for group in IMAGES]
+    whole = count_captions(parser, IMAGES)
+    parts = [count_captions(parser, [group]) for group in IMAGES]
     assert pool_and_dropped(parts, config()) == pool_and_dropped([whole], config())
 
 
 def test_shards_of_two_parsers_are_refused() -> None:
     counts = count_captions(make_parser(config()), IMAGES)
-    tables = [counts.to_table({"parser": "rules"}), counts.to_table({"parser": "spacy:en_core_web_sm"})]
+    tables = [counts.replace_schema_metadata({PARSER_KEY: name}) for name in ("rules", "spacy:en_core_web_sm")]
     with pytest.raises(ValueError, match=r"rules.*spacy:en_core_web_sm"):
         pool_and_dropped(tables, config())
     assert pool_and_dropped([tables[0], tables[0]], config())[0].num_rows == 8

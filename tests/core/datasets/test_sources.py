@@ -128,7 +128,7 @@ def test_caption_files_without_rows_are_refused(tmp_path, name: str, text: str) 
         read_all(FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / name)))
 
 
-def test_a_quote_left_open_is_told(tmp_path) -> None:
+def test_a_quote_left_open_is_reported(tmp_path) -> None:
     """With its row's line, where it takes in the rest of the file; else the rows that it takes in are one bad row."""
     split = FolderSplit(source="folder", images=str(tmp_path), captions=str(tmp_path / "c.csv"))
     (tmp_path / "a.png").write_bytes(picture())

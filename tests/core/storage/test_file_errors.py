@@ -10,8 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
-from regionclip_core.storage import file_errors
-from regionclip_core.storage.file_errors import is_of_the_file
+from regionclip_core.storage import locations
+from regionclip_core.storage.locations import is_of_the_file
 
 URL = "s3://bucket/a.jpg"
 
@@ -60,7 +60,7 @@ def test_an_answer_without_words_is_asked_for_again(
     def remote(url: str) -> Iterator[tuple[Any, str]]:
         yield Store(), url
 
-    monkeypatch.setattr(file_errors, "remote", remote)
+    monkeypatch.setattr(locations, "remote", remote)
     assert is_of_the_file(answer(first), URL) is expected
     assert asked == [URL]
 
