@@ -9,7 +9,7 @@ import torch
 from regionclip_core.datasets.index import split_rows
 from regionclip_core.detection.detector import load_detector
 from regionclip_core.evaluation.data import EvaluationData
-from regionclip_core.evaluation.metrics import ResultsWriter, measure
+from regionclip_core.evaluation.metrics import measure, results_writer
 from regionclip_core.evaluation.passes import (
     FINETUNED,
     GIVEN,
@@ -59,7 +59,7 @@ class EvaluateWork(JobWork):
             clip = clips["clip" if name == "clip" else "regionclip"]
             detector = load_detector(ctx.inputs["finetune"], stem=name)
             results = finetuned(detector, clip, config, evaluation, ctx.device, count)
-            with ctx.out.write(f"detections-{name}.json") as file, ResultsWriter(file) as writer:
+            with ctx.out.write(f"detections-{name}.json") as file, results_writer(file) as writer:
                 _put(metrics, name, measure(results, evaluation.evaluator, settings, {FINETUNED: writer}))
         ctx.out.write_json("metrics.json", metrics, indent=2)
         summary: dict[str, Any] = {"images": evaluation.count, **_headline(metrics)}

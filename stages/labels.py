@@ -30,7 +30,7 @@ class LabelsWork(ShardWork):
 
     def setup(self, ctx: StageContext) -> Labeller:
         """Load teacher and concept embeddings."""
-        return Labeller.load(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device)
+        return Labeller(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device)
 
     def process(self, ctx: StageContext, state: Labeller, shard: int) -> ShardResult:
         """Label the shard's proposals."""

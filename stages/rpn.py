@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from regionclip_core.proposals.network import build_network, train_network
-from regionclip_core.proposals.rpn_folder import load_weights, rpn_section, save_rpn_folder
+from regionclip_core.proposals.rpn_folder import load_weights, rpn_section, write_rpn_folder
 from stages.base import JobWork, StageContext
 
 
@@ -42,7 +42,7 @@ class RpnWork(JobWork):
                 "matched": len(read.state),
                 "left_over": dict(sorted(left_over.items())),
             }
-        save_rpn_folder(ctx.out, network, rpn_section(settings))
+        write_rpn_folder(ctx.out, network.state_dict(), rpn_section(settings))
         return summary
 
 

@@ -1,4 +1,4 @@
-"""A RegionModel out of its parts: a run's artifacts, a detector folder, or a CLIP folder with a proposal network."""
+"""Assembly of a RegionModel from a run's artifacts, a detector folder, or a CLIP folder with a proposal network."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import is_model_folder, load_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import ClipModel, load_clip
+from regionclip_core.models.prompts import prompt_templates
 from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.proposals.rpn_folder import find_rpn_folder, load_network, open_network
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder
+from regionclip_core.storage.given_files import clip_folder, clip_layout
 
 DETECTORS = {"regionclip": "pretrain", "clip": "teacher", "oracle": "pretrain"}
 """The finetune stage's detectors, and the stage whose CLIP model each started from."""
 ZERO_SHOT = InferenceSettings(objectness="raw_logit")
 """The official scoring of a CLIP model without finetuning: sqrt(p * logit), background logit 0, boxes as proposed."""
 ZERO_SHOT_PROPOSAL_NMS = 0.9
-"""IoU of the proposals' NMS there: the boxes are final, so more of them are kept."""
+"""IoU of the proposals' NMS in zero-shot detection: proposals are final boxes there, so more of them are kept."""
 _OFFICIAL_SIZE = (800, 1333)  # input of a CLIP model that comes without a proposal network
 
 
@@ -45,7 +46,7 @@ def open_model(
 
     Args:
         rpn, text, prompts: see `with_parts`.
-        with_text: False leaves a detector's own text encoder on the disk: new names can't be embedded.
+        with_text: False doesn't load a detector's own text encoder, so new names can't be embedded.
 
     Raises:
         ValueError: if there is no model, or a part of it doesn't fit.
@@ -55,7 +56,7 @@ def open_model(
         model = load_model(folder, with_text and text is None)
     else:
         folder = clip_folder(place, "student")
-        if not any(folder.exists(description) for description, _ in CLIP_LAYOUTS):
+        if not clip_layout(folder):
             raise ValueError(
                 f"{place}: no model there. Expected a detector folder (config.json), a CLIP folder "
                 "(open_clip_config.json) or one with student/, as `regionclip import` and `regionclip export` make them"
@@ -67,7 +68,7 @@ def open_model(
 
 
 def zero_shot(clip: ClipModel, prompts: NamePrompts) -> RegionModel:
-    """Return a CLIP model's own judgement of regions, scored as the official code does without finetuning."""
+    """Return a model that classifies regions with CLIP alone, scored as the official code does without finetuning."""
     none = torch.zeros(0, clip.embed_dim)
     return RegionModel(
         OpenVocabularyDetector(region_encoder(clip), none, (), 1 / clip.logit_scale, "zero").eval(),
@@ -122,8 +123,8 @@ def with_parts(
 
     Args:
         rpn: folder or file of a proposal network.
-        text: CLIP or pretrained folder whose text encoder embeds names, all of them: also those that the model has
-            embeddings of. Its prompts are the folder's, or else the model's.
+        text: CLIP or pretrained folder whose text encoder embeds all names, also those that the model has embeddings
+            of. The prompts are the folder's, or else the model's.
         prompts: templates (see `prompt_templates`) with which all names are embedded.
     """
     if rpn is not None:
@@ -138,6 +139,6 @@ def with_parts(
         usual = read_prompts(source, default=replace(model.prompts, published=()))
         model = replace(model, text=load_clip(source), prompts=usual, keeps_embeddings=False, _made={})
     if prompts is not None:
-        chosen = model.prompts.with_templates(prompts)
+        chosen = replace(model.prompts, templates=prompt_templates(prompts), published=())
         model = replace(model, prompts=chosen, keeps_embeddings=False, _made={})
     return model

@@ -1,8 +1,8 @@
 """Open-vocabulary detector: region embeddings classified by the embeddings of category names (paper section 3.4).
 
 Legend: B images, R regions of the batch, K categories of the vocabulary in use (label K is the background), D
-embedding; of one image: P proposals, G annotated boxes. Boxes are xyxy pixels of the network's input; sizes are
-(height, width).
+embedding, C channels of the encoder's region maps, k their side; of one image: P proposals, G annotated boxes. Boxes
+are xyxy pixels of the network's input; sizes are (height, width).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from regionclip_core.config.tree import FinetuneConfig
 from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
 from regionclip_core.detection.losses import box_loss, classification_loss, mask_loss
-from regionclip_core.detection.mask_head import MaskHead
 from regionclip_core.models.checkpoint_files import load_strictly, read_safetensors
 from regionclip_core.models.clip import lean_clip
 from regionclip_core.models.region_encoder import RegionEncoder, Sizes
@@ -34,19 +33,22 @@ from regionclip_core.training.distributed import sum_ranks
 Background = Literal["zero", "learnable"]
 
 FOREGROUND_IOU = 0.5
+"""A region is an object from this IoU on and background below: unlike the RPN's anchors, none is ignored."""
+MASK_CHANNELS = 256
+"""Channels between the mask head's two layers, as in Mask R-CNN and the official checkpoints."""
 
 
 class RegionTargets(NamedTuple):
-    """The regions that a loss looks at, and what they should be. R runs over all images, in order."""
+    """The sampled regions of all images, in order, and what the losses compare them with."""
 
     boxes: list[Tensor]
     """Per image [R_i, 4]."""
     labels: Tensor
     """[R] int64, K is the background."""
     truth: Tensor
-    """[R, 4], the annotated box; meaningful for the foreground only."""
+    """[R, 4], the annotated box; only meaningful for the foreground."""
     truth_row: Tensor
-    """[R] int64, its row among the annotated boxes of the image; likewise."""
+    """[R] int64, that box's row among the annotated boxes of its image; only meaningful for the foreground."""
 
 
 class HeadOutput(NamedTuple):
@@ -63,8 +65,32 @@ class ClassifiedProposals(NamedTuple):
     output: HeadOutput
 
 
+class MaskHead(nn.Module):
+    """Mask R-CNN's smallest head, class-agnostic: a transposed convolution that doubles the side, one logit per cell.
+
+    It works on the maps before attention pooling (`layer4` of a ResNet). One mask per region, independent of its
+    category, so that categories without any training mask get masks too.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """`channels`: C, the encoder's `feature_dim`."""
+        super().__init__()
+        self.deconv = nn.ConvTranspose2d(channels, MASK_CHANNELS, kernel_size=2, stride=2)
+        self.predictor = nn.Conv2d(MASK_CHANNELS, 1, kernel_size=1)
+        nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        for layer in (self.deconv, self.predictor):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, region_maps: Tensor) -> Tensor:
+        """Return mask logits [R, 2k, 2k] of region maps [R, C, k, k]; R may be 0, which keeps the graph whole."""
+        logits: Tensor = self.predictor(torch.relu(self.deconv(region_maps)))
+        return logits[:, 0]
+
+
 class OpenVocabularyDetector(nn.Module):
-    """A region encoder, a fixed text classifier that can be exchanged, and a class-agnostic box regressor.
+    """A region encoder, a classifier made of text embeddings, which is not trained, and a class-agnostic box regressor.
 
     With a mask head (LVIS) also a class-agnostic mask per region.
     """
@@ -82,8 +108,6 @@ class OpenVocabularyDetector(nn.Module):
     ) -> None:
         """`class_embeddings` [K, D] of `names`, of any norm; `temperature` divides the cosines."""
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}")
         self.encoder = encoder
         self.temperature = temperature
         self.background = background
@@ -125,7 +149,7 @@ class OpenVocabularyDetector(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Return logits [R, K + 1] of region embeddings [R, D] (any norm): cosine / temperature, then the background's.
 
-        The text embeddings are the classifier's weights: whatever can be named can be classified.
+        The text embeddings are the classifier's weights, so everything that has a name can be a class.
         """
         cosines = F.normalize(features, dim=1) @ self.class_embeddings.T
         background = self.background_logit.expand(len(features), 1)
@@ -153,16 +177,11 @@ class OpenVocabularyDetector(nn.Module):
         found = []
         generators = generators or [None] * len(proposals)
         for proposed, truth, label, generator in zip(proposals, boxes, labels, generators, strict=True):
-            if len(label) and (int(label.min()) < 0 or int(label.max()) >= len(self.names)):
-                raise ValueError(
-                    f"labels: expected rows of the vocabulary, 0..{len(self.names) - 1}, got {int(label.min())}.."
-                    f"{int(label.max())}; leave boxes of other categories out"
-                )
             # Annotated boxes are candidates too, so that every object has a region that covers it.
             candidates = torch.cat((proposed, truth))
             truth_row, kind = match(box_ops.iou(truth, candidates), FOREGROUND_IOU, FOREGROUND_IOU)
             rows = sample(kind, config.regions_per_image, config.positive_fraction, generator)
-            # All is background until a match says otherwise. A background region's own box stands in for the truth.
+            # All start as background, with their own box as a placeholder for the truth, which no loss looks at.
             region_labels, region_truth = torch.full_like(rows, len(self.names)), candidates[rows]
             hit = kind[rows] == FOREGROUND
             region_labels[hit] = label[truth_row[rows[hit]]]
@@ -194,13 +213,13 @@ class OpenVocabularyDetector(nn.Module):
         See `targets` and `forward` for the arguments. `masks`: one per image, for a mask head.
         """
         targets = self.targets(proposals, boxes, labels, config, generators)
-        if self.mask_head is None:
-            return self.target_losses(self(images, targets.boxes, sizes), targets, config)
-        if masks is None:
-            raise ValueError("masks: a detector with a mask head is trained on masks, but the batch has none")
         # The encoder in its two steps, since the mask head works on the maps before they are pooled.
         maps = self.encoder.regions(self.encoder.features(images, sizes), targets.boxes)
         losses = self.target_losses(self._head(self.encoder.pool(maps)), targets, config)
+        if self.mask_head is None:
+            return losses
+        assert masks is not None  # `boxed_images` refuses images without them
+        # A background region shows no object that a mask could outline.
         foreground = targets.labels != len(self.names)
         logits = self.mask_head(maps[foreground])
         counts = [len(regions) for regions in targets.boxes]
@@ -214,12 +233,11 @@ class OpenVocabularyDetector(nn.Module):
     def calibrate_background(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> float:
         """Start the learnable background logit where it neither wins nor loses against the K categories.
 
-        Sets it to the mean log-sum-exp of the category logits of the given regions (over all ranks), so that a typical
-        region is background with probability 1/2 before training. From 0, the official value, it would have to travel
-        many units at a temperature well above 0.01, and would drag the encoder along meanwhile. Returns the logit.
+        Set it to the mean log-sum-exp of the category logits of the given regions (over all ranks), and return it: a
+        typical region is then background with probability 1/2 before training. At a temperature well above 0.01 the
+        official value, 0, would be many units away from that, and the encoder would change a lot to make up for it.
         """
-        if self.background != "learnable":
-            raise ValueError(f"background: {self.background} is fixed; only a learnable background can be calibrated")
+        assert self.background == "learnable"
         logits = self(images, boxes, sizes).logits[:, :-1]
         sums = sum_ranks(torch.stack((logits.logsumexp(dim=1).double().sum(), logits.new_tensor(len(logits)).double())))
         if not sums[1]:
@@ -268,10 +286,10 @@ class OpenVocabularyDetector(nn.Module):
         masks: bool = True,
         labels: Sequence[int] | None = None,
     ) -> list[Detections]:
-        """Choose among what the networks say: the second half of `detect`.
+        """Score the proposals and choose detections: the second half of `detect`.
 
-        `labels`: only these categories and the background exist, in a softmax of their own, as if the vocabulary had
-        no others; detections still carry rows of the whole vocabulary.
+        `labels`: classify into these categories and the background only, in a softmax of their own, as if the
+        vocabulary had no others; the labels of detections are still rows of the whole vocabulary.
         """
         features, output = classified
         if labels is not None:
@@ -282,6 +300,7 @@ class OpenVocabularyDetector(nn.Module):
             zip(torch.split(output.logits, counts), torch.split(output.deltas, counts), strict=True)
         ):
             objectness = None if objectness_logits is None else objectness_logits[i]
+            # NMS and thresholds work in the network's pixels, as in the official code; the result is in original ones.
             found = detect_image(
                 logits, deltas if box_deltas else None, proposals[i], objectness, batch.sizes[i], settings
             )
@@ -296,7 +315,7 @@ class OpenVocabularyDetector(nn.Module):
     def _masks(
         self, head: MaskHead, features: Tensor, batch: ImageBatch, image: int, detections: Detections
     ) -> list[bytes]:
-        """Return the masks of one image's final boxes, from region maps of these boxes, not of their proposals."""
+        """Return the masks of one image's final boxes, from region maps of these boxes and not of their proposals."""
         # A proposal has one box, and so one mask, however many categories it is reported for.
         first: dict[int, int] = {}
         for row, proposal in enumerate(detections.proposal.tolist()):
@@ -314,7 +333,7 @@ class OpenVocabularyDetector(nn.Module):
 
 
 def describe_detector(detector: OpenVocabularyDetector, architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what builds the module around its weights, as JSON.
+    """Return the JSON description from which `rebuild_detector` builds the module.
 
     `architecture` is the ClipModel.architecture of the model that the encoder was taken from.
     """
@@ -343,7 +362,7 @@ def load_detector(folder: Folder, stem: str = "detector") -> OpenVocabularyDetec
 
 
 def rebuild_detector(description: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> OpenVocabularyDetector:
-    """Build the detector that a description (see `describe_detector`) and weights make; `where` names the weights."""
+    """Build a detector from its description (see `describe_detector`) and weights; `where` names these in messages."""
     if "class_embeddings" not in state:
         raise ValueError(f"{where}: class_embeddings is missing; import or export the model again")
     detector = OpenVocabularyDetector(

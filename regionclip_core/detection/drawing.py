@@ -25,8 +25,8 @@ Rectangle = tuple[int, int, int, int]
 def draw(pixels: npt.NDArray[np.uint8], found: Detections, names: Sequence[str], score: float) -> Image.Image:
     """Draw every detection of at least `score` into the image (uint8[H, W, 3] RGB): box, label and, if any, mask.
 
-    Higher scores come on top. Labels neither cover each other nor leave the picture; in a picture so full that there
-    is no room for a label, its box goes without.
+    Higher scores come on top. Labels neither cover each other nor leave the picture; where a picture has no room left
+    for a label, its box has none.
     """
     shown = [i for i in range(len(found)) if float(found.scores[i]) >= score]
     colours = {i: class_colour(int(found.labels[i])) for i in shown}
@@ -61,7 +61,7 @@ def draw(pixels: npt.NDArray[np.uint8], found: Detections, names: Sequence[str],
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """Return the RGB colour of a class: steps of the golden ratio around the circle of hues, which never meet again."""
+    """Return the RGB colour of a class: hues at steps of the golden ratio, so that no two classes share one."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -71,7 +71,7 @@ def free_place(
 ) -> Rectangle | None:
     """Return where a label of `size` has room: around its box, or else nearest to it; None if nowhere.
 
-    All in pixels, sizes as (width, height); inside of the picture and off all places in `taken`.
+    All in pixels, sizes as (width, height). The place is inside the picture and overlaps no place in `taken`.
     """
     (width, height), (x0, y0, x1, y1) = size, box
     right, bottom = picture[0] - width, picture[1] - height

@@ -1,4 +1,4 @@
-"""Finetuning: an open-vocabulary detector from base boxes and precomputed proposals (paper section 3.4)."""
+"""Finetuning an open-vocabulary detector on base boxes and precomputed proposals (paper section 3.4)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from regionclip_core.training.fit import FitResult, Progress, fit
 from regionclip_core.training.sampling import repeat_factors
 from regionclip_core.training.unreadable_images import UnreadableImages
 
-BACKGROUND_LR_FACTOR = 10.0  # one scalar that has units to travel while the weights move by thousandths
+BACKGROUND_LR_FACTOR = 10.0  # this one scalar has to change by units, the weights by thousandths
 
 
 class DetectorTrainer(nn.Module):
@@ -77,7 +77,7 @@ def finetune_data(config: Config, data: Folder, proposals: Folder, all_categorie
 
 
 def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> OpenVocabularyDetector:
-    """Return a detector around the CLIP model's visual encoder, seeded, not trained yet."""
+    """Return an untrained detector with the CLIP model's visual encoder and seeded random weights elsewhere."""
     encoder = region_encoder(clip)
     encoder.freeze(config.finetune.freeze_at)
     with torch.random.fork_rng(devices=[]):
@@ -105,7 +105,7 @@ def finetune_detector(
     rank: int = 0,
     world_size: int = 1,
 ) -> FitResult:
-    """Train `detector` in place; it ends on the CPU in evaluation mode."""
+    """Train `detector` in place; afterwards it is on the CPU in evaluation mode."""
     settings = config.finetune
     batches: Callable[[int], BoxBatch] = box_batches(
         training.images,
@@ -124,7 +124,7 @@ def finetune_detector(
         unreadable=training.unreadable,
     )
     detector.to(device).eval()
-    if settings.background == "learnable":  # it starts even with the categories, on the first batch
+    if settings.background == "learnable":  # before training it is as likely as all categories together
         first = batches(0).to(device)
         detector.calibrate_background(common_canvas(first.images).tensor, first.extra, first.images.sizes)
     detector.train()

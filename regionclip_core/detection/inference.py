@@ -37,8 +37,8 @@ class InferenceSettings:
     objectness: Objectness = "none"
     """`sigmoid`: sqrt(p * sigmoid(logit)); `raw_logit`: the official sqrt(p * logit), which drops negative logits."""
     report_probability: bool = False
-    """Report the class probability p, though the product ranks, is thresholded and suppressed. As in the official
-    code, soft-NMS ignores this: its decayed score is reported."""
+    """Report the class probability p as the score, although the product is used for ranking, threshold and NMS. As in
+    the official code, soft-NMS ignores this: its decayed score is reported."""
 
     @classmethod
     def from_config(cls, config: EvaluateConfig, finetuned: bool) -> InferenceSettings:
@@ -73,8 +73,11 @@ class Detections:
         return len(self.scores)
 
     def rescaled(self, source: tuple[int, int], target: tuple[int, int]) -> Detections:
-        """Move the detections to an image of size `target` (height, width) instead of `source`; empty boxes go."""
-        assert self.masks is None, "masks are made of the final boxes, and not resized"
+        """Return the detections after their image is resized from `source` to `target`, both (height, width).
+
+        Boxes that are empty then are left out.
+        """
+        assert self.masks is None, "masks are made for the final boxes, and never resized"
         boxes = box_ops.clip(box_ops.rescale(self.boxes, source, target), target)
         kept = box_ops.nonempty(boxes)
         return Detections(boxes[kept], self.scores[kept], self.labels[kept], self.proposal[kept])
@@ -88,10 +91,7 @@ def score_proposals(logits: Tensor, objectness_logits: Tensor | None, objectness
     probability = logits.softmax(dim=1)
     if objectness == "none":
         return probability
-    if objectness_logits is None:
-        raise ValueError(
-            f"objectness: {objectness} needs the proposals' RPN logits, which given boxes don't have; use `none` there"
-        )
+    assert objectness_logits is not None
     factor = torch.sigmoid(objectness_logits) if objectness == "sigmoid" else objectness_logits
     return torch.sqrt(probability * factor[:, None])
 
@@ -116,10 +116,10 @@ def detect_image(
     """
     boxes = proposals if deltas is None else box_ops.decode(proposals, deltas, BOX_WEIGHTS)
     scores = score_proposals(logits, objectness_logits, settings.objectness)
-    # Non-finite rows go before anything is compared: exploded boxes, and negative objectness under a root.
+    # Drop rows that aren't finite before scores are compared: diverged boxes, and the root of a negative objectness.
     rows = (torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)).nonzero().flatten()
     boxes = box_ops.clip(boxes[rows], size)
-    # The background had its share in the softmax; as a class it is not detected.
+    # The background takes its share of the softmax, but it is not a class to detect.
     picked = suppress(
         boxes,
         scores[rows, :-1],

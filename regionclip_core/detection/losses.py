@@ -17,11 +17,10 @@ from regionclip_core.training.distributed import mean_over_ranks
 def classification_loss(
     logits: Tensor, labels: Tensor, background_weight: float = 1.0, focal_gamma: float | None = None
 ) -> Tensor:
-    """Return the cross entropy over K + 1 classes, the background's share weighted.
+    """Return the cross entropy over K + 1 classes, with `background_weight` on regions of the background.
 
     With `focal_gamma`, each region's loss is also multiplied by (1 - p_target)^gamma and the sum is divided by R;
-    without it, by the sum of the weights. The two divisors are those of the official code; with several ranks they
-    count the regions of all ranks.
+    without it, by the sum of the weights. Both divisors are the official ones; they count the regions of all ranks.
 
     Args:
         logits: [R, K + 1].
@@ -45,7 +44,7 @@ def box_loss(deltas: Tensor, labels: Tensor, background: int, proposals: Tensor,
         deltas: [R, 4].
         labels: [R]; `background` is the background's.
         proposals: [R, 4].
-        truth: [R, 4], the matched ground-truth boxes; those of the background are not looked at.
+        truth: [R, 4], the matched ground-truth boxes; rows of the background are ignored.
     """
     foreground = labels != background
     wanted = box_ops.encode(proposals[foreground], truth[foreground], BOX_WEIGHTS)
@@ -57,8 +56,8 @@ def box_loss(deltas: Tensor, labels: Tensor, background: int, proposals: Tensor,
 def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """Return the binary cross entropy averaged over all cells of all foreground masks (of all ranks); 0 without any.
 
-    Without foreground the result still depends on `logits`: each rank has to bring a gradient for every parameter, if
-    only zeros, or the others wait for it.
+    Without foreground the result still depends on `logits`: a rank without a gradient for some parameter would keep the
+    others waiting, so it gives zeros.
 
     Args:
         logits: [R, m, m] of foreground regions.

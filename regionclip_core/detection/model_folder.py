@@ -1,4 +1,4 @@
-"""A detector as one folder, in the layout of a Hugging Face model repository: written and read here alone.
+"""A detector as one folder, in the layout of a Hugging Face model repository; only this file writes and reads it.
 
 config.json (what builds the modules), model.safetensors (`detector.*`, `rpn.*`), vocabulary.json, README.md and,
 where new names can be embedded, text/ with a CLIP model and its prompts.
@@ -65,7 +65,7 @@ def config_of(model: RegionModel) -> dict[str, Any]:
 def save_model(folder: Folder, model: RegionModel, card: str) -> None:
     """Write a detector folder; `card` is the text of README.md."""
     tensors = {f"detector.{name}": tensor for name, tensor in model.detector.state_dict().items()}
-    tensors["detector.class_embeddings"] = model.embeddings  # whatever was last asked for
+    tensors["detector.class_embeddings"] = model.embeddings  # not those of the last names that it was asked for
     if model.proposer is not None:
         tensors |= {f"rpn.{name}": tensor for name, tensor in model.proposer.network.state_dict().items()}
     write_model(folder, tensors, config_of(model), model.vocabulary, card)

@@ -1,4 +1,4 @@
-"""A model that knows regions, ready for images: objects by name, features of boxes, embeddings of names.
+"""A model of regions in use: it finds objects by name, and gives features of boxes and embeddings of names.
 
 `assembly.py` makes one from a workspace, a detector folder or a CLIP folder.
 
@@ -35,7 +35,7 @@ ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How images reach the detector."""
+    """How images are resized and normalised for the detector."""
 
     image_size: int
     """Shorter side of the input, pixels."""
@@ -71,7 +71,7 @@ class RegionModel:
     finetuned: bool = True
     """Whether the box regressor is trained; the boxes of a bare CLIP model stay as they are proposed."""
     keeps_embeddings: bool = True
-    """Whether names of the vocabulary keep their embeddings when they are asked for among others."""
+    """Whether names of the vocabulary have their stored embeddings; if not, the text encoder embeds them too."""
     _made: dict[str, Tensor] = field(default_factory=dict)  # embeddings [D] by name that the text encoder has made
 
     def detect(self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = ()) -> list[Detections]:
@@ -86,7 +86,7 @@ class RegionModel:
         self.ready(classes)
         assert self.proposer is not None
         found = []
-        # One image at a time: padding is convolved like pixels, so results would depend on the other images.
+        # One image at a time: padding is convolved like pixels, so in a batch results depend on the other images.
         for pixels in map(pixels_of, _several(images)):
             image = to_tensor(pixels)
             with torch.no_grad():
@@ -122,7 +122,7 @@ class RegionModel:
         return F.normalize(self._embeddings(names), dim=1)
 
     def ready(self, classes: Sequence[str] = ()) -> tuple[str, ...]:
-        """Get ready to detect `classes`; returns the names that labels are rows of.
+        """Set the classes that `detect` finds, and return their names in the order of the labels.
 
         Raises:
             ValueError: if there is no proposal network or no name, a name comes twice, or nothing can embed a name.
@@ -142,7 +142,7 @@ class RegionModel:
         return self.detector.names
 
     def _embeddings(self, names: Sequence[str]) -> Tensor:
-        """Return [K, D] on the CPU, as they were stored or made: of any norm."""
+        """Return [K, D] on the CPU, of any norm, as they are stored or as the text encoder makes them."""
         if isinstance(names, str):
             raise ValueError(f"expected a list of names, got the text {names!r}")
         own = zip(self.vocabulary.names, self.embeddings.cpu(), strict=True) if self.keeps_embeddings else ()
@@ -212,7 +212,7 @@ def pixels_of(image: ImageLike) -> npt.NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     pixels = np.asarray(image.cpu().permute(1, 2, 0) if isinstance(image, Tensor) and image.ndim == 3 else image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(
             f"an image: expected uint8[H, W, 3] RGB or, as a tensor, uint8[3, H, W], got {pixels.dtype} of shape "
             f"{tuple(np.shape(image))}"

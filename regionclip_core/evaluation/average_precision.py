@@ -49,11 +49,11 @@ def label_groups(vocabulary: Vocabulary) -> dict[str, list[int]]:
 
 
 class Evaluator:
-    """Ground truth of a split, against which the detections of any number of models are measured.
+    """The ground truth of a split, against which the detections of several models are measured.
 
     `coco`: COCO's rules, crowds included. `lvis`: the federated rule. An image has categories with objects, categories
     that are known to be absent, and others, whose detections don't count. Where not all objects of a category are
-    annotated, its unmatched detections are no mistakes.
+    annotated, its unmatched detections don't count as mistakes.
     """
 
     def __init__(self, vocabulary: Vocabulary, protocol: Protocol) -> None:
@@ -61,7 +61,7 @@ class Evaluator:
         if protocol == "lvis" and missing:
             raise ValueError(
                 f"evaluate.protocol lvis: the categories have no group {', '.join(sorted(missing))}, which APr, APc "
-                "and APf are averages of; let data.categories be an LVIS annotation file"
+                "and APf are averages of; set data.categories to an LVIS annotation file"
             )
         self.vocabulary = vocabulary
         self.protocol: Protocol = protocol
@@ -109,7 +109,7 @@ class Evaluator:
             self.counts += np.bincount(image.labels[kept & ~crowd], minlength=len(self.counts))
 
     def add(self, detections: CategoryRows, found: ImageDetections) -> None:
-        """Add one image's detections to those of its model, an empty CategoryRows at first; each image once."""
+        """Add one image's detections, each image once, to `detections`: those of one model, empty at first."""
         kept = np.ones(len(found.labels), np.bool_)
         if self.protocol == "lvis":
             kept[np.argsort(-found.scores, kind="stable")[_CAPS["lvis"][-1] :]] = False

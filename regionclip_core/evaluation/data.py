@@ -43,7 +43,7 @@ class EvaluationData:
     """
 
     def __init__(self, config: Config, data: Folder, proposals: Folder) -> None:
-        """Read the index once, and give all objects to `evaluator`.
+        """Read the index once, and add all objects to `evaluator`.
 
         Raises:
             ValueError: no image, boxes of another vocabulary, or annotations that don't fit `evaluate.protocol`.
@@ -56,14 +56,14 @@ class EvaluationData:
         self.evaluator = Evaluator(self.vocabulary, settings.protocol)
         """Holds the ground truth; crowds are ignored regions."""
         self.count = 0
-        """Images."""
+        """Number of images."""
         for row in self.rows():
             self.evaluator.add_truth(truth_of(row), f"{row.key} of split {settings.split!r}")
             self.count += 1
         if not self.count:
             raise ValueError(f"evaluate.split {settings.split!r} has no readable image with proposals")
         self.unreadable = UnreadableImages(self.count, config.execution.max_error_rate)
-        """Takes the images that a pass can't read."""
+        """The images that a pass could not read."""
 
     def rows(self) -> Iterator[IndexRow]:
         """Yield the index row of every image."""
@@ -75,7 +75,7 @@ class EvaluationData:
 
     def _shard_rows(self, shard: int, keys: set[str]) -> list[IndexRow]:
         rows = [row for row in read_index(self.data, shard, self.vocabulary.digest) if row.key in keys]
-        # As the official COCO open-vocabulary file does, which leaves out images without an object of the vocabulary.
+        # The official COCO open-vocabulary file, too, leaves out images without an object of the vocabulary.
         return [row for row in rows if (row.box_labels >= 0).any()] if self._annotated_only else rows
 
     def batches(self, size: int) -> Iterator[list[EvaluationImage]]:

@@ -1,4 +1,4 @@
-"""Annotated and detected boxes, image by image as they come and category by category as average precision needs them.
+"""Annotated and detected boxes: added image by image, and read category by category, as average precision needs them.
 
 Legend: G objects and N detections of one image.
 """

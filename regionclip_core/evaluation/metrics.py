@@ -12,7 +12,7 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
     finetuned.<detector>        scores: the detector with all names (generalised); with `segm` where it makes masks
     finetuned_base_only.<detector>, finetuned_novel_only.<detector>
                                 scores (COCO only): the detector knows the names of one group only, on the images
-                                that hold an object of it; the only group is that one
+                                that hold an object of it; scores of that group only
 
     scores: <group>             ap50, ap (IoU 0.50 to 0.95), categories and boxes with ground truth
             per_category.<name> AP50
@@ -27,7 +27,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from regionclip_core.evaluation.average_precision import Evaluator, Protocol, Score, Scores
@@ -35,6 +36,8 @@ from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections
 from regionclip_core.evaluation.passes import GIVEN, RESTRICTED, ImageResult
 from regionclip_core.evaluation.top1_accuracy import Top1
 
+WriteResults = Callable[[ImageDetections, tuple[int, int]], None]
+"""Writes one image's detections; the second argument is the image's (height, width)."""
 _log = logging.getLogger(__name__)
 
 
@@ -88,12 +91,12 @@ def measure(
     results: Iterable[ImageResult],
     evaluator: Evaluator,
     settings: Sequence[str],
-    writers: Mapping[str, ResultsWriter] | None = None,
+    writers: Mapping[str, WriteResults] | None = None,
 ) -> dict[str, Scores]:
     """Return one model's scores by setting.
 
     They include `top1` in each group where annotated boxes were classified, and `segm` where the model makes masks and
-    the split has them. `writers`: where the detections of a setting are written as well.
+    the split has them. `writers` also write the detections of their settings.
     """
     detections = {setting: CategoryRows() for setting in settings}
     top1 = Top1(evaluator.vocabulary)
@@ -104,7 +107,7 @@ def measure(
             found = ImageDetections(row.image_id, boxes, scores, one.labels.cpu().numpy(), one.masks)
             evaluator.add(detections[setting], found)
             if writers and setting in writers:
-                writers[setting].add(found, (row.height, row.width))
+                writers[setting](found, (row.height, row.width))
         if result.given_logits is not None:
             top1.add(result.given_logits.numpy(), result.image.labels.numpy())
     measured = {}
@@ -121,25 +124,17 @@ def measure(
     return measured
 
 
-class ResultsWriter:
-    """Detections as COCO's and LVIS's result rows, a JSON list written image by image.
+@contextmanager
+def results_writer(file: BinaryIO) -> Iterator[WriteResults]:
+    """Yield a function that writes detections as COCO's and LVIS's result rows: a JSON list, image by image.
 
     `bbox` is xywh in original pixels, `category_id` the row in the data stage's vocabulary, `segmentation` (where
-    there are masks) compressed run lengths. Use as a context: leaving it ends the list.
+    there are masks) compressed run lengths.
     """
+    separator = "["
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._separator = "["
-
-    def __enter__(self) -> ResultsWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.write(b"[]\n" if self._separator == "[" else b"]\n")
-
-    def add(self, found: ImageDetections, size: tuple[int, int]) -> None:
-        """Write one image's detections; `size` is its (height, width)."""
+    def write(found: ImageDetections, size: tuple[int, int]) -> None:
+        nonlocal separator
         for i, ((x0, y0, x1, y1), score, label) in enumerate(zip(found.boxes, found.scores, found.labels, strict=True)):
             row: dict[str, Any] = {
                 "image_id": found.image_id,
@@ -150,5 +145,8 @@ class ResultsWriter:
             if found.masks is not None:
                 row["segmentation"] = {"size": list(size), "counts": found.masks[i].decode("ascii")}
             text = json.dumps(row, sort_keys=True, allow_nan=False, separators=(",", ":"))
-            self._file.write((self._separator + text).encode())
-            self._separator = ","
+            file.write((separator + text).encode())
+            separator = ","
+
+    yield write
+    file.write(b"[]\n" if separator == "[" else b"]\n")

@@ -37,7 +37,7 @@ Tick = Callable[[int], None]
 class ImageResult:
     """What one model found in one image, by setting; boxes in original pixels.
 
-    A setting that leaves this image out (see `finetuned`) is missing.
+    Settings that leave this image out (see `finetuned`) are missing.
     """
 
     image: EvaluationImage

@@ -1,7 +1,7 @@
-"""Tensors by name out of any file of weights, without running anything that is in it; whether they fit a module.
+"""Tensors by name from any file of weights, without running anything that is in it; whether they fit a module.
 
-.safetensors; torch files, new (zip) and old (pickle), read with `weights_only`; TorchScript archives, by
-`torchscript_files`. The content decides, not the name.
+Reads .safetensors, torch files, new (zip) and old (pickle), with `weights_only`, and TorchScript archives, by
+`torchscript_files`. The content of a file decides which it is, not its name.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """By the file's own names, `module.` prefixes taken off; on the CPU, in the file's dtypes."""
     others: dict[str, Any]
-    """What is among the tensors and is none."""
+    """Entries among the tensors that are not tensors."""
     beside: tuple[str, ...]
-    """Names of what the file holds beside the model, such as an optimiser's state: never looked into."""
+    """Names of what the file holds beside the model, such as an optimiser's state; it is not read further."""
     layout: Literal["safetensors", "torch", "torchscript"]
 
 
@@ -46,9 +46,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file of weights.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, cut short, a web page, a pickle that would run code, or holds no tensors by name;
-            says what the file is instead.
+            the message says what the file is instead.
     """
     path = Path(path)
     if path.is_dir():
@@ -86,7 +86,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         content = _read_torch(path)
     else:
         raise ValueError(f"{path} is no file of weights: {_guess(head)}")
-    return Checkpoint(*_by_name(content, path), layout=layout)
+    if isinstance(content, Tensor):
+        return Checkpoint({BARE_TENSOR: content}, {}, (), layout)
+    beside: tuple[str, ...] = ()
+    if isinstance(content, Mapping):
+        for wrapper in _WRAPPERS:
+            if isinstance(content.get(wrapper), Mapping):
+                beside = tuple(str(key) for key in content if key != wrapper)
+                content = content[wrapper]
+                break
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds no state dict (tensors by name) but a {type(content).__name__}")
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no state dict: not one tensor by name, only {[str(k) for k in content][:5]}")
+    others = {str(key): value for key, value in content.items() if str(key) not in tensors}
+    if all(name.startswith("module.") for name in tensors):  # saved from a data-parallel wrapper
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return Checkpoint(tensors, others, beside, layout)
 
 
 def _read_torch(path: Path) -> Any:
@@ -94,7 +111,7 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old storage types, which are read all the same
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # where a file broke off decides what reading it ends in
+    except Exception as error:  # damaged bytes can raise anything
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         named = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and named:
@@ -116,28 +133,6 @@ def _guess(head: bytes) -> str:
     if text.startswith((b"{", b"[")):
         return "it looks like JSON"
     return f"it starts with {head[:8]!r}; expected a torch file or .safetensors"
-
-
-def _by_name(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
-    """Return (tensors, others, beside) of what a file holds, whichever way it is wrapped."""
-    if isinstance(content, Tensor):
-        return {BARE_TENSOR: content}, {}, ()
-    beside: tuple[str, ...] = ()
-    if isinstance(content, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                beside = tuple(str(key) for key in content if key != wrapper)
-                content = content[wrapper]
-                break
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds no state dict (tensors by name) but a {type(content).__name__}")
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"{path} holds no state dict: not one tensor by name, only {[str(k) for k in content][:5]}")
-    others = {str(key): value for key, value in content.items() if str(key) not in tensors}
-    if all(name.startswith("module.") for name in tensors):  # saved from a data-parallel wrapper
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors, others, beside
 
 
 def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:
@@ -171,8 +166,13 @@ def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
     ]
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict in which only the counters of batch norms may be absent; ValueError says what doesn't fit."""
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str, advice: str = "") -> None:
+    """Load a state dict in which only the counters of batch norms may be absent.
+
+    Raises:
+        ValueError: if the weights don't fit the module. Says what doesn't fit in `where`, and `advice`, what to do.
+    """
     if problems := misfits(module.state_dict(), state):
-        raise ValueError(f"{where}: the weights don't fit the architecture: {'; '.join(problems)}")
+        problem = f"{where}: the weights don't fit the architecture: {'; '.join(problems)}"
+        raise ValueError(f"{problem}. {advice}" if advice else problem)
     module.load_state_dict(dict(state), strict=False)

@@ -1,7 +1,7 @@
 """CLIP models through open_clip: a small one from the config, a named architecture, a file of weights, a CLIP folder.
 
-Any architecture of two encoders that open_clip builds without the network will do, SigLIP's and those with a timm
-image tower included; `config/architectures.py` says which. Nothing here asks the network.
+All architectures of two encoders work that open_clip builds without the network, also SigLIP's and those with a timm
+image tower; `config/architectures.py` says which. Nothing here uses the network.
 
 Shapes: B samples, S image side, L context length, D embedding.
 """
@@ -27,11 +27,11 @@ from torch import Tensor
 
 from regionclip_core.config.architectures import model_config, why_not_buildable
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
-from regionclip_core.models.checkpoint_files import misfits, read_checkpoint, read_safetensors
+from regionclip_core.models.checkpoint_files import load_strictly, read_checkpoint, read_safetensors
 from regionclip_core.models.official_keys import is_constant
 from regionclip_core.models.tokenization import LocalTokenizer, make_tokenizer
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder
+from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder, clip_layout
 from regionclip_core.storage.local_files import local_copy
 from regionclip_core.storage.locations import is_remote
 
@@ -46,14 +46,14 @@ _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensor
 
 @dataclass
 class ClipModel:
-    """A CLIP model with all that is needed to feed it and to build it again."""
+    """A CLIP model, with what is needed to prepare its inputs and to build it again."""
 
     model: CLIP | CustomTextCLIP
     tokenizer: Callable[[list[str]], Tensor]
     """Texts to ids [B, L] int64, padded; text that is too long is cut and keeps the end token."""
     image_size: int
     mean: Triple
-    """Of RGB in 0..1."""
+    """Of RGB in 0..1, like `std`."""
     std: Triple
     name: str
     architecture: dict[str, Any]
@@ -169,7 +169,7 @@ def build_clip(
 
 
 def lean_clip(architecture: Mapping[str, Any], name: str) -> ClipModel:
-    """Build a CLIP with the smallest text tower, for users of the image tower: a detector has no text encoder."""
+    """Build a CLIP with the smallest possible text tower, where only the image tower is used, as in a detector."""
     text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
     return build_clip({**architecture, "text_cfg": text}, name, seed=0)
 
@@ -208,9 +208,9 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
 
     `weights`: `train` and `random` give seeded random weights (the same on every call); a path gives a file's weights,
     or the model in a CLIP folder, or `teacher/` in the folder of an imported pretraining file; anything else is an
-    open_clip pretrained tag, which must be in the local cache. Activations follow the weights: OpenAI's need QuickGELU
-    and get it, whatever the architecture's name. A bare file doesn't say the mean and deviation of its pixels: where
-    they don't follow from the architecture either, CLIP's are taken and `note` says so.
+    open_clip pretrained tag, which must be in the local cache. The activation follows the weights: OpenAI's need
+    QuickGELU and get it, also under an architecture's name without "-quickgelu". A bare file doesn't say the mean and
+    deviation of its pixels: where they don't follow from the architecture either, CLIP's are taken and `note` says so.
 
     Raises:
         ValueError: for unknown or unsupported names, and for weights that don't fit.
@@ -221,7 +221,7 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
     if teacher.weights in ("train", "random"):
         return build_clip(architecture, teacher.model, seed)
     folder = clip_folder(teacher.weights, "teacher")
-    if any(folder.exists(description) for description, _ in CLIP_LAYOUTS):
+    if clip_layout(folder):
         clip = load_clip(folder)
         # All but the activation, which follows the weights, must be as the config says: other stages rely on it.
         if {**clip.architecture, "quick_gelu": 0} != {**architecture, "quick_gelu": 0}:
@@ -240,7 +240,14 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
     where = teacher.weights if is_remote(teacher.weights) else str(find_weights(teacher.model, teacher.weights))
     tag = pretrained_config(teacher.model, teacher.weights)
     with local_copy(where) as path:
-        state, from_openai = _read_state(path)
+        checkpoint = read_checkpoint(path)
+    if checkpoint.layout == "torch" and checkpoint.others.keys() - OPENAI_EXTRAS:
+        raise ValueError(
+            f"{where} holds more than tensors, {sorted(checkpoint.others)[:5]}: give a file that holds the model's "
+            "state dict alone"
+        )
+    state = {n: t for n, t in checkpoint.tensors.items() if n not in OPENAI_EXTRAS and not is_constant(n)}
+    from_openai = bool(OPENAI_EXTRAS & (checkpoint.tensors.keys() | checkpoint.others.keys()))
     if tag:
         architecture["quick_gelu"] = bool(tag.get("quick_gelu", False))
     elif from_openai:
@@ -297,31 +304,12 @@ def find_weights(model: str, weights: str) -> Path:
     )
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read tensors by open_clip's names, and whether the file is in OpenAI's own layout (so that it needs QuickGELU).
-
-    Raises as `read_checkpoint` does, and ValueError for a state dict that holds more than tensors.
-    """
-    checkpoint = read_checkpoint(path)
-    if checkpoint.layout == "torch" and checkpoint.others.keys() - OPENAI_EXTRAS:
-        raise ValueError(
-            f"{path} holds more than tensors, {sorted(checkpoint.others)[:5]}: give a file with the model's state dict "
-            "alone"
-        )
-    tensors = {n: t for n, t in checkpoint.tensors.items() if n not in OPENAI_EXTRAS and not is_constant(n)}
-    return tensors, bool(OPENAI_EXTRAS & (checkpoint.tensors.keys() | checkpoint.others.keys()))
-
-
 def _load_weights(clip: ClipModel, state: dict[str, Tensor], source: str) -> None:
     own = clip.model.state_dict()
     for key in {"logit_scale", "logit_bias"} & state.keys() & own.keys():
         state[key] = state[key].reshape(own[key].shape)  # a vector of one in some files
-    if problems := misfits(own, state):
-        raise ValueError(
-            f"{source} does not fit {clip.name}: {'; '.join(problems)}. Set teacher.model to the architecture that "
-            "the file was made with"
-        )
-    clip.model.load_state_dict(state, strict=False)  # counters of batch norms may be absent
+    advice = f"Set teacher.model ({clip.name} here) to the architecture that the file was made with"
+    load_strictly(clip.model, state, source, advice)
 
 
 # ---------------------------------------------------------------- folders
@@ -330,7 +318,7 @@ def _load_weights(clip: ClipModel, state: dict[str, Tensor], source: str) -> Non
 def save_clip(clip: ClipModel, folder: Folder, layout: tuple[str, str] = OUR_LAYOUT) -> None:
     """Write all weights (open_clip's names) and a description (open_clip's config layout) into a CLIP folder.
 
-    A Hugging Face tokenizer's files go beside them. FileNotFoundError, with nothing written, if it is not here.
+    A Hugging Face tokenizer's files go beside them; FileNotFoundError, with nothing written, if they are not found.
 
     Args:
         layout: names of description and weights; OPEN_CLIP_LAYOUT is what open_clip itself opens, by `local-dir:`.
@@ -353,10 +341,9 @@ def load_clip(folder: Folder) -> ClipModel:
         FileNotFoundError: if there is none.
         ValueError: if weights and description don't fit each other.
     """
-    layouts = (OUR_LAYOUT, OPEN_CLIP_LAYOUT)
-    names = next((names for names in layouts if folder.exists(names[0])), None)
-    if names is None:
-        expected = " or ".join(description for description, _ in layouts)
+    names = clip_layout(folder)
+    if not names:
+        expected = " or ".join(description for description, _ in CLIP_LAYOUTS)
         raise FileNotFoundError(f"{folder.url} holds no CLIP model: expected {expected} in it")
     config = folder.read_json(names[0])
     preprocess = config.get("preprocess_cfg", {})

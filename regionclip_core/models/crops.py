@@ -1,4 +1,4 @@
-"""Region embeddings the other way: every region as an image of its own, through all of CLIP.
+"""Region embeddings from crops: every region is cut out and goes through all of CLIP, as an image of its own.
 
 Shapes: R regions, S CLIP's input side, D embedding. Boxes are absolute xyxy pixels in the original image.
 """
@@ -26,8 +26,6 @@ class CropEncoder(nn.Module):
     def __init__(self, clip: ClipModel, context: float = 1.2, batch_size: int = 64) -> None:
         """Use `clip` itself, no copy. `batch_size` crops go through the model at once."""
         super().__init__()
-        if context <= 0 or batch_size < 1:
-            raise ValueError(f"CropEncoder expects context > 0 and batch_size >= 1, got {context} and {batch_size}")
         self.clip = clip
         self.context = context
         self.batch_size = batch_size
@@ -40,41 +38,28 @@ class CropEncoder(nn.Module):
             images: uint8 [3, h, w]; the crops are cut on their device.
             boxes: per image [R_i, 4].
         """
-        if len(images) != len(boxes):
-            raise ValueError(f"CropEncoder got {len(images)} images and boxes of {len(boxes)}")
-        clip, fill = self.clip, fill_colour(self.clip.mean)
+        clip, visual = self.clip, self.clip.model.visual
+        mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (clip.mean, clip.std))
+        fill = [round(255 * value) for value in clip.mean]
         crops = [cut_crops(i, b, self.context, clip.image_size, fill) for i, b in zip(images, boxes, strict=True)]
-        parts = [self._encode(p) for p in torch.split(torch.cat(crops), self.batch_size) if len(p)] if crops else []
-        return torch.cat(parts) if parts else torch.zeros((0, clip.embed_dim), device=clip.device)
-
-    def _encode(self, crops: Tensor) -> Tensor:
-        clip = self.clip
-        mean = torch.tensor(clip.mean, device=clip.device).view(3, 1, 1)
-        std = torch.tensor(clip.std, device=clip.device).view(3, 1, 1)
-        x = crops.to(clip.device).float().div_(255).sub_(mean).div_(std)
-        visual = clip.model.visual
-        if not isinstance(visual, ModifiedResNet):
-            return clip.encode_images(x)
-        x = visual.stem(x)  # as the tower's own forward, but with the cheaper attention pool
-        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-            x = stage(x)
-        return pool_single_query(visual.attnpool, x)
-
-
-def fill_colour(mean: Sequence[float]) -> tuple[int, int, int]:
-    """Return the mean colour (RGB in 0..1) in whole uint8 levels."""
-    red, green, blue = (round(255 * value) for value in mean)
-    return red, green, blue
+        found = [torch.zeros((0, clip.embed_dim), device=clip.device)]
+        for some in torch.split(torch.cat(crops), self.batch_size) if any(map(len, crops)) else ():
+            x = some.to(clip.device).float().div_(255).sub_(mean).div_(std)
+            if isinstance(visual, ModifiedResNet):  # as the tower's own forward, but with the cheaper attention pool
+                x = visual.stem(x)
+                for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+                    x = stage(x)
+                found.append(pool_single_query(visual.attnpool, x))
+            else:
+                found.append(clip.encode_images(x))
+        return torch.cat(found)
 
 
 def crop_windows(boxes: Tensor, context: float) -> list[tuple[int, int, int]]:
     """Return (left, top, side) in whole pixels of the square around each box [R, 4]; side at least 1.
 
-    The square's centre is the box's, to the nearest pixel; it may reach outside the image. Raises ValueError for
-    boxes that are not finite.
+    The square's centre is the box's, to the nearest pixel; it may reach outside the image.
     """
-    if not bool(torch.isfinite(boxes).all()):
-        raise ValueError("crop_windows got a box with NaN or infinity")
     x0, y0, x1, y1 = boxes.double().reshape(-1, 4).unbind(1)
     sides = (context * torch.maximum(x1 - x0, y1 - y0)).add(0.5).floor().clamp(min=1)
     lefts = ((x0 + x1 - sides) / 2 + 0.5).floor()
@@ -83,13 +68,11 @@ def crop_windows(boxes: Tensor, context: float) -> list[tuple[int, int, int]]:
     return [(left, top, side) for left, top, side in rows]
 
 
-def cut_crops(image: Tensor, boxes: Tensor, context: float, size: int, fill: tuple[int, int, int]) -> Tensor:
+def cut_crops(image: Tensor, boxes: Tensor, context: float, size: int, fill: Sequence[int]) -> Tensor:
     """Cut the squares around `boxes` [R, 4] out of a uint8 image [3, h, w], resized: uint8 [R, 3, size, size].
 
-    Resizing is antialiased bilinear on uint8, as PIL does it.
+    Outside of the image they have the colour `fill`. Resizing is antialiased bilinear on uint8, as PIL does it.
     """
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"cut_crops expects an image uint8 [3, h, w], got {image.dtype} {tuple(image.shape)}")
     height, width = image.shape[1:]
     # Interleaved colours (channels last) go through the uint8 kernels without a copy per crop: about a tenth faster.
     image = image[None].contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Names of weights in the official checkpoints, and ours. Nothing but names: tensors pass through untouched.
+"""Names of weights in the official checkpoints, and ours. Only names are changed here, never tensors.
 
 Official files hold one flat dictionary whose prefixes name the parts: `backbone.` (the student's, or the detector's,
 CLIP ResNet with `layer4` and `attnpool`), `teacher_backbone.`, `lang_encoder.`, `roi_heads.box_predictor.`,
@@ -52,7 +52,7 @@ class Split:
     own: dict[str, Tensor]
     """By our names: what belongs to the wanted part."""
     renamed: dict[str, str]
-    """Official name to ours, of all in `own`."""
+    """Official name to ours, for all in `own`."""
     rest: dict[str, Tensor]
     """By the file's names: everything else."""
 
@@ -63,7 +63,7 @@ def split_detector(state: Mapping[str, Tensor]) -> Split:
 
 
 def split_clip(state: Mapping[str, Tensor], visual: str) -> Split:
-    """Find a CLIP model by open_clip's names: the image tower from `visual`, the text tower from wherever it is.
+    """Find a CLIP model's weights, and name them as open_clip does.
 
     `visual` is the file's prefix of the image tower: `backbone.`, `teacher_backbone.` or `visual.`. The text tower is
     found under `lang_encoder.` or, as OpenAI names it, without a prefix.
@@ -112,7 +112,7 @@ def is_constant(name: str) -> bool:
 
 
 def why_left_over(name: str) -> str | None:
-    """Say why a tensor outside of every model may rightly be left over; None where only the file's maker knows."""
+    """Say why a tensor that belongs to no model is rightly left over; None if the reason is not known."""
     if name.endswith(_COUNTER):
         return "a counter that nothing reads"
     return "a constant that follows from the configuration" if is_constant(name) else None

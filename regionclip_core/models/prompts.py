@@ -1,4 +1,4 @@
-"""Prompts: names into sentences, sentences into one text embedding per name.
+"""Prompts: names become sentences, and the sentences of a name become one text embedding.
 
 Shapes: K names, D embedding.
 """
@@ -48,7 +48,7 @@ def prompt_templates(spec: str) -> tuple[str, ...]:
 
 
 def fill_template(template: str, name: str) -> str:
-    """Put `name` in place of `{}`, by the official rule: commas removed, "+" to a space, nothing else touched."""
+    """Put `name` in place of `{}`, by the official rule: commas are removed, "+" becomes a space, no other changes."""
     return template.replace("{}", name.replace(",", "").replace("+", " "))
 
 
@@ -66,8 +66,6 @@ def embed_texts(
             ensembling). False: the plain mean of raw embeddings, as the official RegionCLIP tool stores it.
         batch_size: prompts that go through the model at once.
     """
-    if not templates:
-        raise ValueError("embed_texts got no templates; see prompt_templates")
     texts = [fill_template(template, name) for name in names for template in templates]
     sums = torch.zeros((len(names), clip.embed_dim), device=clip.device)
     with torch.no_grad():

@@ -47,8 +47,7 @@ class RegionEncoder(nn.Module, ABC):
 
         `boxes`: per image [R_i, 4] float32, input pixels; they are not clipped, and may have no area.
         """
-        if len(boxes) != len(features):
-            raise ValueError(f"regions got boxes of {len(boxes)} images for features of {len(features)}")
+        assert len(boxes) == len(features)  # roi_align itself would not notice
         aligned = roi_align(
             features,
             list(boxes),
@@ -60,7 +59,7 @@ class RegionEncoder(nn.Module, ABC):
         return self.refine(aligned)
 
     def refine(self, aligned: Tensor) -> Tensor:
-        """Compute what comes between RoIAlign and the pooling; nothing, unless an encoder has it."""
+        """Compute what comes between RoIAlign and pooling; by default nothing."""
         return aligned
 
     @abstractmethod
@@ -76,17 +75,15 @@ class RegionEncoder(nn.Module, ABC):
         """List the five parts that `freeze` counts, first to last; what comes after them is never frozen."""
 
     def never_trained(self) -> Iterable[nn.Parameter]:
-        """List parameters that stay frozen whatever `freeze` sets."""
+        """List parameters that `freeze` always freezes."""
         return ()
 
     def freeze(self, freeze_at: int) -> None:
-        """Stop training the first `freeze_at` of the five `parts`; an earlier call has no effect any more.
+        """Freeze the first `freeze_at` (0 to 5) of the five `parts`, and let all others train.
 
         ResNets: the stem, then the four stages. ViTs: patch embedding and positions, then four quarters of the
         blocks. What pools (attention pool; last norm and projection) always trains.
         """
-        if not 0 <= freeze_at <= 5:
-            raise ValueError(f"freeze_at must be 0 (nothing) to 5 (all but what pools), got {freeze_at}")
         self.requires_grad_(True)
         for part in self.parts()[:freeze_at]:
             for item in part:

@@ -86,20 +86,14 @@ class ResNetEncoder(RegionEncoder):
 def pool_single_query(pool: AttentionPool2d, maps: Tensor) -> Tensor:
     """Attention-pool `maps` [R, C, h, w] to [R, D], not normalised; equal to `pool(maps)`.
 
-    In open_clip's own forward every token asks, and only the answer to the mean token is kept. Here that token alone
-    asks, with W_k folded into the query and W_v applied after the weighted sum, so no other token is projected at
-    all: about 1/35 of the multiplications for a 7 x 7 map of 2048 channels.
-
-    Raises:
-        ValueError: if the map doesn't fit the positional embedding, which is never interpolated (as officially).
+    In open_clip's own forward every token is a query, and only the result of the mean token is kept. Here the mean
+    token is the only query, with W_k folded into it and W_v applied after the weighted sum, so no other token is
+    projected at all: about 1/35 of the multiplications for a 7 x 7 map of 2048 channels. The positional embedding is
+    never interpolated, as officially: h and w must be image_size / 32.
     """
     regions, channels, height, width = maps.shape
     positions = pool.positional_embedding.to(maps.dtype)
-    if height * width + 1 != len(positions):
-        raise ValueError(
-            f"a {height} x {width} map does not fit the attention pool's {len(positions) - 1} positions: "
-            "the input of the pool must be image_size / 32 on a side"
-        )
+    assert height * width + 1 == len(positions), (maps.shape, positions.shape)
     heads = pool.num_heads
     size = channels // heads
     tokens = maps.flatten(2).transpose(1, 2)  # [R, T-1, C]

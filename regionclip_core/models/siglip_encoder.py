@@ -34,7 +34,7 @@ class SiglipEncoder(RegionEncoder):
         super().__init__()
         visual = copy.deepcopy(visual)
         trunk = visual.trunk
-        # What `_patches` and `pool` run must be all that the tower has; config/architectures.py lets no other pass.
+        # The tower must have no parts but those in `_patches` and `pool`; config/architectures.py refuses all others.
         assert isinstance(trunk, VisionTransformer), type(trunk)
         assert isinstance(trunk.attn_pool, AttentionPoolLatent), trunk.attn_pool
         assert trunk.num_prefix_tokens == 0 and trunk.pos_embed is not None and trunk.attn_pool.pos_embed is None

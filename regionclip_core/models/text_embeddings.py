@@ -1,4 +1,4 @@
-"""Names to embeddings: published ones where they are given, the text encoder's otherwise; the concept pool's, stored.
+"""Embeddings of names: published ones where they are given, the text encoder's otherwise; the stored concept pool.
 
 Shapes: K names, n stored names, C concepts, D embedding.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import EMBEDDING_FILES
 
 PROMPTS = "prompts.json"
-"""Beside a text encoder in a folder of `export`: how it embeds names."""
+"""The file beside an exported text encoder that says how it embeds names."""
 _POOL = "concept_embeddings"
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class NamePrompts:
     normalize: bool
     """Whether each prompt's embedding is normalised before the average."""
     published: tuple[str, ...] = ()
-    """Embeddings folders that are asked first; `prompts.json` doesn't keep them."""
+    """Embeddings folders that are searched first; they are not written into `prompts.json`."""
 
     @classmethod
     def from_config(cls, teacher: TeacherConfig) -> Self:
@@ -47,18 +47,14 @@ class NamePrompts:
 
     @classmethod
     def official(cls) -> Self:
-        """Return the official code's: the 81 templates, averages of raw embeddings."""
+        """Return the official code's way: the 81 templates, averages of raw embeddings."""
         return cls(prompt_templates("clip81"), False)
-
-    def with_templates(self, spec: str) -> Self:
-        """Return the same with the templates that `spec` names (see `prompt_templates`), asking the encoder alone."""
-        return replace(self, templates=prompt_templates(spec), published=())
 
     def embed(self, clip: ClipModel, names: Sequence[str]) -> Tensor:
         """Return one embedding per name: float32[K, D] on the model's device, no gradient.
 
-        The first folder of `published` that holds a name gives its row, the text encoder embeds all others, averaged
-        over the templates. With `normalize` rows have norm 1.
+        A name's embedding comes from the first folder of `published` that holds it, or else from the text encoder, as
+        the average over the templates. With `normalize` rows have norm 1.
 
         Raises:
             ValueError: if stored embeddings are of another width than the model's.
@@ -107,7 +103,7 @@ def read_prompts(folder: Folder, default: NamePrompts | None = None) -> NameProm
     """Return what `write_prompts` wrote; `default`, or else the official prompts, where nothing was written.
 
     Raises:
-        ValueError: for a file of another content.
+        ValueError: if the file's content is something else.
     """
     if not folder.exists(PROMPTS):
         return default or NamePrompts.official()

@@ -21,7 +21,7 @@ from regionclip_core.storage.given_files import TOKENIZER_FILES
 
 
 def make_tokenizer(text_config: dict[str, Any], folder: Folder | None = None) -> Callable[[list[str]], Tensor]:
-    """Return what turns texts into ids [B, L] int64; text that is too long is cut and keeps the end token.
+    """Return the function from texts to ids [B, L] int64; text that is too long is cut and keeps the end token.
 
     Args:
         text_config: a description's `text_cfg`.
@@ -35,7 +35,7 @@ def make_tokenizer(text_config: dict[str, Any], folder: Folder | None = None) ->
 
 
 class LocalTokenizer:
-    """A Hugging Face tokenizer (SigLIP's, for one), read when the first text comes. Never from the network."""
+    """A Hugging Face tokenizer (SigLIP has one), loaded with the first text, and never from the network."""
 
     def __init__(self, text_config: dict[str, Any], folder: Folder | None = None) -> None:
         self.name: str = text_config["hf_tokenizer_name"]

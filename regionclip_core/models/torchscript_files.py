@@ -1,7 +1,7 @@
 """The tensors of a TorchScript archive (OpenAI's CLIP downloads), read as data: no code of the archive runs.
 
 An archive is a zip with `<root>/data.pkl`, the tree of modules, `<root>/data/<n>`, the bytes of the storages, and
-`<root>/code/`, programs that are not looked at. The tree is a pickle; here it may name nothing but the classes of the
+`<root>/code/`, programs, which are never read. The tree is a pickle; here it may name nothing but the classes of the
 archive itself, which become plain dictionaries, and the rebuilding of tensors.
 """
 
@@ -108,7 +108,7 @@ class _TreeReader(pickle.Unpickler):
 
     def _read(self, name: str) -> bytes:
         entry = self._archive.getinfo(f"{self._root}/{name}")
-        # Torch stores all bytes as they are: anything else could grow beyond all bounds while it is read.
+        # Torch doesn't compress: a compressed entry could fill the memory while it is read.
         if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed, which torch never does")
         return self._archive.read(entry)

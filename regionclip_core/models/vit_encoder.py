@@ -1,7 +1,7 @@
 """Region embeddings of a CLIP ViT: dense patch features and RoIAlign.
 
-CLIP trains the class token alone: a patch's last state is whatever helped that token. So the last block leaves its
-attention out and passes on the values, by which a patch keeps its own content in the space that the projection to
+CLIP trains the class token alone, and nothing makes a patch's last state describe that patch. So the last block leaves
+its attention out and passes on the values: a patch then keeps its own content, in the space that the projection to
 text was trained for: Zhou et al., "Extract Free Dense Labels from CLIP" (MaskCLIP, arXiv 2112.01071); with RoIAlign
 and a mean per region: Wu et al., CLIPSelf (arXiv 2310.01403).
 
@@ -32,7 +32,8 @@ Grid = tuple[int, int]
 class VitEncoder(RegionEncoder):
     """The modules of a CLIP ViT under their own names (`conv1`, ..., `transformer`, `ln_post`, `proj`).
 
-    The whole image as a region is not CLIP's own embedding of it: no class token gathers it. Both are in one space.
+    The whole image as a region doesn't give CLIP's own embedding of it, which comes from the class token. Both are in
+    one space.
     """
 
     roi_size = ROI_SIZE
@@ -56,9 +57,7 @@ class VitEncoder(RegionEncoder):
         self.train(visual.training)
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Return patch features [B, C, h, w] after the last norm. The projection, being linear, may wait for the mean
-        in `pool`.
-        """
+        """Return patch features [B, C, h, w] after the last norm; `pool` projects, which is cheaper after its mean."""
         return map_by_grid(images, sizes, self.stride, self._patches)
 
     def _patches(self, images: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ class VitEncoder(RegionEncoder):
         *blocks, last = self._blocks()
         for block in blocks:
             x = block(x)
-        # The class token has done its work in the blocks: patches have attended to it.
+        # The class token is not needed any more: in the blocks, patches have attended to it.
         x = self.ln_post(value_path(last, x[:, 1:]))
         return x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
@@ -86,10 +85,11 @@ class VitEncoder(RegionEncoder):
         return [embedding, *quarters(self._blocks())]
 
     def never_trained(self) -> Iterable[nn.Parameter]:
-        """List what the last block's missing attention leaves without a gradient, for which other ranks would wait.
+        """List what gets no gradient because the last block has no attention: distributed training would wait for it.
 
-        Its values have one, but share a tensor with queries and keys, which weight decay would wear down. Nothing is
-        lost: the output projection follows the values immediately, and can learn whatever they could.
+        The last block's values would have a gradient, but they share a tensor with its queries and keys, which weight
+        decay would shrink to nothing. Nothing is lost: the output projection comes right after the values, and can
+        learn the same.
         """
         last = self._blocks()[-1]
         frozen = [last.attn.in_proj_weight, last.attn.in_proj_bias]

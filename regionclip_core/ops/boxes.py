@@ -84,7 +84,7 @@ def decode(sources: Tensor, deltas: Tensor, weights: Weights) -> Tensor:
 
 
 class Match(NamedTuple):
-    """Which ground-truth box each of N boxes answers for."""
+    """The ground-truth box that each of N boxes is assigned to."""
 
     truth: Tensor
     """[N] int64: row of the ground-truth box with the highest IoU; 0 if the image has none."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Self, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,23 @@ _INTERPOLATION: dict[Resize, str] = {"detection": "bilinear", "pretraining": "bi
 
 
 @dataclass(frozen=True)
-class ImageBatch:
-    """A batch as a model wants it, with what is needed to go between input and original pixels."""
+class Batch:
+    """Base of the dataclasses that a training or a model takes."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same batch with its tensors on `device`, those in lists and in inner batches too."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [moved(item) for item in value]
+            return value.to(device) if isinstance(value, (Tensor, Batch)) else value
+
+        return replace(self, **{field.name: moved(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class ImageBatch(Batch):
+    """A batch as a model takes it, with the sizes that relate its pixels to those of the original images."""
 
     tensor: Tensor
     """[B, 3, H, W] float32, normalised; zeros to the right of and below each image."""
@@ -34,10 +49,6 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def to(self, device: torch.device | str) -> Self:
-        """Return the same batch with its pixels on `device`."""
-        return replace(self, tensor=self.tensor.to(device, non_blocking=True))
-
     def to_input(self, index: int, boxes: Tensor) -> Tensor:
         """Take boxes [R, 4] of image `index` from original to input pixels (each axis by its own, rounded, ratio)."""
         return boxes * boxes.new_tensor(self._ratios(index))
@@ -47,7 +58,7 @@ class ImageBatch:
         return boxes / boxes.new_tensor(self._ratios(index))
 
     def global_boxes(self, kind: Literal["image", "padded"] = "image") -> list[Tensor]:
-        """Return one box [1, 4] per image, in input pixels: the image, or (official) the batch's padded canvas."""
+        """Return one box [1, 4] per image, in input pixels: the image, or the padded canvas as in the official code."""
         height, width = self.tensor.shape[-2:]
         sizes = self.sizes if kind == "image" else [(height, width)] * len(self)
         return [self.tensor.new_tensor([[0.0, 0.0, w, h]]) for h, w in sizes]
@@ -89,11 +100,11 @@ def by_input_size(
     compute: Callable[[list[int]], Sequence[_T]],
     resize: Resize = "detection",
 ) -> list[_T]:
-    """Return what a model gives for each image, in their order, with only images of one input size in a batch.
+    """Return a model's result for each image, in their order; each batch has only images of one input size.
 
     `compute` takes the numbers of such images and returns one result for each. Padding is convolved like pixels, so it
-    changes the features near it: with other sizes in the batch an image's results would depend on its neighbours.
-    Officially, too, every image of a test is alone.
+    changes the features near it: with other sizes in the batch an image's results would depend on its neighbours. The
+    official code avoids this by testing one image at a time.
     """
     groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for number, image in enumerate(images):
@@ -121,16 +132,12 @@ def batch_images(
         resize: `detection` interpolates bilinearly, `pretraining` bicubically; both antialiased and on uint8, rows
             first, then columns, as PIL does it. See also `resized_shape`.
 
-    Normalisation comes before padding, so the padding (right and bottom only) is 0 in normalised space. Raises
-    ValueError for an empty list and for tensors of another kind.
+    Normalisation comes before padding, so the padding (right and bottom only) is 0 in normalised space.
     """
-    if not len(images):
-        raise ValueError("batch_images got no images; a batch needs at least one")
     resized, original_sizes = [], []
     short_sides = [short_side] * len(images) if isinstance(short_side, int) else short_side
     for image, side in zip(images, short_sides, strict=True):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-            raise ValueError(f"batch_images expects uint8 [3, h, w], got {image.dtype} {tuple(image.shape)}")
+        assert image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3, (image.dtype, image.shape)
         original = (int(image.shape[1]), int(image.shape[2]))
         shape = resized_shape(*original, side, max_side, resize)
         resized.append(image if shape == original else resize_uint8(image[None], shape, _INTERPOLATION[resize])[0])

@@ -1,15 +1,14 @@
-"""Masks, coded as COCO's run lengths: annotated ones on their way to the mask head, predicted ones on their way out.
+"""Masks, coded as COCO's run lengths: annotated masks become the mask head's targets, predicted ones are coded.
 
 Legend: R regions, N detections, m the side of a predicted mask, (H, W) the original image. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -23,10 +22,10 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class ImageMasks:
-    """The annotated masks of one image of a batch, still coded, and the way from its input pixels back to them.
+    """The annotated masks of one image of a batch, still coded, and how its input pixels relate to theirs.
 
     The bitmaps of a batch would fill gigabytes, and only those of sampled regions are needed: they are decoded one at
-    a time, at the original size. Regions are taken back there; masks are never resized to the input.
+    a time, at the original size. Regions are converted to original pixels; masks are never resized to the input.
     """
 
     counts: Sequence[bytes]
@@ -63,23 +62,18 @@ class ImageMasks:
 
 
 def encode_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[bytes]:
-    """Return COCO's compressed run lengths (`counts`) of N masks, pasted and coded one at a time.
+    """Return COCO's compressed run lengths (`counts`) of N masks, pasted into the image and coded one at a time.
+
+    A pixel takes the bilinear interpolation of the mask's cells at its centre, zeros around them, and is set from
+    THRESHOLD on: detectron2's rule (`grid_sample` without aligned corners).
 
     Args:
         probabilities: float[N, m, m].
         boxes: float[N, 4], none of them empty.
         size: (H, W).
     """
-    return [coco_mask.encode(mask)["counts"] for mask in paste_masks(probabilities, boxes, size)]
-
-
-def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield each mask in its image: uint8[H, W] of 0 and 1, column-major. The arguments are those of `encode_masks`.
-
-    A pixel takes the bilinear interpolation of the mask's cells at its centre, zeros around them, and is set from
-    THRESHOLD on: detectron2's rule (`grid_sample` without aligned corners).
-    """
     height, width = size
+    coded = []
     for probability, box in zip(probabilities.float().cpu(), boxes.float().cpu(), strict=True):
         x0, y0, x1, y1 = box.tolist()
         # A pixel whose centre is outside the box can't reach THRESHOLD: the box's own pixels are enough.
@@ -89,11 +83,12 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
         values = _weights(rows, y0, y1, probability.shape[0]) @ probability @ across.T
         image = np.zeros(size, np.uint8, order="F")
         image[rows, columns] = (values >= THRESHOLD).numpy()
-        yield image
+        coded.append(coco_mask.encode(image)["counts"])
+    return coded
 
 
 def _weights(pixels: slice, start: float, stop: float, cells: int) -> Tensor:
-    """Return [pixels, cells], the linear interpolation along one axis; the box is axis-aligned, so the two split."""
+    """Return weights [pixels, cells] of linear interpolation along one axis; bilinear is one axis after the other."""
     centres = torch.arange(pixels.start, pixels.stop, dtype=torch.float32) + 0.5
     position = (centres - start) / (stop - start) * cells - 0.5
     return (1 - (position[:, None] - torch.arange(cells)).abs()).clamp(min=0)

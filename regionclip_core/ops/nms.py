@@ -45,7 +45,7 @@ def suppress(
         scores: [R, K], finite.
         kind: by what a pick multiplies the scores of its neighbours. hard: 0 above an IoU of `threshold`; linear:
             1 - IoU above it; gaussian: exp(-IoU^2 / `sigma`) everywhere.
-        prune: soft kinds only: after a pick, pairs (of all classes) with a score of at most `prune` are gone.
+        prune: soft kinds only: after the first pick, pairs (of all classes) with a score of at most this are dropped.
     """
     overlap = box_ops.iou(boxes, boxes)
     if kind == "gaussian":
@@ -53,7 +53,7 @@ def suppress(
     else:
         suppressed = torch.zeros_like(overlap) if kind == "hard" else 1 - overlap
         decay_RR = torch.where(overlap > threshold, suppressed, torch.ones_like(overlap)).cpu().numpy()
-    # By class, so that the column that a pick changes is contiguous; 0 marks pairs that are out.
+    # By class, so that the column that a pick changes is contiguous; 0 marks dropped pairs.
     alive_KR = scores.T.detach().float().cpu().numpy().copy()
     alive_KR[alive_KR <= score_threshold] = 0.0
     floor = 0.0 if kind == "hard" else prune

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from torchvision.ops import box_iou
 
 from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
-from regionclip_core.datasets.index import IndexRow, read_index, split_shards
+from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.crops import CropEncoder
@@ -35,87 +34,71 @@ EmbedRegions = Callable[[list[Tensor], list[Tensor]], Tensor]
 """(images uint8[3, H, W], boxes float32[R, 4] in original pixels) -> float32[sum R, D]"""
 
 
-@dataclass
 class Labeller:
-    """Teacher, concept embeddings and settings, ready to label any shard."""
+    """What labels a shard: the teacher, the concepts' embeddings and the settings."""
 
-    embed: EmbedRegions
-    embeddings_CD: Tensor
-    digest: str
-    temperature: float
-    settings: LabelsConfig
-
-    @classmethod
-    def load(cls, config: Config, teacher: Folder, labels: Folder, device: str) -> Labeller:
-        """Load the teacher's artifact and the embeddings that the labels stage prepared."""
+    def __init__(self, config: Config, teacher: Folder, labels: Folder, device: str) -> None:
+        """Load the teacher, and the pool's embeddings that the labels stage has written into its own artifact."""
         clip = load_clip(teacher)
         clip.model.to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
         pool, embeddings_CD = load_embeddings(labels)
-        return cls(
-            embed=region_embedder(config.labels, clip, device),
-            embeddings_CD=embeddings_CD.to(device),
-            digest=pool.digest,
-            temperature=config.labels.temperature or 1 / clip.logit_scale,
-            settings=config.labels,
-        )
+        self.settings = config.labels
+        self.embed = region_embedder(config.labels, clip, device)
+        self.embeddings_CD = embeddings_CD.to(device)
+        self.digest = pool.digest
+        # CLIP's own temperature unless the settings say another: with it the scores are CLIP's probabilities.
+        self.temperature = config.labels.temperature or 1 / clip.logit_scale
 
     def label_shard(self, data: Folder, proposals: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
         """Return one LABELS row for each proposals row of the shard, and counts by status.
 
-        The pool's digest travels in the table's metadata, so that a reader can refuse another pool.
+        An image that can't be read has its reason and no regions. The pool's digest is in the table's metadata, so
+        that a reader can refuse another pool.
         """
         images = {row.key: row for row in read_index(data, shard)}
         with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
             rows = pq.read_table(file).to_pylist()
-        labelled = []
+        lists = [field.name for field in LABELS if pa.types.is_list(field.type)]
+        labelled: list[dict[str, Any]] = [
+            {"key": row["key"], "status": row["status"], "reason": row["reason"], **{name: [] for name in lists}}
+            for row in rows
+        ]
         with ImageReader(data) as reader:
             for start in range(0, len(rows), _IMAGES_AT_ONCE):
-                labelled += self._label_images(rows[start : start + _IMAGES_AT_ONCE], images, reader)
+                pixels, boxes, numbers = [], [], []
+                for number, row in enumerate(rows[start : start + _IMAGES_AT_ONCE], start):
+                    if row["status"] != "ok":
+                        continue
+                    try:
+                        pixels.append(reader.read_tensor(images[row["key"]]))
+                    except BadImage as error:
+                        labelled[number] |= {"status": error.status, "reason": str(error)}
+                        continue
+                    boxes.append(torch.tensor(row["boxes"][: self.settings.max_regions]).reshape(-1, 4))
+                    numbers.append(number)
+                if not numbers:
+                    continue
+                with torch.inference_mode():
+                    features_RD = self.embed(pixels, boxes)
+                by_image = torch.split(features_RD, [len(b) for b in boxes])
+                for number, box, features in zip(numbers, boxes, by_image, strict=True):
+                    labels = pseudo_labels(
+                        features, self.embeddings_CD, self.temperature, self.settings.threshold, self.settings.top_k
+                    )
+                    labelled[number] |= {
+                        "boxes": box.tolist(),
+                        "objectness_logit": rows[number]["objectness_logit"][: len(box)],
+                        **{name: tensor.tolist() for name, tensor in vars(labels).items()},
+                    }
         table = pa.Table.from_pylist(labelled, schema=LABELS.with_metadata({"vocabulary": self.digest}))
         counts = Counter(row["status"] for row in labelled)
         counts["regions"] = sum(len(row["kept"]) for row in labelled)
         counts["regions_kept"] = sum(sum(row["kept"]) for row in labelled)
         return table, counts
 
-    def _label_images(
-        self, rows: list[dict[str, Any]], images: dict[str, IndexRow], reader: ImageReader
-    ) -> list[dict[str, Any]]:
-        """Return the LABELS rows of a few proposals rows; an image that can't be read has its reason and no region."""
-        lists = [field.name for field in LABELS if pa.types.is_list(field.type)]
-        results: list[dict[str, Any]] = [
-            {"key": row["key"], "status": row["status"], "reason": row["reason"], **{name: [] for name in lists}}
-            for row in rows
-        ]
-        pixels, boxes, numbers = [], [], []
-        for number, row in enumerate(rows):
-            if row["status"] != "ok":
-                continue
-            try:
-                pixels.append(reader.read_tensor(images[row["key"]]))
-            except BadImage as error:
-                results[number] |= {"status": error.status, "reason": str(error)}
-                continue
-            boxes.append(torch.tensor(row["boxes"][: self.settings.max_regions]).reshape(-1, 4))
-            numbers.append(number)
-        if not pixels:
-            return results
-        with torch.inference_mode():
-            features_RD = self.embed(pixels, boxes)
-        by_image = torch.split(features_RD, [len(b) for b in boxes])
-        for number, box, features in zip(numbers, boxes, by_image, strict=True):
-            labels = pseudo_labels(
-                features, self.embeddings_CD, self.temperature, self.settings.threshold, self.settings.top_k
-            )
-            results[number] |= {
-                "boxes": box.tolist(),
-                "objectness_logit": rows[number]["objectness_logit"][: len(box)],
-                **{name: tensor.tolist() for name, tensor in vars(labels).items()},
-            }
-        return results
-
 
 def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> EmbedRegions:
-    """Return the teacher's view of regions: pooled from the whole image's features (`roi`), or each a crop (`crop`).
+    """Return how the teacher embeds regions: `roi` pools them from the whole image's features, `crop` cuts them out.
 
     With `roi` only images of one input size share a batch, so that no label depends on another image's size.
     """

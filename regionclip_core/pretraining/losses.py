@@ -74,7 +74,7 @@ def region_distillation(
     assert len(top_concepts) == len(top_probabilities) == len(residual_mass) == len(student)
     if not len(student):
         return student.sum() * 0.0
-    # In log space throughout: finite where the log of a softmax, as in the official code, underflows.
+    # log_softmax stays finite where the log of a softmax, as in the official code, underflows.
     logits = F.normalize(student, dim=1) @ F.normalize(concept_embeddings, dim=1).T / temperature
     log_q = logits.log_softmax(dim=1)
     teacher = top_probabilities.to(log_q.dtype)
@@ -103,6 +103,7 @@ def image_text_contrastive(
         image, text = gather(image), gather(text)
     if not len(image):
         return (image.sum() + text.sum()) * 0.0
+    # Each image has to find its own caption among all captions of the batch, and each caption its own image.
     logits = image @ text.T / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

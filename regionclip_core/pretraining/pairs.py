@@ -55,9 +55,9 @@ def pairs_name(shard: int) -> str:
 
 
 def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settings: PairsConfig) -> dict[str, int]:
-    """Write one shard's samples as a WebDataset tar; return the number of images by what became of them.
+    """Write one shard's samples as a WebDataset tar; return the number of images by outcome.
 
-    Counts: `ok` (written), `few_regions` (fewer kept regions than settings.min_regions), `no_caption` (a pair needs
+    Outcomes: `ok` (written), `few_regions` (fewer kept regions than settings.min_regions), `no_caption` (a pair needs
     one: the image-text loss would contrast an empty text), `not_labelled` (their row in the labels says why),
     `bad_image`.
 
@@ -113,7 +113,7 @@ def best_regions(label: dict[str, Any], max_regions: int) -> dict[str, list[Any]
 
 
 def encode_body(body: dict[str, Any]) -> bytes:
-    """Return a sample's JSON member. Floats have the fewest digits from which the same float32 is read back."""
+    """Return a sample's JSON member. Floats have as few digits as give the same float32 when they are read."""
 
     def shortest(values: Any) -> Any:
         return np.asarray(values, np.float32).astype("U32").astype(np.float64).tolist()
@@ -169,10 +169,7 @@ class RegionSample:
     """One image with its pseudo-labelled regions, highest score first."""
 
     key: str
-    image_id: int
     image_bytes: bytes
-    width: int
-    height: int
     captions: tuple[str, ...]
     boxes: Tensor  # float32[R, 4]
     concept_id: Tensor  # int64[R]
@@ -190,10 +187,10 @@ class RegionSample:
 class RegionPairs:
     """Shuffled samples of a pairs artifact, in an order that depends on (seed, epoch) alone.
 
-    Shards come in a new order each epoch and run through a shuffle buffer. The order is the same for any number of
-    ranks: rank r of w takes the samples whose position in the endless stream is r modulo w, so one process and two
-    see the same global batches. Any position can be reached without decoding, and shards wholly before it are not
-    read.
+    Shards come in a new order each epoch, and their samples go through a shuffle buffer. The order is the same for any
+    number of ranks: rank r of w takes the samples whose position in the endless stream is r modulo w, so one process
+    and two see the same global batches. Reaching a later position decodes no image and reads no shard that ends
+    before it.
     """
 
     def __init__(
@@ -230,8 +227,8 @@ class RegionPairs:
     def batches_at(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Callable[[int], list[RegionSample]]:
         """Return a function from the step to this rank's share of its batch, images decoded.
 
-        Cheap when steps rise by one; for any other step the stream starts again at its place. Ranks take every
-        `world_size`-th sample of the whole stream, not of each epoch, so a batch may span two epochs.
+        Steps that rise by one are cheap; for any other step the stream is opened again at its position. Ranks take
+        every `world_size`-th sample of the whole stream, not of each epoch, so a batch may span two epochs.
 
         Args:
             batch_size: images per step, all ranks together.
@@ -243,7 +240,7 @@ class RegionPairs:
             raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
         expected = -1
         stream: Iterator[dict[str, Any]] = iter(())
-        upcoming: list[dict[str, Any]] = []  # the batch, and what was looked at beyond it for an unreadable image
+        upcoming: list[dict[str, Any]] = []  # the batch, and samples after it that replaced unreadable images
 
         def at(step: int) -> list[RegionSample]:
             nonlocal expected, stream, upcoming
@@ -276,8 +273,7 @@ class RegionPairs:
         for name in REGION_FIELDS:
             values = torch.tensor(body[name], dtype=torch.float32 if name in _FLOATS else torch.int64)
             columns[name] = values.reshape(len(body["boxes"]), *shapes.get(name, ()))
-        plain = {name: body[name] for name in ("key", "image_id", "width", "height")}
-        return RegionSample(**plain, image_bytes=members[extension], captions=tuple(body["captions"]), **columns)
+        return RegionSample(body["key"], members[extension], tuple(body["captions"]), **columns)
 
     def _endless(self, position: int) -> Iterator[dict[str, Any]]:
         """Yield undecoded samples of endless epochs from a position on."""
@@ -291,8 +287,8 @@ class RegionPairs:
         random.Random(f"{self._seed} {epoch} shards").shuffle(order)
         needed = set(order)
         if skip:
-            # The buffer's choices depend on how many samples pass, not on what they are: shuffling bare shard numbers
-            # shows which shards the samples from `skip` on come from.
+            # The buffer's choices depend on how many samples pass, not on their content: shuffling placeholders with a
+            # shard's number shows which shards the samples from `skip` on come from.
             bare = self._shuffled(epoch, self._read(order, set()))
             needed = {members["shard"] for members in islice(bare, skip, None)}
         return islice(self._shuffled(epoch, self._read(order, needed)), skip, None)

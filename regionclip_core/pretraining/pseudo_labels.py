@@ -29,9 +29,6 @@ class PseudoLabels:
     residual_mass: Tensor
     """[R] float32: 1 - sum(top_probabilities), never negative, 0 when k = C."""
 
-    def __len__(self) -> int:
-        return len(self.concept_id)
-
 
 @torch.no_grad()
 def pseudo_labels(
@@ -52,21 +49,16 @@ def pseudo_labels(
         chunk: regions computed at once; chunk x C probabilities are in memory.
 
     Raises:
-        ValueError: if shapes do not fit, or features are not finite.
+        ValueError: if features are not finite.
     """
-    if region_features.shape[1] != concept_embeddings.shape[1]:
-        raise ValueError(
-            f"region features have {region_features.shape[1]} dimensions, concept embeddings "
-            f"{concept_embeddings.shape[1]}: both must come from the same CLIP model"
-        )
-    if not len(concept_embeddings):
-        raise ValueError("the concept pool is empty: there is nothing to match regions with")
+    assert region_features.shape[1] == concept_embeddings.shape[1] and len(concept_embeddings)
     if not bool(torch.isfinite(region_features).all()):
         raise ValueError("region features hold NaN or infinity: check the teacher's weights and the input images")
     k = min(top_k, len(concept_embeddings))
     concepts = F.normalize(concept_embeddings.float(), dim=1)
     ids, probabilities = [], []
     for part in torch.split(region_features.float(), chunk):
+        # Equation 1: CLIP's zero-shot classification, of a region instead of an image, among the pool's concepts.
         scores = torch.softmax(F.normalize(part, dim=1) @ concepts.T / temperature, dim=1)
         part_ids, part_probabilities = _stable_top_k(scores, k)
         ids.append(part_ids)
@@ -75,7 +67,7 @@ def pseudo_labels(
     # The loss needs the rest of the distribution only as one number (equation 3); the pool has thousands of concepts.
     residual = (1.0 - top_probabilities.double().sum(1)).clamp(min=0.0).float()
     if k == len(concept_embeddings):
-        residual = torch.zeros_like(residual)  # rounding must not invent a concept beyond the last one
+        residual = torch.zeros_like(residual)  # no other concept is left that could have a rounding error's mass
     return PseudoLabels(
         concept_id=top_concepts[:, 0].clone(),
         score=top_probabilities[:, 0].clone(),

@@ -6,8 +6,7 @@ B images, R regions (all images together), C concepts, D embedding, K stored tea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from regionclip_core.models.region_encoder import RegionEncoder
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.boxes import flip_horizontal
-from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.ops.image_batch import Batch, ImageBatch, batch_images
 from regionclip_core.pretraining.losses import image_text_contrastive, region_concept_contrastive, region_distillation
 from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
 from regionclip_core.storage.records import Folder
@@ -28,7 +27,7 @@ from regionclip_core.training.fit import FitResult, Progress, fit, step_seed
 
 
 @dataclass(frozen=True)
-class RegionBatch:
+class RegionBatch(Batch):
     """One rank's part of a step: images with their labelled regions and one caption each."""
 
     images: ImageBatch
@@ -39,18 +38,6 @@ class RegionBatch:
     top_probabilities_RK: Tensor
     residual_mass_R: Tensor
     captions: list[str]
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the batch with its tensors on `device`."""
-        return replace(
-            self,
-            images=self.images.to(device),
-            boxes=[boxes.to(device) for boxes in self.boxes],
-            concept_id_R=self.concept_id_R.to(device),
-            top_concepts_RK=self.top_concepts_RK.to(device),
-            top_probabilities_RK=self.top_probabilities_RK.to(device),
-            residual_mass_R=self.residual_mass_R.to(device),
-        )
 
 
 class RegionPretrainer(nn.Module):
@@ -98,7 +85,7 @@ class RegionPretrainer(nn.Module):
         with torch.no_grad():
             texts_BD = self.text_model.encode_text(self.tokenizer(batch.captions).to(features.device))
 
-        # Over ranks: regions per concept of the global batch, and the mean number of regions per rank. A column of
+        # Over all ranks: regions per concept of the global batch, and the mean number of regions per rank. A column of
         # the contrast is the embedding of a concept, which every rank has, so no features need to be exchanged.
         # Without `gather_regions` each rank contrasts its own regions only, as the official code does.
         counts_C = divisor = None
@@ -140,8 +127,8 @@ def collate(
 ) -> RegionBatch:
     """Return a batch of samples: decoded, flipped and resized, with a random subset of regions if there are too many.
 
-    `samples` have every `world_size`-th position of the global batch from `rank` on. What is drawn for one depends on
-    its position, so it comes out the same whichever rank has it.
+    `samples` have every `world_size`-th position of the global batch from `rank` on. What is drawn for a sample
+    depends on its position alone, so it is the same for any number of ranks.
     """
     images, boxes, picks, captions = [], [], [], []
     for number, sample in enumerate(samples):
@@ -192,7 +179,7 @@ def pretrain_student(
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[FitResult, RegionPairs]:
-    """Train `student` in place; it ends on the CPU in evaluation mode. Return the result and the pairs that were used.
+    """Train `student` in place; afterwards it is on the CPU in evaluation mode. Return the result and the pairs used.
 
     Raises:
         ValueError: if pairs and embeddings are of different concept pools, or there are no pairs.

@@ -1,4 +1,4 @@
-"""CLIP trained from nothing on captioned images: the teacher where none is downloaded.
+"""CLIP trained from scratch on captioned images: the teacher where no published one is used.
 
 B images, D embedding, S side of CLIP's input, N images with captions.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ from regionclip_core.config.tree import TeacherTraining
 from regionclip_core.datasets.images import ImageReader, to_tensor
 from regionclip_core.datasets.index import read_index_table, split_shards
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.ops.image_batch import normalize_and_pad
+from regionclip_core.ops.image_batch import Batch, normalize_and_pad
 from regionclip_core.pretraining.losses import image_text_contrastive
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.distributed import gather_rows, use_global_batch_norms
@@ -66,7 +64,7 @@ class CaptionedImages:
         return CaptionedImage(self._rows.value("key", number), partial(self._read, number), captions)
 
     def _read(self, number: int) -> npt.NDArray[np.uint8]:
-        """Return the image; nothing leaves a full cache, so an epoch in random order finds a fixed share in it."""
+        """Return the image. A full cache keeps what it has, so each epoch, in any order, finds the same share in it."""
         image = self._cache.get(number)
         if image is None:
             image = self._reader.read(self._rows[number])
@@ -89,15 +87,11 @@ def captioned_images(data: Folder, splits: Sequence[str]) -> CaptionedImages:
 
 
 @dataclass(frozen=True)
-class ClipBatch:
+class ClipBatch(Batch):
     """One rank's part of a step."""
 
     images: Tensor  # float32[B, 3, S, S], normalised
     captions: list[str]
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the batch with its pixels on `device`; captions become tokens there."""
-        return replace(self, images=self.images.to(device, non_blocking=True))
 
 
 class ClipTrainer(nn.Module):
@@ -140,20 +134,20 @@ def clip_batches(
         )
     if training.batch_size % world_size:
         raise ValueError(f"batch_size {training.batch_size} does not divide among {world_size} workers")
-    share = training.batch_size // world_size
+    positions = range(rank * training.batch_size // world_size, (rank + 1) * training.batch_size // world_size)
     order = EpochOrder(len(images), seed)
     unreadable = unreadable or UnreadableImages(len(images))
 
     def at(step: int) -> ClipBatch:
         pixels, captions = [], []
-        for position in range(rank * share, (rank + 1) * share):
+        for position in positions:
             image, array = first_readable(
                 lambda place: images[order[place]],
                 step * training.batch_size + position,
                 lambda image: image.read(),
                 unreadable,
             )
-            # Drawn by the place in the global batch: the same for any number of ranks.
+            # Seeded by the position in the global batch: the same for any number of ranks.
             rng = np.random.default_rng(step_seed(seed, step, position))
             pixels.append(to_tensor(augment(array, clip.image_size, training, rng)))
             captions.append(image.captions[rng.integers(len(image.captions))])

@@ -21,8 +21,8 @@ from regionclip_core.config.tree import RpnConfig
 
 Sizes = tuple[tuple[float, ...], ...]
 
-# The official proposal branch gets BGR pixels in 0..255 minus this mean and does not divide (SyncBN variant too).
-# On RGB pixels in 0..1 that is a division by a std of 1/255; the channel flip is done in the forward pass.
+# The official proposal branch takes BGR pixels in 0..255 minus this mean, without a division (SyncBN variant too).
+# On RGB pixels in 0..1 that is a division by a std of 1/255; the forward pass flips the channels.
 _OFFICIAL_MEAN = (123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0)
 _OFFICIAL_STD = (1.0 / 255.0, 1.0 / 255.0, 1.0 / 255.0)
 _STAGE_CHANNELS = [256, 512, 1024, 2048]

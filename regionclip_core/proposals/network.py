@@ -1,4 +1,4 @@
-"""The proposal network: a backbone with a region proposal network, built, trained and asked for proposals.
+"""The proposal network: a backbone with a region proposal network; how it is built and trained.
 
 Legend: B images. Sizes are (height, width).
 """
@@ -60,7 +60,7 @@ class ProposalNetwork(nn.Module):
 
 
 def build_network(settings: RpnConfig, seed: int) -> ProposalNetwork:
-    """Return the network with seeded random weights; `rpn_folder.load_weights` puts those of a file into it."""
+    """Return the network with seeded random weights; `rpn_folder.load_weights` loads a file's weights into it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ProposalNetwork(settings)
@@ -77,7 +77,7 @@ def train_network(
     progress: Progress,
     max_error_rate: float = 1.0,
 ) -> tuple[FitResult, UnreadableImages]:
-    """Train on the base boxes of `settings.split`; the network ends on the CPU in evaluation mode.
+    """Train on the base boxes of `settings.split`; afterwards the network is on the CPU in evaluation mode.
 
     Raises:
         ErrorRateExceeded: if more than this share of the images can't be read.

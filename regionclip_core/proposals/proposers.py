@@ -1,16 +1,14 @@
 """The four ways to propose boxes (a network, a grid, random boxes, annotated boxes), applied to a shard of images.
 
-Legend: P proposals of one image. Boxes are in original pixels, best first; logits are raw, and 0 where a method knows
-no objectness.
+Legend: P proposals of one image. Boxes are in original pixels, best first; logits are raw, and 0 where a method has no
+objectness.
 """
 
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,63 +29,44 @@ from regionclip_core.training.fit import step_seed
 _IMAGES_AT_ONCE = 8
 
 
-class Proposer(ABC):
-    """Proposes boxes for a few images."""
-
-    needs_pixels: ClassVar[bool] = False
-    """Whether it looks at the images, or at their index rows only."""
-
-    @abstractmethod
-    def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """Return one Proposals per row; `images`: uint8[3, H, W] of each row, or none if they aren't needed."""
-
-
-class GivenBoxes(Proposer):
-    """Annotated boxes of any category, without crowds."""
-
-    def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """Return the boxes in their order in the index."""
-        boxes = [torch.from_numpy(row.boxes[~row.box_crowd]) for row in rows]
-        return [Proposals(b, torch.zeros(len(b))) for b in boxes]
-
-
-class PatternBoxes(Proposer):
-    """A grid, or random boxes seeded by the image's key."""
+class RowBoxes:
+    """Boxes from index rows alone: annotated boxes without crowds, a grid, or random boxes."""
 
     def __init__(self, config: Config) -> None:
         self.settings = config.proposals
         self.seed = config.seed
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """Return boxes that depend on the image's size, and for random ones on its key."""
+        """Return one Proposals per row; the images are not used."""
         scales, most = self.settings.grid_scales, self.settings.max_regions
         found = []
         for row in rows:
-            if self.settings.method == "grid":
+            if self.settings.method == "given":
+                boxes = torch.from_numpy(row.boxes[~row.box_crowd])
+                found.append(Proposals(boxes, torch.zeros(len(boxes))))
+            elif self.settings.method == "grid":
                 found.append(grid_boxes(row.width, row.height, scales, most))
-                continue
-            key = int.from_bytes(hashlib.sha256(row.key.encode()).digest()[:8], "big")
-            generator = torch.Generator().manual_seed(step_seed(self.seed, key))
-            found.append(random_boxes(row.width, row.height, scales, most, generator))
+            else:  # seeded by the key, so that an image's boxes don't depend on its place in a shard
+                key = int.from_bytes(hashlib.sha256(row.key.encode()).digest()[:8], "big")
+                generator = torch.Generator().manual_seed(step_seed(self.seed, key))
+                found.append(random_boxes(row.width, row.height, scales, most, generator))
         return found
 
 
-class NetworkBoxes(Proposer):
-    """The proposal network."""
-
-    needs_pixels = True
+class NetworkBoxes:
+    """Boxes that the proposal network finds in the pixels."""
 
     def __init__(
         self, network: ProposalNetwork, rpn: RpnConfig, settings: ProposalsConfig, device: str = "cpu"
     ) -> None:
-        """`network` in evaluation mode; `rpn` is what it was built with, and how large its input is."""
+        """`network`: in evaluation mode; `rpn`: the settings that it was built with, and the size of its input."""
         self.settings = settings
         self.rpn = rpn
         self.device = device
         self.network = network.to(device)
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
-        """Return the network's proposals; only images of one input size share a batch."""
+        """Return the proposals in each image, uint8[3, H, W]; only images of one input size share a batch."""
         size, limit, settings = self.rpn.image_size, self.rpn.max_size, self.settings
 
         def propose(numbers: list[int]) -> list[Proposals]:
@@ -145,12 +124,13 @@ def proposer_row(pixels: np.ndarray) -> IndexRow:
     return IndexRow(key="image", image_id=0, height=pixels.shape[0], width=pixels.shape[1])
 
 
+Proposer = RowBoxes | NetworkBoxes
+
+
 def make_proposer(config: Config, rpn: Folder | None, device: str) -> Proposer:
     """Return the proposer that `proposals.method` names."""
-    if config.proposals.method == "given":
-        return GivenBoxes()
-    if config.proposals.method in ("grid", "random"):
-        return PatternBoxes(config)
+    if config.proposals.method != "rpn":
+        return RowBoxes(config)
     assert rpn is not None  # the stage needs rpn for this method
     return NetworkBoxes(load_network(rpn, config.rpn), config.rpn, config.proposals, device)
 
@@ -168,7 +148,7 @@ def propose_shard(proposer: Proposer, data: Folder, shard: int) -> tuple[Counter
             good, images = [], []
             for number in usable[start : start + _IMAGES_AT_ONCE]:
                 try:
-                    images += [reader.read_tensor(rows[number])] if proposer.needs_pixels else []
+                    images += [] if isinstance(proposer, RowBoxes) else [reader.read_tensor(rows[number])]
                     good.append(number)
                 except BadImage as error:
                     status[number], reasons[number] = error.status, str(error)

@@ -5,6 +5,7 @@ Legend: P proposals, G ground-truth boxes of one image.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from torch import Tensor
@@ -20,30 +21,18 @@ IOU = 0.5
 TOPS = (10, 50, 100)
 
 
-class RecallCount:
-    """Counts ground-truth boxes, and those that one of the best 10, 50 or 100 proposals covers at IoU >= 0.5."""
+def covered(proposals: Tensor, truth: Tensor) -> dict[str, int]:
+    """Return how many boxes of `truth` [G, 4] one of the 10, 50 or 100 best proposals covers, as `recall@<number>`.
 
-    def __init__(self) -> None:
-        self.boxes = 0
-        """Ground-truth boxes so far."""
-        self._found = dict.fromkeys(TOPS, 0)
-
-    def add(self, proposals: Tensor, truth: Tensor) -> None:
-        """Add one image: [P, 4] proposals, best first, and [G, 4] ground truth in the same pixels."""
-        if not len(truth):
-            return
-        self.boxes += len(truth)
-        overlap = box_ops.iou(truth, proposals)
-        for top in TOPS if len(proposals) else ():
-            self._found[top] += int((overlap[:, :top].amax(dim=1) >= IOU).sum())
-
-    def scores(self) -> dict[str, float]:
-        """Return `recall@<top>`, the share of boxes found, in 0..1; NaN if there is no box at all."""
-        return {f"recall@{top}": n / self.boxes if self.boxes else float("nan") for top, n in self._found.items()}
+    `proposals`: [P, 4], best first. A box is covered at IoU >= 0.5.
+    """
+    overlap = box_ops.iou(truth, proposals)
+    is_covered = {top: overlap[:, :top].amax(dim=1) >= IOU for top in TOPS} if overlap.numel() else {}
+    return {f"recall@{top}": int(found.sum()) for top, found in is_covered.items()}
 
 
 def recall_of_splits(data: Folder, proposals: Folder, splits: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Return recall at IoU 0.5 by split, for boxes of base and of novel categories; splits without boxes are left out.
+    """Return recall, 0..1, by split, for boxes of base and of novel categories; splits without boxes are left out.
 
     One shard's rows and proposals are in memory at a time.
     """
@@ -51,15 +40,17 @@ def recall_of_splits(data: Folder, proposals: Folder, splits: Iterable[str]) -> 
     groups = {"base": set(vocabulary.base_ids), "novel": set(vocabulary.novel_ids)}
     result: dict[str, dict[str, float]] = {}
     for split in splits:
-        counts = {group: RecallCount() for group in groups}
+        counts: dict[str, Counter[str]] = {group: Counter() for group in groups}
         for shard in split_shards(data, (split,)):
             proposed = read_proposals(proposals, shard)
             for row in read_index(data, shard):
                 if row.key not in proposed:
                     continue
                 for group, ids in groups.items():
-                    counts[group].add(proposed[row.key].boxes, labelled_boxes(row, ids)[0])
+                    truth, _ = labelled_boxes(row, ids)
+                    counts[group].update(covered(proposed[row.key].boxes, truth), boxes=len(truth))
         for group, count in counts.items():
-            if count.boxes:
-                result.setdefault(split, {}).update({f"{group}_{name}": v for name, v in count.scores().items()})
+            if boxes := count["boxes"]:
+                names = (f"recall@{top}" for top in TOPS)
+                result.setdefault(split, {}).update({f"{group}_{name}": count[name] / boxes for name in names})
     return result

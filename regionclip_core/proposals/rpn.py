@@ -22,7 +22,7 @@ TORCHVISION_MIN_SIDE = 1e-3  # pixels; torchvision drops thinner boxes, the offi
 
 
 class Proposals(NamedTuple):
-    """One image's proposals, best first: `boxes` [P, 4] in the pixels their maker documents, and raw `logits` [P]."""
+    """One image's proposals, best first: `boxes` [P, 4], in input or original pixels, and raw `logits` [P]."""
 
     boxes: Tensor
     logits: Tensor
@@ -36,13 +36,8 @@ class AnchorLayout:
     sizes: tuple[tuple[float, ...], ...]
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     torchvision: bool = False
-    """torchvision's habits: half sides rounded to whole pixels, and cells as far apart as the whole-number quotient
-    of the input's and the map's size, which on a map of odd size is less than the stride."""
-
-    @property
-    def per_cell(self) -> int:
-        """A: sizes x ratios, the same on every level."""
-        return len(self.sizes[0]) * len(self.ratios)
+    """As torchvision does it: half sides are rounded to whole pixels, and the distance of cells is the input's size
+    divided by the map's, rounded down, which on a map of odd size is less than the stride."""
 
     def anchors(self, shapes: Sequence[tuple[int, int]], device: torch.device | None = None) -> list[Tensor]:
         """Return per level [H * W * A, 4] for feature maps of the given (H, W), in (row, column, size, ratio) order.
@@ -114,7 +109,7 @@ class RegionProposalNetwork(nn.Module):
         self.layout = layout
         self.min_side = TORCHVISION_MIN_SIDE if layout.torchvision else 0.0
         self.sampling = sampling or RpnSampling()
-        self.head = RpnHead(channels, layout.per_cell, head_depth)
+        self.head = RpnHead(channels, len(layout.sizes[0]) * len(layout.ratios), head_depth)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Feature maps of the L levels -> anchors [N_l, 4], logits [B, N_l] and deltas [B, N_l, 4] of each level."""
@@ -149,7 +144,7 @@ class RegionProposalNetwork(nn.Module):
             # The anchor that overlaps an object best is foreground however little it does (section 3.1.2).
             overlap = box_ops.iou(truth, anchors)
             truth_row, kind = match(overlap, cfg.foreground_iou, cfg.background_iou, low_quality=True)
-            # Nearly all anchors are background: a sample of both kinds keeps them from drowning the objects.
+            # Nearly all anchors are background: without a balanced sample they would outweigh the objects.
             rows = sample(kind, cfg.anchors_per_image, cfg.positive_fraction, generator)
             target = (kind[rows] == FOREGROUND).to(logits.dtype)
             objectness = objectness + F.binary_cross_entropy_with_logits(image_logits[rows], target, reduction="sum")
@@ -194,6 +189,7 @@ def select_proposals(
     levels = torch.cat(top_levels)
     proposals = []
     for boxes, scores, size in zip(torch.cat(top_boxes, dim=1), torch.cat(top_logits, dim=1), sizes, strict=True):
+        # Untrained or diverging weights may give infinite boxes: these are no proposals, and NMS can't compare them.
         finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores)
         boxes = box_ops.clip(boxes, size)  # to the image, not to the padded canvas
         kept = finite & box_ops.nonempty(boxes, min_side)

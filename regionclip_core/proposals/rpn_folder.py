@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from regionclip_core.config.tree import RPN_FIELDS, ProposalsConfig, RpnConfig
-from regionclip_core.models.checkpoint_files import read_checkpoint
+from regionclip_core.models.checkpoint_files import load_strictly, read_checkpoint, read_safetensors
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn_weights import RpnWeights, read_layout
 from regionclip_core.storage.local_files import local_copy
@@ -24,6 +23,7 @@ from regionclip_core.storage.records import Folder
 WEIGHTS = "rpn.safetensors"
 DESCRIPTION = "rpn.json"
 FORMAT = 1
+_ADVICE = "Check rpn.backbone, rpn.width and rpn.anchor_sizes"
 
 PROPOSAL_FIELDS = ("pre_nms", "nms", "max_regions", "min_objectness")
 """Keys of ProposalsConfig that turn the network's output into proposals."""
@@ -57,34 +57,31 @@ def read_section(section: Mapping[str, Any], source: str) -> tuple[RpnConfig, Pr
     return network, ProposalsConfig.model_validate({"splits": (), **{name: known[name] for name in PROPOSAL_FIELDS}})
 
 
-def save_rpn_folder(folder: Folder, network: ProposalNetwork, section: Mapping[str, Any]) -> None:
-    """Write `rpn.safetensors` and `rpn.json`; `section` is an `rpn_section` or `official_section`."""
-    write_rpn_folder(folder, network.state_dict(), section)
-
-
 def write_rpn_folder(folder: Folder, state: Mapping[str, Tensor], section: Mapping[str, Any]) -> None:
-    """Write a folder as `save_rpn_folder`, from ProposalNetwork's `state`; tensors keep their dtype."""
+    """Write `rpn.safetensors` and `rpn.json`; tensors keep their dtype.
+
+    Args:
+        state: ProposalNetwork's state dict.
+        section: an `rpn_section` or `official_section`.
+    """
     read_section(section, folder.path(DESCRIPTION))
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     folder.write_bytes(WEIGHTS, save_tensors(plain))
     folder.write_json(DESCRIPTION, {"format": FORMAT, **section}, indent=1)
 
 
-def load_rpn_folder(folder: Folder) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfig]:
-    """Load the network of an RPN folder, in evaluation mode, and what it is built and run with."""
-    rpn, proposals = read_section(folder.read_json(DESCRIPTION), folder.path(DESCRIPTION))
-    return load_network(folder, rpn), rpn, proposals
-
-
 def open_network(place: str) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfig]:
-    """Load the network at `place`, as `read_rpn_weights` takes it; from a file it runs with the official settings.
+    """Load the network at `place`, in evaluation mode, and the settings that it is built and run with.
+
+    `place` is what `read_rpn_weights` takes. A file without rpn.json runs with the official settings.
 
     Raises:
         ValueError: also for the file of a small network, whose anchors are in its folder's rpn.json only.
     """
     folder = find_rpn_folder(place)
     if folder is not None:
-        return load_rpn_folder(folder)
+        rpn, proposals = read_section(folder.read_json(DESCRIPTION), folder.path(DESCRIPTION))
+        return load_network(folder, rpn), rpn, proposals
     found = read_rpn_weights(place)
     if found.backbone == "small":
         raise ValueError(
@@ -92,14 +89,14 @@ def open_network(place: str) -> tuple[ProposalNetwork, RpnConfig, ProposalsConfi
         )
     rpn, proposals = read_section(official_section(found.backbone), place)
     network = ProposalNetwork(rpn)
-    load_exactly(network, found.state, place)
+    load_strictly(network, found.state, place)
     return network.eval().to(memory_format=torch.channels_last), rpn, proposals
 
 
 def load_network(folder: Folder, settings: RpnConfig) -> ProposalNetwork:
     """Load the network of an RPN folder, built with `settings`, on the CPU in evaluation mode."""
     network = ProposalNetwork(settings)
-    load_exactly(network, load_tensors(folder.read_bytes(WEIGHTS)), folder.path(WEIGHTS))
+    load_strictly(network, read_safetensors(folder, WEIGHTS), folder.path(WEIGHTS), _ADVICE)
     return network.eval().to(memory_format=torch.channels_last)
 
 
@@ -118,7 +115,7 @@ def read_rpn_weights(place: str) -> RpnWeights:
     """
     folder = find_rpn_folder(place)
     if folder is not None:
-        return read_layout(load_tensors(folder.read_bytes(WEIGHTS)), folder.path(WEIGHTS))
+        return read_layout(read_safetensors(folder, WEIGHTS), folder.path(WEIGHTS))
     if Path(place).is_dir():
         raise ValueError(
             f"{place} is no folder of a proposal network: expected {DESCRIPTION} or rpn/{DESCRIPTION} in it; make one "
@@ -132,7 +129,7 @@ def load_weights(network: ProposalNetwork, settings: RpnConfig) -> RpnWeights:
     """Load `rpn.weights` into a network built with `settings`; return what was read.
 
     Raises:
-        ValueError: if the file's network is another one, with the `rpn.backbone` that it is.
+        ValueError: if the file holds another network; names the `rpn.backbone` to set.
     """
     found = read_rpn_weights(settings.weights)
     if found.backbone != settings.backbone:
@@ -140,24 +137,5 @@ def load_weights(network: ProposalNetwork, settings: RpnConfig) -> RpnWeights:
             f"rpn.weights: {settings.weights} holds a {found.backbone} network ({found.layout} names), but "
             f"rpn.backbone is {settings.backbone}; set rpn.backbone: {found.backbone}"
         )
-    load_exactly(network, found.state, settings.weights)
+    load_strictly(network, found.state, settings.weights, _ADVICE)
     return found
-
-
-def load_exactly(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` if it has the network's own list of tensors; ValueError with the differences if not.
-
-    Counters of batch norms, which nothing reads, may be absent.
-    """
-    own = network.state_dict()
-    state = {name: tensor for name, tensor in own.items() if name.endswith(".num_batches_tracked")} | dict(state)
-    missing = sorted(own.keys() - state.keys())
-    unknown = sorted(state.keys() - own.keys())
-    shapes = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    if missing or unknown or shapes:
-        raise ValueError(
-            f"{source} does not fit this proposal network: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}, {len(shapes)} of another shape {shapes[:3]}; "
-            "check rpn.backbone, rpn.width and rpn.anchor_sizes"
-        )
-    network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Weights of foreign proposal networks under the names of ProposalNetwork, and back.
+"""Weights of other projects' proposal networks under the names of ProposalNetwork, and back.
 
 Three namings: ours (`backbone.resnet.`, `backbone.fpn.`, `rpn.head.convs.0.`), the official code's (`backbone.` or
 `offline_backbone.`, `proposal_generator.rpn_head.`) and torchvision's (`backbone.body.`, `backbone.fpn.`,
@@ -60,7 +60,7 @@ _BATCH_NORM_EPS = 1e-5  # torch's, for norms that were trained
 
 @dataclass(frozen=True)
 class RpnWeights:
-    """A proposal network's weights as ProposalNetwork names them, and where they came from."""
+    """A proposal network's weights under ProposalNetwork's names, and what kind of file they came from."""
 
     backbone: str
     """The `rpn.backbone` that they belong to."""
@@ -68,7 +68,7 @@ class RpnWeights:
     layout: str
     """Which names the file had: `regionclip`, `official` or `torchvision`."""
     left_over: tuple[str, ...]
-    """Entries of the file that are not of a proposal network (heads, the CLIP model), sorted."""
+    """Entries of the file that belong to no proposal network (heads, the CLIP model), sorted."""
 
 
 def read_layout(state: Mapping[str, Tensor], source: str) -> RpnWeights:
@@ -82,7 +82,7 @@ def read_layout(state: Mapping[str, Tensor], source: str) -> RpnWeights:
         if any(name.startswith("rpn.head.objectness.") for name in state):
             layout, own, prefixes = "regionclip", dict(state), ("",)  # it holds nothing else, or does not fit
         elif any(name.startswith("rpn.head.") for name in state):
-            layout, own, prefixes = "torchvision", from_torchvision(state)[1], ("backbone.", "rpn.")
+            layout, own, prefixes = "torchvision", from_torchvision(state), ("backbone.", "rpn.")
         else:
             layout, own, prefixes = "official", from_official(state), _official_prefixes(state)
         left_over = tuple(sorted(name for name in state if not name.startswith(prefixes)))
@@ -117,7 +117,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the proposal branch of an official checkpoint's `model` dictionary, ready for ProposalNetwork.
 
     Takes detectors (`offline_backbone.`, `offline_proposal_generator.`) and bare proposal checkpoints (`backbone.`,
-    `proposal_generator.`); where both are there, the offline ones are meant. Other entries are ignored.
+    `proposal_generator.`); of a file that has both, the offline ones. Other entries are ignored.
 
     Raises:
         ValueError: if there is no proposal branch, or one of its names is unknown.
@@ -178,10 +178,10 @@ def _rename(name: str, names: Names, back: bool = False) -> str:
     raise ValueError(f"unknown weight {name!r} in the proposal branch; a ResNet-50 C4 or FPN one is expected")
 
 
-def from_torchvision(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Return `rpn.backbone` and the weights for ProposalNetwork of torchvision's fasterrcnn or maskrcnn_resnet50_fpn.
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights for ProposalNetwork of torchvision's fasterrcnn_resnet50_fpn or maskrcnn_resnet50_fpn.
 
-    Reads the present and the older names of pyramid and head; `roi_heads.` is left alone. Norms: the published
+    Reads the present and the older names of pyramid and head; `roi_heads.` is ignored. Norms: the published
     COCO_V1 files hold frozen norms, whose epsilon torchvision overwrites with 0, and ours add none either. A file
     with trained batch norms (recognised by their counters) gets torch's epsilon added to its variances, which is the
     same in every bit as adding it later. A file with frozen norms that torchvision did NOT publish looks like a
@@ -208,4 +208,4 @@ def from_torchvision(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor
                 "maskrcnn_resnet50_fpn is expected, not of a version 2 or of another backbone"
             )
         found[own] = tensor + _BATCH_NORM_EPS if trained_norms and name.endswith(".running_var") else tensor
-    return "torchvision_fpn", found
+    return found

@@ -31,7 +31,7 @@ def build_page(config: Config, inputs: Mapping[str, Folder]) -> str:
     """Return the whole page as HTML.
 
     Args:
-        inputs: finished artifacts by stage name; those that the run had no use for may be missing.
+        inputs: finished artifacts by stage name; artifacts that the run didn't need may be missing.
 
     Raises:
         ValueError: an input has no manifest, i.e. its stage is not finished.

@@ -77,7 +77,7 @@ class PictureBook:
 
     @property
     def pictures(self) -> list[Picture]:
-        """All of them, in the order in which they were first shown."""
+        """The embedded images, in the order in which they were first shown."""
         return list(self._pictures.values())
 
     def whole(self, sample: Sample, boxes: Sequence[Drawn], title: str) -> View:
@@ -130,5 +130,5 @@ def data_url(image: npt.NDArray[np.uint8]) -> str:
 
 
 def _shared(a: Box, b: Box) -> float:
-    """Area that two boxes share."""
+    """Return the area that two boxes share."""
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)

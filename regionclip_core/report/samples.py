@@ -1,7 +1,7 @@
-"""A few samples of large artifacts, read without reading all of them.
+"""A few samples of large artifacts, which are not read whole.
 
-Samples are the same for the same artifacts, and no result enters their choice: they are spread evenly over shards and
-rows. Boxes are xyxy pixels of the original image.
+Samples are the same for the same artifacts, and their choice doesn't depend on results: they are spread evenly over
+shards and rows. Boxes are xyxy pixels of the original image.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Sample:
         ]
 
     def object_at(self, box: Box) -> int | None:
-        """Label of the object that `box` overlaps most, if by MATCH_IOU."""
+        """Return the label of the object that `box` overlaps most, None below MATCH_IOU."""
         if not self.objects:
             return None
         overlap = box_ops.iou(torch.tensor([box]), torch.tensor([b for b, _ in self.objects]))[0]
@@ -69,13 +69,13 @@ class Detection:
 
 
 def as_box(values: Sequence[float]) -> Box:
-    """Four numbers as a box of plain floats."""
+    """Return four numbers as a box of plain floats."""
     x0, y0, x1, y1 = (float(v) for v in values)
     return x0, y0, x1, y1
 
 
 def kind_of(name: str, vocabulary: Vocabulary) -> str:
-    """`base` or `novel` for the name of a category, `other` for any other name."""
+    """Return `base` or `novel` for the name of a category, `other` for any other name."""
     if name in vocabulary.base:
         return "base"
     return "novel" if name in vocabulary.names else "other"

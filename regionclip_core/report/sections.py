@@ -70,11 +70,11 @@ class Run:
     book: PictureBook = field(default_factory=PictureBook)
 
     def summary(self, stage: str) -> Values:
-        """The stage's own summary; empty where the stage was not run."""
+        """Return the stage's own summary; empty where the stage was not run."""
         return self.manifests[stage].summary if stage in self.manifests else {}
 
     def left_out(self, stage: str) -> list[str]:
-        """Sentences about samples, or parts of them, that the stage could not use."""
+        """Return sentences about samples, or parts of samples, that the stage could not use."""
         counts = self.manifests[stage].counts if stage in self.manifests else {}
         lines = []
         for prefix, what in (("bad_", "Bad samples, left out"), ("lost_", "Images used without a bad part")):
@@ -86,7 +86,7 @@ class Run:
         return lines
 
     def training(self, stage: str, files: Mapping[str, str] | None = None) -> Values | None:
-        """Charts of a stage's trainings, `files` by the run's name; None where the stage had nothing to do."""
+        """Return charts of a stage's trainings, `files` by training; None where the stage had nothing to do."""
         if stage not in self.folders or "unused" in self.summary(stage):
             return None
         folder, files = self.folders[stage], files or {stage: "history.json"}
@@ -94,7 +94,7 @@ class Run:
         return {"charts": charts(histories), "runs": list(histories)}
 
     def true_boxes(self, sample: Sample, text: bool = True) -> list[Drawn]:
-        """The annotated objects, to be drawn in the colour of their kind."""
+        """Return the annotated objects, to be drawn in the colour of their kind."""
         named = [(box, self.vocabulary.names[label]) for box, label in sample.objects]
         return [Drawn(box, n if text else "", kind_of(n, self.vocabulary), hint=n) for box, n in named]
 

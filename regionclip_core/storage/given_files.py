@@ -32,7 +32,7 @@ def clip_folder(where: str, part: ClipPart) -> Folder:
     """
     folder = Folder(where)
     inner = folder.child(part)
-    return inner if _layout(inner) else folder
+    return inner if clip_layout(inner) else folder
 
 
 def clip_files(where: str, part: ClipPart) -> list[str]:
@@ -41,7 +41,7 @@ def clip_files(where: str, part: ClipPart) -> list[str]:
     A tokenizer beside the weights is one of them, as it is used before any other.
     """
     folder = clip_folder(where, part)
-    model = [folder.path(name) for name in _layout(folder)]
+    model = [folder.path(name) for name in clip_layout(folder)]
     beside = folder if model else Folder(posixpath.dirname(where) or ".")
     tokenizer = [beside.path(name) for name in TOKENIZER_FILES if beside.exists(name)]
     return (model or [where]) + tokenizer
@@ -61,7 +61,8 @@ def rpn_files(where: str) -> list[str]:
     return [where]
 
 
-def _layout(folder: Folder) -> tuple[str, ...]:
+def clip_layout(folder: Folder) -> tuple[str, ...]:
+    """Return the names of description and weights in a CLIP folder; empty if it is none."""
     for names in CLIP_LAYOUTS:
         if folder.exists(names[0]):
             return names

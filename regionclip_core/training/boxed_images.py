@@ -1,4 +1,4 @@
-"""Images with boxes, which rpn and finetune learn from: those of a split, on disk, and the batches of a step.
+"""Images with boxes, from which rpn and finetune learn: the images of a split, and the batch of a step.
 
 B images of one rank's batch, n objects of one image, G of them that training may see, P proposals. Boxes are xyxy.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index_table, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.ops.boxes import flip_horizontal
-from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.ops.image_batch import Batch, ImageBatch, batch_images
 from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import INDEX, PROPOSED, read_proposal_table
@@ -52,7 +52,7 @@ class BoxedImage:
 
 @dataclass(frozen=True)
 class BoxedImages:
-    """N images, made from their rows when they are asked for: nothing that grows with the split is in memory."""
+    """N images, each made from its row on disk when it is asked for: memory doesn't grow with the split."""
 
     rows: RowTable
     allowed: tuple[int, ...]
@@ -149,7 +149,7 @@ def boxed_images(
 
 
 @dataclass(frozen=True)
-class BoxBatch:
+class BoxBatch(Batch):
     """One rank's part of a step, boxes in pixels of the network's input."""
 
     images: ImageBatch
@@ -159,17 +159,7 @@ class BoxBatch:
     seeds: list[int]
     """Seeds for the random draws inside the losses, one per image."""
     masks: list[ImageMasks] | None = None
-    """One per image, if the images have masks."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the batch with its tensors on `device`; masks stay coded until a loss draws them."""
-        return replace(
-            self,
-            images=self.images.to(device),
-            boxes=[boxes.to(device) for boxes in self.boxes],
-            labels=[labels.to(device) for labels in self.labels],
-            extra=[boxes.to(device) for boxes in self.extra],
-        )
+    """One per image, if the images have masks; coded until a loss needs them."""
 
 
 def box_batches(
@@ -204,12 +194,11 @@ def box_batches(
     """
     if batch_size % world_size:
         raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
-    share = batch_size // world_size
+    positions = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     order = EpochOrder(len(images), seed) if factors is None else RepeatOrder(factors, seed)
     unreadable = unreadable or UnreadableImages(len(images))
 
     def at(step: int) -> BoxBatch:
-        positions = range(rank * share, (rank + 1) * share)
         chosen, pixels, boxes, extra, flips, sizes = [], [], [], [], [], []
         for position in positions:
             image, tensor = first_readable(
@@ -237,7 +226,7 @@ def box_batches(
             boxes=[batch.to_input(i, b) for i, b in enumerate(boxes)],
             labels=[image.labels for image in chosen],
             extra=[batch.to_input(i, b) for i, b in enumerate(extra)],
-            # Another stream than the augmentation's, so that a change of one leaves the other alone.
+            # Not the augmentation's seeds, so that a change in what one of them draws leaves the other as it is.
             seeds=[step_seed(seed + 1, step, position) for position in positions],
             masks=masks if len(masks) == len(chosen) else None,
         )

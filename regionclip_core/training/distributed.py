@@ -1,7 +1,7 @@
-"""What a training of several processes (ranks) needs to compute what one process would.
+"""What several processes (ranks) need so that their training computes the same as a training in one process.
 
-With one process, every function here returns what it was given. The rule behind all of them: DistributedDataParallel
-averages gradients over ranks, so the mean over ranks of the ranks' losses has to be the loss of the global batch.
+With one process, every function here returns its input. The rule behind all of them: DistributedDataParallel averages
+gradients over ranks, so the mean over ranks of the ranks' losses has to be the loss of the global batch.
 
 B images of one rank, D embedding, C channels.
 """
@@ -53,15 +53,15 @@ def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
 
 
 def gather_rows(rows_BD: Tensor) -> Tensor:
-    """Return the rows of every rank, float[world * B, D], with gradients; every rank must bring the same B.
+    """Return the rows of every rank, float[world * B, D], with gradients; B must be the same on every rank.
 
     Every rank must then evaluate the same loss of all rows.
     """
     ranks = rank_count()
     if ranks == 1:
         return rows_BD
-    # A rank's backward reaches its own rows only. DistributedDataParallel divides the sum over ranks by their number,
-    # so the rows' gradient counts that many times; added to their value is 0, so it stays the same to the bit.
+    # A rank's backward reaches its own rows only, and DistributedDataParallel then divides by the number of ranks: so
+    # their gradient is multiplied by that number here. What is added to their value is exactly 0.
     own = rows_BD.detach() + ranks * (rows_BD - rows_BD.detach())
     parts = list(torch.split(all_ranks(rows_BD), len(rows_BD)))
     parts[dist.get_rank()] = own
@@ -100,8 +100,8 @@ def data_parallel(model: nn.Module) -> nn.Module:
 
     DistributedDataParallel regroups the gradients into other buckets after its first step. With three or more ranks
     the place in a bucket decides in which order ranks are summed, so the step after a resume differed in its last
-    bits (3e-8). Looking for unused parameters leaves the buckets as they are. Where there are none it prints a long
-    warning that can't be silenced; hence the one.
+    bits (3e-8). With `find_unused_parameters` the buckets stay as they are. If it finds none, it prints a long warning
+    that can't be silenced; `_OneUnused` gives it one to find.
     """
     return nn.parallel.DistributedDataParallel(_OneUnused(model), find_unused_parameters=True)
 
@@ -121,7 +121,7 @@ class _SumRanks(torch.autograd.Function):
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose training statistics are those of the global batch; in evaluation it is a plain BatchNorm2d.
 
-    torch's own SyncBatchNorm does the same on GPUs and refuses CPU tensors. Every rank must bring the same B, H, W.
+    torch's own SyncBatchNorm does the same on GPUs and refuses CPU tensors. B, H, W must be the same on every rank.
     """
 
     def forward(self, input: Tensor) -> Tensor:

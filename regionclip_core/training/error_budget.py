@@ -19,7 +19,7 @@ class ErrorRateExceeded(ValueError):
 
 
 class ErrorBudget:
-    """Counts samples by status: `ok` is good, `bad_...` is bad, and other counts (`lost_...`) are not of samples."""
+    """Counts samples by status: `ok` is good, `bad_...` is bad; other counts (`lost_...`) don't count samples."""
 
     def __init__(self, rate: float) -> None:
         """`rate`: the share of bad samples that is allowed."""

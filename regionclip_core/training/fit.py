@@ -1,8 +1,8 @@
 """fit(): the one training loop of every training job, with schedule, checkpoints and exact resume.
 
-All randomness is a function of the seed, the step and the position in the step's batch: a batch is asked for by its
-step, and torch's generator is seeded at every step. So a resumed training needs no generator state and gives the same
-numbers as an unbroken one, and several processes give those of one.
+All randomness is a function of the seed, the step and the position in the step's batch: a batch is read by the number
+of its step, and torch's generator is seeded at every step. So a resumed training needs no generator state and gives the
+same numbers as an unbroken one, and several processes give the same as one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from regionclip_core.config.tree import OptimConfig
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.distributed import all_ranks, data_parallel, rank_count, sum_ranks
-from regionclip_core.training.optim import clip_gradients, lr_multiplier, make_optimizer, set_lr
+from regionclip_core.training.optim import clip_gradients, lr_multiplier, make_optimizer
 
 Progress = Callable[[int, int, str], None]
 """progress(steps done, all steps, note)"""
 Rows = list[dict[str, float]]
-_KEEP = 2  # A checkpoint that was cut short must leave an older one to fall back on.
+_KEEP = 2  # checkpoints: if the newest is damaged, the one before it is used
 _LOG_EVERY = 10
 _log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def fit(
     Raises:
         NonFiniteLoss: if the summed loss of a step is not finite, or a weight that would be kept.
         ValueError: if nothing is trainable, or a checkpoint is of another model.
-        OSError: if a checkpoint is there and can't be fetched. Any other error that keeps a whole checkpoint from
-            being loaded is raised as it is: training without it would throw its steps away.
+        OSError: if there is a checkpoint that can't be read. Other errors in loading an undamaged checkpoint are raised
+            too: training without it would lose its steps.
         RuntimeError: if ranks would go on from different steps.
     """
     optimizer = make_optimizer(model, optim, lr_factors)
@@ -90,16 +90,18 @@ def fit(
     device = next(iter(trained.values())).device
     first, history, window = restore_checkpoint(checkpoints, model, optimizer, trained)
     starts = all_ranks(torch.tensor([first], device=device)).tolist()
-    if len(set(starts)) > 1:  # they would train on, out of step
+    if len(set(starts)) > 1:  # they would average gradients of different steps
         raise RuntimeError(
             f"the ranks would go on from different steps {starts}: every one has to see the same checkpoints; use a "
             "workspace that all nodes share, and run again"
         )
     wrapped = data_parallel(model) if world_size > 1 else model
     for step, batch in _batches(batch_at, first, steps, device, ahead=device.type == "cuda"):
-        torch.manual_seed(step_seed(seed, step, rank))  # for dropout; what batches and losses draw has its own seeds
+        # For dropout; batches and losses have generators of their own, seeded by step and position.
+        torch.manual_seed(step_seed(seed, step, rank))
         lr = optim.lr * lr_multiplier(optim, step, steps)
-        set_lr(optimizer, lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
 
         losses: Mapping[str, Tensor] = wrapped(batch)
         # The mean over ranks is the loss of the global batch. Every rank has it, so all stop at one that isn't finite.
@@ -111,6 +113,7 @@ def fit(
             )
 
         optimizer.zero_grad(set_to_none=True)
+        # Backward also averages the gradients over ranks, so clipping sees those of the global batch.
         torch.stack([value.float() for value in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
         clip_gradients(trained.values(), optim)
         optimizer.step()
@@ -122,9 +125,10 @@ def fit(
             history.append({"step": step + 1, "lr": lr, **means_of_window})
             window.clear()
             progress(step + 1, steps, f"loss {history[-1]['loss']:.3f}")
-        # The last step has a checkpoint too: a job of several trainings that is cut short then skips finished ones.
+        # The last step has a checkpoint too: an interrupted job of several trainings then skips the finished ones.
         if (step + 1) % checkpoint_every == 0 or last:
-            # A bad gradient would show in the next step's loss only. Weights are alike on all ranks, so is the check.
+            # A gradient that isn't finite would show only in the loss of the next step, after the checkpoint. Weights
+            # are the same on all ranks, and so is the outcome of this check.
             bad = [name for name, p in trained.items() if not bool(torch.isfinite(p).all())]
             if bad:
                 raise NonFiniteLoss(
@@ -139,13 +143,13 @@ def fit(
 def _batches(
     batch_at: Callable[[int], Any], first: int, steps: int, device: torch.device, ahead: bool
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (step, batch on `device`) in order. `ahead`: the next one is read while the last is trained on.
+    """Yield (step, batch on `device`) in order. `ahead`: a thread reads the next batch during the current step.
 
-    Worth it beside a GPU only: where the training has every CPU, a reading thread makes all of torch's threads wait
-    for the one whose turn it takes (measured: 0.16 s per step of the embedded teacher, 0.13 s without).
+    This only pays beside a GPU: where the training uses every CPU, a reading thread makes all of torch's threads wait
+    for the one that it interrupts (measured: 0.16 s per step of the embedded teacher, 0.13 s without).
 
-    `device` is the parameters' own, with its index: "cuda" in the reading thread would be the first GPU, whatever the
-    training's thread has chosen.
+    `device` is the parameters' own, with its index: "cuda" in the reading thread would be the first GPU, even if the
+    training's thread has chosen another.
     """
 
     def read(step: int) -> Any:
@@ -187,7 +191,7 @@ def save_checkpoint(
     now = f"step-{step:08d}.pt"
     with folder.write(now) as file:
         torch.save(payload, file)
-    # Newer ones couldn't be read when this training began: they must not push out what is written now.
+    # Newer files couldn't be read when this training began. They don't count: this checkpoint must not be removed.
     for old in [name for name in _newest_first(folder) if name <= now][_KEEP:]:
         folder.remove(old)
 
@@ -202,8 +206,18 @@ def restore_checkpoint(
         Exception: any error that keeps a whole one from being loaded.
     """
     for name in _newest_first(folder):
-        data = folder.read_bytes(name)  # a store that is away must not cost the steps done so far
-        if (damage := _damage(data)) is not None:
+        data = folder.read_bytes(name)  # an unreachable store is an error: going on without it would lose steps
+        # torch.save makes a zip archive with a checksum per entry. Checking these, and not whether torch.load succeeds,
+        # tells a damaged file from one that can't be loaded because memory is short or torch has another version.
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                bad = archive.testzip()
+            damage = f"{bad} has another checksum" if bad else ""
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile raises most built-in exceptions for bytes that are not a whole archive
+            damage = str(error) or type(error).__name__
+        if damage:
             _log.warning("checkpoint %s is damaged (%s); going back to the one before", folder.path(name), damage)
             continue
         # To the CPU: a checkpoint from a GPU must load without one, too, and in ranks that each have another.
@@ -233,19 +247,3 @@ def _moving_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return what training changes without a gradient, such as a batch norm's statistics."""
     saved = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
-
-
-def _damage(data: bytes) -> str | None:
-    """Return what is wrong with a checkpoint's bytes, or None if they are those that were written.
-
-    torch.save makes a zip archive with a checksum per entry. Checking these, and not the success of torch.load, keeps
-    a damaged file apart from one that can't be loaded because memory is short or torch has another version.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            bad = archive.testzip()
-    except MemoryError:
-        raise
-    except Exception as error:  # zipfile raises most built-in exceptions for bytes that are not a whole archive
-        return str(error) or type(error).__name__
-    return None if bad is None else f"{bad} has another checksum"

@@ -37,7 +37,8 @@ def make_optimizer(
     """Return the optimiser over the trainable parameters of `model`.
 
     AdamW decays matrices only (not biases, norms or single scalars). SGD decays every parameter, biases
-    included, as the official code does. `lr_factors` multiplies the rate of single parameters, by name.
+    included, as the official code does. `lr_factors` multiplies the rate of single parameters, by name; a parameter
+    group has it as `lr_factor`.
 
     Raises:
         ValueError: if nothing in the model is trainable.
@@ -54,12 +55,6 @@ def make_optimizer(
     if optim.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=optim.lr, momentum=optim.momentum)
     return torch.optim.AdamW(settings, lr=optim.lr, fused=True)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the rate `lr`, times its own factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
 
 
 def clip_gradients(parameters: Iterable[Tensor], optim: OptimConfig) -> None:

@@ -1,7 +1,7 @@
-"""Index rows of a whole split on disk, read by number: what a training draws its images from.
+"""The index rows of a split on disk, read by number: what a training draws its images from.
 
-As Python objects the rows would grow with the data set. Here they are in one uncompressed Arrow file that is mapped
-into memory, so the kernel keeps the pages in use and can drop them at any time. N rows; n boxes of one image.
+As Python objects the rows would need memory that grows with the data set. Here they are in one uncompressed Arrow file
+that is mapped into memory: the kernel keeps the pages in use and can drop the others. N rows; n boxes of one image.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _BATCH_ROWS = 16_384
 
 
 class RowTable:
-    """N index rows in the order they came in, with further columns beside them.
+    """N index rows in the order in which they were added, with further columns.
 
-    The file has no name and goes with the object, or with the process, however that ends. It is in the folder for
-    temporary files (`TMPDIR`), so every process of a training has its own.
+    The file has no name, so it disappears with the object, or with the process, also if that is killed. It is in the
+    folder for temporary files (`TMPDIR`); every process of a training has its own.
     """
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:

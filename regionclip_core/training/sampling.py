@@ -15,7 +15,7 @@ import numpy.typing as npt
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 MOST_IN_A_ROW = 100
-"""Unreadable images that a training passes over in search of one that it can read."""
+"""Unreadable images in a row that a training skips before it gives up."""
 
 
 class Keyed(Protocol):
@@ -58,7 +58,7 @@ def repeat_factors(
 
     Args:
         labels: yields the categories of each image's objects as numbers >= 0, in any order and with repetitions. It
-            is called twice, so that they needn't be in memory together.
+            is called twice, so that the labels of all images are never in memory together.
         threshold: share of the images below which a category is repeated.
     """
     counts, images = np.zeros(0, np.int64), 0
@@ -110,11 +110,11 @@ class RepeatOrder:
 def first_readable(
     sample_at: Callable[[int], Item], position: int, read: Callable[[Item], Result], unreadable: UnreadableImages
 ) -> tuple[Item, Result]:
-    """Return the sample at `position` and what `read` gives for it; if it can't be read, those of the next that can.
+    """Return the sample at `position` and what `read` gives for it, or the next sample that can be read.
 
-    Which sample replaces it depends on the data and the seed alone: a resumed training, or one of several processes,
-    takes the same. It is the next in the shuffled order and not in the index, where neighbours often fail together (a
-    folder that was not copied) and one image would replace them all.
+    Which sample replaces an unreadable one depends on the data and the seed alone: a resumed training, or one of
+    several processes, takes the same. The next one in the shuffled order is taken, not in the index: there neighbours
+    often fail together (a folder that was not copied), and one image would replace them all.
 
     Raises:
         ErrorRateExceeded: if too many images are unreadable, see `UnreadableImages`, or MOST_IN_A_ROW in a row.

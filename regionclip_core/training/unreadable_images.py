@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class UnreadableImages:
     """The images that this process could not read; it goes on without them until there are too many.
 
-    Trainings and the evaluation read images that an earlier stage has read, so a few failures mean a damaged or
-    deleted file, and many mean that a disk or a bucket is missing.
+    Trainings and the evaluation read images that an earlier stage has read already. So a few failures mean damaged or
+    deleted files, and many mean that a disk or a bucket is missing.
     """
 
     def __init__(self, images: int = 0, max_error_rate: float = 1.0) -> None:

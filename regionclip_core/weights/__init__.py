@@ -1,1 +1,1 @@
-"""Weight files of other projects in and out."""
+"""Import and export of other projects' files of weights."""

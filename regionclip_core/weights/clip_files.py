@@ -1,6 +1,6 @@
-"""CLIP models into CLIP folders: OpenAI's and open_clip's files, and the student and teacher of official pretraining.
+"""Import of CLIP models into CLIP folders: OpenAI's and open_clip's files, and files of official pretraining.
 
-A CLIP folder has open_clip's own names of files, and open_clip opens it with `local-dir:`. The architecture of a CLIP
+A CLIP folder has open_clip's own file names, and open_clip opens it with `local-dir:`. The architecture of a CLIP
 ResNet is read off the names and shapes of its weights, except for the activation of its text tower; other image towers
 have to be named by the user.
 """
@@ -46,15 +46,14 @@ class Architecture:
     """open_clip's `model_cfg`."""
 
     def describe(self) -> str:
-        """For messages and reports."""
+        """Return name and numbers, for messages and reports."""
         return f"{self.name}: {_words(_measures(self.config, text=False))}"
 
 
 def resnet_measures(state: Mapping[str, Tensor], text: bool, source: str) -> dict[str, Any]:
-    """Return what the shapes of a CLIP ResNet's weights show of its architecture; with `text` of its text tower too.
+    """Return the numbers of an architecture, read off the shapes of a CLIP ResNet's weights.
 
-    Raises:
-        ValueError: weights that the architecture is read from are missing.
+    `text` adds the text tower's. Raises ValueError if weights are missing that the architecture is read from.
     """
     positions = len(_get(state, "visual.attnpool.positional_embedding", source))
     measures: dict[str, Any] = {
@@ -94,7 +93,7 @@ def resnet_architecture(
     Args:
         state: weights by open_clip's names; text: whether the text tower is among them.
         model: an open_clip name, or a JSON file with open_clip's description of an architecture it has no name for.
-        quick_gelu: the activation, where it is known from the file's origin; None takes what `model` says.
+        quick_gelu: the activation, where the file's origin shows it; None takes what `model` says.
 
     Raises:
         ValueError: `model` is another architecture, open_clip has none with these shapes, or the activation of the text
@@ -155,7 +154,7 @@ def read_model(model: str) -> Architecture:
 
 
 def _named(measures: Mapping[str, Any]) -> Architecture | None:
-    """open_clip's CLIP ResNet with these measures, if there is one."""
+    """Return open_clip's CLIP ResNet with these measures, if there is one."""
     for name in RESNETS:
         config = model_config(name)
         if _measures(config, "text width" in measures) == measures:
@@ -164,7 +163,7 @@ def _named(measures: Mapping[str, Any]) -> Architecture | None:
 
 
 def _measures(config: Mapping[str, Any], text: bool) -> dict[str, Any]:
-    """What `resnet_measures` would find in the weights of an architecture."""
+    """Return what `resnet_measures` would find in the weights of an architecture."""
     vision, words = config["vision_cfg"], config.get("text_cfg", {})
     layers = vision.get("layers", 12)
     measures: dict[str, Any] = {

@@ -1,9 +1,9 @@
-"""Official detectors into detector folders.
+"""Import of official detectors into detector folders.
 
 K names of the classifier in use, D embedding. The official classifier is one or two matrices of text embeddings, of
 any norm: `cls_score` [K_train, D] of training and, where it is tested on other names, `test_cls_score` [K, D]. Our
-detector classifies into the latter, normalised; the former and the raw ones are kept under `official.*`, so that
-nothing is lost on the way back.
+detector uses the second, or else the first, with normalised rows. Both are also kept as they are under `official.*`, so
+that an export gives the official file back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.detector import OpenVocabularyDetector
+from regionclip_core.detection.detector import OpenVocabularyDetector, describe_detector
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import TEXT as TEXT_FOLDER
 from regionclip_core.detection.model_folder import model_config, write_model
@@ -51,7 +51,7 @@ _LVIS_ROWS = (866, 1203, 337)
 
 
 def import_detector(file: WeightFile, folder: Folder, report: ImportReport) -> None:
-    """Write an official detector's file into a detector folder.
+    """Write an official file of a detector into a detector folder.
 
     Raises:
         ValueError: a part is incomplete, its classifier does not fit the architecture or the names, or one of its names
@@ -113,15 +113,9 @@ def import_detector(file: WeightFile, folder: Folder, report: ImportReport) -> N
         raise ValueError(f"{file.name}: unknown weights in the detector's heads: {unknown[:5]}; nothing was imported")
     report.leave(rest, "no part of a detector")
     mean, std = (tuple(values) for values in usual_normalisation(architecture.name))
-    description = {
-        "names": list(vocabulary.names),
-        "temperature": TEMPERATURE,
-        "background": "zero",
-        "mask_head": mask_head,
-        "clip_architecture": architecture.config,
-    }
     preprocess = Preprocess(800, 1333, mean=mean, std=std)  # type: ignore[arg-type]
     inference = _LVIS if mask_head or len(vocabulary) in _LVIS_ROWS else _COCO
+    description = describe_detector(detector, architecture.config)
     config = model_config(architecture.name, description, preprocess, inference, rpn)
     write_model(folder, tensors, config, vocabulary, str(imported_card(config, has_text, report)))
 
@@ -129,7 +123,7 @@ def import_detector(file: WeightFile, folder: Folder, report: ImportReport) -> N
 def _vocabulary(
     own: Mapping[str, Tensor], architecture: Architecture, file: WeightFile, report: ImportReport
 ) -> Vocabulary:
-    """The names of the classifier in use, once its shapes, its background and its rows are checked."""
+    """Return the names of the classifier in use, after checking its shapes, its background and its rows."""
     train, test = own[f"{RAW}cls_score.weight"], own.get(f"{RAW}test_cls_score.weight")
     width = architecture.config["embed_dim"]
     for name, tensor in [(TRAIN_EMBEDDINGS, train), (TEST_EMBEDDINGS, test)]:

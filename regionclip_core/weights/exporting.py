@@ -1,6 +1,6 @@
-"""Models out of a run or a folder, for other programs: open_clip, Hugging Face's repository layout, the official code.
+"""Export of models for other programs: open_clip, Hugging Face's repository layout, the official code.
 
-What `regionclip import` made of an official file goes back bit by bit: names, shapes, types and values.
+An official file that `regionclip import` has read is written back with the same names, shapes, types and values.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from regionclip_core.config.architectures import tower_of
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import CARD, TEXT, VOCABULARY, is_model_folder, read_config, save_model
+from regionclip_core.detection.model_folder import CARD, TEXT, VOCABULARY, is_model_folder, read_config
 from regionclip_core.detection.model_folder import WEIGHTS as DETECTOR_WEIGHTS
-from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.clip import ClipModel, save_clip
 from regionclip_core.models.official_keys import (
@@ -32,8 +31,7 @@ from regionclip_core.models.text_embeddings import NamePrompts, write_prompts
 from regionclip_core.proposals.rpn_folder import DESCRIPTION, WEIGHTS
 from regionclip_core.proposals.rpn_weights import to_official as rpn_to_official
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.given_files import CLIP_LAYOUTS
-from regionclip_core.storage.local_files import TEMPORARY
+from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_layout
 
 # ---------------------------------------------------------------- our folders
 
@@ -50,15 +48,13 @@ def export_open_clip(folder: Folder, clip: ClipModel, card: ModelCard, prompts: 
 
 
 def usual_resizing(name: str) -> dict[str, str]:
-    """Return how open_clip resizes images for an architecture, where its published weights agree: SigLIP squashes."""
+    """Return how open_clip resizes images for an architecture, where its published weights agree.
+
+    SigLIP's images, for one, are squashed to a square and not cropped.
+    """
     tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     found = {key: {tag.get(key) for tag in tags} for key in ("interpolation", "resize_mode")}
     return {key: values.pop() for key, values in found.items() if len(values) == 1 and None not in values}
-
-
-def export_detector(folder: Folder, model: RegionModel, card: ModelCard) -> None:
-    """Write a detector folder; the text encoder's prompts go with it, so that new names are embedded alike."""
-    save_model(folder, model, str(card))
 
 
 # ---------------------------------------------------------------- official files
@@ -71,13 +67,8 @@ def save_official(folder: Folder, file: Path) -> int:
         ValueError: as `to_official`, with nothing written.
     """
     official = to_official(folder)
-    partial = file.with_name(f"{TEMPORARY}{file.name}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save({"model": official}, partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with Folder(str(file.parent)).write(file.name) as stream:
+        torch.save({"model": official}, stream)
     return len(official)
 
 
@@ -88,22 +79,43 @@ def to_official(folder: Folder) -> dict[str, Tensor]:
     student) or an RPN folder (a proposal checkpoint of its own).
 
     Raises:
-        ValueError: the official code has no place for it: other image towers than CLIP ResNets, GELU, a learnable
-            background, the small proposal network.
+        ValueError: the official code can't load it: other image towers than CLIP ResNets, GELU, a learnable background,
+            the small proposal network.
     """
     if is_model_folder(folder):
-        return _detector(folder)
+        config, tensors = read_config(folder), read_safetensors(folder, DETECTOR_WEIGHTS)
+        _check_tower(config["clip_architecture"], folder)
+        if config["background"] != "zero":
+            raise ValueError(
+                f"{folder.url}: its background is {config['background']}, and the official code has only the zero "
+                "embedding (finetune.background: zero)"
+            )
+        official = detector_to_official(tensors)
+        if TRAIN_EMBEDDINGS not in official:
+            # A detector that was trained here has no official classifier: its rows are normalised, as used.
+            vocabulary = Vocabulary.from_json(folder.read_json(VOCABULARY))
+            embeddings = tensors["detector.class_embeddings"]
+            official |= {TRAIN_EMBEDDINGS: embeddings, BACKGROUND: torch.zeros(1, embeddings.shape[1])}
+            if 0 < len(vocabulary.base) < len(vocabulary):
+                official |= {TRAIN_EMBEDDINGS: embeddings[vocabulary.base_ids], TEST_EMBEDDINGS: embeddings}
+        if config["rpn"] is not None:
+            branch = {name.removeprefix("rpn."): t for name, t in tensors.items() if name.startswith("rpn.")}
+            official |= rpn_to_official(branch, offline=True)
+        if folder.exists(TEXT):
+            text = _clip(folder.child(TEXT), STUDENT, text=True)
+            official |= {name: tensor for name, tensor in text.items() if not name.startswith(STUDENT)}
+        return official
     if folder.exists(DESCRIPTION):
         return rpn_to_official(read_safetensors(folder, WEIGHTS), offline=False)
     parts = {name: folder.child(name) for name in ("student", "teacher", "rpn")}
-    if _clip_layout(parts["student"]):
+    if clip_layout(parts["student"]):
         official = _clip(parts["student"], STUDENT, text=True)
-        if _clip_layout(parts["teacher"]):
+        if clip_layout(parts["teacher"]):
             official |= _clip(parts["teacher"], TEACHER, text=False)
         if parts["rpn"].exists(DESCRIPTION):
             official |= rpn_to_official(read_safetensors(parts["rpn"], WEIGHTS), offline=True)
         return official
-    if _clip_layout(folder):
+    if clip_layout(folder):
         return _clip(folder, STUDENT, text=True)
     raise ValueError(
         f"{folder.url} holds no model: expected a detector folder, a CLIP folder, an RPN folder, or one with student/, "
@@ -111,33 +123,8 @@ def to_official(folder: Folder) -> dict[str, Tensor]:
     )
 
 
-def _detector(folder: Folder) -> dict[str, Tensor]:
-    config, tensors = read_config(folder), read_safetensors(folder, DETECTOR_WEIGHTS)
-    _check_tower(config["clip_architecture"], folder)
-    if config["background"] != "zero":
-        raise ValueError(
-            f"{folder.url}: its background is {config['background']}, and the official code has only the zero "
-            "embedding (finetune.background: zero)"
-        )
-    official = detector_to_official(tensors)
-    if TRAIN_EMBEDDINGS not in official:
-        # A detector that was trained here has no official classifier: its rows are normalised, as used.
-        vocabulary = Vocabulary.from_json(folder.read_json(VOCABULARY))
-        embeddings = tensors["detector.class_embeddings"]
-        official |= {TRAIN_EMBEDDINGS: embeddings, BACKGROUND: torch.zeros(1, embeddings.shape[1])}
-        if 0 < len(vocabulary.base) < len(vocabulary):
-            official |= {TRAIN_EMBEDDINGS: embeddings[vocabulary.base_ids], TEST_EMBEDDINGS: embeddings}
-    if config["rpn"] is not None:
-        branch = {name.removeprefix("rpn."): t for name, t in tensors.items() if name.startswith("rpn.")}
-        official |= rpn_to_official(branch, offline=True)
-    if folder.exists(TEXT):
-        text = _clip(folder.child(TEXT), STUDENT, text=True)
-        official |= {name: tensor for name, tensor in text.items() if not name.startswith(STUDENT)}
-    return official
-
-
 def _clip(folder: Folder, visual: str, text: bool) -> dict[str, Tensor]:
-    config_file, weights_file = _clip_layout(folder)
+    config_file, weights_file = clip_layout(folder)
     architecture = folder.read_json(config_file)["model_cfg"]
     _check_tower(architecture, folder)
     if text and not architecture.get("quick_gelu", False):
@@ -151,8 +138,4 @@ def _clip(folder: Folder, visual: str, text: bool) -> dict[str, Tensor]:
 def _check_tower(architecture: dict[str, object], folder: Folder) -> None:
     kind = tower_of(architecture).kind
     if kind != "resnet":
-        raise ValueError(f"{folder.url}: the official code has CLIP ResNets alone, and this image tower is a {kind}")
-
-
-def _clip_layout(folder: Folder) -> tuple[str, ...]:
-    return next((files for files in CLIP_LAYOUTS if folder.exists(files[0])), ())
+        raise ValueError(f"{folder.url}: the official code has only CLIP ResNets, and this image tower is a {kind}")

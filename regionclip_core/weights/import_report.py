@@ -1,10 +1,10 @@
-"""A file of weights on its way in, and what became of every tensor: a few lines on screen, all of it in import.json."""
+"""A file of weights to import, and what became of each tensor in it: in short on screen, in full in import.json."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class WeightFile:
     tensors: dict[str, Tensor]
     """By the file's names."""
     others: dict[str, Any]
-    """Entries among the tensors that are none."""
+    """Entries among the tensors that are not tensors."""
     names: str | None = None
     """`--names`."""
     model: str | None = None
@@ -98,10 +98,6 @@ class ImportReport:
             if tensor.is_floating_point() and tensor.dtype.itemsize != 4:
                 self.converted[name] = f"{str(tensor.dtype).removeprefix('torch.')} -> float32"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return import.json."""
-        return {"format": 1, **asdict(self)}
-
     def lines(self) -> list[str]:
         """Return a few lines for the screen; many names are grouped by their prefixes."""
         converted = ", ".join(f"{n} tensors {how}" for how, n in Counter(self.converted.values()).items())
@@ -119,7 +115,7 @@ class ImportReport:
 
 
 def _renames(renamed: Mapping[str, str]) -> str:
-    """': backbone. -> detector.encoder. (295), ...': the pairs of prefixes that differ."""
+    """Return the pairs of prefixes that differ, such as ': backbone. -> detector.encoder. (295), ...'."""
 
     def prefix(words: list[str]) -> str:
         two = words[0] in ("detector", "roi_heads") or words[0].endswith("/")
@@ -144,6 +140,6 @@ def _reasons(named: Mapping[str, str]) -> str:
 
 
 def _shorten(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -1,12 +1,13 @@
-"""Published files of weights into our folders: all of a file, checked, or nothing.
+"""Import of published weights into our folders: a file is checked and imported whole, or nothing is written.
 
-`import_checkpoint` reads a file (never running anything in it), recognises it by the names of its tensors, converts and
-checks it, and writes a folder with import.json, which says what became of every tensor.
+`import_checkpoint` reads a file (never running anything in it), recognises it by the names of its tensors, checks and
+converts it, and writes a folder with import.json, which says what became of every tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def import_checkpoint(
         file: published RegionCLIP weights (pretraining, detector, proposal network, embeddings), an OpenAI or
             open_clip CLIP model in any layout, or a torchvision detector with its proposal network.
         out: must not exist, or be empty.
-        names: the names behind a classifier's or an embedding file's rows; see `category_names.read_names`.
+        names: the names behind a classifier's or an embedding file's rows; see `row_names.read_names`.
         model: the architecture, by open_clip's name or a JSON file of open_clip's, where it can't be read off the file,
             or to have it checked.
         kind: one of KINDS, instead of recognising it by the names in the file.
@@ -59,7 +60,7 @@ def import_checkpoint(
         _IMPORTERS[kind](given, folder, report)
         silent = checkpoint.tensors.keys() - {*report.matched, *report.renamed, *report.left_over}
         assert not silent, f"the import reported nothing about {sorted(silent)[:5]}"
-        folder.write_json(REPORT, report.to_json(), indent=1)
+        folder.write_json(REPORT, {"format": 1, **asdict(report)}, indent=1)
     return report
 
 

@@ -1,4 +1,4 @@
-"""Model cards: README.md beside exported and imported weights, in Hugging Face's form. model_card.md has the text.
+"""Model cards: README.md beside exported and imported weights, in Hugging Face's format. Its text is in model_card.md.
 
 Numbers are percent. Nothing private gets into a card: no paths beyond a file's name, no hosts, no `workspace`.
 """
@@ -23,6 +23,15 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.weights.import_report import ImportReport
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
+_DETECTION = "open-vocabulary-detection"
+_CLIP = ("apache-2.0", "open_clip", "zero-shot-image-classification", "clip", "open-vocabulary")
+_METADATA = {
+    "student": _CLIP,
+    "teacher": _CLIP,
+    "detector": ("apache-2.0", "regionclip", "zero-shot-object-detection", "object-detection", _DETECTION),
+    "imported": ("other", "regionclip", "object-detection", _DETECTION),
+}
+"""Licence (an imported model has its publisher's), library, task and further tags, by kind of card."""
 _TRAINED_BY = {
     "teacher": ("seed", "teacher"),
     "student": ("seed", "concepts", "teacher", "labels", "pretrain"),
@@ -33,7 +42,7 @@ _TRAINED_BY = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run knows about the model that is exported from it."""
+    """What a model card says about the run that the model comes from."""
 
     config: Config
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -45,45 +54,29 @@ class RunFacts:
 
 def clip_card(clip: ClipModel, kind: str, facts: RunFacts | None) -> ModelCard:
     """Return the card of a `student` or `teacher`; `facts` of the run that it comes from."""
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="open_clip",
-        pipeline_tag="zero-shot-image-classification",
-        tags=["regionclip", "clip", "open-vocabulary"],
-    )
     model = "clip" if kind == "teacher" else "regionclip"
-    return _render(data, kind, f"RegionCLIP {kind} {clip.name}", facts, model, "zero-shot", clip=clip)
+    return _render(kind, f"RegionCLIP {kind} {clip.name}", facts, model, "zero-shot", clip=clip)
 
 
 def detector_card(model: RegionModel, name: str, facts: RunFacts | None) -> ModelCard:
     """Return the card of a detector; `name` is its name in the run."""
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="regionclip",
-        pipeline_tag="zero-shot-object-detection",
-        tags=["regionclip", "object-detection", "open-vocabulary-detection"],
-    )
     title = f"RegionCLIP detector {model.clip_name}"
     values = {"config": config_of(model), "vocabulary": model.vocabulary, "has_text": model.text is not None}
-    return _render(data, "detector", title, facts, name, "open-vocabulary", name=name, **values)
+    return _render("detector", title, facts, name, "open-vocabulary", name=name, **values)
 
 
 def imported_card(config: Mapping[str, Any], has_text: bool, report: ImportReport) -> ModelCard:
     """Return the card of an imported detector: what it is and where it came from; `config` is its config.json."""
-    data = ModelCardData(
-        license="other",  # the publisher's
-        library_name="regionclip",
-        pipeline_tag="object-detection",
-        tags=["regionclip", "open-vocabulary-detection"],
-    )
     title = f"RegionCLIP detector from {report.file}"
-    return _render(data, "imported", title, None, config=config, has_text=has_text, report=report)
+    return _render("imported", title, None, config=config, has_text=has_text, report=report)
 
 
 def _render(
-    data: ModelCardData, kind: str, title: str, facts: RunFacts | None, model: str = "", tables: str = "", **values: Any
+    kind: str, title: str, facts: RunFacts | None, model: str = "", tables: str = "", **values: Any
 ) -> ModelCard:
     """Fill the template; `model`'s numbers in the tables whose titles begin with `tables` go into the metadata."""
+    licence, library, task, *tags = _METADATA[kind]
+    data = ModelCardData(license=licence, library_name=library, pipeline_tag=task, tags=["regionclip", *tags])
     if facts is not None:
         config = facts.config.model_dump(mode="json")
         images = facts.stages["data"]["summary"]["images"] if "data" in facts.stages else {}
@@ -112,7 +105,7 @@ def _render(
             data.metrics = sorted({name.split()[0] for _, name, _ in found})
             data.eval_results = [
                 EvalResult(
-                    task_type=str(data.pipeline_tag),
+                    task_type=task,
                     dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-"),
                     dataset_name=dataset,
                     metric_type=name.split()[0],
@@ -126,7 +119,7 @@ def _render(
 
 
 def _without_places(value: Any) -> Any:
-    """The value with paths and URLs, however deep, cut to their last part."""
+    """Return the value with all paths and URLs in it, also nested ones, cut to their last part."""
     if isinstance(value, Mapping):
         return {key: _without_places(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

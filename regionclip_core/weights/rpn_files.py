@@ -1,4 +1,4 @@
-"""Proposal networks into RPN folders: official files, proposal branches of official models, torchvision's detectors."""
+"""Import of proposal networks into RPN folders, from official files and models and from torchvision's detectors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def convert_rpn(state: Mapping[str, Tensor], file: WeightFile, report: ImportRep
             f"{file.name} is regionclip's own small proposal network: its anchors are not in this file. Take the "
             "folder that it came from, with its rpn.json"
         )
-    # Renaming keeps the order, and torchvision's counters are dropped on the way.
+    # Renaming keeps the order, and drops torchvision's counters.
     taken = [name for name in state if name not in set(found.left_over)]
     if found.layout == "torchvision":
         counters = [name for name in taken if name.endswith(_COUNTER)]

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from regionclip_core.config.tree import Config
-from regionclip_core.detection.model_folder import is_model_folder
+from regionclip_core.detection.model_folder import is_model_folder, save_model
 from regionclip_core.models.clip import load_clip
 from regionclip_core.models.text_embeddings import NamePrompts, read_prompts
 from regionclip_core.storage.folder import Folder, free_target, whole_or_nothing
 from regionclip_core.storage.given_files import clip_folder
-from regionclip_core.weights.exporting import export_detector, export_open_clip, save_official
+from regionclip_core.weights.exporting import export_open_clip, save_official
 from regionclip_core.weights.model_card import RunFacts, clip_card, detector_card
 from stages.commands.finished import finished, folder_of, undisturbed
 from stages.commands.workspace_models import USEFUL, run_vocabulary, workspace_detector
@@ -72,7 +72,7 @@ def _write(what: str, source: Config | str, folder: Folder, name: str) -> None:
         model, lines = workspace_detector(source, name, "export")
         with undisturbed(lines.values()):
             facts = _facts(source, lines)
-        export_detector(folder, model, detector_card(model, name, facts))
+        save_model(folder, model, str(detector_card(model, name, facts)))
     else:
         stage = {"student": "pretrain", "teacher": "teacher"}[what]
         lines = finished(source, [stage], USEFUL, "export")

@@ -44,7 +44,7 @@ def label_errors() -> Errors:
     golden, found = arrays(FILE), {}
     for group, (student_pool, teacher_pool) in POOLS.items():
         labels = labels_of(group)
-        scores = labels.top_probabilities.new_zeros(len(labels), len(golden[teacher_pool]))
+        scores = labels.top_probabilities.new_zeros(len(labels.concept_id), len(golden[teacher_pool]))
         scores.scatter_(1, labels.top_concepts, labels.top_probabilities)
         ids = labels.concept_id[labels.kept]
         ours = (scores, labels.kept, ids, scores[labels.kept], golden[student_pool][ids])

@@ -59,7 +59,7 @@ def test_labels_are_those_of_the_cpu(tmp_path: Path, device: str, mode: str) -> 
     write_proposals(proposals, data, "train", boxes, torch.linspace(3, -3, 9))
     config = tiny_config(labels={"mode": mode, "temperature": 0.05})
     here, there = (
-        Labeller.load(config, teacher, labels, place).label_shard(data, proposals, 0)[0].to_pylist()
+        Labeller(config, teacher, labels, place).label_shard(data, proposals, 0)[0].to_pylist()
         for place in ("cpu", device)
     )
     assert [row["concept_id"] for row in there] == [row["concept_id"] for row in here]

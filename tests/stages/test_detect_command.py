@@ -19,10 +19,9 @@ from small_runs import artifact
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.detection.finetuning import build_detector
-from regionclip_core.detection.model_folder import load_model
+from regionclip_core.detection.model_folder import load_model, save_model
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
-from regionclip_core.weights.exporting import export_detector
 from regionclip_core.weights.model_card import detector_card
 
 TINY_COCO_IMAGES = TINY_COCO / "val2017"
@@ -141,7 +140,7 @@ def test_masks_come_in_the_json_and_in_the_picture(run: Run, images: Path, tmp_p
     detector = build_detector(clip, loaded.vocabulary.names, config).eval()
     torch.nn.init.constant_(detector.mask_head.predictor.bias, 3.0)  # every pixel of a box, and no other
     with_masks = replace(loaded, detector=detector, embeddings=detector.class_embeddings)
-    export_detector(Folder(str(tmp_path / "m")), with_masks, detector_card(with_masks, "regionclip", None))
+    save_model(Folder(str(tmp_path / "m")), with_masks, str(detector_card(with_masks, "regionclip", None)))
     out = tmp_path / "out"
     arguments = ("detect", str(images / "wide.png"), "--model", str(tmp_path / "m"), "--score", "0", "--out", str(out))
     [row] = entries(free(*arguments), out)

@@ -11,7 +11,7 @@ from small_runs import small_config
 
 from regionclip_core.config.tree import RpnConfig
 from regionclip_core.proposals.network import ProposalNetwork
-from regionclip_core.proposals.rpn_folder import load_rpn_folder, open_network, rpn_section, save_rpn_folder
+from regionclip_core.proposals.rpn_folder import open_network, rpn_section, write_rpn_folder
 from regionclip_core.proposals.rpn_weights import to_official
 from regionclip_core.storage.records import Folder
 from stages.base import StageContext
@@ -32,7 +32,7 @@ def small(tmp_path: Path) -> tuple[Path, ProposalNetwork]:
     torch.manual_seed(5)
     config = RpnConfig(width=4, image_size=64, anchor_sizes=(8, 16))
     network = ProposalNetwork(config)
-    save_rpn_folder(Folder(str(tmp_path / "pretrained" / "rpn")), network, rpn_section(config))
+    write_rpn_folder(Folder(str(tmp_path / "pretrained" / "rpn")), network.state_dict(), rpn_section(config))
     return tmp_path / "pretrained", network
 
 
@@ -44,7 +44,7 @@ def test_weights_of_a_folder_are_taken_and_its_files_count(tmp_path: Path, small
         assert STAGES["rpn"].raw_inputs(config) == files
         summary, out = run(tmp_path, place)
         assert summary["names"] == "regionclip" and summary["left_over"] == {}
-        loaded, settings, _ = load_rpn_folder(out)
+        loaded, settings, _ = open_network(out.url)
         assert settings.image_size == 64
         state = network.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
@@ -68,7 +68,7 @@ def test_an_official_file_is_read_as_it_is(tmp_path: Path, small: tuple[Path, Pr
     assert (summary["names"], summary["matched"], summary["left_over"]) == ("official", 221, {"roi_heads": 1})
     written = json.loads((tmp_path / "out" / "rpn.json").read_text())
     assert written["backbone"] == "resnet50_c4" and written["format"] == 1
-    loaded = load_rpn_folder(out)[0].state_dict()
+    loaded = open_network(out.url)[0].state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in network.state_dict().items())
     direct, _, proposals = open_network(str(file))
     assert torch.equal(direct.rpn.head.objectness.weight, network.rpn.head.objectness.weight)

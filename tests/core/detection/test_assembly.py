@@ -20,17 +20,18 @@ from regionclip_core.detection.assembly import model_of_run, open_model, with_pa
 from regionclip_core.detection.detector import load_detector, save_detector
 from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import Detections
+from regionclip_core.detection.model_folder import save_model
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.passes import FINETUNED, PROPOSED, finetuned, zero_shot
 from regionclip_core.models.clip import save_clip
+from regionclip_core.models.prompts import prompt_templates
 from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts, write_prompts
 from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
-from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
+from regionclip_core.proposals.rpn_folder import rpn_section, write_rpn_folder
 from regionclip_core.storage.records import Folder
-from regionclip_core.weights.exporting import export_detector
 from regionclip_core.weights.model_card import detector_card
 
 NAMES = VOCABULARY.names
@@ -55,7 +56,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     detector.box_regressor.weight.data.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     save_detector(detector, result["finetune"], clip.architecture, stem="regionclip")
     save_clip(clip, result["pretrain"])
-    save_rpn_folder(result["rpn"], build_network(config().rpn, 0), rpn_section(config().rpn, config().proposals))
+    write_rpn_folder(
+        result["rpn"], build_network(config().rpn, 0).state_dict(), rpn_section(config().rpn, config().proposals)
+    )
     return result
 
 
@@ -69,7 +72,7 @@ def exported(folders: dict[str, Folder], tmp_path_factory: pytest.TempPathFactor
     """The same detector as a folder of its own."""
     folder = Folder(str(tmp_path_factory.mktemp("exported") / "model"))
     model = run_model(folders)
-    export_detector(folder, model, detector_card(model, "regionclip", None))
+    save_model(folder, model, str(detector_card(model, "regionclip", None)))
     return folder
 
 
@@ -205,7 +208,7 @@ def pretrained(folders: dict[str, Folder], tmp_path: Path) -> Folder:
     save_clip(tiny_clip(), folder.child("student"))
     write_prompts(folder.child("student"), NamePrompts.from_config(config().teacher))
     network = build_network(config().rpn, 0)
-    save_rpn_folder(folder.child("rpn"), network, rpn_section(config().rpn, config().proposals))
+    write_rpn_folder(folder.child("rpn"), network.state_dict(), rpn_section(config().rpn, config().proposals))
     return folder
 
 
@@ -333,7 +336,7 @@ def test_prompts_are_kept_in_the_folder_and_official_where_there_are_none(tmp_pa
     write_prompts(folder, NamePrompts(("a {}", "{}."), True))
     assert read_prompts(folder) == NamePrompts(("a {}", "{}."), True)
     settings = config().model_copy(update={"teacher": config().teacher.model_copy(update={"prompts": "short"})})
-    made = NamePrompts.from_config(config().teacher).with_templates("short").embed(tiny_clip(), NAMES)
+    made = NamePrompts(prompt_templates("short"), config().teacher.normalize_prompts).embed(tiny_clip(), NAMES)
     assert torch.equal(made, embed_names(tiny_clip(), NAMES, settings.teacher))
     folder.write_json("prompts.json", {"templates": ["no gap"], "normalize_prompts": True})
     with pytest.raises(ValueError, match=r"prompts\.json: expected `templates`"):

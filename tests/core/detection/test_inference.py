@@ -142,8 +142,6 @@ def test_objectness_products():
     raw = score_proposals(logits, objectness, "raw_logit")
     torch.testing.assert_close(raw[:2], (probability[:2] * objectness[:2, None]) ** 0.5)
     assert raw[2:].isnan().all()
-    with pytest.raises(ValueError, match="RPN logits"):
-        score_proposals(logits, None, "sigmoid")
 
 
 def test_no_proposals_give_no_detections():

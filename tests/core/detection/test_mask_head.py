@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from regionclip_core.detection.detector import MaskHead
 from regionclip_core.detection.losses import mask_loss
-from regionclip_core.detection.mask_head import MaskHead
 
 
 def official(channels: int) -> dict[str, list[int]]:

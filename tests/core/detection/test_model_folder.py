@@ -128,7 +128,7 @@ def test_other_towers(tmp_path: Path, kind: str) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.detector(images, boxes).logits, detector(images, boxes).logits)
     assert loaded.proposer is None
-    with pytest.raises(ValueError, match=f"official code has CLIP ResNets alone, and this image tower is a {kind}"):
+    with pytest.raises(ValueError, match=f"official code has only CLIP ResNets, and this image tower is a {kind}"):
         to_official(Folder(str(tmp_path)))
 
 

@@ -10,7 +10,7 @@ from small_towers import small_clip as small_towers_clip
 
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.models.clip import create_clip
-from regionclip_core.models.crops import CropEncoder, crop_windows, cut_crops, fill_colour
+from regionclip_core.models.crops import CropEncoder, crop_windows, cut_crops
 
 FILL = (123, 117, 104)
 
@@ -47,11 +47,6 @@ def test_windows_are_centred_on_the_box():
         assert abs(side - 1.3 * max(box[2] - box[0], box[3] - box[1])) <= 0.5
         assert abs(left + side / 2 - (box[0] + box[2]) / 2) <= 0.5
         assert abs(top + side / 2 - (box[1] + box[3]) / 2) <= 0.5
-
-
-def test_boxes_must_be_finite():
-    with pytest.raises(ValueError, match="NaN"):
-        crop_windows(torch.tensor([[0.0, 0.0, float("nan"), 1.0]]), 1.0)
 
 
 @pytest.mark.parametrize("box", [[20, 20, 60, 45], [30, 10, 40, 20], [-15, -5, 30, 30], [70, 50, 120, 95]])
@@ -101,7 +96,7 @@ def test_encoder_is_clip_on_the_crops(batch_size):
         torch.zeros(0, 4),
         torch.tensor([[1.0, 1.0, 80.0, 60.0]]),
     ]
-    fill = fill_colour(clip.mean)
+    fill = [round(255 * value) for value in clip.mean]
     rows = []
     for image, image_boxes in zip(images, boxes, strict=True):
         for box in image_boxes:
@@ -120,7 +115,7 @@ def test_a_vit_works_too():
     text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     clip = build_clip({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}, "tiny-vit", 0)
     image, box = tensor(smooth_image()), torch.tensor([[5.0, 6.0, 40.0, 30.0]])
-    crop = cut_crops(image, box, 1.2, 32, fill_colour(clip.mean)).float() / 255
+    crop = cut_crops(image, box, 1.2, 32, [round(255 * value) for value in clip.mean]).float() / 255
     crop = (crop - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(clip.std).view(3, 1, 1)
     actual = CropEncoder(clip)([image], [box])
     torch.testing.assert_close(actual, clip.encode_images(crop).detach(), atol=1e-5, rtol=1e-5)
@@ -130,13 +125,6 @@ def test_nothing_to_encode():
     encoder = CropEncoder(small_clip())
     assert encoder([], []).shape == (0, 16)
     assert encoder([tensor(smooth_image())], [torch.zeros(0, 4)]).shape == (0, 16)
-
-
-def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="boxes of 2"):
-        CropEncoder(small_clip())([tensor(smooth_image())], [torch.zeros(0, 4)] * 2)
-    with pytest.raises(ValueError, match="uint8"):
-        cut_crops(torch.zeros(3, 4, 4), torch.zeros(1, 4), 1.0, 8, FILL)
 
 
 @pytest.mark.parametrize("description", [VIT, SIGLIP, CONVNEXT], ids=["vit", "siglip", "convnext"])

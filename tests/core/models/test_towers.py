@@ -122,11 +122,6 @@ def test_single_query_is_the_full_attention_pool(heads, channels, side):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_pool_refuses_another_resolution():
-    with pytest.raises(ValueError, match="does not fit"):
-        pool_single_query(AttentionPool2d(7, 16, 2, 8), torch.zeros(1, 16, 8, 8))
-
-
 def small_clip(**architecture):
     config = ClipArchitecture(vision_width=8, embed_dim=16, text_width=16, text_heads=2, **architecture)
     clip = create_clip(TeacherConfig(weights="random", architecture=config), seed=1)
@@ -174,8 +169,6 @@ def test_no_boxes_at_all():
     out = encoder(torch.randn(2, 3, 64, 96), [torch.zeros(0, 4)] * 2)
     out.sum().backward()
     assert out.shape == (0, 16)
-    with pytest.raises(ValueError, match="1 images"):
-        encoder(torch.randn(2, 3, 64, 96), [torch.zeros(0, 4)])
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
@@ -187,8 +180,6 @@ def test_freezing(freeze_at):
     stem = {"conv1", "conv2", "conv3"}
     parts = [stem, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}, {"attnpool"}]
     assert trainable == set().union(*parts[freeze_at:])
-    with pytest.raises(ValueError, match="freeze_at"):
-        encoder.freeze(6)
 
 
 def test_norms_never_move():
@@ -252,9 +243,3 @@ def test_global_boxes():
     batch = batch_images(images, 64, 200, MEAN, STD)
     assert [b.tolist() for b in batch.global_boxes()] == [[[0, 0, 96, 64]], [[0, 0, 64, 80]]]
     assert [b.tolist() for b in batch.global_boxes("padded")] == [[[0, 0, 96, 80]]] * 2
-
-
-@pytest.mark.parametrize("images", [[], [torch.zeros(3, 4, 4)], [torch.zeros(4, 4, 3, dtype=torch.uint8)]])
-def test_batch_images_refuses_other_input(images):
-    with pytest.raises(ValueError, match="batch_images"):
-        batch_images(images, 64, 64, MEAN, STD)

@@ -193,8 +193,6 @@ def test_no_boxes_and_wrong_boxes() -> None:
     assert out.shape == (0, encoder.embed_dim) == (0, 24)
     assert encoder.regions(encoder.features(torch.randn(1, 3, 32, 32)), [torch.zeros(2, 4)]).shape == (2, 32, 7, 7)
     assert encoder.feature_dim == 32
-    with pytest.raises(ValueError, match="1 images"):
-        encoder(torch.randn(2, 3, 32, 32), [torch.zeros(0, 4)])
 
 
 # ---------------------------------------------------------------- training
@@ -222,8 +220,6 @@ def test_freezing(description: dict[str, Any], freeze_at: int) -> None:
     everything = {name for name, _ in encoder.named_parameters()}
     assert trainable(encoder) == {name for name in everything if not name.startswith(frozen)}
     assert trainable(encoder)
-    with pytest.raises(ValueError, match="freeze_at"):
-        encoder.freeze(6)
 
 
 @pytest.mark.parametrize(("count", "lengths"), [(12, [3] * 4), (24, [6] * 4), (27, [7, 7, 6, 7]), (1, [0, 0, 1, 0])])

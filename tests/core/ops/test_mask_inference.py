@@ -21,7 +21,7 @@ from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.image_batch import ImageBatch, batch_images
-from regionclip_core.ops.masks import encode_masks, paste_masks
+from regionclip_core.ops.masks import encode_masks
 from regionclip_core.storage.records import Folder
 
 SIZE = (47, 60)
@@ -50,34 +50,26 @@ def test_pasting_is_a_lookup_of_every_pixel() -> None:
     probabilities = torch.rand(len(boxes), 14, 14, generator=torch.Generator().manual_seed(1))
     probabilities[:3] = 1.0  # full to the brim: pixels at the border are half of it
     covered = 0
-    for found, probability, box in zip(
-        paste_masks(probabilities, boxes, SIZE), probabilities, boxes.tolist(), strict=True
-    ):
+    codes = encode_masks(probabilities, boxes, SIZE)
+    for code, probability, box in zip(codes, probabilities, boxes.tolist(), strict=True):
+        assert isinstance(code, bytes)
+        found = decoded(code, SIZE)
         values = grid_sampled(probability, box, SIZE)
         clear = ((values - 0.5).abs() > 1e-5).numpy()
         assert clear.mean() > 0.99
-        assert found.dtype == np.uint8 and found.shape == SIZE
+        assert found.shape == SIZE
         np.testing.assert_array_equal(found[clear], (values >= 0.5).numpy()[clear])
         covered += int(found.sum())
     assert covered > 1000
+    assert encode_masks(torch.zeros(0, 14, 14), torch.zeros(0, 4), SIZE) == []
 
 
 def test_a_mask_of_the_boxs_own_pixels_is_pasted_as_it_is() -> None:
     mask = torch.rand(14, 14, generator=torch.Generator().manual_seed(0))
-    image = next(iter(paste_masks(mask[None], torch.tensor([[20.0, 11, 34, 25]]), SIZE)))
+    [code] = encode_masks(mask[None], torch.tensor([[20.0, 11, 34, 25]]), SIZE)
     expected = np.zeros(SIZE, np.uint8)
     expected[11:25, 20:34] = (mask >= 0.5).numpy()
-    np.testing.assert_array_equal(image, expected)
-
-
-def test_codes_are_of_the_pasted_masks() -> None:
-    boxes = some_boxes()
-    probabilities = torch.rand(len(boxes), 18, 18, generator=torch.Generator().manual_seed(2))
-    codes = encode_masks(probabilities, boxes, SIZE)
-    for code, mask in zip(codes, paste_masks(probabilities, boxes, SIZE), strict=True):
-        assert isinstance(code, bytes)
-        np.testing.assert_array_equal(decoded(code, SIZE), mask)
-    assert encode_masks(torch.zeros(0, 14, 14), torch.zeros(0, 4), SIZE) == []
+    np.testing.assert_array_equal(decoded(code, SIZE), expected)
 
 
 # ---------------------------------------------------------------- the detector

@@ -66,7 +66,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
 
 def label(inputs: dict[str, Folder], **settings: Any) -> tuple[list[dict[str, Any]], Any, pa.Table]:
     settings = {"temperature": 0.05, **settings}
-    labeller = Labeller.load(tiny_config(labels=settings), inputs["teacher"], inputs["labels"], "cpu")
+    labeller = Labeller(tiny_config(labels=settings), inputs["teacher"], inputs["labels"], "cpu")
     table, counts = labeller.label_shard(inputs["data"], inputs["proposals"], 0)
     return table.to_pylist(), counts, table
 
@@ -179,7 +179,7 @@ def test_labels_of_an_image_are_the_same_in_every_bit_alone_and_among_others_of_
         boxes = {row.key: torch.from_numpy(row.boxes) for row in rows_of(data, "train")}
         write_proposals(proposals, data, "train", boxes, LOGITS)
         config = tiny_config(labels={"temperature": 0.05, "mode": "roi"})
-        labeller = Labeller.load(config, inputs["teacher"], inputs["labels"], "cpu")
+        labeller = Labeller(config, inputs["teacher"], inputs["labels"], "cpu")
         return [labeller.label_shard(data, proposals, shard)[0].to_pylist() for shard in range(len(shards))]
 
     [together] = labelled("together", [pictures])

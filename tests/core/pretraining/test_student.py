@@ -52,10 +52,7 @@ def sample(number: int, height: int = 48, width: int = 64, regions: int = 4) -> 
     ids = torch.arange(regions)
     return RegionSample(
         key=str(number),
-        image_id=number,
         image_bytes=encode_png(picture.pixels()),
-        width=width,
-        height=height,
         captions=(f"first of {number}", f"second of {number}"),
         boxes=torch.tensor(FOUR[:regions]).float().reshape(-1, 4),
         concept_id=ids,

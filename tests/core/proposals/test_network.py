@@ -6,7 +6,7 @@ from regionclip_core.config.tree import RpnConfig
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.proposers import grid_boxes, random_boxes
-from regionclip_core.proposals.recall import RecallCount
+from regionclip_core.proposals.recall import covered
 
 
 def rectangles(n, seed, side=64):
@@ -34,10 +34,8 @@ def test_small_network_learns_to_propose():
 
     def score():
         found = network.eval().propose(test_images, [(64, 64)] * 16, 200, 20, 0.7)
-        count = RecallCount()
-        for proposals, boxes in zip(found, test_boxes, strict=True):
-            count.add(proposals.boxes, boxes)
-        return count.scores()["recall@10"]
+        hits = [covered(one.boxes, boxes)["recall@10"] for one, boxes in zip(found, test_boxes, strict=True)]
+        return sum(hits) / sum(map(len, test_boxes))
 
     before = score()
     generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,7 @@ from regionclip_core.proposals.proposers import (
     propose_shard,
     read_proposals,
 )
-from regionclip_core.proposals.rpn_folder import rpn_section, save_rpn_folder
+from regionclip_core.proposals.rpn_folder import rpn_section, write_rpn_folder
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import PROPOSALS
 
@@ -46,7 +46,7 @@ def row(key: str, width: int = 80, height: int = 60) -> IndexRow:
 @pytest.fixture(scope="module")
 def rpn(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     folder = Folder(str(tmp_path_factory.mktemp("rpn")))
-    save_rpn_folder(folder, build_network(tiny_config().rpn, 0), rpn_section(tiny_config().rpn))
+    write_rpn_folder(folder, build_network(tiny_config().rpn, 0).state_dict(), rpn_section(tiny_config().rpn))
     return folder
 
 

@@ -22,13 +22,13 @@ from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn import Proposals, select_proposals
 from regionclip_core.proposals.rpn_folder import (
     find_rpn_folder,
-    load_rpn_folder,
     load_weights,
     official_section,
+    open_network,
     read_rpn_weights,
     read_section,
     rpn_section,
-    save_rpn_folder,
+    write_rpn_folder,
 )
 from regionclip_core.proposals.rpn_weights import backbone_of, from_official, from_torchvision, read_layout, to_official
 from regionclip_core.storage.records import Folder
@@ -136,9 +136,8 @@ def theirs(model: FasterRCNN, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ours(state: dict[str, Tensor], image: Tensor) -> Proposals:
-    backbone, weights = from_torchvision(state)
-    network = ProposalNetwork(RpnConfig(backbone=backbone)).eval()
-    network.load_state_dict(weights)
+    network = ProposalNetwork(RpnConfig(backbone="torchvision_fpn")).eval()
+    network.load_state_dict(from_torchvision(state))
     batch = batch_images([image], 70, 1333, network.mean, network.std)
     return network.propose(batch.tensor, batch.sizes, PRE_NMS, POST_NMS, NMS)[0]
 
@@ -203,9 +202,9 @@ def test_older_torchvision_names_are_read_and_the_heads_are_left_over() -> None:
 def test_trained_batch_norms_keep_their_epsilon() -> None:
     variance = torch.tensor([1e-6, 1.0])
     state = {"backbone.body.bn1.running_var": variance, "rpn.head.cls_logits.bias": torch.zeros(3)}
-    frozen = from_torchvision(state)[1]["backbone.body.bn1.running_var"]
+    frozen = from_torchvision(state)["backbone.body.bn1.running_var"]
     assert frozen is variance
-    counted = from_torchvision(state | {"backbone.body.bn1.num_batches_tracked": torch.tensor(7)})[1]
+    counted = from_torchvision(state | {"backbone.body.bn1.num_batches_tracked": torch.tensor(7)})
     assert torch.equal(counted["backbone.body.bn1.running_var"].rsqrt(), (variance + 1e-5).rsqrt())
     assert "backbone.body.bn1.num_batches_tracked" not in counted
 
@@ -236,16 +235,16 @@ def small(**values: Any) -> tuple[RpnConfig, ProposalNetwork]:
 def test_a_folder_has_all_that_rebuilds_and_runs_a_network(tmp_path: Path) -> None:
     config, network = small()
     run = ProposalsConfig(splits=("x",), pre_nms=77, nms=0.6, max_regions=9, min_objectness=0.25)
-    save_rpn_folder(Folder(str(tmp_path / "a")), network, rpn_section(config, run))
-    loaded, rpn, proposals = load_rpn_folder(Folder(str(tmp_path / "a")))
+    write_rpn_folder(Folder(str(tmp_path / "a")), network.state_dict(), rpn_section(config, run))
+    loaded, rpn, proposals = open_network(str(tmp_path / "a"))
     assert rpn_section(rpn, proposals) == rpn_section(config, run)
     assert (rpn.width, rpn.image_size, rpn.anchor_sizes) == (4, 64, (8, 16))
     assert (proposals.pre_nms, proposals.nms, proposals.max_regions, proposals.min_objectness) == (77, 0.6, 9, 0.25)
     state = network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
     assert not loaded.training
-    save_rpn_folder(Folder(str(tmp_path / "b")), network, rpn_section(config))
-    _, _, official_run = load_rpn_folder(Folder(str(tmp_path / "b")))
+    write_rpn_folder(Folder(str(tmp_path / "b")), network.state_dict(), rpn_section(config))
+    _, _, official_run = open_network(str(tmp_path / "b"))
     assert (official_run.pre_nms, official_run.nms, official_run.max_regions) == (1000, 0.7, 1000)
 
 
@@ -261,7 +260,7 @@ def test_published_networks_run_as_the_official_configurations_do() -> None:
 def test_weights_are_read_from_folders_and_files_of_any_naming(tmp_path: Path) -> None:
     config, network = small()
     pretrained = tmp_path / "pretrained"
-    save_rpn_folder(Folder(str(pretrained / "rpn")), network, rpn_section(config))
+    write_rpn_folder(Folder(str(pretrained / "rpn")), network.state_dict(), rpn_section(config))
     assert find_rpn_folder(str(pretrained)) is not None
     assert find_rpn_folder(str(tmp_path)) is None
     for place in (pretrained, pretrained / "rpn", pretrained / "rpn" / "rpn.safetensors"):
@@ -283,6 +282,6 @@ def test_another_kind_of_network_names_the_backbone_to_set(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"t\.pth holds a torchvision_fpn .* set rpn\.backbone: torchvision_fpn"):
         load_weights(network, config)
     right = config.model_copy(update={"backbone": "torchvision_fpn"})
-    with pytest.raises(ValueError, match=r"does not fit .* tensors missing"):
+    with pytest.raises(ValueError, match=r"t\.pth: the weights don't fit the .*: \d+ missing: .* Check rpn\.backbone"):
         load_weights(ProposalNetwork(right), right)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -31,7 +31,7 @@ from regionclip_core.models.prompts import prompt_templates
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork
-from regionclip_core.proposals.rpn_folder import load_rpn_folder, rpn_section, save_rpn_folder
+from regionclip_core.proposals.rpn_folder import open_network, rpn_section, write_rpn_folder
 from regionclip_core.storage.fingerprints import InputDigests
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.locations import exists
@@ -143,12 +143,12 @@ def test_teacher_embeddings(tmp_path: Path, put: Put) -> None:
 def test_rpn_weights(tmp_path: Path, put: Put, kind: str) -> None:
     section: dict[str, Any] = {"width": 4, "anchor_sizes": [8, 16]}
     settings = RpnConfig(**section)
-    save_rpn_folder(Folder(str(tmp_path / "rpn")), ProposalNetwork(settings), rpn_section(settings))
+    write_rpn_folder(Folder(str(tmp_path / "rpn")), ProposalNetwork(settings).state_dict(), rpn_section(settings))
     path = tmp_path / "rpn" / "rpn.safetensors" if kind == "file" else tmp_path / "rpn"
     local, remote = (
         tiny_config(rpn={**section, "weights": one}, proposals={"method": "rpn"}) for one in (str(path), put(path))
     )
-    taken = [load_rpn_folder(outcome("rpn", one, tmp_path / str(i)))[0] for i, one in enumerate((local, remote))]
+    taken = [open_network(outcome("rpn", one, tmp_path / str(i)).url)[0] for i, one in enumerate((local, remote))]
     assert same(*taken)
     assert digests("rpn", remote, tmp_path) == digests("rpn", local, tmp_path)
 

@@ -219,6 +219,33 @@ def test_a_loss_that_is_not_finite_stops_with_its_parts(tmp_path: Path) -> None:
         )
 
 
+class TwoNumbers(nn.Module):
+    """The slope of the loss is 1 in both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow, self.fast = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: Points) -> dict[str, Tensor]:
+        return {"loss_sum": self.slow + self.fast}
+
+
+def test_single_parameters_can_learn_faster(tmp_path: Path) -> None:
+    model, batch = TwoNumbers(), Points(torch.zeros(1, 4), torch.zeros(1))
+    fit(
+        model,
+        lambda step: batch,
+        optim=OptimConfig(optimizer="sgd", lr=0.01, weight_decay=0.0, warmup_steps=0, clip_norm=None),
+        steps=1,
+        seed=0,
+        checkpoints=Folder(str(tmp_path)),
+        checkpoint_every=5,
+        progress=lambda done, total, note: None,
+        lr_factors={"fast": 10.0},
+    )
+    assert (model.slow.item(), model.fast.item()) == (pytest.approx(0.99), pytest.approx(0.9))
+
+
 class Placed(NamedTuple):
     """A batch that says where it is, and in which thread it was put there."""
 

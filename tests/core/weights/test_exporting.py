@@ -16,7 +16,7 @@ from small_artifacts import ARCHITECTURE, VOCABULARY, tiny_clip, tiny_config
 from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
 from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import config_of, load_model
+from regionclip_core.detection.model_folder import config_of, load_model, save_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load_clip
 from regionclip_core.models.text_embeddings import NamePrompts
@@ -24,7 +24,7 @@ from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.storage.folder import free_target, whole_or_nothing
 from regionclip_core.storage.records import Folder
-from regionclip_core.weights.exporting import export_detector, export_open_clip, usual_resizing
+from regionclip_core.weights.exporting import export_open_clip, usual_resizing
 from regionclip_core.weights.model_card import RunFacts, clip_card, detector_card
 
 VIT = {
@@ -227,7 +227,7 @@ def test_the_sections_of_a_card() -> None:
 def test_a_detector_folder_has_every_part(tmp_path: Path) -> None:
     model = small_model()
     card = detector_card(model, "regionclip", facts())
-    export_detector(Folder(str(tmp_path)), model, card)
+    save_model(Folder(str(tmp_path)), model, str(card))
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     text = {"text/clip.json", "text/clip.safetensors", "text/prompts.json"}
     assert names == {"config.json", "model.safetensors", "vocabulary.json", "README.md", *text}

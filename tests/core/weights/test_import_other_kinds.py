@@ -14,7 +14,7 @@ from regionclip_core.datasets.categories import load_categories
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.text_embeddings import read_embeddings
 from regionclip_core.proposals.network import ProposalNetwork
-from regionclip_core.proposals.rpn_folder import load_rpn_folder
+from regionclip_core.proposals.rpn_folder import open_network
 from regionclip_core.proposals.rpn_weights import from_official
 from regionclip_core.storage.folder import Folder
 from regionclip_core.weights.clip_files import Architecture, write_clip
@@ -142,7 +142,7 @@ def test_a_proposal_file_with_a_whole_detector_around_it(tmp_path: Path) -> None
     assert (report.kind, report.model) == ("rpn", "resnet50_c4")
     assert report.renamed.keys() == bare.keys()
     assert report.left_over.keys() == others.keys()
-    network, rpn, proposals = load_rpn_folder(Folder(out(tmp_path)))
+    network, rpn, proposals = open_network(out(tmp_path))
     assert (rpn.image_size, rpn.max_size, proposals.pre_nms) == (800, 1333, 6000)
     direct = ProposalNetwork(rpn)
     direct.load_state_dict({name: tensor.float() for name, tensor in from_official(bare).items()})
@@ -163,7 +163,7 @@ def test_torchvisions_proposal_network(tmp_path: Path) -> None:
     assert (report.kind, report.model) == ("rpn", "torchvision_fpn")
     others = {name for name in source.state_dict() if name.startswith("roi_heads.") or name.endswith("_tracked")}
     assert report.left_over.keys() == others
-    network, rpn, _ = load_rpn_folder(Folder(out(tmp_path)))
+    network, rpn, _ = open_network(out(tmp_path))
     assert rpn.backbone == "torchvision_fpn"
     assert torch.equal(network.rpn.head.objectness.weight, source.rpn.head.cls_logits.weight)
 
