@@ -19,7 +19,7 @@ HEAD = """\
 # The official numbers and ours
 
 `tests/golden/` holds arrays that the released RegionCLIP code computed, most of them with small random modules, and
-facts of its configurations. Each array stands in one row below, beside the function of ours that must give it; the
+facts of its configurations. Each array has one row below, beside the function of ours that must give it; the
 functions are those that the pipeline runs. `tests/test_goldens.py` measures every row again, holds it to the
 tolerance, and fails if an array has no row or this page is not what `python docs/goldens.py` writes.
 
@@ -95,7 +95,7 @@ BUGS = [
         "none: only pretraining could see it",
     ),
     (
-        "The number of captions an image is read off the first image of the batch.",
+        "The number of captions per image is read off the first image of the batch.",
         "Each image has its own number.",
         "none",
     ),
@@ -139,7 +139,7 @@ BUGS = [
 
 
 def cell(value: str) -> str:
-    """Text that may stand in a table."""
+    """Return text that a table may hold."""
     return value.replace("|", "\\|")
 
 
