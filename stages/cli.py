@@ -370,10 +370,11 @@ def import_(
         typer.Option(help="Names of the rows: text file, COCO or LVIS annotations, a category set such as coco_ovd."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Architecture (RN50, RN50x4, ...), where the file doesn't tell or to check it.")
+        str | None,
+        typer.Option(help="Architecture (RN50, RN50x4, ...), where the file doesn't say it, or to check it."),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="detector, pretrained, rpn, embeddings or clip.  [default: told by the file]")
+        str | None, typer.Option(help="detector, pretrained, rpn, embeddings or clip.  [default: what the file holds]")
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""

@@ -44,7 +44,7 @@ KEEPS_PROPOSALS = ("no_box_delta", "zs_lvis")
 
 
 class StoredFeatures(nn.Module):
-    """Stands in for the encoder: the same features whatever the image."""
+    """Takes the place of the encoder: the same features whatever the image."""
 
     embed_dim = 32
 

@@ -1,4 +1,4 @@
-"""Damaged and foreign files in a workspace: one of them ends no command, a run mends it, and verify finds it."""
+"""Damaged and foreign files in a workspace: one of them ends no command, a run repairs it, and verify finds it."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_damaged_plan_progress_failure_record_or_shard_record(toy: Toy, stage:
     assert toy.content() == expected and problems(toy) == {}
 
 
-# ---------------------------------------------------------------- mended samples
+# ---------------------------------------------------------------- repaired samples
 
 
 @pytest.fixture
@@ -164,11 +164,11 @@ def nines(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     bad = {0, 1, 2, 3}
     process = toy_stages.NumbersWork.process
 
-    def mended(self: Any, ctx: Any, state: Any, shard: int) -> Any:
+    def repaired(self: Any, ctx: Any, state: Any, shard: int) -> Any:
         result = process(self, ctx, state, shard)
         return result if shard in bad else replace(result, counts={"ok": result.rows})
 
-    monkeypatch.setattr(toy_stages.NumbersWork, "process", mended)
+    monkeypatch.setattr(toy_stages.NumbersWork, "process", repaired)
 
     def choose(shards: set[int]) -> None:
         bad.clear()

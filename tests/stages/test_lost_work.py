@@ -118,7 +118,7 @@ def store() -> Iterator[str]:
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an artifact may lie."""
+    """Places where an artifact may be."""
     if request.param == "local":
         return str(tmp_path / "unlike")
     return f"{request.getfixturevalue('store')}/{tmp_path.name}"

@@ -85,8 +85,8 @@ def test_status_adds_up_what_is_there(toy: Toy, cli: Cli) -> None:
     assert manifest is not None
     assert re.split(r"  +", row)[:4] == ["lonely", "stale", "(0)", f"({manifest.bytes} B)"]
     assert row.endswith(f"({folder_of(toy, 'lonely')})") and "(...): of the latest result" in shown
-    told = json.loads(cli("status", "--json", "--set", "finetune.steps=3").stdout)[3]
-    assert (told["manifest"], told["previous"]["bytes"]) == (None, manifest.bytes)
+    stage = json.loads(cli("status", "--json", "--set", "finetune.steps=3").stdout)[3]
+    assert (stage["manifest"], stage["previous"]["bytes"]) == (None, manifest.bytes)
 
 
 def test_status_says_when_it_left_out_records(toy: Toy, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

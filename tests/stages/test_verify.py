@@ -53,7 +53,7 @@ def problems(workspace: Path) -> list[tuple[str, str]]:
 
 
 def record_again(folder: Path) -> None:
-    """Make every record fit what now lies in an artifact, as if the stage itself had written that."""
+    """Make every record fit the files that are now in an artifact, as if the stage itself had written that."""
     where = Folder(str(folder))
     shards, stage_files = read_records(where)
 

@@ -1,4 +1,4 @@
-"""A toy pipeline for the frame's tests: numbers -> scaled -> total, and lonely, which stands alone.
+"""A toy pipeline for the frame's tests: numbers -> scaled -> total, and lonely, which needs none and which none needs.
 
 Faults are files in the folder `faults` beside the workspace, so that every backend sees them:
 `raise-<stage>-<shard>` raises, `die-...` kills the process once, `kill-...` each time, `interrupt-...` interrupts,
@@ -49,7 +49,7 @@ def called(config: Config, what: str) -> None:
     if (faults / f"kill-{what}").exists():
         os.kill(os.getpid(), signal.SIGKILL)
     if (faults / f"raise-{what}").exists():
-        raise RuntimeError(f"told to fail at {what}")
+        raise RuntimeError(f"made to fail at {what}")
     if (faults / f"interrupt-{what}").exists():
         raise KeyboardInterrupt
     if (hang := faults / f"hang-{what}").exists():
