@@ -52,7 +52,7 @@ def test_same_bytes_as_local_and_a_job_gets_its_threads(
     # Shard workers run with one thread; a job in the same process must not be held to that.
     manifest = theirs["model"].manifest
     assert manifest is not None
-    assert manifest.summary == {"threads": 3, "torch_threads": 3, "device": "cpu"}
+    assert manifest.summary == {"torch_threads": 3, "device": "cpu"}
     calls = other.calls()
     assert calls.count("scaled-setup") in (1, 2)  # once a worker, not once a shard
     assert len([c for c in calls if c.startswith("numbers")]) == 4

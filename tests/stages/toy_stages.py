@@ -145,7 +145,7 @@ class TotalWork(JobWork):
             ctx.progress(i + 1, len(names), f"sum {total}")
         ctx.out.child("checkpoints").write_json("last.json", total)
         ctx.out.write_json("total.json", {"total": total, "steps": ctx.config.pretrain.steps})
-        return {"total": total, "threads": ctx.threads, "torch_imported": "torch" in sys.modules}
+        return {"total": total, "torch_imported": "torch" in sys.modules}
 
 
 class Lonely(JobStage):
@@ -191,7 +191,7 @@ class ModelWork(JobWork):
     def run(self, ctx: StageContext) -> dict[str, Any]:
         import torch
 
-        return {"threads": ctx.threads, "torch_threads": torch.get_num_threads(), "device": ctx.device}
+        return {"torch_threads": torch.get_num_threads(), "device": ctx.device}
 
 
 NUMBERS, SCALED, TOTAL, LONELY, MODEL = NumbersWork(), ScaledWork(), TotalWork(), LonelyWork(), ModelWork()
