@@ -67,10 +67,8 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("REGIONCLIP_TRACEBACK"):
                 raise
             of_the_user = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
-            typer.echo(
-                f"error: {error}" + ("" if of_the_user else "\nfix the problem and run again; finished work is kept"),
-                err=True,
-            )
+            what_to_do = "" if of_the_user else "\nfix the problem and run again; finished work is kept"
+            typer.echo(f"error: {error}{what_to_do}", err=True)
             raise typer.Exit(2 if of_the_user else 1) from error
         except KeyboardInterrupt as error:
             typer.echo("stopped; finished work is kept, run again to go on", err=True)

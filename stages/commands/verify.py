@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -147,7 +147,16 @@ def verify_artifact(folder: Folder, stage: str = "", upstream: Upstream | None =
             wrong += _content(stage, folder, shards, {f.name for f in stage_files}, upstream or {})
         except UNREADABLE as error:
             wrong.append(f"{folder.url}: its content can't be read: {type(error).__name__}: {error}")
-    wrong += _records(folder, shards, done)
+    # The records in the folder are those that were rolled up.
+    rolled = {record.shard: record for record in shards}
+    if list(done) != list(rolled):
+        wrong.append(f"{folder.path(RECORDS)}: the shard records in the folder are not those rolled up in it")
+    damaged: list[int] = []
+    for record in read_shard_records(folder, [s for s in done if s in rolled], damaged, rolled_up=False):
+        # Two workers may have done a shard, and the later record come after the earlier one was rolled up.
+        if replace(record, seconds=0.0) != replace(rolled[record.shard], seconds=0.0):
+            wrong.append(f"{folder.path(shard_record_name(record.shard))}: not what {RECORDS} says of the shard")
+    wrong += [f"{folder.path(shard_record_name(shard))}: can't be read" for shard in damaged]
     if manifest is not None:
         wrong += _manifest_adds_up(folder, stage, manifest, shards, files)
     return wrong
@@ -188,20 +197,6 @@ def _file(folder: Folder, record: FileRecord) -> Iterator[str]:
         yield f"{path}: {size} bytes, recorded {record.bytes}"
     elif digest != record.sha256:
         yield f"{path}: sha256 {digest[:12]}..., recorded {record.sha256[:12]}..."
-
-
-def _records(folder: Folder, shards: Sequence[ShardRecord], done: Sequence[int]) -> Iterator[str]:
-    """The records in the folder, of the shards `done`, are the ones that were rolled up, `shards`."""
-    rolled = {record.shard: record for record in shards}
-    if list(done) != list(rolled):
-        yield f"{folder.path(RECORDS)}: the shard records in the folder are not those rolled up in it"
-    damaged: list[int] = []
-    for record in read_shard_records(folder, [s for s in done if s in rolled], damaged, rolled_up=False):
-        # Two workers may have done a shard, and the later record come after the earlier one was rolled up.
-        if replace(record, seconds=0.0) != replace(rolled[record.shard], seconds=0.0):
-            yield f"{folder.path(shard_record_name(record.shard))}: not what {RECORDS} says of the shard"
-    for shard in damaged:
-        yield f"{folder.path(shard_record_name(shard))}: can't be read"
 
 
 def _manifest_adds_up(
@@ -259,8 +254,8 @@ def _content(
             lacks, more = ([str(f) for f in a if f not in list(b)] for a, b in ((expected, schema), (schema, expected)))
             what = [f"lacks {lacks}"] * bool(lacks) + [f"also has {more}"] * bool(more) or ["has another order"]
             yield f"{folder.path(name)}: its columns are not those of its schema: it {' and '.join(what)}"
-    if stage in _CONTENT:
-        yield from _CONTENT[stage](folder, shards, names, upstream)
+    if (check := {"data": _data, "labels": _labels, "pairs": _pairs}.get(stage)) is not None:
+        yield from check(folder, shards, names, upstream)
 
 
 def _data(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
@@ -334,13 +329,6 @@ def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstr
     if meta is not None and (source := upstream.get("labels")) is not None:
         pool = "concept_embeddings.json"
         yield from _same(listing, meta["vocabulary"], source.path(pool), source.read_json(pool)["digest"])
-
-
-_CONTENT: dict[str, Callable[[Folder, Sequence[ShardRecord], set[str], Upstream], Iterator[str]]] = {
-    "data": _data,
-    "labels": _labels,
-    "pairs": _pairs,
-}
 
 
 def _schema(folder: Folder, name: str) -> tuple[pa.Schema, int]:

@@ -18,7 +18,6 @@ from regionclip_core.config.loading import parse_config
 from regionclip_core.storage.records import Folder, read_manifest
 from stages.cli import app
 from stages.engine import plan
-from stages.engine.runner import Pipeline
 
 Cli = Callable[..., Result]
 
@@ -107,7 +106,7 @@ def test_a_missing_input_is_told_with_its_key(tmp_path: Path) -> None:
     ):
         raw = yaml.safe_load(toy_stages.CONFIG) | {"workspace": str(tmp_path / "ws")}
         raw["data"] |= data
-        lines = {line.stage: line for line in Pipeline(parse_config(raw)).plan()}
+        lines = {line.stage: line for line in plan.Planner(parse_config(raw)).lines()}
         assert (lines["data"].state, lines["concepts"].state, lines["teacher"].state) == (
             *("blocked", "blocked"),
             "missing",
