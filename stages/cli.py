@@ -47,7 +47,7 @@ ModelOption = Annotated[
 ]
 NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
 SHOWN_FOREIGN = 10
-"""Folders that are no artifacts, named one by one."""
+"""How many folders that are no artifacts `gc` names one by one."""
 
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:

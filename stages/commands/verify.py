@@ -150,7 +150,7 @@ def verify_artifact(folder: Folder, stage: str = "", upstream: Upstream | None =
     # The records in the folder are those that were rolled up.
     rolled = {record.shard: record for record in shards}
     if list(done) != list(rolled):
-        wrong.append(f"{folder.path(RECORDS)}: the shard records in the folder are not those rolled up in it")
+        wrong.append(f"{folder.path(RECORDS)}: the shard records in the folder differ from those rolled up in it")
     damaged: list[int] = []
     for record in read_shard_records(folder, [s for s in done if s in rolled], damaged, rolled_up=False):
         # Two workers may have done a shard, and the later record come after the earlier one was rolled up.
@@ -218,11 +218,11 @@ def _manifest_adds_up(
         if number != (recorded := getattr(manifest, what)):
             yield f"{path}: {recorded} {what}, its records have {number}"
     if content_digest(files) != manifest.content_digest:
-        yield f"{path}: its content digest is not that of its records"
+        yield f"{path}: its content digest doesn't fit its records"
     made_from = manifest.stage, manifest.version, manifest.settings, manifest.inputs, manifest.raw_inputs
     mark, name = manifest.fingerprint[:SHORT], folder.url.rsplit("/", 1)[-1]
     if manifest.fingerprint != (found := fingerprint(*made_from)):
-        yield f"{path}: its fingerprint is {mark}, but that of its version, settings and inputs {found[:SHORT]}"
+        yield f"{path}: its fingerprint is {mark}, but its version, settings and inputs give {found[:SHORT]}"
     elif name != mark:
         yield f"{path}: its folder is called {name}, its fingerprint {mark}"
     if stage and manifest.stage != stage:
@@ -253,7 +253,7 @@ def _content(
         if expected is not None and not schema.equals(expected):
             lacks, more = ([str(f) for f in a if f not in list(b)] for a, b in ((expected, schema), (schema, expected)))
             what = [f"lacks {lacks}"] * bool(lacks) + [f"also has {more}"] * bool(more) or ["has another order"]
-            yield f"{folder.path(name)}: its columns are not those of its schema: it {' and '.join(what)}"
+            yield f"{folder.path(name)}: its columns don't fit its schema: it {' and '.join(what)}"
     if (check := {"data": _data, "labels": _labels, "pairs": _pairs}.get(stage)) is not None:
         yield from check(folder, shards, names, upstream)
 
@@ -280,11 +280,11 @@ def _data(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstre
     if "splits.json" in names:
         listed = sorted(shard for split in folder.read_json("splits.json").values() for shard in split["shards"])
         if listed != sorted(record.shard for record in shards):
-            yield f"{folder.path('splits.json')}: its shards are not those that have records"
+            yield f"{folder.path('splits.json')}: its shards differ from those that have records"
 
 
 def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
-    """Concept ids point into the pool whose embeddings are here, which is that of the concepts stage."""
+    """Concept ids point into the pool whose embeddings are here, which is the concepts stage's pool."""
     meta, tensors = "concept_embeddings.json", "concept_embeddings.safetensors"
     if not {meta, tensors} <= names:
         return
@@ -296,7 +296,7 @@ def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upst
         yield from _same_vocabulary(folder, f"labels-{record.shard:05d}.parquet", folder.path(meta), pool["digest"])
     source = upstream.get("concepts")
     if source is not None and source.read_bytes("concepts.txt").decode().splitlines() != pool["names"]:
-        yield f"{folder.path(meta)}: its concepts are not those of {source.path('concepts.txt')}"
+        yield f"{folder.path(meta)}: its concepts differ from {source.path('concepts.txt')}"
 
 
 def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:

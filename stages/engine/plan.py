@@ -61,12 +61,12 @@ class PlanLine:
     total: int | None = None
     """Shards (or steps of a job); None where that is not known."""
     listing: ShardListing | None = None
-    """Of a shard stage that has begun and is not done; a run that goes on with it needs no other look."""
+    """The shards of a stage that has begun and is not done; a run that goes on with it doesn't list them again."""
     manifest: Manifest | None = None
     so_far: Totals | None = None
-    """Of the finished shards, where the stage is not done; `Planner.lines` adds it."""
+    """What the finished shards add up to, where the stage is not done; `Planner.lines` adds it."""
     previous: Manifest | None = None
-    """Of the stage's latest result, where the current one is not begun."""
+    """Manifest of the stage's latest result, where the current one has not begun."""
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     raw_inputs: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class PlanLine:
 
     @property
     def totals(self) -> Totals | None:
-        """Of the result if the stage is done, else of what is there of it, else of the latest result."""
+        """Totals of the result if the stage is done, else of its finished shards, else of the latest result."""
         whole = self.manifest or (self.previous if self.so_far is None else None)
         if whole is None:
             return self.so_far
@@ -123,7 +123,7 @@ class Planner:
         for at, line in enumerate(lines):
             if line.listing is not None and line.listing.done:
                 folder = Folder(str(line.path))
-                # A damaged one is the next run's to find; one that is gone was just removed by a run.
+                # The next run reports damaged records; those that are gone were removed by a run just now.
                 records = read_shard_records(folder, line.listing.done, damaged=[], at_most=LOOKS_INTO[folder.is_local])
                 rows, seconds = sum(r.rows for r in records), sum(r.seconds for r in records)
                 size = sum(f.bytes for r in records for f in r.files)

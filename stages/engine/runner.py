@@ -47,7 +47,7 @@ from stages.engine.provenance import provenance
 from stages.engine.work import StageOutcome, StageTask, failure
 
 ROLL_UP_AFTER = 1000
-"""Records that a running stage leaves to be opened one by one, at least, before it rolls up all of them."""
+"""How many new records, at least, make a running stage roll up all of them: a resume opens the others one by one."""
 
 
 class StageFailed(Exception):
@@ -175,11 +175,7 @@ class Pipeline:
             distributed=isinstance(stage, JobStage) and stage.distributed,
         )
         out.remove_temporary()  # step 1
-        for name in (
-            FAILURE,
-            HALF_REMOVED,
-            MANIFEST,
-        ):  # a manifest that is there is damaged, else the stage would be done
+        for name in (FAILURE, HALF_REMOVED, MANIFEST):  # a manifest that is there is damaged: the stage is not done
             out.remove(name)
         records: list[ShardRecord] = []
         prepared: list[FileRecord] = []
@@ -277,11 +273,11 @@ class Pipeline:
         return [records[shard] for shard in sorted(records)], prepared.files
 
     def _at_hand(self, stage: str, out: Folder, finished: set[int], total: int) -> dict[int, ShardRecord]:
-        """Return the records of earlier runs, after taking back those of shards that have to be done again.
+        """Return the records of earlier runs; remove the records of shards that have to be done again.
 
-        These are shards whose record can't be read; and where the bad samples at hand are too many, those with bad
-        samples: an earlier run stopped for that. Most inputs have no part in the fingerprint, so without it samples
-        that were repaired since would never be looked at again.
+        These are the shards whose record can't be read. Where the bad samples at hand are too many, which stopped an
+        earlier run, they are also the shards with bad samples: most inputs have no part in the fingerprint, so samples
+        that were repaired since would otherwise never be looked at again.
         """
         damaged: list[int] = []
         records = {r.shard: r for r in read_shard_records(out, finished, damaged)}

@@ -231,11 +231,15 @@ def test_what_stopped_halfway_goes_on_with_mended_input(
         (
             "manifest.json",
             {"settings": {"labels": {"threshold": 0.9}}},
-            r"its fingerprint is [0-9a-f]{12}, but that of",
+            r"its fingerprint is [0-9a-f]{12}, but its version, settings and inputs give",
         ),
         ("manifest.json", {"inputs": {"numbers": "0" * 64}}, r"its fingerprint is"),
         ("manifest.json", {"version": 9}, r"its fingerprint is"),
-        ("manifest.json", {"fingerprint": "0" * 64}, r"its fingerprint is 000000000000, but that of"),
+        (
+            "manifest.json",
+            {"fingerprint": "0" * 64},
+            r"its fingerprint is 000000000000, but its version, settings and inputs give",
+        ),
         ("manifest.json", {"stage": "total"}, r"of the stage 'total', in the place of scaled"),
         ("shard-00001.json", {"rows": 77}, r"shard-00001.json: not what records.json says of the shard"),
         ("shard-00001.json", {"shard": 2}, r"shard-00001.json: can't be read"),

@@ -1,4 +1,4 @@
-"""The data stage: whole artifacts, their bytes, and what their fingerprint follows."""
+"""The data stage: whole artifacts, their bytes, and what their fingerprint depends on."""
 
 from __future__ import annotations
 

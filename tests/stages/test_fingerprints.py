@@ -1,4 +1,4 @@
-"""What of the config each stage reads while it works on a small world, against what its fingerprint holds."""
+"""Which settings each stage reads while it works on a small world, against what its fingerprint holds."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ RAY = {"execution__backend": "ray", "execution__workers": 2}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray for the module; a run uses the Ray that is there."""
+    """One Ray for the module; a run uses the Ray that runs already."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(declarations, "STAGES", toy_stages.STAGES)
         backend = RayBackend(ExecutionConfig(workers=2))

@@ -242,7 +242,7 @@ def test_too_many_bad_samples_stop_a_stage_halfway(toy: Toy, monkeypatch: pytest
 
 
 def test_a_running_stage_rolls_up_its_records(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a run that is killed leaves few to be opened one by one."""
+    """After a killed run, few records have to be opened one by one."""
     seen: list[list[int]] = []
 
     def watched(folder: Folder, records: Iterable[ShardRecord], files: Iterable[FileRecord] = ()) -> None:
@@ -279,7 +279,7 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(toy: Toy) -> None:
     [problem] = verify_artifact(Folder(str(folder)))
     assert "scaled-00001.txt: missing" in problem
     (folder / "shard-00001.json").unlink()
-    assert any("are not those rolled up" in problem for problem in verify_artifact(Folder(str(folder))))
+    assert any("differ from those rolled up" in problem for problem in verify_artifact(Folder(str(folder))))
 
 
 def test_verify_reads_partial_artifacts_too(toy: Toy) -> None:

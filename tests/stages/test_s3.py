@@ -179,10 +179,10 @@ def test_one_of_many_gets_the_lock(s3: S3) -> None:
 # ---------------------------------------------------------------- many records
 
 
-def test_records_are_listed_once_a_command_by_pages_that_come_together(
+def test_records_are_listed_once_per_command_by_pages_that_come_together(
     toy: Toy, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an unfinished stage; of a finished one nothing is listed at all."""
+    """The records of an unfinished stage are listed once; of a finished stage nothing is listed."""
     import toy_stages
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends

@@ -75,7 +75,7 @@ def test_a_stage_that_finds_no_room_fails_and_the_others_go_on(toy: Toy, full: C
 
 
 def test_nothing_of_a_stage_can_be_written(toy: Toy, full: Callable[..., None], capsys: Output) -> None:
-    """The reason of the first shard is kept, though its own record, and all others, find no room."""
+    """The message has the first shard's reason, although there is no room for any failure record."""
     fault = toy.fault("raise-numbers-2")
     full("*/numbers/*/records.json", "*/numbers/*/failed*")
     result = toy.run()

@@ -1,4 +1,4 @@
-"""verify on a real pipeline: every kind of wrong content is found, also where the bytes are those of the record."""
+"""verify on a real pipeline: every kind of wrong content is found, also where the bytes fit the record."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ SPOILT = {
     "labels of others": ("labels", spoil_table(LABELS, with_digest), r"labels-00000.*ffff.*embeddings.json has"),
     "embeddings": ("labels", fewer_embeddings, r"\d+ embeddings for \d+ concepts"),
     "pool of others": ("labels", spoil_json("concept_embeddings.json", lambda v: {**v, "names": v["names"][::-1]}),
-                       r"its concepts are not those of .*concepts.txt"),
+                       r"its concepts differ from .*concepts.txt"),
     "sample gone": ("pairs", spoil_tar(PAIRS, lambda m: m[2:]), r"pairs-00001.tar: 3 samples, its record says 4"),
     "half a sample": ("pairs", spoil_tar(PAIRS, lambda m: m[1:]), r"pairs-00001.tar: sample 00001-000000 has the mem"),
     "sample of others": ("pairs", spoil_tar(PAIRS, other_pool), r"pairs-00001.tar, 1 samples: of the vocabulary 0000"),

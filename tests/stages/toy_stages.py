@@ -177,7 +177,7 @@ class LonelyWork(JobWork):
 
 
 class Model(JobStage):
-    """In no pipeline but the test's that wants it."""
+    """Part of the pipeline only where a test adds it."""
 
     name, version, work, uses_gpu = "model", 1, "toy_stages:MODEL", True
 
