@@ -169,7 +169,7 @@ SPOILT = {
     "no table": ("concepts", lambda f: (f / "phrases-00000.parquet").write_bytes(b"PAR1 no"), r"not readable as Parq"),
     "index of others": ("data", spoil_table(INDEX, with_digest), r"index-00001.*vocabulary ffff.*categories.json has"),
     "categories": ("data", spoil_json("categories.json", lambda v: {**v, "digest": "e" * 64}), r"has eeeeeeeeeeee"),
-    "splits": ("data", spoil_json("splits.json", lambda v: {"train": v["train"]}), r"splits.json: its shards are not"),
+    "splits": ("data", spoil_json("splits.json", lambda v: {"train": v["train"]}), r"splits.json: its shards differ"),
     "image gone": ("data", spoil_tar("images-00000.tar", lambda m: m[:-1]), r"3 images, of which 3 are .* its 4"),
     "image moved": ("data", spoil_tar("images-00000.tar", lambda m: m[1:] + m[:1]), r"4 images, of which 0 are"),
     "tar cut": ("data", lambda f: (f / "images-00000.tar").write_bytes(b"x" * 700), r"images-00000.tar: no uncompr"),
