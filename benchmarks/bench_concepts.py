@@ -1,10 +1,11 @@
-"""Captions a CPU-second of the built-in caption parser, and where the time goes.
+"""Captions per CPU-second of the built-in caption parser, and where the time goes.
 
     python benchmarks/bench_concepts.py [captions.txt]
 
-One caption a line; without a file, captions are put together from a few templates. Every figure is the best of several
-rounds over the same captions, so that other work on the machine disturbs it least and all caches are warm; a first pass
-over new captions is about a tenth slower. The ratios to spaCy's tokenizer alone hold across machines.
+The file has one caption per line; without a file, captions are put together from a few templates. Every figure is the
+best of several rounds over the same captions, so that other work on the machine disturbs it least and all caches are
+warm; a first pass over new captions is about a tenth slower. The ratios to spaCy's tokenizer alone hold across
+machines.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def best(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print one line a step."""
+    """Print one line per step."""
     lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines() if len(sys.argv) > 1 else template_captions()
     captions = lines[:CAPTIONS]
     parser = make_parser(ConceptsConfig(splits=("bench",), parser="rules"), ())

@@ -3,16 +3,18 @@
     python benchmarks/bench_scale.py [driver] [stages] [rows] [concepts] [captions] [evaluation]
                                      [--shards 4] [--shard-size 50] [--times 10]
 
-driver: plan, status and resume of a stage with 40,000 shards (400 million pairs at 10,000 a shard); wall seconds, and
+driver: plan, status and resume of a stage with 40,000 shards (400 million pairs at 10,000 per shard); wall seconds, and
     the peak memory of the process.
-stages: peak memory of each stage at `shards` and at `times` as many shards a split, on the embedded world with tiny
+stages: peak memory of each stage at `shards` and at `times` as many shards per split, on the embedded world with tiny
     images and untrained models; trainings take two steps.
-rows: peak memory of `finetune`'s rows and proposals alone, with COCO's number of boxes and 300 proposals an image.
+rows: peak memory of `finetune`'s rows and proposals alone, with COCO's number of boxes and 300 proposals per image.
 concepts: seconds and peak memory of the merge of `concepts` alone, at forty times `shards` shards of 10,000 phrases
     and at `times` as many; half of a shard's phrases are in no other.
-captions: the same of counting the images of a caption file with 400,000 times `shards` captions, and of a shard.
-evaluation: the same of average precision alone, without a model, of 1,000 times `shards` images and of `times` as many,
-    with COCO's number of categories, 7 objects and 100 detections an image, a quarter of them of one category.
+captions: seconds and peak memory of counting the images of a caption file with 400,000 times `shards` captions, and of
+    reading one shard.
+evaluation: seconds and peak memory of average precision alone, without a model, of 1,000 times `shards` images and of
+    `times` as many, with COCO's number of categories, 7 objects and 100 detections per image, a quarter of them of one
+    category.
 
 Every measurement is a process of its own. `peak` is the resident set at its highest (VmHWM); `own` leaves out mapped
 files, whose pages the kernel may drop (the highest RssAnon of those read every 10 ms).
@@ -35,7 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import scale_sorting  # noqa: E402 (beside this file)
+import scale_inputs  # noqa: E402 (beside this file)
 
 PARTS = ("driver", "stages", "rows", "concepts", "captions", "evaluation")
 RECORDS = 40_000
@@ -398,7 +400,7 @@ def do(task: str, **arguments: Any) -> None:
             "write_rows": write_rows,
             "draw_rows": draw_rows,
             "sum_recall": sum_recall,
-            **scale_sorting.TASKS,
+            **scale_inputs.TASKS,
             "evaluate_boxes": evaluate_boxes,
         }
         tasks[task](**arguments)
@@ -427,9 +429,9 @@ def main() -> None:
         if "rows" in parts:
             bench_rows(folder, options.shards, 1000, options.times)
         if "concepts" in parts:
-            scale_sorting.bench_concepts(in_process, folder, 40 * options.shards, options.times)
+            scale_inputs.bench_concepts(in_process, folder, 40 * options.shards, options.times)
         if "captions" in parts:
-            scale_sorting.bench_captions(in_process, folder, 400_000 * options.shards, options.times)
+            scale_inputs.bench_captions(in_process, folder, 400_000 * options.shards, options.times)
         if "evaluation" in parts:
             bench_evaluation(options.shards, 1000, options.times)
 

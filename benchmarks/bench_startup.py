@@ -2,7 +2,7 @@
 
     python benchmarks/bench_startup.py [--skip-ray]
 
-Prints one line a measurement with its target; medians, wall seconds.
+Prints one line per measurement with its target; medians, wall seconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The driver over 40,000 shard records in object storage: seconds and requests, at 100 ms a request.
+"""The driver over 40,000 shard records in object storage: seconds and requests, at 100 ms per request.
 
     python benchmarks/bench_store.py [--delay 0.1]
 
-The store is slow_store.py's, in this process; what is measured runs in one of its own.
+The store is slow_store.py's, in this process; what is measured runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     with slow_store(options.delay) as (store, url):
         keys = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ.update(keys, AWS_ENDPOINT_URL=url)
-        print(f"the driver over {RECORDS} shards in object storage, {1000 * options.delay:g} ms a request")
+        print(f"the driver over {RECORDS} shards in object storage, {1000 * options.delay:g} ms per request")
         bench(store)
 
 

@@ -68,12 +68,13 @@ def table(runs: list[Metrics]) -> str:
 def finished_metrics(seed: int) -> Metrics:
     """Bring the run of a seed up to date and read its metrics."""
     from regionclip_core.config.loading import load_config
+    from stages.engine.plan import Planner
     from stages.engine.runner import Pipeline
 
-    pipeline = Pipeline(load_config("pipeline.yaml", [f"seed={seed}", f"workspace=runs/seed-{seed}"]))
-    if not pipeline.run(["evaluate"]).ok:
+    config = load_config("pipeline.yaml", [f"seed={seed}", f"workspace=runs/seed-{seed}"])
+    if not Pipeline(config).run(["evaluate"]).ok:
         raise SystemExit(f"the run of seed {seed} failed; see runs/seed-{seed}")
-    path = {line.stage: line.path for line in pipeline.plan()}["evaluate"]
+    path = Planner(config).finished()["evaluate"].path
     return json.loads((Path(str(path)) / "metrics.json").read_text())
 
 

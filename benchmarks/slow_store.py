@@ -1,4 +1,4 @@
-"""A stand-in for a distant S3: as much of the protocol as listing and small objects need, a delay before each answer.
+"""A server like a distant S3: as much of the protocol as listing and small objects need, a delay before each answer.
 
 The test server (moto) takes longer to look through 40,000 keys for one page than a real store takes to send it; here a
 page costs the delay and little else.

@@ -95,7 +95,7 @@ BUGS = [
         "none: only pretraining could see it",
     ),
     (
-        "The number of captions an image is read off the first image of the batch.",
+        "The number of captions per image is read off the first image of the batch.",
         "Each image has its own number.",
         "none",
     ),
@@ -139,7 +139,7 @@ BUGS = [
 
 
 def cell(value: str) -> str:
-    """Text that may stand in a table."""
+    """Return text that a table may hold."""
     return value.replace("|", "\\|")
 
 

@@ -1,1 +1,1 @@
-"""The jobs of the pipeline, one file a stage, and the frame that runs them."""
+"""The jobs of the pipeline, one file per stage, and the frame that runs them."""

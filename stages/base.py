@@ -81,8 +81,6 @@ class StageContext:
     """Finished upstream artifacts by stage name."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`, already resolved; always `cpu` for stages without `uses_gpu`."""
-    threads: int = 1
-    """torch threads; already set in this process."""
     progress: Callable[[int, int, str], None] = no_progress
     """progress(done, total, note): cheap, call it at every step."""
     rank: int = 0
@@ -115,7 +113,7 @@ class ShardWork(ABC):
         """
 
     def setup(self, ctx: StageContext) -> Any:
-        """Load what every shard needs, once per worker and stage; `process` gets what it returns."""
+        """Load what every shard needs, once per worker and stage; `process` gets what it returns. Writes nothing."""
         return None
 
     @abstractmethod

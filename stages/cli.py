@@ -20,7 +20,6 @@ import typer
 if TYPE_CHECKING:
     from regionclip_core.config.tree import Config
     from regionclip_core.storage.records import Folder
-    from stages.engine.plan import PlanLine
 
 app = typer.Typer(
     name="regionclip",
@@ -48,7 +47,7 @@ ModelOption = Annotated[
 ]
 NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
 SHOWN_FOREIGN = 10
-"""Folders that are no artifacts, named one by one."""
+"""How many folders that are no artifacts `gc` names one by one."""
 
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,10 +67,8 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("REGIONCLIP_TRACEBACK"):
                 raise
             of_the_user = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
-            typer.echo(
-                f"error: {error}" + ("" if of_the_user else "\nfix the problem and run again; finished work is kept"),
-                err=True,
-            )
+            what_to_do = "" if of_the_user else "\nfix the problem and run again; finished work is kept"
+            typer.echo(f"error: {error}{what_to_do}", err=True)
             raise typer.Exit(2 if of_the_user else 1) from error
         except KeyboardInterrupt as error:
             typer.echo("stopped; finished work is kept, run again to go on", err=True)
@@ -122,6 +119,8 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Throw the named stages' current results away first.")] = False,
 ) -> None:
     """Bring stages, and all they need, up to date."""
+    from regionclip_core.report.results import format_results
+    from regionclip_core.storage.records import Folder
     from stages.commands.show import plan_table
     from stages.engine.plan import Planner
     from stages.engine.runner import Pipeline
@@ -134,10 +133,14 @@ def run(
         lines = [line for line in planner.lines() if line.stage in wanted]
         typer.echo(plan_table(lines, forced=(stages or ()) if force else ()))
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
     result = Pipeline(loaded).run(stages, force)
     try:
-        _show_results(Planner(loaded).finished())
+        finished = Planner(loaded).finished()
+        if "evaluate" in finished:
+            typer.echo("\n" + format_results(Folder(str(finished["evaluate"].path)).read_json("metrics.json")))
+        if "report" in finished:
+            typer.echo(f"\nreport: {Folder(str(finished['report'].path)).path('report.html')}")
     except OSError as error:  # what follows says why stages failed, if some did
         if result.ok:
             raise
@@ -147,22 +150,6 @@ def run(
             if outcome in ("failed", "blocked"):
                 typer.echo(f"{stage}: {outcome}: {result.messages[stage]}", err=True)
         raise typer.Exit(1)
-
-
-def _show_results(lines: dict[str, PlanLine]) -> None:
-    """Show the table and where the report is, once there are any."""
-    from regionclip_core.report.results import format_results
-    from regionclip_core.storage.records import Folder
-
-    if "evaluate" in lines:
-        typer.echo("\n" + format_results(Folder(str(lines["evaluate"].path)).read_json("metrics.json")))
-    if "report" in lines:
-        typer.echo(f"\nreport: {Folder(str(lines['report'].path)).path('report.html')}")
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """End a run on SIGTERM as on Ctrl-C: workers end, the lock is released."""
-    raise KeyboardInterrupt
 
 
 @app.command()
@@ -239,17 +226,11 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
             typer.echo(f"{stage}: note: {path} is not part of the artifact; nothing reads it")
     typer.echo(f"{checked} artifacts read, {len({stage for stage, _ in bad})} stages with problems")
     if bad:
-        for line in advice(bad, planner.lines(), _options(config, overrides, workspace)):
+        given = [("--config", config), *(("--set", one) for one in overrides or []), ("--workspace", workspace)]
+        options = "".join(f" {option} {shlex.quote(value)}" for option, value in given if value is not None)
+        for line in advice(bad, planner.lines(), options):
             typer.echo(line, err=True)
         raise typer.Exit(1)
-
-
-def _options(config: str | None, overrides: list[str] | None, workspace: str | None) -> str:
-    """Return the common options of a command, to be given to another one."""
-    given = ["--config", config] if config is not None else []
-    given += [part for one in overrides or [] for part in ("--set", one)]
-    given += ["--workspace", workspace] if workspace is not None else []
-    return "".join(f" {shlex.quote(part)}" for part in given)
 
 
 @app.command()
@@ -370,10 +351,11 @@ def import_(
         typer.Option(help="Names of the rows: text file, COCO or LVIS annotations, a category set such as coco_ovd."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Architecture (RN50, RN50x4, ...), where the file doesn't tell or to check it.")
+        str | None,
+        typer.Option(help="Architecture (RN50, RN50x4, ...), where the file doesn't say it, or to check it."),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="detector, pretrained, rpn, embeddings or clip.  [default: told by the file]")
+        str | None, typer.Option(help="detector, pretrained, rpn, embeddings or clip.  [default: what the file holds]")
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""

@@ -16,13 +16,7 @@ from regionclip_core.concepts.identity import parser_identity
 from regionclip_core.config.tree import RPN_FIELDS, CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.world.version import WORLD_VERSION
-from regionclip_core.storage.given_files import (
-    clip_files,
-    detector_files,
-    rpn_files,
-    text_files,
-    text_settings,
-)
+from regionclip_core.storage.given_files import clip_files, detector_files, rpn_files, text_files, text_settings
 from regionclip_core.storage.locations import list_files
 from regionclip_core.storage.records import canonical_json
 from stages.base import JobStage, ShardStage, Stage

@@ -10,16 +10,9 @@ from regionclip_core.datasets.index import split_rows
 from regionclip_core.detection.detector import load_detector
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.metrics import measure, results_writer
-from regionclip_core.evaluation.passes import (
-    FINETUNED,
-    GIVEN,
-    PROPOSED,
-    finetuned,
-    restricted_labels,
-    zero_shot,
-)
+from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, finetuned, restricted_labels, zero_shot
 from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
-from regionclip_core.models.clip import ClipModel, load_clip
+from regionclip_core.models.clip import load_clip
 from regionclip_core.training.unreadable_images import UnreadableImages
 from stages.base import JobWork, StageContext
 
@@ -34,9 +27,13 @@ class EvaluateWork(JobWork):
     """
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
-        """Measure every model on the same images and proposals."""
-        config = ctx.config
-        evaluation = EvaluationData(config, ctx.inputs["data"], ctx.inputs["proposals"])
+        """Measure every model on the same images and proposals.
+
+        Raises:
+            ErrorRateExceeded: too many images could not be read.
+        """
+        config, data = ctx.config, ctx.inputs["data"]
+        evaluation = EvaluationData(config, data, ctx.inputs["proposals"])
         detectors = [n for n in ("clip", "regionclip", "oracle") if ctx.inputs["finetune"].exists(f"{n}.json")]
         done, total = 0, evaluation.count * (len(_INITS) + len(detectors))
 
@@ -50,7 +47,14 @@ class EvaluateWork(JobWork):
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
-        metrics["teacher"], unreadable = self._teacher(ctx, clips["clip"], evaluation)
+        # The teacher on crops and whole images: the first look at the pixels, which notes what can't be read.
+        metrics["teacher"] = {"crop_top1": crop_top1(clips["clip"], config, evaluation)}
+        unreadable = {config.evaluate.split: evaluation.unreadable}
+        if (split := config.evaluate.whole_image_split) is not None:
+            if split not in unreadable:
+                unreadable[split] = UnreadableImages(split_rows(data, (split,)), config.execution.max_error_rate)
+            whole = whole_image_top1(clips["clip"], config, data, split, unreadable[split])
+            metrics["teacher"]["whole_image_top1"] = whole
         for name, clip in clips.items():
             results = zero_shot(clip, config, evaluation, ctx.device, count)
             _put(metrics, name, measure(results, evaluation.evaluator, (GIVEN, PROPOSED)))
@@ -68,24 +72,6 @@ class EvaluateWork(JobWork):
                 ctx.counts[status] = ctx.counts.get(status, 0) + number
                 summary.setdefault("unreadable", {})[split] = one.summary()["unreadable"]
         return summary
-
-    def _teacher(
-        self, ctx: StageContext, clip: ClipModel, evaluation: EvaluationData
-    ) -> tuple[dict[str, Any], dict[str, UnreadableImages]]:
-        """Return the teacher's accuracies, and by split which images could not be read: the first look at the pixels.
-
-        Raises:
-            ErrorRateExceeded: too many could not be read.
-        """
-        settings, data = ctx.config.evaluate, ctx.inputs["data"]
-        result = {"crop_top1": crop_top1(clip, ctx.config, evaluation)}
-        unreadable = {settings.split: evaluation.unreadable}
-        if (split := settings.whole_image_split) is not None:
-            if split not in unreadable:
-                rows = split_rows(data, (split,))
-                unreadable[split] = UnreadableImages(rows, ctx.config.execution.max_error_rate)
-            result["whole_image_top1"] = whole_image_top1(clip, ctx.config, data, split, unreadable[split])
-        return result, unreadable
 
 
 def _put(metrics: dict[str, Any], model: str, scores: dict[str, dict[str, Any]]) -> None:

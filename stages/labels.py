@@ -40,7 +40,7 @@ class LabelsWork(ShardWork):
         return ShardResult(table.num_rows, counts)
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Say how many regions were kept, and for annotated images how many of those are right."""
+        """Say how many regions were kept, and for annotated images how many of them are right."""
         return label_quality(ctx.inputs["data"], ctx.out, ctx.config.labels.splits)
 
 

@@ -36,12 +36,8 @@ class RpnWork(JobWork):
             ctx.counts |= unreadable.counts()
         elif settings.weights != "random":
             read = load_weights(network, settings)
-            left_over = Counter(name.split(".")[0] for name in read.left_over)  # by the first part of their names
-            summary |= {
-                "names": read.layout,
-                "matched": len(read.state),
-                "left_over": dict(sorted(left_over.items())),
-            }
+            left_over = sorted(Counter(name.split(".")[0] for name in read.left_over).items())  # by first part of name
+            summary |= {"names": read.layout, "matched": len(read.state), "left_over": dict(left_over)}
         write_rpn_folder(ctx.out, network.state_dict(), rpn_section(settings))
         return summary
 

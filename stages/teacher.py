@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from regionclip_core.models.clip import ClipModel, create_clip, save_clip
+from regionclip_core.models.clip import create_clip, save_clip
 from regionclip_core.pretraining.teacher import ClipTrainer, captioned_images, clip_batches
 from regionclip_core.training.fit import fit
 from regionclip_core.training.unreadable_images import UnreadableImages
@@ -22,38 +22,35 @@ class TeacherWork(JobWork):
         clip = create_clip(settings, ctx.config.seed)
         summary: dict[str, Any] = {"model": clip.name, "weights": settings.weights}
         if settings.weights == "train":
-            summary |= self._train(ctx, clip)
+            training = settings.training
+            assert training is not None  # the config refuses `train` without it
+            pairs = captioned_images(ctx.inputs["data"], training.splits)
+            unreadable = UnreadableImages(len(pairs), ctx.config.execution.max_error_rate)
+            clip.model.to(ctx.device, memory_format=torch.channels_last)
+            result = fit(
+                ClipTrainer(clip).train(),
+                clip_batches(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, unreadable),
+                optim=training.optim,
+                steps=training.steps,
+                seed=ctx.config.seed,
+                checkpoints=ctx.out.child("checkpoints"),
+                checkpoint_every=training.checkpoint_every,
+                progress=ctx.progress,
+                rank=ctx.rank,
+                world_size=ctx.world_size,
+            )
+            clip.model.eval().cpu()
+            if ctx.rank == 0:
+                ctx.out.write_json("history.json", result.history)
+            summary |= {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
+            summary |= unreadable.summary()
+            ctx.counts |= unreadable.counts()
         if clip.note:
             summary["note"] = clip.note
         summary["temperature"] = 1 / clip.logit_scale
         if ctx.rank == 0:
             save_clip(clip, ctx.out)
         return summary
-
-    def _train(self, ctx: StageContext, clip: ClipModel) -> dict[str, Any]:
-        training = ctx.config.teacher.training
-        assert training is not None  # the config refuses `train` without it
-        pairs = captioned_images(ctx.inputs["data"], training.splits)
-        unreadable = UnreadableImages(len(pairs), ctx.config.execution.max_error_rate)
-        clip.model.to(ctx.device, memory_format=torch.channels_last)
-        result = fit(
-            ClipTrainer(clip).train(),
-            clip_batches(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, unreadable),
-            optim=training.optim,
-            steps=training.steps,
-            seed=ctx.config.seed,
-            checkpoints=ctx.out.child("checkpoints"),
-            checkpoint_every=training.checkpoint_every,
-            progress=ctx.progress,
-            rank=ctx.rank,
-            world_size=ctx.world_size,
-        )
-        clip.model.eval().cpu()
-        if ctx.rank == 0:
-            ctx.out.write_json("history.json", result.history)
-        ctx.counts |= unreadable.counts()
-        summary = {"pairs": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
-        return {**summary, **unreadable.summary()}
 
 
 WORK = TeacherWork()

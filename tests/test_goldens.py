@@ -37,6 +37,14 @@ def test_ours_is_within_the_tolerance(row: Row) -> None:
     assert {name: value for name, value in found.items() if not value <= row.tolerance} == {}
 
 
+def test_the_functions_that_the_rows_name_exist() -> None:
+    files = list((DOCS.parent / "regionclip_core").rglob("*.py"))
+    for row in MEASURED:
+        module, name = re.findall(r"\w+", row.ours)[:2]
+        text = "".join(path.read_text() for path in files if path.stem == module)
+        assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), f"no {module}.{name}"
+
+
 def test_the_measure_of_error_sees_differences() -> None:
     import torch
 

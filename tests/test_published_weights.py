@@ -100,7 +100,7 @@ def test_status_and_show_know_what_was_given(published: Path) -> None:
     assert str(published / "detector") in shown.stdout
 
 
-def test_changed_embeddings_measure_again_and_take_nothing_anew(published: Path) -> None:
+def test_changed_embeddings_measure_again_and_compute_nothing_again(published: Path) -> None:
     path = published / "embeddings" / "embeddings.safetensors"
     before = path.read_bytes()
     try:

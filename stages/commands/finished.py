@@ -18,7 +18,7 @@ def finished(
     Raises:
         ValueError: if a needed stage is not done, with what to run; `purpose` begins the message.
     """
-    planner = Planner(config, Folder(config.workspace))
+    planner = Planner(config)
     lines = planner.finished()
     if not set(needed) <= lines.keys():  # to say why, more has to be looked at
         lines = {line.stage: line for line in planner.lines()}

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -147,7 +147,16 @@ def verify_artifact(folder: Folder, stage: str = "", upstream: Upstream | None =
             wrong += _content(stage, folder, shards, {f.name for f in stage_files}, upstream or {})
         except UNREADABLE as error:
             wrong.append(f"{folder.url}: its content can't be read: {type(error).__name__}: {error}")
-    wrong += _records(folder, shards, done)
+    # The records in the folder are those that were rolled up.
+    rolled = {record.shard: record for record in shards}
+    if list(done) != list(rolled):
+        wrong.append(f"{folder.path(RECORDS)}: the shard records in the folder differ from those rolled up in it")
+    damaged: list[int] = []
+    for record in read_shard_records(folder, [s for s in done if s in rolled], damaged, rolled_up=False):
+        # Two workers may have done a shard, and the later record come after the earlier one was rolled up.
+        if replace(record, seconds=0.0) != replace(rolled[record.shard], seconds=0.0):
+            wrong.append(f"{folder.path(shard_record_name(record.shard))}: not what {RECORDS} says of the shard")
+    wrong += [f"{folder.path(shard_record_name(shard))}: can't be read" for shard in damaged]
     if manifest is not None:
         wrong += _manifest_adds_up(folder, stage, manifest, shards, files)
     return wrong
@@ -190,20 +199,6 @@ def _file(folder: Folder, record: FileRecord) -> Iterator[str]:
         yield f"{path}: sha256 {digest[:12]}..., recorded {record.sha256[:12]}..."
 
 
-def _records(folder: Folder, shards: Sequence[ShardRecord], done: Sequence[int]) -> Iterator[str]:
-    """The records in the folder, of the shards `done`, are the ones that were rolled up, `shards`."""
-    rolled = {record.shard: record for record in shards}
-    if list(done) != list(rolled):
-        yield f"{folder.path(RECORDS)}: the shard records in the folder are not those rolled up in it"
-    damaged: list[int] = []
-    for record in read_shard_records(folder, [s for s in done if s in rolled], damaged, rolled_up=False):
-        # Two workers may have done a shard, and the later record come after the earlier one was rolled up.
-        if replace(record, seconds=0.0) != replace(rolled[record.shard], seconds=0.0):
-            yield f"{folder.path(shard_record_name(record.shard))}: not what {RECORDS} says of the shard"
-    for shard in damaged:
-        yield f"{folder.path(shard_record_name(shard))}: can't be read"
-
-
 def _manifest_adds_up(
     folder: Folder, stage: str, manifest: Manifest, shards: Sequence[ShardRecord], files: Sequence[FileRecord]
 ) -> Iterator[str]:
@@ -223,11 +218,11 @@ def _manifest_adds_up(
         if number != (recorded := getattr(manifest, what)):
             yield f"{path}: {recorded} {what}, its records have {number}"
     if content_digest(files) != manifest.content_digest:
-        yield f"{path}: its content digest is not that of its records"
+        yield f"{path}: its content digest doesn't fit its records"
     made_from = manifest.stage, manifest.version, manifest.settings, manifest.inputs, manifest.raw_inputs
     mark, name = manifest.fingerprint[:SHORT], folder.url.rsplit("/", 1)[-1]
     if manifest.fingerprint != (found := fingerprint(*made_from)):
-        yield f"{path}: its fingerprint is {mark}, but that of its version, settings and inputs {found[:SHORT]}"
+        yield f"{path}: its fingerprint is {mark}, but its version, settings and inputs give {found[:SHORT]}"
     elif name != mark:
         yield f"{path}: its folder is called {name}, its fingerprint {mark}"
     if stage and manifest.stage != stage:
@@ -258,9 +253,9 @@ def _content(
         if expected is not None and not schema.equals(expected):
             lacks, more = ([str(f) for f in a if f not in list(b)] for a, b in ((expected, schema), (schema, expected)))
             what = [f"lacks {lacks}"] * bool(lacks) + [f"also has {more}"] * bool(more) or ["has another order"]
-            yield f"{folder.path(name)}: its columns are not those of its schema: it {' and '.join(what)}"
-    if stage in _CONTENT:
-        yield from _CONTENT[stage](folder, shards, names, upstream)
+            yield f"{folder.path(name)}: its columns don't fit its schema: it {' and '.join(what)}"
+    if (check := {"data": _data, "labels": _labels, "pairs": _pairs}.get(stage)) is not None:
+        yield from check(folder, shards, names, upstream)
 
 
 def _data(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
@@ -285,11 +280,11 @@ def _data(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstre
     if "splits.json" in names:
         listed = sorted(shard for split in folder.read_json("splits.json").values() for shard in split["shards"])
         if listed != sorted(record.shard for record in shards):
-            yield f"{folder.path('splits.json')}: its shards are not those that have records"
+            yield f"{folder.path('splits.json')}: its shards differ from those that have records"
 
 
 def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
-    """Concept ids point into the pool whose embeddings are here, which is that of the concepts stage."""
+    """Concept ids point into the pool whose embeddings are here, which is the concepts stage's pool."""
     meta, tensors = "concept_embeddings.json", "concept_embeddings.safetensors"
     if not {meta, tensors} <= names:
         return
@@ -301,7 +296,7 @@ def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upst
         yield from _same_vocabulary(folder, f"labels-{record.shard:05d}.parquet", folder.path(meta), pool["digest"])
     source = upstream.get("concepts")
     if source is not None and source.read_bytes("concepts.txt").decode().splitlines() != pool["names"]:
-        yield f"{folder.path(meta)}: its concepts are not those of {source.path('concepts.txt')}"
+        yield f"{folder.path(meta)}: its concepts differ from {source.path('concepts.txt')}"
 
 
 def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
@@ -334,13 +329,6 @@ def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstr
     if meta is not None and (source := upstream.get("labels")) is not None:
         pool = "concept_embeddings.json"
         yield from _same(listing, meta["vocabulary"], source.path(pool), source.read_json(pool)["digest"])
-
-
-_CONTENT: dict[str, Callable[[Folder, Sequence[ShardRecord], set[str], Upstream], Iterator[str]]] = {
-    "data": _data,
-    "labels": _labels,
-    "pairs": _pairs,
-}
 
 
 def _schema(folder: Folder, name: str) -> tuple[pa.Schema, int]:

@@ -61,12 +61,12 @@ class PlanLine:
     total: int | None = None
     """Shards (or steps of a job); None where that is not known."""
     listing: ShardListing | None = None
-    """Of a shard stage that has begun and is not done; a run that goes on with it needs no other look."""
+    """The shards of a stage that has begun and is not done; a run that goes on with it doesn't list them again."""
     manifest: Manifest | None = None
     so_far: Totals | None = None
-    """Of the finished shards, where the stage is not done; `Planner.lines` adds it."""
+    """What the finished shards add up to, where the stage is not done; `Planner.lines` adds it."""
     previous: Manifest | None = None
-    """Of the stage's latest result, where the current one is not begun."""
+    """Manifest of the stage's latest result, where the current one has not begun."""
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     raw_inputs: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class PlanLine:
 
     @property
     def totals(self) -> Totals | None:
-        """Of the result if the stage is done, else of what is there of it, else of the latest result."""
+        """Totals of the result if the stage is done, else of its finished shards, else of the latest result."""
         whole = self.manifest or (self.previous if self.so_far is None else None)
         if whole is None:
             return self.so_far
@@ -118,8 +118,18 @@ class Planner:
         return [name for name in stages if name in wanted]
 
     def lines(self) -> list[PlanLine]:
-        """Return one line per stage, in pipeline order."""
-        return [self._with_totals(line) for line in self._lines(self.line).values()]
+        """Return one line per stage, in pipeline order; unfinished ones with what their finished shards add up to."""
+        lines = list(self._lines(self.line).values())
+        for at, line in enumerate(lines):
+            if line.listing is not None and line.listing.done:
+                folder = Folder(str(line.path))
+                # The next run reports damaged records; those that are gone were removed by a run just now.
+                records = read_shard_records(folder, line.listing.done, damaged=[], at_most=LOOKS_INTO[folder.is_local])
+                rows, seconds = sum(r.rows for r in records), sum(r.seconds for r in records)
+                size = sum(f.bytes for r in records for f in r.files)
+                so_far = Totals(rows, size, seconds, len(line.listing.done) - len(records))
+                lines[at] = replace(line, so_far=so_far)
+        return lines
 
     def finished(self) -> dict[str, PlanLine]:
         """Return the lines of the stages that are done, by name. Reads their manifests, and lists nothing."""
@@ -141,7 +151,16 @@ class Planner:
         line = self._current(name, known)
         if line.state in ("done", "blocked"):
             return line
-        return self._waiting(line, known) if line.fingerprint is None else self._unfinished(line)
+        if line.fingerprint is not None:
+            return self._unfinished(line)
+        waits_for = [known[need] for need in declarations.STAGES[name].needs(self.config) if not known[need].manifest]
+        previous = self._latest(name)
+        if blocking := [need.stage for need in waits_for if need.state in ("failed", "blocked")]:
+            return replace(line, state="blocked", reason=f"waits for {', '.join(blocking)}", previous=previous)
+        after = "after " + ", ".join(need.stage for need in waits_for)
+        if previous is None:
+            return replace(line, reason=after)
+        return replace(line, state="stale", reason="; ".join([*_changes(previous, line), after]), previous=previous)
 
     def _current(self, name: str, known: Mapping[str, PlanLine]) -> PlanLine:
         """Return the line of a stage by its manifest alone; one that is not done is "missing", without a reason."""
@@ -179,18 +198,6 @@ class Planner:
         shards = manifest.shards
         return replace(line, state="done", reason="up to date", done=shards, total=shards, manifest=manifest)
 
-    def _waiting(self, line: PlanLine, known: Mapping[str, PlanLine]) -> PlanLine:
-        """Say what a stage waits for, and what has changed since its latest result."""
-        needs = declarations.STAGES[line.stage].needs(self.config)
-        open_needs = [known[need] for need in needs if known[need].manifest is None]
-        previous = self._latest(line.stage)
-        if blocking := [need.stage for need in open_needs if need.state in ("failed", "blocked")]:
-            return replace(line, state="blocked", reason=f"waits for {', '.join(blocking)}", previous=previous)
-        after = "after " + ", ".join(need.stage for need in open_needs)
-        if previous is None:
-            return replace(line, reason=after)
-        return replace(line, state="stale", reason="; ".join([*_changes(previous, line), after]), previous=previous)
-
     def _unfinished(self, line: PlanLine) -> PlanLine:
         """Say how far a stage is that could run now, why it failed, or what has changed since its latest result."""
         folder, damage, plan = Folder(str(line.path)), line.reason, None
@@ -227,17 +234,6 @@ class Planner:
             *_input_changes(previous.raw_inputs, line.raw_inputs, "file "),
         ]
         return replace(line, state="stale", reason="; ".join(changes) or "its result was removed", previous=previous)
-
-    def _with_totals(self, line: PlanLine) -> PlanLine:
-        """Add what the finished shards add up to, by their roll-up and few looks beyond it."""
-        if line.listing is None or not line.listing.done:
-            return line
-        folder = Folder(str(line.path))
-        # A damaged one is the next run's to find; one that is gone was just removed by a run.
-        records = read_shard_records(folder, line.listing.done, damaged=[], at_most=LOOKS_INTO[folder.is_local])
-        rows, seconds = sum(r.rows for r in records), sum(r.seconds for r in records)
-        size = sum(f.bytes for r in records for f in r.files)
-        return replace(line, so_far=Totals(rows, size, seconds, len(line.listing.done) - len(records)))
 
     def _latest(self, name: str) -> Manifest | None:
         """Return the stage's most recently finished artifact; stages that never ran cost one listing together."""

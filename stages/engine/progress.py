@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -64,8 +63,3 @@ class BarReporter(Reporter):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def reporter() -> Reporter:
-    """Return bars when stdout is a terminal, lines when not."""
-    return BarReporter() if sys.stdout.isatty() else Reporter()

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pyarrow", "pillow", "spacy", "ray", "webdataset")
+"""Packages whose versions may show in an artifact."""
 
 
 def provenance(started: datetime, seconds: float) -> dict[str, Any]:
     """Return git commit, package versions, host, times (UTC, ISO 8601) and seconds of a stage that ends now."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     return {
         "git_commit": git_commit(),
-        "packages": versions(),
+        "packages": versions,
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "started": started.isoformat(timespec="milliseconds"),
@@ -38,13 +43,3 @@ def git_commit() -> str | None:
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     return None
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of the packages whose numbers may show in an artifact."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found

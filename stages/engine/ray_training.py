@@ -12,6 +12,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar, cast
 
 import ray
@@ -73,23 +74,18 @@ def train(task: StageTask, gpu: bool, say: Callable[[str], None], watch: Callabl
 
 def watched(call: Callable[[], Result], watch: Callable[[], None]) -> Result:
     """Return or raise what the call does, an interrupt too; it runs in a thread, and `watch` is called meanwhile."""
-    result: list[Result] = []
-    raised: list[BaseException] = []
+    answer: Future[Result] = Future()
 
     def run() -> None:
         try:
-            result.append(call())
+            answer.set_result(call())
         except BaseException as error:
-            raised.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(TICK)
+    threading.Thread(target=run, daemon=True).start()  # an executor would wait for it where the run is interrupted
+    while not wait([answer], TICK).done:
         watch()
-    if raised:
-        raise raised[0]
-    return result[0]
+    return answer.result()
 
 
 def _fit(task: StageTask, gpu: bool, note: str) -> StageOutcome | Failure:

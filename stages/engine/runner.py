@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from regionclip_core.config.tree import Config
@@ -40,12 +42,12 @@ from stages.base import JobStage, ShardStage
 from stages.engine.backend import Backend, LocalBackend
 from stages.engine.lock import hold
 from stages.engine.plan import PlanLine, Planner
-from stages.engine.progress import Reporter, reporter
+from stages.engine.progress import BarReporter, Reporter
 from stages.engine.provenance import provenance
 from stages.engine.work import StageOutcome, StageTask, failure
 
 ROLL_UP_AFTER = 1000
-"""Records that a running stage leaves to be opened one by one, at least, before it rolls up all of them."""
+"""How many new records, at least, make a running stage roll up all of them: a resume opens the others one by one."""
 
 
 class StageFailed(Exception):
@@ -66,16 +68,17 @@ class RunResult:
 
 
 class Pipeline:
-    """A config and its workspace."""
+    """Brings a config's workspace up to date."""
 
-    def __init__(self, config: Config, reporter: Reporter | None = None) -> None:
+    def __init__(self, config: Config, report: Reporter | None = None) -> None:
         self.config = config
         self.workspace = Folder(config.workspace)
-        self._report = reporter
-
-    def plan(self) -> list[PlanLine]:
-        """Return the state of every stage and what a run would do, in pipeline order. Needs no lock."""
-        return Planner(self.config).lines()
+        self.planner = Planner(config)
+        self.report = report or (BarReporter() if sys.stdout.isatty() else Reporter())
+        self.result = RunResult()
+        self._backend: Backend | None = None
+        self._runs_models = False
+        """Whether a shard stage of the run uses a model: idle workers then import torch ahead of time."""
 
     def run(self, targets: Sequence[str] | None = None, force: bool = False) -> RunResult:
         """Bring the targets (None: every stage) and all they need up to date.
@@ -83,42 +86,27 @@ class Pipeline:
         force: throw the targets' own results away first. A stage that fails blocks what needs it; the others go on.
         A missing input blocks its stage. Raises WorkspaceLocked, and ValueError for an unknown stage.
         """
-        planner, report = Planner(self.config), self._report or reporter()
-        names = planner.closure(targets, force)
-        if planner.finished().keys() >= set(names) and not force:
-            report.say(f"nothing to do: {', '.join(names)} up to date in {self.workspace.url}")
+        self.planner, self.result = Planner(self.config), RunResult()
+        names = self.planner.closure(targets, force)
+        if self.planner.finished().keys() >= set(names) and not force:
+            self.report.say(f"nothing to do: {', '.join(names)} up to date in {self.workspace.url}")
             return RunResult(dict.fromkeys(names, "skipped"))
         with hold(self.workspace) as left:
             if left is not None:
-                report.say(f"took over the lock of a process that is gone ({left})")
-            return _Run(self.config, report).run(names, set(targets or ()) if force else set())
-
-
-class _Run:
-    """One run under the workspace's lock."""
-
-    def __init__(self, config: Config, report: Reporter) -> None:
-        self.config = config
-        self.planner = Planner(config)
-        self.report = report
-        self.result = RunResult()
-        self._backend: Backend | None = None
-        self._runs_models = False
-        """Whether a later shard stage runs a model: idle workers then import torch ahead of time."""
-
-    def run(self, names: list[str], forced: set[str]) -> RunResult:
-        """Do the stages one after the other, each with the whole machine."""
-        stages = [declarations.STAGES[name] for name in names]
-        self._runs_models = any(isinstance(stage, ShardStage) and stage.uses_gpu for stage in stages)
-        known: dict[str, PlanLine] = {}
-        try:
-            for name in names:
-                known[name] = self._stage(name, known, name in forced)
-        finally:
-            self.report.stop()
-            if self._backend is not None:
-                self._backend.close()
-            self._attempt("the digests of the inputs", self.planner.digests.save)
+                self.report.say(f"took over the lock of a process that is gone ({left})")
+            self.planner = Planner(self.config)  # another run may have ended since the first look
+            stages = [declarations.STAGES[name] for name in names]
+            self._runs_models = any(isinstance(stage, ShardStage) and stage.uses_gpu for stage in stages)
+            known: dict[str, PlanLine] = {}
+            try:
+                for name in names:  # one after the other, each with the whole machine
+                    known[name] = self._stage(name, known, force and name in (targets or ()))
+            finally:
+                self.report.stop()
+                if self._backend is not None:
+                    self._backend.close()
+                    self._backend = None
+                self._attempt("the digests of the inputs", self.planner.digests.save)
         return self.result
 
     def _stage(self, name: str, known: dict[str, PlanLine], forced: bool) -> PlanLine:
@@ -136,16 +124,14 @@ class _Run:
             return line
         if line.fingerprint is None:
             return self._note(replace(line, state="blocked"))
-        backend = self.backend  # one that doesn't start ends the run, not one stage after the other
+        backend = self._started_backend()  # one that doesn't start ends the run, not one stage after the other
         self.report.say(f"{name:<10} {line.action:<7} {line.reason}")
         self.report.start(name)
         start, out = time.perf_counter(), Folder(str(line.path))
         try:
             manifest = self._commit(line, out, backend)
-        except (
-            StageFailed,
-            OSError,
-        ) as error:  # OSError: what the driver itself can't read or write, as on a full disk
+        except (StageFailed, OSError) as error:
+            # OSError: what the driver itself can't read or write, as on a full disk.
             self.report.stop()
             reason = error if isinstance(error, StageFailed) else self._failed(out, failure(name, None, error))
             return self._note(replace(line, state="failed", reason=str(reason)))
@@ -165,16 +151,17 @@ class _Run:
         Every file appears whole or not at all, so a run can be killed between any two of these steps, and the next one
         goes on from what is there:
 
-        1. Leftovers of earlier tries go: temporary files, `failed.json`, a damaged manifest.
-        2. `plan.json`. From here on the folder is an artifact that has begun.
-        3. Files of `prepare`. Killed before or after: a resume writes the same files again.
+        1. Leftovers of earlier tries go (temporary files, `failed.json`, a damaged manifest), so that `status` doesn't
+           show an old failure while the stage runs.
+        2. `plan.json`, before any content: it marks the folder as an artifact that has begun, which `gc` may remove.
+        3. Files of `prepare`, which every shard reads. Killed before or after: a resume writes the same files again.
         4. For each shard its files, then its record `shard-00007.json`, by the worker. The record is the commit: files
            without one are written over, a shard with one is not done again. `records.json` now and then, a cache.
-        5. `records.json` with every shard, which the merge reads.
+        5. `records.json` with every shard, since the merge reads it in place of one file per shard.
         6. Files of `merge`, or of a job, which has its own checkpoints. Killed here: the merge runs again, or the job
            goes on from its last checkpoint and then writes all its files again.
-        7. `records.json` with the files of steps 3 and 6 too.
-        8. `manifest.json`, the commit of the stage. Only now do later stages, `show` and `export` see it.
+        7. `records.json` with the files of steps 3 and 6 too, before the manifest that sums it up.
+        8. `manifest.json`, the commit of the stage, last. Only now do later stages, `show` and `export` see it.
         """
         stage = declarations.STAGES[line.stage]
         started, clock = datetime.now(UTC), time.perf_counter()
@@ -187,17 +174,18 @@ class _Run:
             uses_gpu=stage.uses_gpu,
             distributed=isinstance(stage, JobStage) and stage.distributed,
         )
-        out.remove_temporary()
-        for name in (FAILURE, HALF_REMOVED, MANIFEST):  # a manifest that is there is damaged, else the stage were done
+        out.remove_temporary()  # step 1
+        for name in (FAILURE, HALF_REMOVED, MANIFEST):  # a manifest that is there is damaged: the stage is not done
             out.remove(name)
         records: list[ShardRecord] = []
         prepared: list[FileRecord] = []
         if isinstance(stage, ShardStage):
-            records, prepared = self._shards(task, out, backend, line.listing)
-            outcome: StageOutcome = self._checked(out, backend.call(task, "merge"))
+            records, prepared = self._shards(task, out, backend, line.listing)  # steps 2 to 5
+            outcome: StageOutcome = self._checked(out, backend.call(task, "merge"))  # step 6
         else:
-            write_plan(out, None)
-            outcome = self._checked(out, backend.call(task, "job", lambda: self._show_progress(line.stage, out)))
+            write_plan(out, None)  # step 2
+            watch = partial(self._show_progress, line.stage, out)
+            outcome = self._checked(out, backend.call(task, "job", watch))  # step 6
             out.remove(PROGRESS)
         stage_files = prepared + outcome.files
         files = [f for record in records for f in record.files] + stage_files
@@ -227,8 +215,8 @@ class _Run:
             )
             manifest.provenance["changed_inputs"] = changed
         out.remove_temporary()  # from workers that died, and whose work others did
-        write_records(out, records, stage_files)
-        write_manifest(out, manifest)
+        write_records(out, records, stage_files)  # step 7
+        write_manifest(out, manifest)  # step 8
         return manifest
 
     def _shards(
@@ -240,9 +228,9 @@ class _Run:
         """
         shards: list[int] = self._checked(out, backend.call(task, "shards"))
         listing = listing or list_shards(out)
-        write_plan(out, shards)
+        write_plan(out, shards)  # step 2
         records = self._at_hand(task.stage, out, set(listing.done).intersection(shards), len(shards))
-        prepared: StageOutcome = self._checked(out, backend.call(task, "prepare"))
+        prepared: StageOutcome = self._checked(out, backend.call(task, "prepare"))  # step 3
         budget = self._budget(records)
         failed: list[Failure] = []
         rolled = len(records)
@@ -250,7 +238,7 @@ class _Run:
             todo = [shard for shard in shards if shard not in records]
             if todo:
                 _roll_up(out, records)  # the one that is there may hold a shard whose record was deleted
-                with closing(backend.process(task, todo)) as results:
+                with closing(backend.process(task, todo)) as results:  # step 4
                     for result in results:
                         if isinstance(result, Failure):
                             if result.shard is None:  # a set-up, which would fail for every shard
@@ -281,15 +269,15 @@ class _Run:
             if isinstance(error, ErrorRateExceeded):
                 raise self._failed(out, failure(task.stage, None, error)) from error
             raise
-        _roll_up(out, records)
+        _roll_up(out, records)  # step 5
         return [records[shard] for shard in sorted(records)], prepared.files
 
     def _at_hand(self, stage: str, out: Folder, finished: set[int], total: int) -> dict[int, ShardRecord]:
-        """Return the records of earlier runs, after taking back those of shards that have to be done again.
+        """Return the records of earlier runs; remove the records of shards that have to be done again.
 
-        These are shards whose record can't be read; and where the bad samples at hand are too many, those with bad
-        samples: an earlier run stopped for that. Most inputs have no part in the fingerprint, so without it samples
-        that were repaired since would never be looked at again.
+        These are the shards whose record can't be read. Where the bad samples at hand are too many, which stopped an
+        earlier run, they are also the shards with bad samples: most inputs have no part in the fingerprint, so samples
+        that were repaired since would otherwise never be looked at again.
         """
         damaged: list[int] = []
         records = {r.shard: r for r in read_shard_records(out, finished, damaged)}
@@ -366,17 +354,14 @@ class _Run:
         except OSError as error:
             self.report.say(f"{what} could not be written: {_text(error)}")
 
-    @property
-    def backend(self) -> Backend:
-        """The backend, started when the first stage needs it."""
-        if self._backend is None:
-            if self.config.execution.backend == "local":
-                self._backend = LocalBackend()
-            else:
-                from stages.engine.ray_backend import RayBackend  # Ray takes a second; --backend local needs none
+    def _started_backend(self) -> Backend:
+        """Return the backend, started when the first stage needs it."""
+        if self._backend is None and self.config.execution.backend == "ray":
+            from stages.engine.ray_backend import RayBackend  # Ray takes a second; --backend local needs none
 
-                self._backend = ray_backend = RayBackend(self.config.execution, self._runs_models, self.report.say)
-                self.report.say(ray_backend.describe())
+            self._backend = ray_backend = RayBackend(self.config.execution, self._runs_models, self.report.say)
+            self.report.say(ray_backend.describe())
+        self._backend = self._backend or LocalBackend()
         return self._backend
 
 

@@ -103,15 +103,14 @@ def failures_returned(call: Callable[..., R]) -> Callable[..., R | Failure]:
 @failures_returned
 def shards(task: StageTask) -> list[int]:
     """Return the shards that a stage has to do."""
-    _, work = _begin(task)
-    return list(work.shards(context(task)))
+    work, ctx = begin(task)
+    return list(work.shards(ctx))
 
 
 @failures_returned
 def prepare(task: StageTask) -> StageOutcome:
     """Do what a shard stage does once before its shards; the files belong to the artifact."""
-    threads, work = _begin(task, task.config.execution.threads or available_cpus())
-    ctx = context(task, threads)
+    work, ctx = begin(task, task.config.execution.threads or available_cpus())
     work.prepare(ctx)
     return StageOutcome(ctx.out.written, {})
 
@@ -129,17 +128,16 @@ class ShardWorker:
         A shard that somebody else commits meanwhile stays as it is, and its record is returned. The driver hands out
         no shard that has a record, so one that is there was written since.
         """
+        name = shard_record_name(shard)
         try:
-            _, work = _begin(task)
+            work, ctx = begin(task, commit=name)
             wanted, loaded = (task.out, task.gpu), self._loaded
             if loaded is None or loaded[0] != wanted:
                 self._loaded = None  # the last stage's model leaves memory before the next one is loaded
-                loaded = self._loaded = wanted, work.setup(context(task))
+                loaded = self._loaded = wanted, work.setup(ctx)
         except Exception as error:
             return failure(task.stage, None, error)
-        name = shard_record_name(shard)
         try:
-            ctx = context(task, commit=name)
             try:
                 if ctx.out.exists(name):
                     raise Committed
@@ -164,8 +162,7 @@ class ShardWorker:
 @failures_returned
 def merge(task: StageTask) -> StageOutcome:
     """Merge a stage whose shards are all done; reads their records from the roll-up."""
-    _, work = _begin(task)
-    ctx = context(task)
+    work, ctx = begin(task)
     records, _ = read_records(ctx.out)  # which the driver has just rolled up
     if len(records) < (planned := ctx.out.read_json(PLAN)["total"]):
         raise RuntimeError(
@@ -178,20 +175,10 @@ def merge(task: StageTask) -> StageOutcome:
 @failures_returned
 def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> StageOutcome:
     """Run a job in this process; with world_size > 1 torch.distributed is initialised already."""
-    threads, work = _begin(task, task.config.execution.threads or max(1, available_cpus() // local_world_size))
-    ctx = context(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress)
+    threads = task.config.execution.threads or max(1, available_cpus() // local_world_size)
+    work, ctx = begin(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress)
     ctx.rank, ctx.world_size = rank, world_size
     return _outcome(task, ctx, work.run(ctx))
-
-
-def _begin(task: StageTask, threads: int = 1) -> tuple[int, Any]:
-    """Make this process ready for a call: its directory, its threads. Returns the threads and the stage's work."""
-    if os.path.isdir(task.directory):  # a machine that has no such folder can be given absolute paths only
-        os.chdir(task.directory)
-    set_threads(threads)
-    work = load_work(task.work)
-    set_threads(threads)  # again: the import may have brought torch
-    return threads, work
 
 
 def _outcome(task: StageTask, ctx: StageContext, summary: dict[str, Any]) -> StageOutcome:
@@ -225,23 +212,27 @@ class OpenFolder(Folder):
         super()._publish(temporary, name)
 
 
-def context(
+def begin(
     task: StageTask,
     threads: int = 1,
     progress: Callable[[int, int, str], None] = no_progress,
     commit: str = MANIFEST,
-) -> StageContext:
-    """Return the context of one call; its `out` remembers only what this call writes.
+) -> tuple[Any, StageContext]:
+    """Make this process ready for one call; return the stage's work and its context.
 
-    commit: the record after which the call may write nothing.
+    The context's `out` remembers only what this call writes. commit: the record after which the call may write nothing.
     """
+    if os.path.isdir(task.directory):  # a machine that has no such folder can be given absolute paths only
+        os.chdir(task.directory)
+    set_threads(threads)
+    work = load_work(task.work)
+    set_threads(threads)  # again: the import may have brought torch
     device = resolve_device(task.config.execution.device) if task.uses_gpu else "cpu"
-    return StageContext(
+    return work, StageContext(
         config=task.config,
         out=OpenFolder(task.out, commit),
         inputs={name: Folder(url) for name, url in task.inputs.items()},
         device=device if task.gpu is None or device == "cpu" else f"cuda:{task.gpu}",
-        threads=threads,
         progress=progress,
     )
 

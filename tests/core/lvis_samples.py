@@ -1,6 +1,6 @@
 """A small data set in LVIS's layout: images, and an annotation file with everything that LVIS has over COCO.
 
-Objects are coloured polygons on dark noise, one colour a category, so that a test can read off the pixels what an
+Objects are coloured polygons on dark noise, one colour per category, so that a test can read off the pixels what an
 annotation must say. The ground truth is a function of the seed.
 """
 

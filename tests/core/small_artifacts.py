@@ -63,7 +63,7 @@ class Picture:
 
 
 # Objects of base, novel and unknown categories, crowds, an image of novel objects only, one without any, an unusable
-# one; upright and lying.
+# one; pictures in portrait and in landscape format.
 TRAIN: list[list[Picture]] = [
     [
         Picture(48, 64, ((4, 6, 20, 30), (30, 10, 60, 26)), (0, 1)),
@@ -115,7 +115,7 @@ def _row(picture: Picture, split: str, number: int, tar: TarWriter, url: str) ->
         box_crowd=np.array([i in picture.crowd for i in range(len(boxes))], bool),
         box_area=((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).astype(np.float32),
         status=picture.status,
-        reason=None if picture.status == "ok" else "told to be",
+        reason=None if picture.status == "ok" else "made to fail",
     )
 
 

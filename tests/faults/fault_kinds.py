@@ -120,7 +120,7 @@ def broken_connection(round: Round) -> str:
                 break
         status = wait(run)
         cut = s3.proxy.cuts + s3.proxy.lost > 0
-        s3.proxy.mend()
+        s3.proxy.repair()
         if status not in (0, 1):
             raise Wrong(f"a broken connection ends a run with status {status}\n{tail(round.log)}")
         world.check_whole(workspace)

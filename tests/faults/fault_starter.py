@@ -1,6 +1,6 @@
-"""Starts runs of the command line fast: a process that has imported everything, and forks one child a run.
+"""Starts runs of the command line fast: a process that has imported everything, and forks one child per run.
 
-A program by itself; it reads requests from its standard input, a JSON line each, and answers each with one:
+A program by itself. It reads requests from its standard input, one line of JSON each, and answers each with one line:
 
     {"start": [argument, ...], "log": file, "environment": {}, "budget": bytes or null}  ->  {"pid": n}
     {"poll": pid}  ->  {"status": null while it runs, else its exit status, -9 for one that was killed}
@@ -18,12 +18,11 @@ from typing import Any
 
 MODULES = (
     *("torch", "torchvision", "open_clip", "webdataset", "s3fs", "pyarrow.parquet", "PIL.Image", "stages.cli"),
+    *("stages.engine.runner", "stages.commands.show"),
     *(f"stages.{name}" for name in ("data", "concepts", "teacher", "rpn", "proposals", "labels", "pairs")),
-    *(f"stages.{name}" for name in ("pretrain", "finetune", "engine.runner")),
-    *(f"regionclip_core.pretraining.{name}" for name in ("teacher", "labelling", "pairs", "student")),
-    *(f"regionclip_core.{name}" for name in ("datasets.shard_plan", "concepts.parser", "models.clip")),
-    *(f"regionclip_core.{name}" for name in ("proposals.network", "proposals.proposers", "detection.finetuning")),
+    *(f"stages.{name}" for name in ("pretrain", "finetune")),
 )
+"""What the runs import: each stage's file imports the rest at its top."""
 
 
 def limit_writes(budget: int) -> None:

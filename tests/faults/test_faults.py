@@ -41,7 +41,7 @@ def test_a_killed_training_ends_with_the_same_bytes(world: World) -> None:
     assert KINDS["kill training"][0](Round(world, "kill training", 0, seed=0)) == RERUN
 
 
-def test_kinds_that_break_nothing_are_told() -> None:
+def test_kinds_that_break_nothing_are_reported() -> None:
     counts = {"a": Counter({RERUN: 8, TOO_LATE: 2}), "b": Counter({RERUN: 7, TOO_LATE: 3}), "c": Counter({TOO_LATE: 1})}
     assert late_too_often(counts) == ["b"]
 

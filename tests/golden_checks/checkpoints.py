@@ -185,7 +185,7 @@ ROWS = [
             for key in ("n_trainable", "trainable_prefixes", "optimizer_param_groups")
             for stem in ("pretrain", "coco", "lvis", "zeroshot")
         ),
-        "encoders.RegionEncoder.freeze(2), OpenVocabularyDetector, optimizers.make_optimizer",
+        "region_encoder.RegionEncoder.freeze(2), OpenVocabularyDetector, optim.make_optimizer",
         0.0,
         training_errors,
         "`freeze_at: 2`, `background: zero`",

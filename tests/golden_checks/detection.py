@@ -44,7 +44,7 @@ KEEPS_PROPOSALS = ("no_box_delta", "zs_lvis")
 
 
 class StoredFeatures(nn.Module):
-    """Stands in for the encoder: the same features whatever the image."""
+    """Takes the place of the encoder: the same features whatever the image."""
 
     embed_dim = 32
 
@@ -246,7 +246,7 @@ ROWS = [
     Row(
         FILE,
         "train_*/loss_cls train_*/loss_box_reg train_*/grad_features__loss_cls",
-        "detector.OpenVocabularyDetector.target_losses, detection_losses",
+        "detector.OpenVocabularyDetector.target_losses, losses.classification_loss, box_loss",
         1e-4,
         loss_errors,
         "four kinds: COCO's, LVIS's, focal without a background weight, plain. Where the target probability rounds to "

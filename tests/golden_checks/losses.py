@@ -113,7 +113,7 @@ def image_text_errors() -> Errors:
 def negative_log_probabilities(logits: Tensor) -> Tensor:
     """-log softmax of any logits [R, C], each entry by a call of `region_concept_contrastive`; float64.
 
-    Unit vectors whose cosines are T * logits stand for regions and concepts. In the call for (r, c) concept c is the
+    Unit vectors whose cosines are T * logits represent regions and concepts. In the call for (r, c) concept c is the
     label of region r, and each other concept that of a region without likeness to any, whose loss is log C.
     """
     rows, columns = logits.shape
@@ -152,7 +152,7 @@ ROWS = [
     Row(
         FILE,
         " ".join(f"*/{name}" for name in (*LABELS, "label_matrix")),
-        "matching.pseudo_labels",
+        "pseudo_labels.pseudo_labels",
         1e-5,
         label_errors,
         "`fallback`: where no region passes the threshold the official code keeps all, ours none; compared at "
@@ -164,7 +164,7 @@ ROWS = [
         "losses.region_concept_contrastive, backward",
         5e-5,
         lambda: loss_errors("concept_contrastive", *POOLS),
-        "the multi-instance cross entropy of the pipeline: one column a distinct concept, weighted",
+        "the multi-instance cross entropy of the pipeline: one column per distinct concept, weighted",
     ),
     Row(
         FILE,

@@ -93,7 +93,7 @@ ROWS = [
     Row(
         FILE,
         "*/nms*/boxes[01] */nms*/objectness_logits[01]",
-        "rpn.RegionProposalNetwork.propose, selection.select_proposals",
+        "rpn.RegionProposalNetwork.propose, select_proposals",
         1e-5,
         selection_errors,
         "seven settings of `proposals.pre_nms`, `max_regions`, `nms`",

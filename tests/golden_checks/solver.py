@@ -84,12 +84,12 @@ def repeat_errors() -> Errors:
 
 
 ROWS = [
-    Row(FILE, "lr_schedule/*", "optimizers.lr_multiplier", 1e-9, schedule_errors, "`schedule: steps`"),
+    Row(FILE, "lr_schedule/*", "optim.lr_multiplier", 1e-9, schedule_errors, "`schedule: steps`"),
     Row(FILE, "pretrain_sgd_two_steps/[!a]*", "input"),
     Row(
         FILE,
         "pretrain_sgd_two_steps/after?",
-        "optimizers.make_optimizer, clip_gradients",
+        "optim.make_optimizer, clip_gradients",
         1e-6,
         sgd_errors,
         "`optimizer: sgd`, `clip_per_tensor: true`",

@@ -1,7 +1,7 @@
 """Golden files, and rows that say which function of ours meets which arrays, and how closely.
 
 A row measures one error for each array that it names; the table in docs/GOLDENS.md and tests/test_goldens.py are both
-made from the rows, so that every array is accounted for and nothing stands in the table that isn't tested.
+made from the rows, so that every array is accounted for and the table has nothing that isn't tested.
 """
 
 from __future__ import annotations

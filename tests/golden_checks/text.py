@@ -195,13 +195,13 @@ ROWS = [
         prompt_errors,
         "`teacher.prompts: clip81`",
     ),
-    Row(TOKENS, "coco_counts/base coco_counts/target coco_counts/all", "vocabulary.load_categories", 0.0, coco_errors),
+    Row(TOKENS, "coco_counts/base coco_counts/target coco_counts/all", "categories.load_categories", 0.0, coco_errors),
     Row(TOKENS, "coco_counts/all_80", "input", note="a set that nothing here uses"),
     Row(TOKENS, "lvis_name_cleaning_examples", "vocabulary.clean_lvis_name", 0.0, cleaning_errors),
     Row(
         TOKENS,
         "lvis_names_* lvis_base_names_*",
-        "vocabulary.load_categories of an LVIS annotation file",
+        "categories.load_categories of an LVIS annotation file",
         0.0,
         lvis_errors,
         "LVIS's annotations are no part of this project: measured where `REGIONCLIP_LVIS` is the path of "

@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts the connections that run through it: once, or until it is told to mend them.
+"""A TCP proxy that cuts the connections that run through it: once, or until `repair` is called.
 
 It can also lose the answer to a request that the server has done.
 """
@@ -44,7 +44,7 @@ class CuttingProxy:
         with self._lock:
             self._requests = requests
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Let everything through again."""
         with self._lock:
             self._left, self.broken, self._requests = None, False, None

@@ -1,4 +1,4 @@
-"""The embedded world's pictures as a stranger's data: tars, a COCO folder and a captioned folder, at any URL."""
+"""The embedded world's pictures as a user's own data: tars, a COCO folder and a captioned folder, at any URL."""
 
 from __future__ import annotations
 

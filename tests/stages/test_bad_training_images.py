@@ -39,8 +39,8 @@ def write_coco(folder: Path, damaged: bool = True) -> dict[str, Any]:
         if not (damaged and number in GONE):
             (folder / "images" / name).write_bytes(data[:200] if damaged and number == TORN else data)
     categories = [{"id": number + 1, "name": name} for number, name in enumerate(NAMES)]
-    for kind, told in (("instances", boxes), ("captions", captions)):
-        body = {"images": entries, "annotations": told, "categories": categories}
+    for kind, entered in (("instances", boxes), ("captions", captions)):
+        body = {"images": entries, "annotations": entered, "categories": categories}
         (folder / f"{kind}.json").write_text(json.dumps(body))
     files = {kind: str(folder / f"{kind}.json") for kind in ("instances", "captions")}
     return {"source": "coco", "images": str(folder / "images"), **files}

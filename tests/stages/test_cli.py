@@ -1,4 +1,4 @@
-"""The command line, in process; how fast it answers is benchmarks/bench_startup.py's."""
+"""The command line, in process; benchmarks/bench_startup.py measures how fast it answers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_what_a_user_gets_wrong_exits_2_with_one_message(cli: Cli, arguments: li
 
 
 def test_nothing_is_said_when_the_reader_has_gone() -> None:
-    """As `regionclip status | head -1`: the exit status is that of a program which SIGPIPE ended."""
+    """As `regionclip status | head -1`: the exit status says that SIGPIPE ended the program."""
     command = [sys.executable, "-m", "stages.cli", "config", "--config", "tiny"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -1,4 +1,4 @@
-"""Damaged and foreign files in a workspace: one of them ends no command, a run mends it, and verify finds it."""
+"""Damaged and foreign files in a workspace: one of them ends no command, a run repairs it, and verify finds it."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_damaged_plan_progress_failure_record_or_shard_record(toy: Toy, stage:
     assert toy.content() == expected and problems(toy) == {}
 
 
-# ---------------------------------------------------------------- mended samples
+# ---------------------------------------------------------------- repaired samples
 
 
 @pytest.fixture
@@ -164,11 +164,11 @@ def nines(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     bad = {0, 1, 2, 3}
     process = toy_stages.NumbersWork.process
 
-    def mended(self: Any, ctx: Any, state: Any, shard: int) -> Any:
+    def repaired(self: Any, ctx: Any, state: Any, shard: int) -> Any:
         result = process(self, ctx, state, shard)
         return result if shard in bad else replace(result, counts={"ok": result.rows})
 
-    monkeypatch.setattr(toy_stages.NumbersWork, "process", mended)
+    monkeypatch.setattr(toy_stages.NumbersWork, "process", repaired)
 
     def choose(shards: set[int]) -> None:
         bad.clear()
@@ -231,11 +231,15 @@ def test_what_stopped_halfway_goes_on_with_mended_input(
         (
             "manifest.json",
             {"settings": {"labels": {"threshold": 0.9}}},
-            r"its fingerprint is [0-9a-f]{12}, but that of",
+            r"its fingerprint is [0-9a-f]{12}, but its version, settings and inputs give",
         ),
         ("manifest.json", {"inputs": {"numbers": "0" * 64}}, r"its fingerprint is"),
         ("manifest.json", {"version": 9}, r"its fingerprint is"),
-        ("manifest.json", {"fingerprint": "0" * 64}, r"its fingerprint is 000000000000, but that of"),
+        (
+            "manifest.json",
+            {"fingerprint": "0" * 64},
+            r"its fingerprint is 000000000000, but its version, settings and inputs give",
+        ),
         ("manifest.json", {"stage": "total"}, r"of the stage 'total', in the place of scaled"),
         ("shard-00001.json", {"rows": 77}, r"shard-00001.json: not what records.json says of the shard"),
         ("shard-00001.json", {"shard": 2}, r"shard-00001.json: can't be read"),

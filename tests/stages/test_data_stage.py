@@ -1,4 +1,4 @@
-"""The data stage: whole artifacts, their bytes, and what their fingerprint follows."""
+"""The data stage: whole artifacts, their bytes, and what their fingerprint depends on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(config: Config, url: str, order: int = 1) -> tuple[Folder, list[ShardRec
     ctx = StageContext(config, Folder(url), {})
     records = []
     for shard in WORK.shards(ctx)[::order]:
-        state = WORK.setup(ctx)  # anew for each shard, as on as many workers
+        state = WORK.setup(ctx)  # again for each shard, as on as many workers
         result = WORK.process(ctx, state, shard)
         records.append(ShardRecord(shard, result.rows, result.counts, [], 0.0))
     return ctx.out, records, WORK.merge(ctx, records)

@@ -1,4 +1,4 @@
-"""What of the config each stage reads while it works on a small world, against what its fingerprint holds."""
+"""Which settings each stage reads while it works on a small world, against what its fingerprint holds."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ BESIDES = {
     "data": {"order", "world_version", "data.categories"},
     "concepts": {"parser.parser", "parser.tables", "parser.version"},
     "rpn": {"unused"},
-    "pretrain": {"execution.train_workers"},  # the work sees the number of its processes, whoever set it
+    "pretrain": {"execution.train_workers"},  # the work sees the number of its processes, wherever that comes from
 }
 """What a fingerprint holds that the stage's work doesn't read from the config: digests, versions, names."""
 IDLE = (

@@ -92,8 +92,8 @@ def test_a_held_workspace_says_who_holds_it(toy: Toy) -> None:
 def test_of_runs_that_start_together_one_gets_the_lock(workspace: Folder) -> None:
     runs = [holding(workspace) for _ in range(4)]
     answers = [said(run) for run in runs]
-    told = f"locked workspace {workspace.url} is held by host {socket.gethostname()}"
-    assert sorted(answers) == ["lock False", told, told, told]
+    message = f"locked workspace {workspace.url} is held by host {socket.gethostname()}"
+    assert sorted(answers) == ["lock False", message, message, message]
     for run in runs:
         run.communicate()
     assert read_holder(workspace) is None

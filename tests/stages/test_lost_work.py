@@ -89,9 +89,9 @@ def _raise(error: Exception) -> None:
 
 
 class Unlike(ShardWork):
-    """Writes two files that differ from worker to worker, as a GPU's last bits may; `pauses` is run by each in between.
+    """Writes two files that differ from worker to worker, as a GPU's last bits may.
 
-    Its steps: before the first file, before the second, after both.
+    Each worker calls its own of `pauses` with the step: 0 before the first file, 1 before the second, 2 after both.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ def store() -> Iterator[str]:
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an artifact may lie."""
+    """Places where an artifact may be."""
     if request.param == "local":
         return str(tmp_path / "unlike")
     return f"{request.getfixturevalue('store')}/{tmp_path.name}"

@@ -29,7 +29,7 @@ RAY = {"execution__backend": "ray", "execution__workers": 2}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray for the module; a run uses the Ray that is there."""
+    """One Ray for the module; a run uses the Ray that runs already."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(declarations, "STAGES", toy_stages.STAGES)
         backend = RayBackend(ExecutionConfig(workers=2))
@@ -52,7 +52,7 @@ def test_same_bytes_as_local_and_a_job_gets_its_threads(
     # Shard workers run with one thread; a job in the same process must not be held to that.
     manifest = theirs["model"].manifest
     assert manifest is not None
-    assert manifest.summary == {"threads": 3, "torch_threads": 3, "device": "cpu"}
+    assert manifest.summary == {"torch_threads": 3, "device": "cpu"}
     calls = other.calls()
     assert calls.count("scaled-setup") in (1, 2)  # once a worker, not once a shard
     assert len([c for c in calls if c.startswith("numbers")]) == 4
@@ -75,13 +75,13 @@ def test_shards_that_raise_or_kill_their_worker_fail_and_the_others_go_on(toy: T
     line = toy.plan()["scaled"]
     assert (line.done, line.total) == (2, 4)
     folder = Folder(str(line.path))
-    assert "told to fail at scaled-3" in read_failure(folder, 3).traceback
+    assert "made to fail at scaled-3" in read_failure(folder, 3).traceback
     assert read_failure(folder, 1).error.startswith("WorkerDied: the worker died 2 times")
     assert toy.calls().count("scaled-1") == 2  # shard_retries
     kill.unlink()
     bad.unlink()
     broken = toy.fault("raise-scaled-setup")
-    assert "told to fail at scaled-setup" in toy.run("scaled", **RAY).messages["scaled"]
+    assert "made to fail at scaled-setup" in toy.run("scaled", **RAY).messages["scaled"]
     broken.unlink()
     toy.calls()
     assert toy.run(**RAY).ok
@@ -121,7 +121,7 @@ def test_a_training_is_done_again_when_it_lost_a_process_and_never_when_it_raise
     assert toy.calls().count("lonely-1") == 2
     later.rename(toy.root / "faults" / "raise-lonely-0")
     result = toy.run("lonely", **RAY, execution__train_workers=2, execution__shard_retries=2, finetune__steps=7)
-    assert result.messages["lonely"].startswith("RuntimeError: told to fail at lonely-0")
+    assert result.messages["lonely"].startswith("RuntimeError: made to fail at lonely-0")
     failure = read_failure(Folder(str(toy.plan(finetune__steps=7)["lonely"].path)))
     assert "in called" in failure.traceback and "ray" not in failure.traceback  # the stage's own traceback
     assert toy.calls().count("lonely-0") == 1
@@ -200,7 +200,7 @@ def test_training_from_a_relative_workspace(toy: Toy, cluster: None, monkeypatch
     assert toy.plan()["lonely"].path.startswith("ws/")  # type: ignore[union-attr]
     toy.fault("raise-lonely-1")
     result = toy.run("lonely", **RAY, execution__train_workers=2, finetune__steps=7)
-    assert result.messages["lonely"].startswith("RuntimeError: told to fail at lonely-1\n")
+    assert result.messages["lonely"].startswith("RuntimeError: made to fail at lonely-1\n")
 
 
 def test_a_worker_frees_its_model_when_it_has_nothing_to_do(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +235,8 @@ def test_what_workers_are_told_of_the_store(monkeypatch: pytest.MonkeyPatch) -> 
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_REGION", raising=False)
-    told = {name: value for name, value in worker_environment().items() if name.startswith("AWS")}
-    assert told == {
+    passed = {name: value for name, value in worker_environment().items() if name.startswith("AWS")}
+    assert passed == {
         "AWS_ENDPOINT_URL": "http://store:9000",
         "AWS_DEFAULT_REGION": "eu-west-1",
         "AWS_PROFILE": "work",

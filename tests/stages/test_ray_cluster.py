@@ -193,7 +193,7 @@ def test_a_worker_on_another_gpu_loads_its_model_again(toy: Toy, monkeypatch: py
     for shard, gpu in enumerate([0, 0, 1, 1]):
         assert isinstance(worker.process(replace(scaled, gpu=gpu), shard), ShardRecord)
     assert toy.calls().count("scaled-setup") == 2
-    assert work.context(replace(scaled, gpu=3)).device == "cuda:3" and work.context(scaled).device == "cuda"
+    assert work.begin(replace(scaled, gpu=3))[1].device == "cuda:3" and work.begin(scaled)[1].device == "cuda"
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])

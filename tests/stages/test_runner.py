@@ -150,10 +150,10 @@ def test_a_bad_shard_is_recorded_the_others_go_on_and_the_next_run_retries_it(to
     assert not result.ok
     line = toy.plan()["scaled"]
     assert (line.state, line.action, line.done, line.total) == ("failed", "retry", 3, 4)
-    assert line.reason == "failed: RuntimeError: told to fail at scaled-2 (3/4 done)"
+    assert line.reason == "failed: RuntimeError: made to fail at scaled-2 (3/4 done)"
     assert toy.plan()["total"].state == "blocked"
     failure = read_failure(Folder(str(line.path)), 2)
-    assert "told to fail at scaled-2" in failure.traceback and "toy_stages.py" in failure.traceback
+    assert "made to fail at scaled-2" in failure.traceback and "toy_stages.py" in failure.traceback
     fault.unlink()
     toy.calls()
     assert toy.run().outcomes == {"numbers": "skipped", "scaled": "done", "total": "done", "lonely": "skipped"}
@@ -166,8 +166,8 @@ def test_a_failed_setup_merge_or_job_is_recorded_and_retried(toy: Toy, where: st
     fault = toy.fault(f"raise-{where}")
     stage = where.split("-")[0]
     result = toy.run()
-    assert result.outcomes[stage] == "failed" and "told to fail" in result.messages[stage]
-    assert "told to fail" in read_failure(Folder(str(toy.plan()[stage].path))).traceback
+    assert result.outcomes[stage] == "failed" and "made to fail" in result.messages[stage]
+    assert "made to fail" in read_failure(Folder(str(toy.plan()[stage].path))).traceback
     assert toy.calls().count(where) == 1  # a set-up that fails is not tried for each shard
     fault.unlink()
     assert toy.run().ok
@@ -242,7 +242,7 @@ def test_too_many_bad_samples_stop_a_stage_halfway(toy: Toy, monkeypatch: pytest
 
 
 def test_a_running_stage_rolls_up_its_records(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a run that is killed leaves few to be opened one by one."""
+    """After a killed run, few records have to be opened one by one."""
     seen: list[list[int]] = []
 
     def watched(folder: Folder, records: Iterable[ShardRecord], files: Iterable[FileRecord] = ()) -> None:
@@ -279,7 +279,7 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(toy: Toy) -> None:
     [problem] = verify_artifact(Folder(str(folder)))
     assert "scaled-00001.txt: missing" in problem
     (folder / "shard-00001.json").unlink()
-    assert any("are not those rolled up" in problem for problem in verify_artifact(Folder(str(folder))))
+    assert any("differ from those rolled up" in problem for problem in verify_artifact(Folder(str(folder))))
 
 
 def test_verify_reads_partial_artifacts_too(toy: Toy) -> None:
@@ -312,7 +312,7 @@ def test_gc_keeps_what_a_config_reaches_and_what_may_yet_be_reached(toy: Toy) ->
 def test_the_whole_pipeline_in_a_workspace_at_a_url(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.run()
     expected = toy.content()
-    # The toy's faults and log lie beside a local workspace; here they are relative to a URL that is a path too.
+    # The toy's faults and log are beside a local workspace; here they are relative to a URL that is a path too.
     remote = Toy(tmp_path)
     remote.workspace = Folder(f"memory://{tmp_path.name}/ws")
     config = remote.config()

@@ -141,7 +141,7 @@ def test_a_connection_lost_while_writing_leaves_what_was_there(s3: S3, one_try: 
         with pytest.raises(ConnectionError):
             folder.names()
     finally:
-        s3.proxy.mend()
+        s3.proxy.repair()
     direct = bucket(s3)
     assert direct.find(f"{BUCKET}/lost-{size}") == [f"{BUCKET}/lost-{size}/x"]
     assert direct.cat_file(f"{BUCKET}/lost-{size}/x") == folder.read_bytes("x") == b"old"
@@ -171,18 +171,18 @@ def test_one_of_many_gets_the_lock(s3: S3) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    told = f"workspace {workspace.url} is held by host {socket.gethostname()}"
-    assert sorted(got) == ["lock"] + [told] * 5
+    message = f"workspace {workspace.url} is held by host {socket.gethostname()}"
+    assert sorted(got) == ["lock"] + [message] * 5
     assert workspace.names() == []
 
 
 # ---------------------------------------------------------------- many records
 
 
-def test_records_are_listed_once_a_command_by_pages_that_come_together(
+def test_records_are_listed_once_per_command_by_pages_that_come_together(
     toy: Toy, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an unfinished stage; of a finished one nothing is listed at all."""
+    """The records of an unfinished stage are listed once; of a finished stage nothing is listed."""
     import toy_stages
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
@@ -229,20 +229,20 @@ def test_records_are_listed_once_a_command_by_pages_that_come_together(
 
 
 def broken_run(s3: S3, inputs: dict[str, Any], local: Folder, name: str, sent: int) -> None:
-    """A run whose connection breaks after so many sent bytes; then, over a mended one, another to the end."""
+    """A run whose connection breaks after so many sent bytes; then, over a repaired one, another to the end."""
     workspace = Folder(f"s3://{BUCKET}/{name}")
     pipeline = Pipeline(config(workspace.url, inputs), Reporter())
     expected = files(local, DETERMINISTIC)
     s3.proxy.cut_after(sent)
     try:
         try:
-            told = " ".join(pipeline.run(["pairs"]).messages.values())
+            message = " ".join(pipeline.run(["pairs"]).messages.values())
         except ConnectionError as error:  # before it had begun with a stage
-            told = str(error)
-        assert re.search(rf"s3://{BUCKET}/({name}|inputs)", told)
+            message = str(error)
+        assert re.search(rf"s3://{BUCKET}/({name}|inputs)", message)
         assert s3.proxy.broken
     finally:
-        s3.proxy.mend()
+        s3.proxy.repair()
     half = files(workspace, DETERMINISTIC)
     assert [name for name, data in half.items() if data != expected[name]] == []  # whole, or not there
     assert len(half) < len(expected)

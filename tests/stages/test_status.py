@@ -18,7 +18,6 @@ from regionclip_core.config.loading import parse_config
 from regionclip_core.storage.records import Folder, read_manifest
 from stages.cli import app
 from stages.engine import plan
-from stages.engine.runner import Pipeline
 
 Cli = Callable[..., Result]
 
@@ -85,8 +84,8 @@ def test_status_adds_up_what_is_there(toy: Toy, cli: Cli) -> None:
     assert manifest is not None
     assert re.split(r"  +", row)[:4] == ["lonely", "stale", "(0)", f"({manifest.bytes} B)"]
     assert row.endswith(f"({folder_of(toy, 'lonely')})") and "(...): of the latest result" in shown
-    told = json.loads(cli("status", "--json", "--set", "finetune.steps=3").stdout)[3]
-    assert (told["manifest"], told["previous"]["bytes"]) == (None, manifest.bytes)
+    stage = json.loads(cli("status", "--json", "--set", "finetune.steps=3").stdout)[3]
+    assert (stage["manifest"], stage["previous"]["bytes"]) == (None, manifest.bytes)
 
 
 def test_status_says_when_it_left_out_records(toy: Toy, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +106,7 @@ def test_a_missing_input_is_told_with_its_key(tmp_path: Path) -> None:
     ):
         raw = yaml.safe_load(toy_stages.CONFIG) | {"workspace": str(tmp_path / "ws")}
         raw["data"] |= data
-        lines = {line.stage: line for line in Pipeline(parse_config(raw)).plan()}
+        lines = {line.stage: line for line in plan.Planner(parse_config(raw)).lines()}
         assert (lines["data"].state, lines["concepts"].state, lines["teacher"].state) == (
             *("blocked", "blocked"),
             "missing",

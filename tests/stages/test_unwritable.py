@@ -1,4 +1,4 @@
-"""A disk that is full, a store that is away, a workspace that vanishes: the real reason is told, the rest goes on."""
+"""A full disk, a store that is away, a workspace that vanishes: the message has the real reason, the rest goes on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Output = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """full(pattern, ...): from now on no file can be written whose path fits; full() mends it."""
+    """full(pattern, ...): from now on no file can be written whose path fits; full() makes room again."""
     patterns: list[str] = []
     write = Folder.write
 
@@ -41,7 +41,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """away(name): once a file of that name is asked for, no folder can be read or written any more; away("") mends."""
+    """away(name): once a file of that name is asked for, no folder can be read or written; away("") ends it."""
     state = {"at": "", "gone": False}
 
     def losing(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,15 +75,15 @@ def test_a_stage_that_finds_no_room_fails_and_the_others_go_on(toy: Toy, full: C
 
 
 def test_nothing_of_a_stage_can_be_written(toy: Toy, full: Callable[..., None], capsys: Output) -> None:
-    """The reason of the first shard is kept, though its own record, and all others, find no room."""
+    """The message has the first shard's reason, although there is no room for any failure record."""
     fault = toy.fault("raise-numbers-2")
     full("*/numbers/*/records.json", "*/numbers/*/failed*")
     result = toy.run()
     assert result.outcomes == {"numbers": "failed", "scaled": "blocked", "total": "blocked", "lonely": "done"}
-    told = result.messages["numbers"]
-    assert told.startswith("shard 2: RuntimeError: told to fail at numbers-2\n")
-    assert "its traceback could not be written: [Errno 28] No space left on device: " in told
-    assert "failed-00002.json'; fix the problem and run again" in told
+    message = result.messages["numbers"]
+    assert message.startswith("shard 2: RuntimeError: made to fail at numbers-2\n")
+    assert "its traceback could not be written: [Errno 28] No space left on device: " in message
+    assert "failed-00002.json'; fix the problem and run again" in message
     output = capsys.readouterr().out
     assert "the roll-up of the records could not be written: [Errno 28] No space left on device" in output
     full()
@@ -102,7 +102,7 @@ def test_the_reason_of_a_stage_whose_failure_can_not_be_written(
     stage = where.split("-")[0]
     result = toy.run()
     assert result.outcomes[stage] == "failed" and result.outcomes["lonely"] == "done"
-    assert result.messages[stage].startswith(f"RuntimeError: told to fail at {where}\n")
+    assert result.messages[stage].startswith(f"RuntimeError: made to fail at {where}\n")
     assert "the traceback could not be written: [Errno 28]" in result.messages[stage]
 
 

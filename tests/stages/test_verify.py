@@ -1,4 +1,4 @@
-"""verify on a real pipeline: every kind of wrong content is found, also where the bytes are those of the record."""
+"""verify on a real pipeline: every kind of wrong content is found, also where the bytes fit the record."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def problems(workspace: Path) -> list[tuple[str, str]]:
 
 
 def record_again(folder: Path) -> None:
-    """Make every record fit what now lies in an artifact, as if the stage itself had written that."""
+    """Make every record fit the files that are now in an artifact, as if the stage itself had written that."""
     where = Folder(str(folder))
     shards, stage_files = read_records(where)
 
@@ -169,14 +169,14 @@ SPOILT = {
     "no table": ("concepts", lambda f: (f / "phrases-00000.parquet").write_bytes(b"PAR1 no"), r"not readable as Parq"),
     "index of others": ("data", spoil_table(INDEX, with_digest), r"index-00001.*vocabulary ffff.*categories.json has"),
     "categories": ("data", spoil_json("categories.json", lambda v: {**v, "digest": "e" * 64}), r"has eeeeeeeeeeee"),
-    "splits": ("data", spoil_json("splits.json", lambda v: {"train": v["train"]}), r"splits.json: its shards are not"),
+    "splits": ("data", spoil_json("splits.json", lambda v: {"train": v["train"]}), r"splits.json: its shards differ"),
     "image gone": ("data", spoil_tar("images-00000.tar", lambda m: m[:-1]), r"3 images, of which 3 are .* its 4"),
     "image moved": ("data", spoil_tar("images-00000.tar", lambda m: m[1:] + m[:1]), r"4 images, of which 0 are"),
     "tar cut": ("data", lambda f: (f / "images-00000.tar").write_bytes(b"x" * 700), r"images-00000.tar: no uncompr"),
     "labels of others": ("labels", spoil_table(LABELS, with_digest), r"labels-00000.*ffff.*embeddings.json has"),
     "embeddings": ("labels", fewer_embeddings, r"\d+ embeddings for \d+ concepts"),
     "pool of others": ("labels", spoil_json("concept_embeddings.json", lambda v: {**v, "names": v["names"][::-1]}),
-                       r"its concepts are not those of .*concepts.txt"),
+                       r"its concepts differ from .*concepts.txt"),
     "sample gone": ("pairs", spoil_tar(PAIRS, lambda m: m[2:]), r"pairs-00001.tar: 3 samples, its record says 4"),
     "half a sample": ("pairs", spoil_tar(PAIRS, lambda m: m[1:]), r"pairs-00001.tar: sample 00001-000000 has the mem"),
     "sample of others": ("pairs", spoil_tar(PAIRS, other_pool), r"pairs-00001.tar, 1 samples: of the vocabulary 0000"),

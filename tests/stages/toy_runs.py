@@ -12,7 +12,7 @@ from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.folder import Folder
 from stages.commands.verify import artifacts
-from stages.engine.plan import PlanLine
+from stages.engine.plan import PlanLine, Planner
 from stages.engine.progress import Reporter
 from stages.engine.runner import Pipeline, RunResult
 
@@ -36,7 +36,7 @@ class Toy:
         return Pipeline(self.config(**settings), Reporter()).run(targets, force)
 
     def plan(self, **settings: Any) -> dict[str, PlanLine]:
-        return {line.stage: line for line in Pipeline(self.config(**settings)).plan()}
+        return {line.stage: line for line in Planner(self.config(**settings)).lines()}
 
     def fault(self, name: str) -> Path:
         path = toy_stages.folder(self.config(), "faults") / name

@@ -1,4 +1,4 @@
-"""A toy pipeline for the frame's tests: numbers -> scaled -> total, and lonely, which stands alone.
+"""A toy pipeline for the frame's tests: numbers -> scaled -> total, and lonely, which needs none and which none needs.
 
 Faults are files in the folder `faults` beside the workspace, so that every backend sees them:
 `raise-<stage>-<shard>` raises, `die-...` kills the process once, `kill-...` each time, `interrupt-...` interrupts,
@@ -49,7 +49,7 @@ def called(config: Config, what: str) -> None:
     if (faults / f"kill-{what}").exists():
         os.kill(os.getpid(), signal.SIGKILL)
     if (faults / f"raise-{what}").exists():
-        raise RuntimeError(f"told to fail at {what}")
+        raise RuntimeError(f"made to fail at {what}")
     if (faults / f"interrupt-{what}").exists():
         raise KeyboardInterrupt
     if (hang := faults / f"hang-{what}").exists():
@@ -145,7 +145,7 @@ class TotalWork(JobWork):
             ctx.progress(i + 1, len(names), f"sum {total}")
         ctx.out.child("checkpoints").write_json("last.json", total)
         ctx.out.write_json("total.json", {"total": total, "steps": ctx.config.pretrain.steps})
-        return {"total": total, "threads": ctx.threads, "torch_imported": "torch" in sys.modules}
+        return {"total": total, "torch_imported": "torch" in sys.modules}
 
 
 class Lonely(JobStage):
@@ -177,7 +177,7 @@ class LonelyWork(JobWork):
 
 
 class Model(JobStage):
-    """In no pipeline but the test's that wants it."""
+    """Part of the pipeline only where a test adds it."""
 
     name, version, work, uses_gpu = "model", 1, "toy_stages:MODEL", True
 
@@ -191,7 +191,7 @@ class ModelWork(JobWork):
     def run(self, ctx: StageContext) -> dict[str, Any]:
         import torch
 
-        return {"threads": ctx.threads, "torch_threads": torch.get_num_threads(), "device": ctx.device}
+        return {"torch_threads": torch.get_num_threads(), "device": ctx.device}
 
 
 NUMBERS, SCALED, TOTAL, LONELY, MODEL = NumbersWork(), ScaledWork(), TotalWork(), LonelyWork(), ModelWork()

@@ -35,7 +35,7 @@ def golden(name):
 
 
 class StoredFeatures(nn.Module):
-    """Stands in for the encoder: the same features whatever the image."""
+    """Takes the place of the encoder: the same features whatever the image."""
 
     embed_dim = 32
 

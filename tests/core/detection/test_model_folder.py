@@ -181,11 +181,11 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     weights = fresh("partial") / "model.safetensors"
     state = load_file(str(weights))
     state.pop("detector.encoder.layer2.0.conv1.weight")
-    state["detector.stranger"] = torch.zeros(1)
+    state["detector.surplus"] = torch.zeros(1)
     state["detector.box_regressor.bias"] = torch.zeros(5)
     save_file(state, str(weights))
     refused(
-        r"1 missing: encoder\.layer2\.0\.conv1\.weight; 1 unknown: stranger; 1 of another shape: box_regressor\.bias "
+        r"1 missing: encoder\.layer2\.0\.conv1\.weight; 1 unknown: surplus; 1 of another shape: box_regressor\.bias "
         r"\(5,\) where \(4,\)",
         "partial",
     )

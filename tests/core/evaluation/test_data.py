@@ -30,7 +30,7 @@ def artifacts(url: Path, shards: list[list[Picture]]) -> tuple[Folder, Folder]:
 
 
 def rewrite(data: Folder, **columns: Sequence[np.ndarray | None]) -> None:
-    """Replace columns of the split's index, one value a row."""
+    """Replace columns of the split's index, one value per row."""
     number = 0
     for shard in split_shards(data, ("val",)):
         rows: list[IndexRow] = []

@@ -52,7 +52,7 @@ def test_the_reference_agrees(seed, kind, tmp_path):
         assert value is None or value == pytest.approx(100 * expected, abs=1e-9)
     assert result["rare"]["ap"] == pytest.approx(result["lvis"]["APr"])
     assert result["novel"] == result["rare"]
-    # Each of the rules moves the numbers: without one of them this scene would tell.
+    # Each of the rules moves the numbers: without one of them this scene would show it.
     exhaustive = [ImageTruth(**{**vars(one), "not_exhaustive_labels": np.zeros(0, int)}) for one in scene]
     assert evaluate_detections(exhaustive, detections, VOCABULARY, "lvis", kind)["lvis"] != result["lvis"]
     fewer = [best_of(one, 200) for one in detections]

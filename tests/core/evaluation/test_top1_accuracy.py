@@ -67,7 +67,7 @@ def percent(cosines: list[tuple[int, np.ndarray]]) -> dict[str, float]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The cosines that accuracies are computed from: an untrained model's guesses alone would tell little."""
+    """The cosines that accuracies are computed from: an untrained model's guesses alone would show little."""
     rows: list[np.ndarray] = []
 
     add = Top1.add

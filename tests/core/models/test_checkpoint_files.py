@@ -48,7 +48,7 @@ WRITERS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_layout_gives_the_same_tensors(tmp_path: Path, writer: str) -> None:
     state = some_state()
-    path = tmp_path / "weights.bin"  # the name tells nothing
+    path = tmp_path / "weights.bin"  # the name says nothing
     WRITERS[writer](state, path)
     found = read_checkpoint(path)
     assert same_bits(found.tensors, state)

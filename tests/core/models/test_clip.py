@@ -80,7 +80,7 @@ def test_raw_prompt_average_matches_the_official_one(monkeypatch):
 
 
 def test_activation_matters_to_the_golden():
-    """The golden can tell QuickGELU from GELU, so matching it shows that quick_gelu arrives."""
+    """The golden differs between QuickGELU and GELU, so matching it shows that quick_gelu arrives."""
     clip = golden_clip()
     other = build_clip({**clip.architecture, "quick_gelu": False}, "gelu", 0)
     other.model.load_state_dict(clip.model.state_dict())
@@ -279,7 +279,7 @@ def test_norm_counters_may_be_absent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "layout", "told"),
+    ("model", "layout", "noted"),
     [
         ("ViT-L-14", "bare", "published weights of ViT-L-14 differ in them"),  # LAION's one has 0.5
         ("ViT-S-16", "bare", "no published weights of ViT-S-16 are known"),
@@ -288,19 +288,19 @@ def test_norm_counters_may_be_absent(tmp_path):
         ("ViT-L-14", "openai", ""),
     ],
 )
-def test_a_normalisation_that_the_file_leaves_open_is_told(tmp_path, tiny_rn50, model, layout, told):
+def test_a_normalisation_that_the_file_leaves_open_is_noted(tmp_path, tiny_rn50, model, layout, noted):
     """No silent guess: what the teacher stage says of it is in its summary, which the report and `show` print."""
     state = state_of(create_clip(config(), 7))
     torch.save(state | ({"input_resolution": torch.tensor(64)} if layout == "openai" else {}), tmp_path / "w.pt")
     clip = create_clip(config(model=model, weights=str(tmp_path / "w.pt")), 0)
-    assert told in clip.note and bool(clip.note) == bool(told)
+    assert noted in clip.note and bool(clip.note) == bool(noted)
     assert clip.mean == open_clip.OPENAI_DATASET_MEAN
     run = tiny_config().model_copy(update={"teacher": config(model=model, weights=str(tmp_path / "w.pt"))})
     summary = WORK.run(StageContext(run, Folder(str(tmp_path / "out")), {}))
     assert summary.get("note", "") == clip.note
-    if told:
+    if noted:
         assert "open_clip_config.json of the folder that `regionclip import` makes" in clip.note
-        assert create_clip(config(model=model, weights=str(tmp_path / "out")), 0).note == ""  # a folder tells
+        assert create_clip(config(model=model, weights=str(tmp_path / "out")), 0).note == ""  # a folder says it
 
 
 class Payload:

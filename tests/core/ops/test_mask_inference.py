@@ -160,7 +160,7 @@ def test_a_saved_detector_keeps_its_mask_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
 def test_any_encoder_can_have_a_mask_head(description: dict[str, Any]) -> None:
-    """And what else is in the batch changes nothing: a ViT has to be told where the padding begins."""
+    """And what else is in the batch changes nothing: a ViT has to know where the padding begins."""
     torch.manual_seed(0)
     encoder = region_encoder(small_clip(description))
     classes = torch.randn(3, encoder.embed_dim)

@@ -178,10 +178,10 @@ def test_artifacts_of_two_runs_do_not_mix(folders) -> None:
     data, labels, _ = folders
     rng = np.random.default_rng(0)
     write_inputs(data, labels, 0, [label_row(rng, "a", 2, 2)])
-    rows = [label_row(rng, "stranger", 2, 2)]
+    rows = [label_row(rng, "unknown", 2, 2)]
     with labels.write("labels-00000.parquet") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=LABELS.with_metadata({"vocabulary": DIGEST})), file)
-    with pytest.raises(ValueError, match="'stranger', which the data index does not"):
+    with pytest.raises(ValueError, match="'unknown', which the data index does not"):
         write_pairs(io.BytesIO(), data, labels, 0, PairsConfig())
     with labels.write("labels-00000.parquet") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=LABELS), file)
@@ -324,7 +324,7 @@ def test_another_pool_is_refused_with_both_digests(folders) -> None:
     make_pairs(folders, [3])
     with pytest.raises(ValueError, match=r"d{12}, expected e{12}"):
         RegionPairs(folders[2], 0, "e" * 64)
-    write_meta(folders[2], [(0, 3)], TOP_K, "e" * 64)  # a meta file that lies about its tars
+    write_meta(folders[2], [(0, 3)], TOP_K, "e" * 64)  # a meta file that doesn't fit its tars
     with pytest.raises(ValueError, match=r"sample 00000-000000 .*d{12}, expected e{12}"):
         list(RegionPairs(folders[2], 0, "e" * 64, buffer=1).epoch(0))
 

@@ -236,7 +236,11 @@ def test_a_batch_without_any_region_still_trains() -> None:
 
 @pytest.mark.parametrize(
     ("name", "temperature"),
-    [("region_contrastive", 0.2), ("region_distill", 0.2), ("image_text", 0.01)],  # untrained texts lie close together
+    [
+        ("region_contrastive", 0.2),
+        ("region_distill", 0.2),
+        ("image_text", 0.01),
+    ],  # the embeddings of untrained texts are close together
 )
 def test_a_repeated_batch_is_learned(tmp_path: Path, name: str, temperature: float) -> None:
     weights = {"contrastive": "region_contrastive", "distill": "region_distill", "image_text": "image_text"}

@@ -35,7 +35,7 @@ def crop(image: np.ndarray, seed: int, side: int = 60, **values: Any) -> np.ndar
 
 
 def ramp(height: int, width: int) -> np.ndarray:
-    """Red tells a pixel's column, green its row, in steps that fill 0..255."""
+    """Red is a pixel's column, green its row, in steps that fill 0..255."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(width)[None] * (255 // width)
     image[..., 1] = np.arange(height)[:, None] * (255 // height)
@@ -120,7 +120,7 @@ def test_epochs_are_permutations_and_captions_stay_with_their_images() -> None:
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 10
     assert [int(caption.split()[1]) for caption in captions] == seen
-    for n in range(12):  # drawn anew each time
+    for n in range(12):  # drawn again each time
         assert {c.split()[0] for c, m in zip(captions, seen, strict=True) if m == n} == {"one", "two"}
     assert batches[0].images.shape == (4, 3, 32, 32)
     assert batches[0].images.dtype == torch.float32

@@ -154,7 +154,7 @@ def test_a_torn_image_is_recorded_and_the_shard_goes_on(boxes_data: Folder, rpn:
     assert "truncated or corrupt" in after[1]["reason"]
     assert after[1]["boxes"] == after[1]["objectness_logit"] == []
     assert after[2] == before[2]
-    assert (after[2]["status"], after[2]["reason"]) == ("bad_image", "told to be")
+    assert (after[2]["status"], after[2]["reason"]) == ("bad_image", "made to fail")
     for number in (0, 3):
         assert after[number]["status"] == "ok"
         # The batch around an image has changed, so the last bits may.

@@ -83,9 +83,9 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         load_network(Folder(str(tmp_path)), settings(anchor_sizes=[8, 16, 24]))
     state = weights(network)
     name = next(iter(state))
-    state["stranger"] = state.pop(name)
+    state["surplus"] = state.pop(name)
     save_file(state, path)
-    with pytest.raises(ValueError, match=rf"1 missing: {name}; 1 unknown: stranger"):
+    with pytest.raises(ValueError, match=rf"1 missing: {name}; 1 unknown: surplus"):
         read(weights=path)
 
 
@@ -117,7 +117,7 @@ def test_training_learns_nothing_from_novel_boxes_and_crowds(tmp_path: Path) -> 
 
 
 def test_training_finds_the_objects(tmp_path: Path) -> None:
-    """One picture, one object: the loss falls, and the best proposal lies on it."""
+    """One picture, one object: the loss falls, and the best proposal is on it."""
     picture = Picture(64, 64, ((20, 12, 44, 36),), (0,))
     assert (picture.pixels()[20, 30] == COLOURS[0]).all()
     data = write_data(tmp_path / "data", {"train": [[picture]]})

@@ -144,10 +144,10 @@ def test_a_full_disk_says_where(folder: Folder, code: int) -> None:
         with folder.write("x.bin"):
             raise OSError(code, os.strerror(code))  # as a write to a file does: without a name
 
-    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+    with pytest.raises(OSError, match=os.strerror(code)) as raised:
         write()
     # A remote file is written here first, and it is this machine's disk that is full.
-    assert caught.value.filename == folder.path("x.bin") if folder.is_local else "uploads" in caught.value.filename
+    assert raised.value.filename == folder.path("x.bin") if folder.is_local else "uploads" in raised.value.filename
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(folder: Folder) -> None:

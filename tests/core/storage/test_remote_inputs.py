@@ -1,6 +1,6 @@
 """Every input that the config names by its path may be at a URL: it is read and counted as a local one.
 
-Images, tars, annotation and caption files at URLs are in test_sources.py and test_annotation_scan.py, and with
+Images, tars, annotation and caption files at URLs are in test_sources.py and test_annotation_files.py, and with
 everything else in object storage in tests/stages/test_s3.py.
 """
 

@@ -1,4 +1,4 @@
-"""What is sorted on disk, for bench_scale.py: the merge of `concepts`, and the caption file of a folder split."""
+"""Large inputs for bench_scale.py: phrase counts for the merge of `concepts`, and a folder split's caption file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Run = Callable[..., dict[str, float]]
 
 
 def write_phrases(folder: str, shards: int) -> None:
-    """Counts of many shards, as `concepts` keeps them: 5,000 of 100,000 common phrases, 5,000 of the shard's own."""
+    """Write many shards' counts, as `concepts` keeps them: 5,000 of 100,000 common phrases, 5,000 in no other shard."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -42,7 +42,7 @@ def write_phrases(folder: str, shards: int) -> None:
 
 
 def merge_phrases(folder: str, min_count: int) -> None:
-    """What the stage's merge does with them."""
+    """Merge them as the stage does."""
     import pyarrow.parquet as pq
 
     from regionclip_core.concepts.pool import build_pool
@@ -74,7 +74,7 @@ def bench_concepts(run: Run, folder: str, shards: int, times: int) -> None:
 
 
 def write_captions(path: str, rows: int) -> None:
-    """A .tsv with a caption an image, and in every tenth row one of an image that had one before."""
+    """Write a .tsv with one caption per row; in every tenth row the image is one that had a caption before."""
     with open(path, "w", encoding="utf-8") as file:
         file.write("file\tcaption\n")
         for row in range(rows):
@@ -93,12 +93,12 @@ def _caption_source(path: str, scratch: str) -> Any:
 
 
 def scan_captions(path: str, scratch: str) -> None:
-    """What the driver does with it: count the images, and keep their rows by shard."""
+    """Count the images and keep their rows by shard, as the driver does."""
     assert _caption_source(path, scratch).pieces(10_000)
 
 
 def read_captions(path: str, scratch: str) -> None:
-    """What a worker reads for a shard of 10,000 images, near the end of the file."""
+    """Read a shard of 10,000 images near the end of the file, as a worker does."""
     source = _caption_source(path, scratch)
     assert sum(1 for _ in source._documents(source.pieces(10_000)[-2])) == 10_000
 
