@@ -106,7 +106,7 @@ class Rpn(JobStage):
     """A class-agnostic region proposal network, trained on the boxes of base categories only."""
 
     name = "rpn"
-    version = 2
+    version = 3
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ class Proposals(ShardStage):
     """Boxes that may hold an object, one row per image."""
 
     name = "proposals"
-    version = 2
+    version = 3
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ class Labels(ShardStage):
     """The teacher matches proposals to concepts, once, offline (paper section 3.3, equation 1)."""
 
     name = "labels"
-    version = 2
+    version = 3
     uses_gpu = True
     for_pretraining = True
 
@@ -197,7 +197,7 @@ class Pretrain(JobStage):
     """The student learns regions from the teacher's pseudo labels (paper section 3.3)."""
 
     name = "pretrain"
-    version = 2
+    version = 3
     uses_gpu = True
     distributed = True
 
@@ -227,7 +227,7 @@ class Finetune(JobStage):
     """Open-vocabulary detectors from base boxes, one from each init, and an oracle that sees every box."""
 
     name = "finetune"
-    version = 2
+    version = 3
     uses_gpu = True
     distributed = True
 
@@ -252,7 +252,7 @@ class Evaluate(JobStage):
     """Average precision by COCO's or LVIS's rules: zero-shot and finetuned, CLIP beside RegionCLIP."""
 
     name = "evaluate"
-    version = 3
+    version = 4
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
