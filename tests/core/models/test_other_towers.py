@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from small_artifacts import pillow_crop, run_stage, tiny_config
 from small_towers import CONVNEXT, SIGLIP, VIT, small_clip, write_tokenizer
 from torch import Tensor
@@ -71,8 +72,8 @@ def test_pseudo_labels_against_one_image_at_a_time(run: dict[str, Folder]) -> No
         for row in pq.read_table(Path(run["labels"].url) / f"labels-{shard:05d}.parquet").to_pylist():
             if not row["boxes"]:
                 continue
-            image = torch.from_numpy(pixels[row["key"]].transpose(2, 0, 1).copy())[None]
-            image = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear", antialias=True)[0] / 255
+            small = Image.fromarray(pixels[row["key"]]).resize((64, 64), Image.Resampling.BILINEAR)
+            image = torch.from_numpy(np.array(small).transpose(2, 0, 1)) / 255
             image = (image - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(clip.std).view(3, 1, 1)
             with torch.no_grad():
                 features = encoder(image[None], [torch.tensor(row["boxes"]) * 64 / 80])
