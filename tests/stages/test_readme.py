@@ -1,0 +1,130 @@
+"""README.md is run: every command, in its order, and what it shows; its lines of Python."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from official_files import full_state
+from PIL import Image
+from places import ROOT
+from small_inputs import write_coco
+from typer.testing import CliRunner, Result
+
+from regionclip_core.datasets.world.sample import make_sample
+from regionclip_core.storage.folder import Folder
+from stages.cli import app
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S)
+COMMANDS = [
+    line.split("#")[0].strip() for _, block in BLOCKS for line in block.splitlines() if line.startswith("regionclip ")
+]
+LONG = "regionclip run --config coco_tiny"
+"""RN50 in its true size: minutes."""
+SHOWN = {
+    command.strip(): shown
+    for _, block in BLOCKS
+    for command, shown in re.findall(r"^\$ (regionclip .*)\n((?:(?!\$ ).*\n)*)", block, re.M)
+}
+"""What README.md shows, by its command."""
+
+
+def call(command: str) -> Result:
+    program, *arguments = shlex.split(command)
+    assert program == "regionclip"
+    return CliRunner().invoke(app, arguments)
+
+
+def picture(number: int) -> Image.Image:
+    return Image.fromarray(make_sample("scene", 5, "mine", number, 128).image)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reader: a small pipeline.yaml, COCO in ./coco, photos, a file of weights."""
+    root = tmp_path_factory.mktemp("reader")
+    small = (ROOT / "stages" / "presets" / "tiny.yaml").read_text()
+    sure = small.replace("\nlabels:\n", "\nlabels:\n  temperature: 0.001\n")  # else no region reaches 0.5
+    assert sure != small
+    (root / "pipeline.yaml").write_text(sure)
+    for split in ("train", "val"):
+        made = write_coco(Folder(str(root / "made" / split)), 4, f"coco-{split}")
+        (root / "coco" / "annotations").mkdir(parents=True, exist_ok=True)
+        (root / "made" / split / "images").rename(root / "coco" / f"{split}2017")
+        for kind in ("instances", "captions"):
+            body = json.loads(Path(made[kind]).read_text())
+            for category, name in zip(body.get("categories", []), ("person", "dog", "umbrella", "cake"), strict=False):
+                category["name"] = name  # of COCO's, some base, some novel
+            (root / "coco" / "annotations" / f"{kind}_{split}2017.json").write_text(json.dumps(body))
+    (root / "photos").mkdir()
+    for number, name in enumerate(("photo.jpg", "photos/a.jpg", "photos/b.png")):
+        picture(number).save(root / name)
+    torch.save({"model": full_state("coco_ovd_rn50")}, root / "regionclip_finetuned-coco_rn50.pth")
+    (root / "weights.pth").symlink_to(root / "regionclip_finetuned-coco_rn50.pth")
+    return root
+
+
+@pytest.fixture(scope="module")
+def ran(here: Path) -> dict[str, Result]:
+    """What each command gave, in README's order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        return {command: call(command) for command in COMMANDS if command != LONG}
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 15 and LONG in COMMANDS and len(SHOWN) >= 3
+
+
+@pytest.mark.slow
+def test_the_preset_of_coco_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    result = call(LONG)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != LONG])
+def test_the_command(command: str, ran: dict[str, Result]) -> None:
+    result = ran[command]
+    assert result.exit_code == 0, f"{command}\n{result.output}{result.exception!r}"
+
+
+def test_a_changed_setting_reruns_what_depends_on_it(
+    ran: dict[str, Result], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shown table, without its numbers, which are those of pipeline.yaml; the preset's threshold is another."""
+    monkeypatch.chdir(here)
+    [(command, shown)] = [item for item in SHOWN.items() if " status " in item[0]]
+    found = call(command.replace("0.5", "0.6")).stdout  # `run --set labels.threshold=0.5` has run above
+
+    def rows(text: str) -> list[list[str]]:
+        lines = [re.sub(r"labels\.threshold \S+ -> \S+", "labels.threshold", line) for line in text.splitlines()]
+        cells = [re.split(r" {2,}", line) for line in lines if not line.startswith("(")]
+        return [[*row[:2], row[5]] for row in cells]
+
+    assert rows(found) == rows(shown)
+
+
+def test_an_import_shows_what_became_of_the_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    [(command, shown)] = [item for item in SHOWN.items() if item[0].endswith("--out coco")]
+    result = call(command.replace("--out coco", "--out imported"))
+    assert result.exit_code == 0, result.output
+    for line in shown.replace("into coco", "into imported").splitlines():
+        for part in re.sub(r"sha256 \w+", "sha256", line).replace("...", "").split(", "):
+            assert part.strip() in result.output, line
+
+
+def test_the_lines_of_python(ran: dict[str, Result], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    [code] = [block for language, block in BLOCKS if language == "python"]
+    names: dict[str, object] = {}
+    exec(code, names)
+    features = names["features"]
+    assert isinstance(features, torch.Tensor) and features.shape[0] == 1
+    assert names["pool"] == [("dog", 1), ("kite", 1)]
