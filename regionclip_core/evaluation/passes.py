@@ -116,7 +116,7 @@ def finetuned(
             for image, settings, one in zip(images, found, some, strict=True):
                 if set(labels) & set(image.row.box_labels.tolist()):
                     settings[setting] = one
-        return list(map(ImageResult, images, found))
+        return [ImageResult(image, one) for image, one in zip(images, found, strict=True)]
 
     yield from _in_batches(results, clip, config, evaluation, device, tick)
 
