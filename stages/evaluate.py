@@ -18,6 +18,7 @@ from regionclip_core.evaluation.passes import (
     PROPOSED,
     ImageResult,
     finetuned,
+    require_own_text,
     restricted_labels,
     zero_shot,
 )
@@ -60,6 +61,9 @@ class EvaluateWork(JobWork):
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
+        for name in detectors:  # before the long passes
+            clip = clips["clip" if name == "clip" else "regionclip"]
+            require_own_text(load_detector(ctx.inputs["finetune"], stem=name), clip, config.teacher, name)
         # The teacher on crops and whole images: the first look at the pixels, which notes what can't be read.
         metrics["teacher"] = {"crop_top1": crop_top1(clips["clip"], config, evaluation)}
         unreadable = {config.evaluate.split: evaluation.unreadable}

@@ -173,6 +173,17 @@ def test_masks_without_annotated_ones_leave_out_mask_ap(tmp_path: Path, caplog: 
     assert all("segmentation" in row for row in rows)
 
 
+def test_a_detector_of_another_text_encoder_is_refused(tmp_path: Path) -> None:
+    config = settings()
+    inputs = make_inputs(tmp_path, config, ("clip",))
+    clip = tiny_clip(0)
+    swapped = embed_names(clip, ("bus", "cat"), config.teacher)
+    detector = OpenVocabularyDetector(region_encoder(clip), swapped, ("cat", "bus"), 0.07)
+    save_detector(detector, inputs["finetune"], clip.architecture, stem="clip")
+    with pytest.raises(ValueError, match=r"detector clip: .*of 2 names, 2 are nearer .*such as 'cat'"):
+        run(tmp_path, config, inputs)
+
+
 def test_the_detector_is_asked_for_every_name(tmp_path: Path) -> None:
     config = settings()
     inputs = make_inputs(tmp_path, config, ("clip",))
