@@ -10,18 +10,9 @@ import torch
 
 from regionclip_core.datasets.index import split_rows
 from regionclip_core.detection.detector import load_detector
+from regionclip_core.evaluation import passes
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.metrics import measure, results_writer
-from regionclip_core.evaluation.passes import (
-    FINETUNED,
-    GIVEN,
-    PROPOSED,
-    ImageResult,
-    finetuned,
-    require_own_text,
-    restricted_labels,
-    zero_shot,
-)
 from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
 from regionclip_core.models.clip import load_clip
 from regionclip_core.training.unreadable_images import UnreadableImages
@@ -63,7 +54,7 @@ class EvaluateWork(JobWork):
             clip.model.to(ctx.device, memory_format=torch.channels_last)
         for name in detectors:  # before the long passes
             clip = clips["clip" if name == "clip" else "regionclip"]
-            require_own_text(load_detector(ctx.inputs["finetune"], stem=name), clip, config.teacher, name)
+            passes.require_own_text(load_detector(ctx.inputs["finetune"], stem=name), clip, config.teacher, name)
         # The teacher on crops and whole images: the first look at the pixels, which notes what can't be read.
         metrics["teacher"] = {"crop_top1": crop_top1(clips["clip"], config, evaluation)}
         unreadable = {config.evaluate.split: evaluation.unreadable}
@@ -73,15 +64,15 @@ class EvaluateWork(JobWork):
             whole = whole_image_top1(clips["clip"], config, data, split, unreadable[split])
             metrics["teacher"]["whole_image_top1"] = whole
         for name, clip in clips.items():
-            results = zero_shot(clip, config, evaluation, ctx.device, count)
-            files = {setting: f"{setting.replace('_', '-')}-{name}" for setting in (GIVEN, PROPOSED)}
-            _measure(ctx, metrics, name, results, evaluation, (GIVEN, PROPOSED), files)
-        settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
+            results = passes.zero_shot(clip, config, evaluation, ctx.device, count)
+            files = {setting: f"{setting.replace('_', '-')}-{name}" for setting in (passes.GIVEN, passes.PROPOSED)}
+            _measure(ctx, metrics, name, results, evaluation, (passes.GIVEN, passes.PROPOSED), files)
+        settings = (passes.FINETUNED, *passes.restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
         for name in detectors:
             clip = clips["clip" if name == "clip" else "regionclip"]
             detector = load_detector(ctx.inputs["finetune"], stem=name)
-            results = finetuned(detector, clip, config, evaluation, ctx.device, count)
-            _measure(ctx, metrics, name, results, evaluation, settings, {FINETUNED: name})
+            results = passes.finetuned(detector, clip, config, evaluation, ctx.device, count)
+            _measure(ctx, metrics, name, results, evaluation, settings, {passes.FINETUNED: name})
         ctx.out.write_json("metrics.json", metrics, indent=2)
         outside = {"boxes_outside_the_vocabulary": evaluation.outside} if evaluation.outside else {}
         summary: dict[str, Any] = {"images": evaluation.count, **outside, **_headline(metrics)}
@@ -96,7 +87,7 @@ def _measure(
     ctx: StageContext,
     metrics: dict[str, Any],
     model: str,
-    results: Iterable[ImageResult],
+    results: Iterable[passes.ImageResult],
     evaluation: EvaluationData,
     settings: Sequence[str],
     files: Mapping[str, str],
