@@ -346,7 +346,7 @@ def evaluate_boxes(images: int) -> None:
 
     from regionclip_core.datasets.vocabulary import Vocabulary
     from regionclip_core.evaluation.average_precision import Evaluator
-    from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth
+    from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth, xywh
 
     share = np.array([0.25, *[0.75 / 79] * 79])
 
@@ -359,7 +359,7 @@ def evaluate_boxes(images: int) -> None:
         scores = rng.random(100).astype(np.float32).astype(np.float64)
         return (
             ImageTruth(number, 640, 640, boxes[:7], labels[:7]),
-            ImageDetections(number, found, scores, np.concatenate((labels[:7], labels))),
+            ImageDetections(number, xywh(found), scores, np.concatenate((labels[:7], labels))),
         )
 
     evaluator, detections = Evaluator(Vocabulary(tuple(f"class {n}" for n in range(80))), "coco"), CategoryRows()

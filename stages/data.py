@@ -33,7 +33,8 @@ class State:
 
 class DataWork(ShardWork):
     """Writes `index-00007.parquet`, for the embedded world `images-00007.tar`, and at the end `splits.json`
-    ({split: {shards, images}}) and `categories.json` (the Vocabulary that box labels point into).
+    ({split: {shards, images}}) and `categories.json` (the Vocabulary that box labels point into, and for splits with
+    an annotation file `ids`: {split: {name: the file's category id}}).
 
     A bad sample costs its row, never the shard: it is counted as bad_image, bad_caption, bad_duplicate_key,
     bad_unsafe_member or bad_tar. lost_box, lost_caption and lost_image_labels count good images that lost a part,
@@ -88,7 +89,8 @@ class DataWork(ShardWork):
             if isinstance(split, TarsSplit) and not rows[name]:
                 raise ValueError(f"data.splits.{name}.urls: no samples are in {split.urls}; give other tars or drop it")
         ctx.out.write_json("splits.json", splits)
-        ctx.out.write_json("categories.json", state.vocabulary.to_json())
+        ids = {name: found for name, source in state.sources.items() if (found := source.category_ids())}
+        ctx.out.write_json("categories.json", {**state.vocabulary.to_json(), **({"ids": ids} if ids else {})})
         ctx.out.child(SCRATCH).remove_all()
         images = {name: entry["images"] for name, entry in splits.items()}
         categories = {"base": len(state.vocabulary.base_ids), "novel": len(state.vocabulary.novel_ids)}

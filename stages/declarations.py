@@ -26,7 +26,7 @@ class Data(ShardStage):
     """Every split as shards of index rows; the embedded world's images are drawn here too."""
 
     name = "data"
-    version = 3
+    version = 4
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, what its category list holds, and the names and sizes of tars (never their content)."""
@@ -169,7 +169,8 @@ class Labels(ShardStage):
     def settings(self, config: Config) -> dict[str, Any]:
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
         unread = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}
-        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode])
+        unpadded = {"canvas", "images_per_canvas"} if config.labels.canvas == "image" else set()
+        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded)
         return {"labels": section, "teacher": text_settings(config.teacher)}
 
     def raw_inputs(self, config: Config) -> list[str]:
@@ -252,7 +253,7 @@ class Evaluate(JobStage):
     """Average precision by COCO's or LVIS's rules: zero-shot and finetuned, CLIP beside RegionCLIP."""
 
     name = "evaluate"
-    version = 4
+    version = 5
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:

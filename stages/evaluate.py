@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from regionclip_core.datasets.index import split_rows
 from regionclip_core.detection.detector import load_detector
+from regionclip_core.evaluation import passes
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.metrics import measure, results_writer
-from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, finetuned, restricted_labels, zero_shot
 from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
 from regionclip_core.models.clip import load_clip
 from regionclip_core.training.unreadable_images import UnreadableImages
@@ -20,10 +22,13 @@ _INITS = {"clip": "teacher", "regionclip": "pretrain"}
 
 
 class EvaluateWork(JobWork):
-    """Writes `metrics.json` and, for each finetuned detector, `detections-<name>.json` in COCO's result format.
+    """Writes `metrics.json` and the detections that its numbers are of, in COCO's result format: per finetuned detector
+    `detections-<detector>.json`, per model `detections-zero-shot-gt-<model>.json` (annotated boxes) and
+    `detections-zero-shot-rpn-<model>.json` (proposals).
 
-    In the latter `category_id` is the row in the data stage's vocabulary, and `segmentation` is there where the
-    detector makes masks. What `metrics.json` holds is in `regionclip_core/evaluation/metrics.py`.
+    Image ids and category ids are those of the split's annotation file (see `datasets.index.category_ids`), and
+    `segmentation` is there where a detector makes masks. A detection takes 110 bytes, so 100 for each of COCO's 5,000
+    validation images make 55 MB. What `metrics.json` holds is in `regionclip_core/evaluation/metrics.py`.
     """
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
@@ -47,6 +52,9 @@ class EvaluateWork(JobWork):
         clips = {name: load_clip(ctx.inputs[stage]) for name, stage in _INITS.items()}
         for clip in clips.values():
             clip.model.to(ctx.device, memory_format=torch.channels_last)
+        for name in detectors:  # before the long passes
+            clip = clips["clip" if name == "clip" else "regionclip"]
+            passes.require_own_text(load_detector(ctx.inputs["finetune"], stem=name), clip, config.teacher, name)
         # The teacher on crops and whole images: the first look at the pixels, which notes what can't be read.
         metrics["teacher"] = {"crop_top1": crop_top1(clips["clip"], config, evaluation)}
         unreadable = {config.evaluate.split: evaluation.unreadable}
@@ -56,17 +64,18 @@ class EvaluateWork(JobWork):
             whole = whole_image_top1(clips["clip"], config, data, split, unreadable[split])
             metrics["teacher"]["whole_image_top1"] = whole
         for name, clip in clips.items():
-            results = zero_shot(clip, config, evaluation, ctx.device, count)
-            _put(metrics, name, measure(results, evaluation.evaluator, (GIVEN, PROPOSED)))
-        settings = (FINETUNED, *restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
+            results = passes.zero_shot(clip, config, evaluation, ctx.device, count)
+            files = {setting: f"{setting.replace('_', '-')}-{name}" for setting in (passes.GIVEN, passes.PROPOSED)}
+            _measure(ctx, metrics, name, results, evaluation, (passes.GIVEN, passes.PROPOSED), files)
+        settings = (passes.FINETUNED, *passes.restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
         for name in detectors:
             clip = clips["clip" if name == "clip" else "regionclip"]
             detector = load_detector(ctx.inputs["finetune"], stem=name)
-            results = finetuned(detector, clip, config, evaluation, ctx.device, count)
-            with ctx.out.write(f"detections-{name}.json") as file, results_writer(file) as writer:
-                _put(metrics, name, measure(results, evaluation.evaluator, settings, {FINETUNED: writer}))
+            results = passes.finetuned(detector, clip, config, evaluation, ctx.device, count)
+            _measure(ctx, metrics, name, results, evaluation, settings, {passes.FINETUNED: name})
         ctx.out.write_json("metrics.json", metrics, indent=2)
-        summary: dict[str, Any] = {"images": evaluation.count, **_headline(metrics)}
+        outside = {"boxes_outside_the_vocabulary": evaluation.outside} if evaluation.outside else {}
+        summary: dict[str, Any] = {"images": evaluation.count, **outside, **_headline(metrics)}
         for split, one in unreadable.items():
             for status, number in one.counts().items():
                 ctx.counts[status] = ctx.counts.get(status, 0) + number
@@ -74,7 +83,22 @@ class EvaluateWork(JobWork):
         return summary
 
 
-def _put(metrics: dict[str, Any], model: str, scores: dict[str, dict[str, Any]]) -> None:
+def _measure(
+    ctx: StageContext,
+    metrics: dict[str, Any],
+    model: str,
+    results: Iterable[passes.ImageResult],
+    evaluation: EvaluationData,
+    settings: Sequence[str],
+    files: Mapping[str, str],
+) -> None:
+    """Put a model's scores into `metrics`, and write the detections of the settings in `files` into the files named."""
+    with ExitStack() as stack:
+        writers = {}
+        for setting, name in files.items():
+            file = stack.enter_context(ctx.out.write(f"detections-{name}.json"))
+            writers[setting] = stack.enter_context(results_writer(file, evaluation.category_ids))
+        scores = measure(results, evaluation.evaluator, settings, writers)
     for setting, values in scores.items():
         metrics.setdefault(setting, {})[model] = values
 

@@ -32,8 +32,13 @@ class ProposalsWork(ShardWork):
         return ShardResult(table.num_rows, counts)
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Measure recall at IoU 0.5 of the boxes of base and novel categories, per split."""
-        return {"recall": recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)}
+        """Measure recall at IoU 0.5 of the boxes of base and novel categories, per split.
+
+        With given boxes, also say how many are of no category of the vocabulary.
+        """
+        outside = sum(record.counts.get("outside_the_vocabulary", 0) for record in records)
+        recall = recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)
+        return {"recall": recall, **({"given_boxes_outside_the_vocabulary": outside} if outside else {})}
 
 
 WORK = ProposalsWork()

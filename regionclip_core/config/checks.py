@@ -74,6 +74,8 @@ def _between_sections(config: Config) -> Iterator[str]:
             "pretrain.contrastive_weight: expected one of contrastive_weight, distill_weight and image_text_weight "
             f"above 0 (came: {list(weights)})"
         )
+    if config.labels.canvas == "padded" and config.labels.mode != "roi":
+        yield "labels.canvas: `padded` is of labels.mode roi; crops have no canvas. Set image, or labels.mode: roi"
     if config.pairs.min_regions > config.pairs.max_regions:
         yield (
             f"pairs.min_regions: expected at most pairs.max_regions, which is {config.pairs.max_regions} "
@@ -122,10 +124,11 @@ def _architecture(config: Config) -> Iterator[str]:
     if tower.no_regions is None:
         assert tower.stride is not None
         yield from _too_small(config, name, tower.stride)
-        if tower.kind != "resnet" and config.pretrain.global_box == "padded":
+        padded = {"pretrain.global_box": config.pretrain.global_box, "labels.canvas": config.labels.canvas}
+        for path in (path for path, kind in padded.items() if tower.kind != "resnet" and kind == "padded"):
             yield (
-                f"pretrain.global_box: `padded` is the official code's box around image and padding, and {name}, a "
-                "ViT, does not see the padding; set image"
+                f"{path}: `padded` is the official code's canvas of image and padding, and {name}, a ViT, does not see "
+                "the padding; set image"
             )
     elif config.labels.mode == "roi":
         yield (

@@ -58,6 +58,12 @@ class LabelsConfig(Section):
     resize: Resize = "detection"
     """`roi`: `detection` resizes bilinearly and rounds the longer side; `pretraining` is the rule of the official
     pretraining: bicubic, longer side rounded down."""
+    canvas: Literal["image", "padded"] = "image"
+    """`roi`: how images are batched. `image`: only with others of the same size, so that no label depends on another
+    image. `padded`: as officially, `images_per_canvas` of any size, in their order, zero-padded to the largest height
+    and width among them; the padding changes features near an image's right and lower edge."""
+    images_per_canvas: Count = 3
+    """`padded`: images that share a canvas; officially the 3 images of a GPU."""
     max_regions: Count = 16
     """Proposals labelled per image, highest objectness first."""
     threshold: float = Field(0.1, ge=0, lt=1)

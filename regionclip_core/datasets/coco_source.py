@@ -93,6 +93,9 @@ class CocoSource(ListedSource):
                 **labels,
             )
 
+    def category_ids(self) -> dict[str, Any]:
+        return {name: number for number, name in self._category_names().items() if name in self._row_of}
+
     def lost(self, plan: ShardPlan) -> dict[str, int]:
         lost = self._facts["lost"]
         return {"lost_annotations": lost} if lost and plan.piece.ordinal == 0 else {}
@@ -104,11 +107,12 @@ class CocoSource(ListedSource):
         names = dict(self._facts["categories"]["instances"])
         if self._is_lvis:
             names = {key: clean_lvis_name(name) for key, name in names.items()}
-            repeated = [name for name, count in Counter(names.values()).items() if count > 1]
-            if repeated:
+        for name, count in Counter(names.values()).items():
+            if count > 1 and name in self._row_of:
+                found = [key for key, one in names.items() if one == name]
                 raise ValueError(
-                    f"{self._split.instances}: several categories are called {repeated[0]!r} once cleaned; boxes are "
-                    "matched by name, so rename one"
+                    f"{self._split.instances}: the categories {found} are all called {name!r}"
+                    f"{' once cleaned' if self._is_lvis else ''}; boxes are matched by name, so rename all but one"
                 )
         if not set(names.values()) & set(self._row_of):
             raise ValueError(

@@ -5,9 +5,9 @@ Boxes are float32 [n, 4], absolute xyxy pixels in the original (upright) image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -138,6 +138,27 @@ def split_shards(data: Folder, splits: Iterable[str]) -> list[int]:
             raise ValueError(f"no split {name!r} in the data artifact {data.url}, which has {sorted(known)}")
         shards.extend(known[name]["shards"])
     return sorted(set(shards))
+
+
+def category_ids(data: Folder, split: str) -> list[Any]:
+    """Return the category id of each row of the vocabulary in results on a split: that of its annotation file.
+
+    Names that the file lacks have ids of their own, -1 - row, which no evaluation against the file counts. For a split
+    without an annotation file an id is the row itself.
+    """
+    categories = data.read_json("categories.json")
+    ids: Mapping[str, Any] | None = categories.get("ids", {}).get(split)
+    return [row if ids is None else ids.get(name, -1 - row) for row, name in enumerate(categories["names"])]
+
+
+def require_same_images(found: Sequence[str], expected: Sequence[str], where: str) -> None:
+    """Raise ValueError if the keys of a table that was made from an index are not the index's, in its order."""
+    for number, (one, other) in enumerate(zip_longest(found, expected)):
+        if one != other:
+            raise ValueError(
+                f"{where}: row {number} is of image {one!r}, in the data index of {other!r}: the two are not of one "
+                "run. Run the stage that made it again with --force"
+            )
 
 
 def split_rows(data: Folder, splits: Iterable[str]) -> int:

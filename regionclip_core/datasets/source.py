@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.storage.tars import TarWriter
@@ -53,6 +53,10 @@ class Source(ABC):
     @abstractmethod
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
         """Yield all samples of a shard, good and bad; images go to `store` if the source stores them."""
+
+    def category_ids(self) -> dict[str, Any]:
+        """Return the annotation file's category ids by name of the vocabulary; none without such a file."""
+        return {}
 
     def lost(self, plan: ShardPlan) -> dict[str, int]:
         """Count what belongs to no sample of the source, by kind (`lost_annotations`); for its first shard only."""

@@ -23,7 +23,7 @@ from faster_coco_eval.core import mask as mask_ops
 from numpy.typing import NDArray
 
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth
+from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth, xywh
 
 Protocol = Literal["coco", "lvis"]
 Kind = Literal["bbox", "segm"]
@@ -87,7 +87,7 @@ class Evaluator:
         entry: dict[str, Any] = {"id": image.image_id, "height": image.height, "width": image.width}
         self._images[image.image_id] = entry
         kept = image.labels >= 0
-        area = _box_area(image.boxes) if image.area is None else image.area
+        area = xywh(image.boxes)[:, 2:].prod(axis=1) if image.area is None else image.area
         crowd = np.zeros(len(kept), np.bool_) if image.crowd is None else image.crowd
         if self.protocol == "lvis":
             if image.neg_labels is None or image.not_exhaustive_labels is None:
@@ -116,7 +116,7 @@ class Evaluator:
             # The library would leave these categories out, too; this way their detections need not be written.
             kept &= np.isin(found.labels, self._images[found.image_id]["neg_category_ids"])
         crowd = np.zeros(len(kept), np.bool_)
-        detections.add(found, kept, area=_box_area(found.boxes), crowd=crowd, score=found.scores)
+        detections.add(found, kept, area=found.boxes[:, 2:].prod(axis=1), crowd=crowd, score=found.scores)
 
     def evaluate(self, detections: CategoryRows, kind: Kind = "bbox", only: str | None = None) -> Scores:
         """Return the scores of one model.
@@ -212,12 +212,6 @@ class Evaluator:
                 counts = mask.as_py().decode("ascii")
                 one["segmentation"] = {"size": [image["height"], image["width"]], "counts": counts}
         return annotations
-
-
-def _box_area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the areas of xyxy boxes [n, 4]."""
-    area: NDArray[np.float64] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return area
 
 
 def _percent(values: NDArray[np.float64]) -> Score:

@@ -6,19 +6,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import ImageReader
-from regionclip_core.datasets.index import IndexRow, read_index, split_shards
+from regionclip_core.datasets.index import (
+    IndexRow,
+    category_ids,
+    read_index,
+    read_index_table,
+    require_same_images,
+    split_shards,
+)
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.average_precision import Evaluator
 from regionclip_core.evaluation.image_boxes import ImageTruth
 from regionclip_core.proposals.proposers import read_proposals
 from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.storage.records import Folder
+from regionclip_core.storage.tables import read_proposal_table
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 
@@ -51,15 +58,20 @@ class EvaluationData:
         settings = config.evaluate
         self.data, self.proposals = data, proposals
         self.vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
+        self.category_ids = category_ids(data, settings.split)
+        """Of each row of the vocabulary, in what is written for others."""
         self.shards = split_shards(data, (settings.split,))
         self._annotated_only = settings.annotated_only
         self.evaluator = Evaluator(self.vocabulary, settings.protocol)
         """Holds the ground truth; crowds are ignored regions."""
         self.count = 0
         """Number of images."""
+        self.outside = 0
+        """Annotated boxes of categories outside the vocabulary, without crowds: nothing is measured on them."""
         for row in self.rows():
             self.evaluator.add_truth(truth_of(row), f"{row.key} of split {settings.split!r}")
             self.count += 1
+            self.outside += int(((row.box_labels < 0) & ~row.box_crowd).sum())
         if not self.count:
             raise ValueError(f"evaluate.split {settings.split!r} has no readable image with proposals")
         self.unreadable = UnreadableImages(self.count, config.execution.max_error_rate)
@@ -68,10 +80,11 @@ class EvaluationData:
     def rows(self) -> Iterator[IndexRow]:
         """Yield the index row of every image."""
         for shard in self.shards:
-            with self.proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
-                table = pq.read_table(file, columns=["key", "status"])  # the boxes are not needed here
-            statuses = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
-            yield from self._shard_rows(shard, {key for key, status in statuses if status == "ok"})
+            table = read_proposal_table(self.proposals, shard, ("key", "status"))  # the boxes are not needed here
+            keys, statuses = table["key"].to_pylist(), table["status"].to_pylist()
+            indexed = read_index_table(self.data, shard, columns=["key"])["key"].to_pylist()
+            require_same_images(keys, indexed, f"the proposals of shard {shard}")
+            yield from self._shard_rows(shard, {k for k, status in zip(keys, statuses, strict=True) if status == "ok"})
 
     def _shard_rows(self, shard: int, keys: set[str]) -> list[IndexRow]:
         rows = [row for row in read_index(self.data, shard, self.vocabulary.digest) if row.key in keys]

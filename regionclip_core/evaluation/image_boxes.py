@@ -53,8 +53,9 @@ class ImageTruth:
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """Detections of one image: `boxes` [N, 4] xyxy pixels, `scores` [N], `labels` [N] rows of the vocabulary.
+    """Detections of one image: `boxes` [N, 4] xywh pixels, `scores` [N], `labels` [N] rows of the vocabulary.
 
+    Boxes have COCO's form, since what is measured must be, to the last digit, what is written into a results file.
     `masks` [N] are COCO's compressed run lengths in the whole image.
     """
 
@@ -63,6 +64,11 @@ class ImageDetections:
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
     masks: Sequence[bytes] | None = None
+
+
+def xywh(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Return xyxy boxes [n, 4] as COCO's: x, y, width and height."""
+    return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
 
 
 class CategoryRows:
@@ -87,12 +93,11 @@ class CategoryRows:
     def add(self, image: ImageTruth | ImageDetections, kept: NDArray[np.bool_], **columns: NDArray[Any]) -> None:
         """Add an image's boxes where `kept`, with columns `area`, `crowd` and `score`; only before the first `read`."""
         assert self._batches is None
-        boxes = image.boxes
-        xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+        boxes = xywh(image.boxes) if isinstance(image, ImageTruth) else image.boxes
         own = {
             "label": image.labels,
             "image_id": np.full(len(boxes), image.image_id),
-            "bbox": pa.FixedSizeListArray.from_arrays(pa.array(xywh.ravel()), 4),
+            "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4),
             "mask": image.masks or pa.nulls(len(boxes), pa.large_binary()),
         }
         rows = pa.RecordBatch.from_pydict({**own, **columns}, schema=_ROWS).filter(pa.array(kept))

@@ -32,9 +32,10 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from regionclip_core.evaluation.average_precision import Evaluator, Protocol, Score, Scores
-from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections
+from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, xywh
 from regionclip_core.evaluation.passes import GIVEN, RESTRICTED, ImageResult
 from regionclip_core.evaluation.top1_accuracy import Top1
+from regionclip_core.ops.boxes import shortest
 
 WriteResults = Callable[[ImageDetections, tuple[int, int]], None]
 """Writes one image's detections; the second argument is the image's (height, width)."""
@@ -103,7 +104,8 @@ def measure(
     for result in results:
         row = result.image.row
         for setting, one in result.found.items():
-            boxes, scores = one.boxes.double().cpu().numpy(), one.scores.double().cpu().numpy()
+            # What is measured is what the file has, so that others get these scores from it, to the last digit.
+            boxes, scores = shortest(xywh(one.boxes.cpu().numpy())), shortest(one.scores.cpu().numpy())
             found = ImageDetections(row.image_id, boxes, scores, one.labels.cpu().numpy(), one.masks)
             evaluator.add(detections[setting], found)
             if writers and setting in writers:
@@ -125,23 +127,19 @@ def measure(
 
 
 @contextmanager
-def results_writer(file: BinaryIO) -> Iterator[WriteResults]:
+def results_writer(file: BinaryIO, category_ids: Sequence[Any]) -> Iterator[WriteResults]:
     """Yield a function that writes detections as COCO's and LVIS's result rows: a JSON list, image by image.
 
-    `bbox` is xywh in original pixels, `category_id` the row in the data stage's vocabulary, `segmentation` (where
-    there are masks) compressed run lengths.
+    `bbox` is xywh in original pixels, `category_id` one of `category_ids` (by row of the vocabulary), `segmentation`
+    (where there are masks) compressed run lengths. No number is rounded.
     """
     separator = "["
 
     def write(found: ImageDetections, size: tuple[int, int]) -> None:
         nonlocal separator
-        for i, ((x0, y0, x1, y1), score, label) in enumerate(zip(found.boxes, found.scores, found.labels, strict=True)):
-            row: dict[str, Any] = {
-                "image_id": found.image_id,
-                "category_id": int(label),
-                "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-                "score": round(float(score), 5),
-            }
+        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
+        for i, (box, score, label) in enumerate(zip(*columns, strict=True)):
+            row = {"image_id": found.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
             if found.masks is not None:
                 row["segmentation"] = {"size": list(size), "counts": found.masks[i].decode("ascii")}
             text = json.dumps(row, sort_keys=True, allow_nan=False, separators=(",", ":"))

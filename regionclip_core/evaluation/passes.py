@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regionclip_core.config.tree import Config
+from regionclip_core.config.tree import Config, TeacherConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
@@ -83,6 +83,23 @@ def zero_shot(
     yield from _in_batches(results, clip, config, evaluation, device, tick)
 
 
+def require_own_text(detector: OpenVocabularyDetector, clip: ClipModel, teacher: TeacherConfig, name: str) -> None:
+    """Raise ValueError if most of a detector's class embeddings are those of another text encoder, or of other names.
+
+    About 16 of its names are embedded: each must be nearest to its own row.
+    """
+    every = list(range(0, len(detector.names), max(1, len(detector.names) // 16)))
+    embedded = embed_names(clip, [detector.names[row] for row in every], teacher).cpu()
+    nearest = (embedded @ detector.class_embeddings.T).argmax(dim=1).tolist()
+    wrong = [row for row, found in zip(every, nearest, strict=True) if row != found]
+    if 2 * len(wrong) > len(every):
+        raise ValueError(
+            f"detector {name}: its class embeddings are not of the text encoder here: of {len(every)} names, "
+            f"{len(wrong)} are nearer to another name's row, such as {detector.names[wrong[0]]!r}. Give the CLIP model "
+            "that the detector comes from as teacher.weights and pretrain.weights, or import it with the right names"
+        )
+
+
 def finetuned(
     detector: OpenVocabularyDetector,
     clip: ClipModel,
@@ -116,7 +133,7 @@ def finetuned(
             for image, settings, one in zip(images, found, some, strict=True):
                 if set(labels) & set(image.row.box_labels.tolist()):
                     settings[setting] = one
-        return list(map(ImageResult, images, found))
+        return [ImageResult(image, one) for image, one in zip(images, found, strict=True)]
 
     yield from _in_batches(results, clip, config, evaluation, device, tick)
 

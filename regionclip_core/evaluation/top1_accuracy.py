@@ -63,7 +63,7 @@ def whole_image_top1(
     encoder = CropEncoder(clip, context=1.0)
     classes, top1 = embed_names(clip, vocabulary.names, config.teacher), Top1(vocabulary)
     for shard in split_shards(data, (split,)):
-        for row in read_index(data, shard):
+        for row in read_index(data, shard, vocabulary.digest):
             if not row.ok or len(row.boxes) != 1 or row.box_labels[0] < 0 or row.box_crowd[0]:
                 continue
             pixels = unreadable.read(row.key, reader.read_tensor, row)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image
 
@@ -33,6 +35,14 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut boxes [N, 4] to an image of `size` = (height, width)."""
     result: Tensor = clip_boxes_to_image(boxes, size)
     return result
+
+
+def shortest(values: ArrayLike) -> NDArray[np.float64]:
+    """Return float32 numbers as those of the fewest digits that give the same float32 when they are read.
+
+    So they are written into JSON, and so a reader of double precision, such as pycocotools, has them.
+    """
+    return np.asarray(values, np.float32).astype("U32").astype(np.float64)
 
 
 def nonempty(boxes: Tensor, min_side: float = 0.0) -> Tensor:

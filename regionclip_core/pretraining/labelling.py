@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 
 from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
-from regionclip_core.datasets.index import read_index, split_shards
+from regionclip_core.datasets.index import read_index, require_same_images, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.crops import CropEncoder
@@ -26,10 +26,10 @@ from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import batch_images, by_input_size
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import LABELS
+from regionclip_core.storage.tables import LABELS, PROPOSALS, read_proposal_table
 from regionclip_core.training.boxed_images import labelled_boxes
 
-_IMAGES_AT_ONCE = 16  # bounds memory: crops or feature maps of this many images
+_IMAGES_AT_ONCE = 16  # bounds memory: crops or feature maps of about this many images
 EmbedRegions = Callable[[list[Tensor], list[Tensor]], Tensor]
 """(images uint8[3, H, W], boxes float32[R, 4] in original pixels) -> float32[sum R, D]"""
 
@@ -55,22 +55,24 @@ class Labeller:
         An image that can't be read has its reason and no regions. The pool's digest is in the table's metadata, so
         that a reader can refuse another pool.
         """
-        images = {row.key: row for row in read_index(data, shard)}
-        with proposals.open_table(f"proposals-{shard:05d}.parquet") as file:
-            rows = pq.read_table(file).to_pylist()
+        images = read_index(data, shard)
+        rows = read_proposal_table(proposals, shard, PROPOSALS.names).to_pylist()
+        require_same_images([row["key"] for row in rows], [i.key for i in images], f"the proposals of shard {shard}")
         lists = [field.name for field in LABELS if pa.types.is_list(field.type)]
         labelled: list[dict[str, Any]] = [
             {"key": row["key"], "status": row["status"], "reason": row["reason"], **{name: [] for name in lists}}
             for row in rows
         ]
         with ImageReader(data) as reader:
-            for start in range(0, len(rows), _IMAGES_AT_ONCE):
+            shared = self.settings.images_per_canvas if self.settings.canvas == "padded" else 1
+            at_once = max(1, _IMAGES_AT_ONCE // shared) * shared  # whole canvases
+            for start in range(0, len(rows), at_once):
                 pixels, boxes, numbers = [], [], []
-                for number, row in enumerate(rows[start : start + _IMAGES_AT_ONCE], start):
+                for number, row in enumerate(rows[start : start + at_once], start):
                     if row["status"] != "ok":
                         continue
                     try:
-                        pixels.append(reader.read_tensor(images[row["key"]]))
+                        pixels.append(reader.read_tensor(images[number]))
                     except BadImage as error:
                         labelled[number] |= {"status": error.status, "reason": str(error)}
                         continue
@@ -100,7 +102,8 @@ class Labeller:
 def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> EmbedRegions:
     """Return how the teacher embeds regions: `roi` pools them from the whole image's features, `crop` cuts them out.
 
-    With `roi` only images of one input size share a batch, so that no label depends on another image's size.
+    With `roi` only images of one input size share a batch, so that no label depends on another image's size; unless
+    `canvas` is `padded`, as in the official code.
     """
     if settings.mode == "crop":
         return CropEncoder(clip, settings.context, settings.batch_size)
@@ -114,7 +117,11 @@ def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> Emb
             features: Tensor = encoder(batch.tensor.to(device), scaled, batch.sizes)
             return torch.split(features, [len(boxes[n]) for n in numbers])
 
-        return torch.cat(by_input_size(images, size, limit, embed_some, resize))
+        if settings.canvas == "image":
+            return torch.cat(by_input_size(images, size, limit, embed_some, resize))
+        every = list(range(len(images)))
+        canvases = (every[n : n + settings.images_per_canvas] for n in every[:: settings.images_per_canvas])
+        return torch.cat([features for numbers in canvases for features in embed_some(numbers)])
 
     return embed
 
@@ -130,7 +137,7 @@ def label_quality(data: Folder, labels: Folder, splits: Iterable[str]) -> dict[s
     pool, _ = load_embeddings(labels)
     counts: Counter[str] = Counter()
     for shard in split_shards(data, list(splits)):
-        images = {row.key: row for row in read_index(data, shard)}
+        images = {row.key: row for row in read_index(data, shard, categories.digest)}
         with labels.open(f"labels-{shard:05d}.parquet") as file:
             rows = pq.read_table(file, columns=["key", "boxes", "concept_id", "kept"]).to_pylist()
         for row in rows:

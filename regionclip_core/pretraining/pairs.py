@@ -34,7 +34,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from regionclip_core.config.tree import PairsConfig
 from regionclip_core.datasets.images import EXTENSIONS, BadImage, ImageReader, decode_image, read_header, to_tensor
-from regionclip_core.datasets.index import VOCABULARY_DIGEST, read_index
+from regionclip_core.datasets.index import VOCABULARY_DIGEST, read_index, require_same_images
+from regionclip_core.ops.boxes import shortest
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tars import TarWriter
 from regionclip_core.training.sampling import first_readable
@@ -62,16 +63,15 @@ def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settin
     `bad_image`.
 
     Raises:
-        ValueError: if a label's key is not in the index: the two artifacts are not of one run.
+        ValueError: if the labels are not of the images of the index: the two artifacts are not of one run.
     """
-    images = {row.key: row for row in read_index(data, shard)}
+    images = read_index(data, shard)
+    keys = [label["key"] for label in _label_rows(labels, shard, ["key"])]
+    require_same_images(keys, [row.key for row in images], f"the labels of shard {shard}")
     counts: Counter[str] = Counter(ok=0)
     digest = labels_digest(labels, shard)
     with TarWriter(file) as tar, ImageReader(data) as reader:
-        for label in _label_rows(labels, shard):
-            row = images.get(label["key"])
-            if row is None:
-                raise ValueError(f"labels of shard {shard} have {label['key']!r}, which the data index does not")
+        for row, label in zip(images, _label_rows(labels, shard), strict=True):
             if label["status"] != "ok":
                 counts["not_labelled"] += 1
                 continue
@@ -114,11 +114,7 @@ def best_regions(label: dict[str, Any], max_regions: int) -> dict[str, list[Any]
 
 def encode_body(body: dict[str, Any]) -> bytes:
     """Return a sample's JSON member. Floats have as few digits as give the same float32 when they are read."""
-
-    def shortest(values: Any) -> Any:
-        return np.asarray(values, np.float32).astype("U32").astype(np.float64).tolist()
-
-    short = {name: shortest(value) if name in _FLOATS else value for name, value in body.items()}
+    short = {name: shortest(value).tolist() if name in _FLOATS else value for name, value in body.items()}
     return json.dumps(short, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 

@@ -157,6 +157,10 @@ def propose_shard(proposer: Proposer, data: Folder, shard: int) -> tuple[Counter
                 boxes[number], logits[number] = proposals.boxes.numpy(), proposals.logits.numpy()
     counts = Counter(status)
     counts["proposals"] = sum(map(len, boxes))
+    # Given boxes of categories outside the vocabulary propose, too, but nothing is measured on them.
+    is_given = isinstance(proposer, RowBoxes) and proposer.settings.method == "given"
+    if is_given and (outside := sum(int(((row.box_labels < 0) & ~row.box_crowd).sum()) for row in rows)):
+        counts["outside_the_vocabulary"] = outside
     columns = {
         "key": [row.key for row in rows],
         "status": status,

@@ -43,7 +43,7 @@ def recall_of_splits(data: Folder, proposals: Folder, splits: Iterable[str]) -> 
         counts: dict[str, Counter[str]] = {group: Counter() for group in groups}
         for shard in split_shards(data, (split,)):
             proposed = read_proposals(proposals, shard)
-            for row in read_index(data, shard):
+            for row in read_index(data, shard, vocabulary.digest):
                 if row.key not in proposed:
                     continue
                 for group, ids in groups.items():

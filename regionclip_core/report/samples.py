@@ -122,22 +122,26 @@ def rows_of(folder: Folder, what: str, samples: Sequence[Sample]) -> list[tuple[
 
 
 def read_detections(
-    evaluate: Folder, detector: str, image_ids: Collection[int], min_score: float
+    evaluate: Folder, detector: str, image_ids: Collection[int], min_score: float, category_ids: Sequence[Any]
 ) -> dict[int, list[Detection]]:
     """Return detections by image from `detections-<detector>.json`, highest score first; the file is streamed.
 
+    `category_ids`: of each row of the vocabulary, in that file.
+
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or has other category ids.
     """
     name = f"detections-{detector}.json"
     found: dict[int, list[Detection]] = {image: [] for image in image_ids}
+    label_of = {category: label for label, category in enumerate(category_ids)}
     try:
         with evaluate.open(name) as file:
             for row in ijson.items(file, "item", use_float=True):
                 if row["image_id"] in found and row["score"] >= min_score:
                     x, y, w, h = row["bbox"]
-                    found[row["image_id"]].append(Detection((x, y, x + w, y + h), row["category_id"], row["score"]))
-    except ijson.JSONError as error:
+                    label = label_of[row["category_id"]]
+                    found[row["image_id"]].append(Detection((x, y, x + w, y + h), label, row["score"]))
+    except (ijson.JSONError, KeyError) as error:
         raise ValueError(f"{evaluate.path(name)} is damaged: run the evaluate stage again") from error
     return {image: sorted(rows, key=lambda d: (-d.score, d.label, d.box)) for image, rows in found.items()}
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from regionclip_core.config.tree import Config
+from regionclip_core.datasets.index import category_ids
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.report.curves import charts
@@ -153,7 +154,8 @@ def detections(run: Run) -> Values | None:
     novel = set(run.vocabulary.novel_ids)
     samples = sample_images(run.folders["data"], run.config.evaluate.split, run.config.report.images, novel)
     ids = [sample.row.image_id for sample in samples]
-    found = {name: read_detections(evaluate, name, ids, SCORE_THRESHOLD) for name in detectors}
+    categories = category_ids(run.folders["data"], run.config.evaluate.split)
+    found = {name: read_detections(evaluate, name, ids, SCORE_THRESHOLD, categories) for name in detectors}
     images = []
     for sample in samples:
         key, objects = sample.row.key, sample.objects

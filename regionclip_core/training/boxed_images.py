@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regionclip_core.datasets.images import ImageReader
-from regionclip_core.datasets.index import IndexRow, read_index_table, split_shards
+from regionclip_core.datasets.index import IndexRow, read_index_table, require_same_images, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.ops.boxes import flip_horizontal
 from regionclip_core.ops.image_batch import Batch, ImageBatch, batch_images
@@ -119,6 +119,7 @@ def boxed_images(
         nonlocal with_boxes
         for shard in split_shards(data, (split,)):
             table = read_index_table(data, shard, digest, columns)
+            keys = table["key"].to_pylist()
             labels, crowd = (pc.list_flatten(table[name]).to_numpy() for name in ("box_labels", "box_crowd"))
             image_of_box = pc.list_parent_indices(table["box_labels"]).to_numpy()
             has_box = np.zeros(table.num_rows, np.bool_)
@@ -135,6 +136,7 @@ def boxed_images(
                     )
             if proposals is not None:
                 found = read_proposal_table(proposals, shard, ("key", "status", "boxes"))
+                require_same_images(found["key"].to_pylist(), keys, f"the proposals of shard {shard}")
                 found = found.filter(pc.equal(found["status"], "ok"))
                 place = pc.index_in(table["key"], value_set=found["key"].combine_chunks())  # null if there are none
                 table = table.filter(place.is_valid()).append_column(PROPOSED, found["boxes"].take(place.drop_null()))

@@ -82,7 +82,7 @@ def _guesses(
     every_label = np.concatenate((guess, rng.integers(0, names, more)))
     score = rng.random(len(every)).round(2)
     masks = [counts_of(box, rng) for box in every]
-    return ImageDetections(image_id, every, score, every_label, masks)
+    return ImageDetections(image_id, np.array([xywh(box) for box in every]), score, every_label, masks)
 
 
 def best_of(found: ImageDetections, count: int) -> ImageDetections:
@@ -132,7 +132,7 @@ def result_rows(truth: Sequence[ImageTruth], detections: Sequence[ImageDetection
         for i, label in enumerate(found.labels.tolist()):
             row = {"image_id": found.image_id, "category_id": label + 1, "score": float(found.scores[i])}
             if kind == "bbox":
-                row["bbox"] = xywh(found.boxes[i])
+                row["bbox"] = found.boxes[i].tolist()
             else:
                 row["segmentation"] = {"size": sizes[found.image_id], "counts": found.masks[i].decode()}
             rows.append(row)

@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "drawn": {
         "proposals": {"method": "random"},
-        "labels": {"mode": "crop"},
+        "labels": {"mode": "roi", "canvas": "padded"},
         "finetune": {"sampling": "repeat_factor", "train_sizes": [48, 64], "oracle": False},
     },
 }
@@ -117,6 +117,7 @@ NOT_HELD = {
     "pretrain": {"pretrain.checkpoint_every"},  # a training goes on bit-equal from wherever it was cut
     "finetune": {"finetune.checkpoint_every"},
     "teacher": {"teacher.training.checkpoint_every"},
+    "labels": {"labels.canvas"},  # is held where it is not the default, `image`, so that older labels stay good
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }
 """What a stage reads, and its result doesn't depend on; besides where it runs."""
@@ -173,6 +174,7 @@ def held(stage: str, *changes: Change) -> dict[str, Any]:
         ("proposals", {"proposals": {"method": "rpn"}}, {"proposals": {"grid_scales": [0.3]}}),
         ("labels", {"labels": {"mode": "roi"}}, {"labels": {"context": 2.0, "batch_size": 3}}),
         ("labels", {"labels": {"mode": "crop"}}, {"labels": {"image_size": 9, "resize": "pretraining"}}),
+        ("labels", {"labels": {"mode": "roi"}}, {"labels": {"images_per_canvas": 5}}),
     ],
 )
 def test_settings_that_change_nothing_make_nothing_stale(stage: str, base: Change, change: Change) -> None:

@@ -119,6 +119,7 @@ def test_an_unknown_name_gets_the_nearest(name: str, nearest: str) -> None:
         ("RN50", {"labels": {"mode": "roi", "image_size": 15}}, r"labels.image_size: .* 16 px \(came: 15\)"),
         ("small", {"finetune": {"image_size": 15}}, r"finetune.image_size: .*\(came: 15\)"),
         ("ViT-B-16", {"pretrain": {"global_box": "padded"}}, "pretrain.global_box: .* does not see the padding"),
+        ("ViT-B-16", {"labels": {"mode": "roi", "canvas": "padded"}}, "labels.canvas: .* does not see the padding"),
         ("small", {"teacher": {"architecture": {"image_size": 80}}}, r"architecture.image_size\s.*multiple of 32"),
         (
             "small",
@@ -148,7 +149,7 @@ def test_what_an_architecture_cannot_do_is_said(model: str, sections: dict[str, 
     ("model", "sections"),
     [
         ("convnext_base", {"labels": {"image_size": 1}}),  # not read by `crop`
-        ("RN50", {"pretrain": {"global_box": "padded"}}),
+        ("RN50", {"pretrain": {"global_box": "padded"}, "labels": {"mode": "roi", "canvas": "padded"}}),
         ("ViT-B-16", {"labels": {"mode": "roi"}, "finetune": {"mask_head": False}}),
         ("ViT-B-32", {"pretrain": {"image_size": 32}}),
     ],

@@ -111,6 +111,7 @@ def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
         ("data.splits.val.image_size=64", ["data.splits.val.object_size: ", "0.125 of image_size 64"]),
         ("rpn.max_size=127", ["rpn.max_size: expected at least rpn.image_size, which is 128 (came: 127)"]),
         ("finetune.train_sizes=[64, 2000]", ["finetune.train_sizes", "at most finetune.max_size, 1333 (came: 2000)"]),
+        ("labels.canvas=padded", ["labels.canvas: `padded` is of labels.mode roi", "no canvas"]),
         ("pairs.min_regions=17", ["pairs.min_regions: expected at most pairs.max_regions, which is 16 (came: 17)"]),
         (
             "pretrain={contrastive_weight: 0, distill_weight: 0, image_text_weight: 0}",

@@ -158,5 +158,5 @@ def test_damaged_entries_cost_themselves(tmp_path: Path) -> None:
 
 def test_categories_that_clean_to_one_name_are_refused(tmp_path: Path) -> None:
     twice = edited(write_lvis(tmp_path), lambda body: body["categories"][0].update(id=3000, name="(cat)"))
-    with pytest.raises(ValueError, match=r"several categories are called 'cat' once cleaned"):
+    with pytest.raises(ValueError, match=r"the categories \[3000, 12\] are all called 'cat' once cleaned"):
         read(twice, Vocabulary(("cat",)))

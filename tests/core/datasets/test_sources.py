@@ -317,6 +317,16 @@ def test_odd_names_and_a_byte_order_mark(tmp_path) -> None:
     assert all((one.key + str(one.reason)).encode() for one in found)  # can be stored
 
 
+def test_a_name_with_two_ids_is_refused(tmp_path) -> None:
+    """Boxes of both would count, and results could carry only one of them."""
+    files = write_coco(tmp_path)
+    body = json.loads(Path(files["instances"]).read_text())
+    body["categories"][2]["name"] = "dog"
+    Path(files["instances"]).write_text(json.dumps(body))
+    with pytest.raises(ValueError, match=r"the categories \[2, 99\] are all called 'dog'; .*rename all but one"):
+        read_all(CocoSplit(source="coco", images=str(tmp_path), **files), shard_size=3)
+
+
 @pytest.mark.skipif(not TINY_COCO.exists(), reason="needs tiny_coco")
 def test_tiny_coco_against_pycocotools() -> None:
     from pycocotools.coco import COCO

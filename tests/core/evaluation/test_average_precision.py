@@ -42,9 +42,8 @@ def truth(image_id, boxes, labels, **more):
 
 
 def found(image_id, boxes, scores, labels):
-    return ImageDetections(
-        image_id, np.asarray(boxes, float).reshape(-1, 4), np.asarray(scores, float), np.asarray(labels, int)
-    )
+    boxes = image_boxes.xywh(np.asarray(boxes, float).reshape(-1, 4))
+    return ImageDetections(image_id, boxes, np.asarray(scores, float), np.asarray(labels, int))
 
 
 def test_worked_example():
@@ -239,7 +238,7 @@ def test_real_annotations():
         labels = np.array([row[a["category_id"]] for a in own for _ in range(2)], int)
         labels[rng.random(len(labels)) < 0.2] = 0
         scores = rng.random(len(labels))
-        detections.append(ImageDetections(image["id"], guesses, scores, labels))
+        detections.append(ImageDetections(image["id"], image_boxes.xywh(guesses), scores, labels))
         for box, score, label in zip(guesses, scores.tolist(), labels.tolist(), strict=True):
             category = categories[label]["id"]
             results.append({"image_id": image["id"], "category_id": category, "bbox": xywh(box), "score": score})

@@ -47,6 +47,8 @@ def test_what_is_read(tmp_path: Path) -> None:
     rows = [row for row in rows_of(data, "val") if row.status == "ok"]
     assert [row.key for row in evaluation.rows()] == [row.key for row in rows]
     assert evaluation.count == len(rows) == 7
+    assert evaluation.outside == 1
+    assert evaluation.category_ids == [0, 1, 2, 3]
     with ImageReader(data) as reader:
         images = [image for batch in evaluation.batches(3) for image in batch]
         for row, image in zip(rows, images, strict=True):
@@ -71,6 +73,13 @@ def test_what_is_read(tmp_path: Path) -> None:
     write_proposals(empty, data, "val", {}, torch.zeros(0))
     with pytest.raises(ValueError, match=r"evaluate\.split 'val' has no readable image with proposals"):
         EvaluationData(CONFIG, data, empty)
+
+
+def test_proposals_of_other_images_are_refused(tmp_path: Path) -> None:
+    _, proposals = artifacts(tmp_path, [[Picture(48, 64)] * 2])
+    more, _ = artifacts(tmp_path / "more", [[Picture(48, 64)] * 3])
+    with pytest.raises(ValueError, match=r"shard 0: row 2 is of image None, in the data index of 'val/0002'"):
+        EvaluationData(CONFIG, more, proposals)
 
 
 def test_shards_are_read_when_their_images_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ def images(count, rng, most=9):
     for number in range(count):
         n = int(rng.integers(0, most))
         corners = rng.random((n, 2))
-        boxes = np.concatenate((corners, corners + rng.random((n, 2))), axis=1)
+        boxes = np.concatenate((corners, rng.random((n, 2))), axis=1)
         masks = [rng.bytes(int(size)) for size in rng.integers(0, 30, n)]
         image = ImageDetections(count - number, boxes, rng.random(n).round(1), rng.integers(0, 5, n), masks)
         yield image, rng.random(n) < 0.8, {"area": rng.random(n), "crowd": rng.random(n) < 0.5, "score": image.scores}
@@ -30,9 +30,8 @@ def test_a_category_comes_back_as_it_was_added(few, monkeypatch):
     for image, kept, columns in images(60, np.random.default_rng(0)):
         file.add(image, kept, **columns)
         for i in np.flatnonzero(kept):
-            x0, y0, x1, y1 = image.boxes[i].tolist()
             row = {name: values[i] for name, values in columns.items()}
-            row |= {"image_id": image.image_id, "bbox": [x0, y0, x1 - x0, y1 - y0], "mask": image.masks[i]}
+            row |= {"image_id": image.image_id, "bbox": image.boxes[i].tolist(), "mask": image.masks[i]}
             expected[int(image.labels[i])].append({**row, "label": image.labels[i]})
     assert file.has_masks
     for label in (3, 5, 0, 1, 2, 4, 3):  # in any order, again, and one that has none

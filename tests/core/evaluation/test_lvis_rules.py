@@ -6,7 +6,7 @@ from metrics_layout import LVIS_NUMBERS
 from reference_evaluators import best_of, evaluate_detections, lvis_evaluation, random_scene, result_rows, truth_dict
 
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.image_boxes import ImageDetections, ImageTruth
+from regionclip_core.evaluation.image_boxes import ImageDetections, ImageTruth, xywh
 
 NAMES = tuple(f"c{i}" for i in range(10))
 GROUPS = (("rare", NAMES[0::3]), ("common", NAMES[1::3]), ("frequent", NAMES[2::3]))
@@ -21,9 +21,8 @@ def image(image_id, boxes, labels, negative=(), partly=(), **more):
 
 
 def found(image_id, boxes, scores, labels):
-    return ImageDetections(
-        image_id, np.asarray(boxes, float).reshape(-1, 4), np.asarray(scores, float), np.asarray(labels, int)
-    )
+    boxes = xywh(np.asarray(boxes, float).reshape(-1, 4))
+    return ImageDetections(image_id, boxes, np.asarray(scores, float), np.asarray(labels, int))
 
 
 def ap50(scene, detections, name):

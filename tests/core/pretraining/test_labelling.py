@@ -29,6 +29,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, build_clip, save_clip
 from regionclip_core.models.text_embeddings import save_embeddings
+from regionclip_core.pretraining import labelling
 from regionclip_core.pretraining.labelling import Labeller, region_embedder
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS
@@ -165,6 +166,61 @@ def test_regions_feel_nothing_of_images_of_other_sizes(description: dict[str, An
         together = torch.split(embed(images, boxes), [len(b) for b in boxes])
         for image, image_boxes, features in zip(images, boxes, together, strict=True):
             assert torch.equal(features, embed([image], [image_boxes]))
+
+
+def test_a_padded_canvas_is_shared_by_the_images_in_their_order() -> None:
+    """As in the official code, where the images of a GPU share one; each by itself on that canvas, by hand."""
+    clip = tiny_clip()
+    settings = tiny_config(
+        labels={"mode": "roi", "image_size": 64, "resize": "pretraining", "canvas": "padded", "images_per_canvas": 2}
+    )
+    shapes = [(64, 72), (96, 64), (64, 64), (80, 64), (128, 64)]  # of the shorter side wanted: none is resized
+    canvases = [(96, 72), (96, 72), (80, 64), (80, 64), (128, 64)]
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator) for shape in shapes]
+    boxes = [torch.tensor([[0.0, 0, w, h], [w / 2, h / 3, w, h], [3, 4, 30, 40]]) for h, w in shapes]
+    boxes[1] = boxes[1][:0]
+    with torch.inference_mode():
+        found = region_embedder(settings.labels, clip, "cpu")(images, boxes)
+        assert len(found) == 12
+        alone = region_embedder(tiny_config(labels={"mode": "roi", "image_size": 64}).labels, clip, "cpu")(
+            images, boxes
+        )
+        rows = iter(found)
+        for image, (h, w), (canvas_h, canvas_w), own in zip(images, shapes, canvases, boxes, strict=True):
+            pixels = network_input(image.numpy().transpose(1, 2, 0), (h, w), clip.mean, clip.std)
+            canvas = torch.nn.functional.pad(pixels, (0, canvas_w - w, 0, canvas_h - h))
+            for box in own.tolist():
+                expected = region_feature(clip.model.visual, canvas, box)
+                torch.testing.assert_close(next(rows), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found[:3], alone[:3], atol=1e-3)  # the canvas is wider than the image
+    torch.testing.assert_close(found[-3:], alone[-3:], atol=1e-5, rtol=1e-4)  # alone on its canvas
+
+
+def test_a_shard_is_cut_into_whole_canvases(
+    tmp_path: Path, inputs: dict[str, Folder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "_IMAGES_AT_ONCE", 4)
+    pictures = [Picture(48 + 8 * n, 64, ((4, 6, 20, 30), (16, 10, 44, 46)), (n % 4, 1)) for n in range(7)]
+    data, proposals = write_data(tmp_path / "data", {"train": [pictures]}), Folder(str(tmp_path / "proposals"))
+    rows = rows_of(data, "train")
+    write_proposals(proposals, data, "train", {row.key: torch.from_numpy(row.boxes) for row in rows}, LOGITS)
+    padded = {"mode": "roi", "canvas": "padded", "images_per_canvas": 3, "temperature": 0.05}
+    found, _, _ = label({**inputs, "data": data, "proposals": proposals}, **padded)
+    embed = region_embedder(tiny_config(labels=padded).labels, tiny_clip(), "cpu")
+    with ImageReader(data) as reader, torch.inference_mode():
+        for group in (rows[:3], rows[3:6], rows[6:]):
+            features = embed([reader.read_tensor(row) for row in group], [torch.from_numpy(r.boxes) for r in group])
+            best = [naive_label(feature, inputs, 0.05)[0][0] for feature in features]
+            scores = [score for row in found[: len(group)] for score in row["score"]]
+            np.testing.assert_allclose(scores, best, rtol=1e-4)
+            del found[: len(group)]
+
+
+def test_proposals_of_other_images_are_refused(inputs: dict[str, Folder], tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", {"train": [PICTURES[:3]]})
+    with pytest.raises(ValueError, match=r"proposals of shard 0: row 3 is of image 'train/0003', in the .* of None"):
+        label({**inputs, "data": data})
 
 
 def test_labels_of_an_image_are_the_same_in_every_bit_alone_and_among_others_of_other_sizes(

@@ -189,6 +189,12 @@ def test_proposals_come_back_from_their_table(boxes_data: Folder, tmp_path: Path
         assert torch.equal(found[one.key].boxes, torch.from_numpy(one.boxes))
 
 
+def test_given_boxes_outside_the_vocabulary_are_counted(boxes_data: Folder) -> None:
+    for method, found in (("given", 1), ("grid", 0)):
+        counts = propose_shard(make_proposer(pattern(method), None, "cpu"), boxes_data, 1)[0]
+        assert counts["outside_the_vocabulary"] == found
+
+
 def test_the_table_keeps_the_schema_when_there_is_nothing(tmp_path: Path) -> None:
     data = write_data(tmp_path, {"train": [[Picture(40, 40), Picture(40, 40, status="bad_image")]]})
     counts, table = propose_shard(make_proposer(pattern("given"), None, "cpu"), data, 0)

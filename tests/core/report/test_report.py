@@ -276,15 +276,19 @@ def test_read_detections(tmp_path: Any) -> None:
         for i, s in zip(rng.integers(0, 4, 50), rng.uniform(0, 1, 50), strict=True)
     ]
     folder.write_json("detections-clip.json", rows)
-    found = read_detections(folder, "clip", [1, 9], 0.5)
+    ids = [18, 3, 44]
+    found = read_detections(folder, "clip", [1, 9], 0.5, ids)
     expected = sorted((r["score"] for r in rows if r["image_id"] == 1 and r["score"] >= 0.5), reverse=True)
     assert [d.score for d in found[1]] == expected
     assert found[9] == []
     assert found[1][0].box == (1.0, 2.0, 4.0, 6.0)
+    assert {d.label for d in found[1]} == {1}
+    with pytest.raises(ValueError, match=r"detections-clip\.json is damaged: run the evaluate stage again"):
+        read_detections(folder, "clip", [1], 0.5, [18, 44])
     for damage in (b"", b'[{"image_id": 1, "bbox"', b"<html>"):
         folder.write_bytes("detections-clip.json", damage)
         with pytest.raises(ValueError, match=r"detections-clip\.json is damaged: run the evaluate stage again"):
-            read_detections(folder, "clip", [1], 0.5)
+            read_detections(folder, "clip", [1], 0.5, ids)
 
 
 # ---------------------------------------------------------------- right or wrong

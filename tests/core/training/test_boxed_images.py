@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mask_samples import add_masks
@@ -91,6 +92,15 @@ def test_images_are_those_of_a_loop(
             assert getattr(found, name).dtype == getattr(wanted, name).dtype
         assert found.masks == wanted.masks
     assert [labels.tolist() for labels in images.labels()] == [image.labels.tolist() for image in expected]
+
+
+def test_proposals_of_other_images_are_refused(boxes_data: Folder, tmp_path: Path) -> None:
+    data = Folder(shutil.copytree(boxes_data.url, tmp_path / "data").as_posix())
+    proposals = proposals_of(tmp_path / "proposals", data)
+    file = tmp_path / "proposals" / "proposals-00001.parquet"
+    pq.write_table(pq.read_table(file).slice(1), file)
+    with pytest.raises(ValueError, match=r"shard 1: row 0 is of image 'train/0005', in the data index of 'train/0004'"):
+        boxed_images(data, "train", BASE_IDS, proposals=proposals)
 
 
 def test_one_shard_is_in_memory_at_a_time(boxes_data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
