@@ -378,6 +378,9 @@ def import_(
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""
+    from regionclip_core.storage.folder import free_target
+
+    free_target(out)  # before torch is loaded
     from regionclip_core.weights.importing import REPORT, import_checkpoint
 
     report = import_checkpoint(file, out, names=names, model=model, kind=kind)

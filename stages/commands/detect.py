@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -46,7 +47,8 @@ def detect(
     """Write each image with its boxes and masks, and `detections.json`, into `out`; prints one line per image.
 
     An image that can't be read, searched or drawn gets its reason in the JSON and on the screen, and the others go on.
-    The JSON is written in any case. Returns whether any image was done.
+    The JSON is written in any case; bytes of a name that are no UTF-8 are \\xNN in it. Returns whether any image was
+    done.
 
     Args:
         images: files, folders and globs; URLs too.
@@ -65,7 +67,7 @@ def detect(
     files = image_files(images)
     if out is not None and ("://" in out or (os.path.exists(out) and not os.path.isdir(out))):
         raise ValueError(f"--out {out}: expected a local folder")
-    if repeated := [one for one, count in Counter(classes).items() if count > 1]:
+    if repeated := [one for one, times in Counter(classes).items() if times > 1]:
         raise ValueError(f"--classes names {repeated[:5]} more than once; each name makes one class")
     for key in ("objectness", "nms_kind"):
         value, known = settings.get(key), get_args(EvaluateConfig.model_fields[key].annotation)
@@ -96,7 +98,8 @@ def detect(
         model = with_parts(workspace_detector(source, name, lines), **parts).to(device)
     model = model.adjusted(**settings)
     names = model.ready(classes)
-    target = new_folder() if out is None else Path(out)
+    own = (Path(f"detections{number if number > 1 else ''}") for number in count(1))
+    target = Path(out) if out is not None else next(path for path in own if not os.path.lexists(path))
     target.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     try:
@@ -124,14 +127,6 @@ def detect(
         (target / "detections.json").write_text(json.dumps(results, indent=1))
     print(f"pictures and detections.json in {printable(str(target))}")
     return any("error" not in entry for entry in results)
-
-
-def new_folder() -> Path:
-    """Return the first of detections, detections2, ... that is not there."""
-    number = 1
-    while os.path.lexists(path := Path("detections" if number == 1 else f"detections{number}")):
-        number += 1
-    return path
 
 
 def image_files(arguments: Sequence[str]) -> list[str]:

@@ -283,6 +283,7 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: 
         f"--out {image}: expected a local folder": ["detect", image, *config, "--out", image],
         "--out s3://b/x: expected a local folder": ["detect", image, *config, "--out", "s3://b/x"],
         "--name best: expected one of": ["export", "detector", *config, "--name", "best", "--out", "x"],
+        f"--out {images} is there already and not empty": ["import", "x.pth", "--out", str(images)],
         "export needs the finished stage pretrain": ["export", "student", "--workspace", str(tmp_path), "--out", "x"],
     }
     code = (
@@ -291,7 +292,8 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: 
         "    try:\n        app(arguments)\n"
         "    except SystemExit as end:\n        print(end.code, 'torch' in sys.modules, file=sys.stderr)\n"
     )
-    preset = [[*a, "--config", "tiny"] if "--config" not in a and "--model" not in a else a for a in mistakes.values()]
+    done_without = {"--config", "--model", "import"}
+    preset = [a if done_without & {*a} else [*a, "--config", "tiny"] for a in mistakes.values()]
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(preset)], cwd=tmp_path, capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
