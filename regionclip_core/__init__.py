@@ -5,6 +5,8 @@ Its public door: `load`, `open_artifact` and `parse_captions`, of `door.py`.
 
 from typing import TYPE_CHECKING, Any
 
+from regionclip_core.threads import set_usual_threads
+
 if TYPE_CHECKING:
     from regionclip_core.door import load, open_artifact, parse_captions
 
@@ -16,6 +18,7 @@ def __getattr__(name: str) -> Any:
     """Load the door with its first use: torch and Arrow take seconds, and `--help` imports this package too."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    set_usual_threads()
     from regionclip_core import door
 
     return getattr(door, name)

@@ -17,7 +17,13 @@ from regionclip_core.storage.records import Folder, read_manifest, read_records
 
 
 def load(
-    path: str, *, rpn: str | None = None, text: str | None = None, prompts: str | None = None, device: str = "cpu"
+    path: str,
+    *,
+    rpn: str | None = None,
+    text: str | None = None,
+    prompts: str | None = None,
+    embeddings: str | None = None,
+    device: str = "cpu",
 ) -> RegionModel:
     """Load a model that knows regions: it finds objects by name, and gives features of boxes and of names.
 
@@ -41,12 +47,13 @@ def load(
         rpn: folder or file of a proposal network, instead of the model's own.
         text: CLIP folder whose text encoder embeds names, instead of the model's own.
         prompts: templates for the names: `single`, `short`, `clip81` or a text file, instead of the model's own.
+        embeddings: folder that `regionclip import` made of published class embeddings; its names become the model's.
         device: `cpu`, `cuda` or what else torch knows.
 
     Raises:
         ValueError: if there is no model, or its parts don't fit each other.
     """
-    return open_model(path, rpn=rpn, text=text, prompts=prompts, device=device)
+    return open_model(path, rpn=rpn, text=text, prompts=prompts, embeddings=embeddings, device=device)
 
 
 def open_artifact(workspace: str, stage: str | None = None) -> dict[str, pa.Table]:

@@ -5,6 +5,7 @@ Each command imports what it needs when it is called: the config alone would mak
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -45,7 +46,8 @@ ModelOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
 ]
-NameOption = Annotated[str, typer.Option(help="Which of the workspace's detectors: regionclip, clip or oracle.")]
+NAMES = "Which of the workspace's detectors: regionclip, clip or oracle"
+NameOption = Annotated[str, typer.Option(help=f"{NAMES}.")]
 SHOWN_FOREIGN = 10
 """How many folders that are no artifacts `gc` names one by one."""
 
@@ -58,6 +60,8 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         from stages.engine.lock import WorkspaceLocked
 
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal can't show (file names!) is shown as escapes
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             command(*args, **kwargs)
         except (ValueError, OSError, ImportError, WorkspaceLocked) as error:  # ImportError: an extra is not installed
@@ -271,8 +275,8 @@ def detect(
     classes: Annotated[
         str, typer.Option(help='Categories to look for: "a,b,c".  [default: those that the model comes with]')
     ] = "",
-    out: Annotated[str, typer.Option(help="Folder for pictures and detections.json.")] = "detections",
-    score: Annotated[float, typer.Option(help="Lowest score shown.", min=0)] = 0.3,
+    out: Annotated[str | None, typer.Option(help="New folder.  [default: detections, detections2, ...]")] = None,
+    score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
     rpn: Annotated[
         str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
     ] = None,
@@ -282,14 +286,21 @@ def detect(
     prompts: Annotated[
         str | None, typer.Option(help="Templates for --classes: single, short, clip81 or a file.")
     ] = None,
+    embeddings: Annotated[str | None, typer.Option(metavar="DIR", help="Published class embeddings.")] = None,
+    proposals: Annotated[int | None, typer.Option(help="Proposals per image, at most.", min=1, max=10**5)] = None,
+    proposal_nms: Annotated[float | None, typer.Option(help="IoU of the proposals' NMS.", min=0.01, max=1)] = None,
     nms: Annotated[float | None, typer.Option(help="IoU of the per-class NMS.", min=0, max=1)] = None,
+    nms_kind: Annotated[str | None, typer.Option(help="Per-class NMS: hard, or soft: gaussian, linear.")] = None,
     max_detections: Annotated[int | None, typer.Option(help="Detections per image, at most.", min=1)] = None,
     objectness: Annotated[
         str | None, typer.Option(help="How the proposals' objectness enters the score: none, sigmoid or raw_logit.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Shorter side of the networks' input, pixels.", min=32)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    name: NameOption = "regionclip",
+    image_size: Annotated[
+        int | None, typer.Option(help="Shorter side of the input, pixels.", min=32, max=2**14)
+    ] = None,
+    max_size: Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    name: Annotated[str, typer.Option(help=f"{NAMES}; or student or teacher: zero-shot.")] = "regionclip",
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -301,7 +312,7 @@ def detect(
     source = model_source(model, config, overrides, workspace)
     from stages.commands.detect import detect as run_detect
 
-    run_detect(
+    worked = run_detect(
         images,
         source,
         out=out,
@@ -311,12 +322,20 @@ def detect(
         rpn=rpn,
         text=text,
         prompts=prompts,
+        embeddings=embeddings,
+        image_size=image_size,
+        max_size=max_size,
+        proposals=proposals,
+        proposal_nms=proposal_nms,
         nms=nms,
+        nms_kind=nms_kind,
         max_detections=max_detections,
         objectness=objectness,
-        image_size=image_size,
         device=device,
     )
+    if not worked:
+        typer.echo("error: no image could be done; the reasons are above and in detections.json", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -359,6 +378,9 @@ def import_(
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""
+    from regionclip_core.storage.folder import free_target
+
+    free_target(out)  # before torch is loaded
     from regionclip_core.weights.importing import REPORT, import_checkpoint
 
     report = import_checkpoint(file, out, names=names, model=model, kind=kind)

@@ -189,6 +189,10 @@ class PretrainConfig(Section):
     checkpoint_every: CheckpointEvery = 100
 
 
+DETECTORS = {"regionclip": "pretrain", "clip": "teacher", "oracle": "pretrain"}
+"""The finetune stage's detectors, and the stage whose CLIP model each started from."""
+
+
 class FinetuneConfig(Section):
     """Open-vocabulary detector from base boxes (paper section 3.4)."""
 

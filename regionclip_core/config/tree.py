@@ -29,6 +29,7 @@ from regionclip_core.config.regions import PairsConfig as PairsConfig
 from regionclip_core.config.regions import ProposalsConfig as ProposalsConfig
 from regionclip_core.config.regions import Resize as Resize
 from regionclip_core.config.section import Section, Share
+from regionclip_core.config.training import DETECTORS as DETECTORS
 from regionclip_core.config.training import RPN_FIELDS as RPN_FIELDS
 from regionclip_core.config.training import ClipArchitecture as ClipArchitecture
 from regionclip_core.config.training import FinetuneConfig as FinetuneConfig

@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
 
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import is_model_folder, load_model
+from regionclip_core.detection.model_folder import load_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.prompts import prompt_templates
-from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts
+from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_embeddings, read_prompts
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.proposals.rpn_folder import find_rpn_folder, load_network, open_network
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.given_files import clip_folder, clip_layout
+from regionclip_core.storage.given_files import clip_folder, holds_detector
 
-DETECTORS = {"regionclip": "pretrain", "clip": "teacher", "oracle": "pretrain"}
-"""The finetune stage's detectors, and the stage whose CLIP model each started from."""
 ZERO_SHOT = InferenceSettings(objectness="raw_logit")
 """The official scoring of a CLIP model without finetuning: sqrt(p * logit), background logit 0, boxes as proposed."""
 ZERO_SHOT_PROPOSAL_NMS = 0.9
@@ -36,6 +35,7 @@ def open_model(
     rpn: str | None = None,
     text: str | None = None,
     prompts: str | None = None,
+    embeddings: str | None = None,
     device: str = "cpu",
     with_text: bool = True,
 ) -> RegionModel:
@@ -45,26 +45,20 @@ def open_model(
     images in the size that its proposal network does.
 
     Args:
-        rpn, text, prompts: see `with_parts`.
+        rpn, text, prompts, embeddings: see `with_parts`.
         with_text: False doesn't load a detector's own text encoder, so new names can't be embedded.
 
     Raises:
         ValueError: if there is no model, or a part of it doesn't fit.
     """
-    folder = Folder(place)
-    if is_model_folder(folder):
-        model = load_model(folder, with_text and text is None)
+    if holds_detector(place):
+        model = load_model(Folder(place), with_text and text is None)
     else:
         folder = clip_folder(place, "student")
-        if not clip_layout(folder):
-            raise ValueError(
-                f"{place}: no model there. Expected a detector folder (config.json), a CLIP folder "
-                "(open_clip_config.json) or one with student/, as `regionclip import` and `regionclip export` make them"
-            )
         model = zero_shot(load_clip(folder), read_prompts(folder))
         if rpn is None and find_rpn_folder(place) is not None:
             rpn = place
-    return with_parts(model, rpn, text, prompts).to(device)
+    return with_parts(model, rpn, text, prompts, embeddings).to(device)
 
 
 def zero_shot(clip: ClipModel, prompts: NamePrompts) -> RegionModel:
@@ -92,13 +86,7 @@ def model_of_run(
     Args:
         detectors: the artifact of finetune; rpn: that of rpn, None where boxes are proposed otherwise.
         clip: the model in the artifact that DETECTORS names; it embeds the categories.
-
-    Raises:
-        ValueError: if the run has no such detector.
     """
-    if not detectors.exists(f"{name}.json"):
-        there = [known for known in DETECTORS if detectors.exists(f"{known}.json")]
-        raise ValueError(f"this run has no detector {name!r}, only {there}; choose one with --name")
     detector = load_detector(detectors, stem=name)
     detector.set_vocabulary(embed_names(clip, vocabulary.names, config.teacher), vocabulary.names)
     settings = config.evaluate
@@ -116,8 +104,29 @@ def model_of_run(
     )
 
 
+def zero_shot_of_run(config: Config, clip: ClipModel, rpn: Folder | None, vocabulary: Vocabulary) -> RegionModel:
+    """Return the run's teacher or student as the evaluate stage scores it zero-shot; for `rpn` see `model_of_run`."""
+    settings, embeddings = config.evaluate, embed_names(clip, vocabulary.names, config.teacher)
+    model = zero_shot(clip, NamePrompts.from_config(config.teacher))
+    model.detector.temperature = config.finetune.temperature or model.detector.temperature
+    if settings.zero_shot_background == "none":  # all probability goes to the categories
+        model.detector.background_logit.data.fill_(float("-inf"))
+    return replace(
+        model,
+        vocabulary=vocabulary,
+        embeddings=embeddings,
+        preprocess=Preprocess(settings.image_size, settings.max_size, clip.mean, clip.std),
+        inference=replace(InferenceSettings.from_config(settings, finetuned=False), nms_kind="hard"),
+        proposer=None if rpn is None else NetworkBoxes(load_network(rpn, config.rpn), config.rpn, config.proposals),
+    )
+
+
 def with_parts(
-    model: RegionModel, rpn: str | None = None, text: str | None = None, prompts: str | None = None
+    model: RegionModel,
+    rpn: str | None = None,
+    text: str | None = None,
+    prompts: str | None = None,
+    embeddings: str | None = None,
 ) -> RegionModel:
     """Return the model with other parts; None keeps its own.
 
@@ -126,6 +135,8 @@ def with_parts(
         text: CLIP or pretrained folder whose text encoder embeds all names, also those that the model has embeddings
             of. The prompts are the folder's, or else the model's.
         prompts: templates (see `prompt_templates`) with which all names are embedded.
+        embeddings: folder of published class embeddings, which become the model's vocabulary; other names are embedded
+            as without it.
     """
     if rpn is not None:
         network, rpn_config, proposals = open_network(rpn)
@@ -139,6 +150,15 @@ def with_parts(
         usual = read_prompts(source, default=replace(model.prompts, published=()))
         model = replace(model, text=load_clip(source), prompts=usual, keeps_embeddings=False, _made={})
     if prompts is not None:
-        chosen = replace(model.prompts, templates=prompt_templates(prompts), published=())
+        chosen = replace(model.prompts, templates=prompt_templates(prompts, "--prompts"), published=())
         model = replace(model, prompts=chosen, keeps_embeddings=False, _made={})
+    if embeddings is not None:
+        names, rows = read_embeddings(Folder(embeddings), "--embeddings")
+        if (width := model.detector.encoder.embed_dim) != rows.shape[1]:
+            raise ValueError(
+                f"--embeddings: {embeddings} has embeddings of width {rows.shape[1]}, but {model.clip_name} makes "
+                f"{width}; take those of the same architecture (RN50: 1024, RN50x4: 640)"
+            )
+        rows = F.normalize(rows, dim=1)
+        model = replace(model, vocabulary=Vocabulary(names), embeddings=rows, keeps_embeddings=True, _made={})
     return model

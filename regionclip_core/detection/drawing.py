@@ -47,8 +47,8 @@ def draw(pixels: npt.NDArray[np.uint8], found: Detections, names: Sequence[str],
         pen.rectangle(boxes[i], outline=colours[i], width=line)
     taken: list[Rectangle] = []
     for i in shown:  # the best choose their places first
-        text, pad = f"{names[int(found.labels[i])]} {float(found.scores[i]):.2f}", max(2, letters // 6)
-        font = label_font(text, letters)
+        name, font = label_font(names[int(found.labels[i])], letters)
+        text, pad = f"{name} {float(found.scores[i]):.2f}", max(2, letters // 6)
         while len(text) > 1 and font.getlength(text) + 2 * pad > image.width:
             text = f"{text[:-2]}…"
         size = (int(font.getlength(text)) + 2 * pad, sum(font.getmetrics()) + pad)
@@ -87,20 +87,23 @@ def free_place(
 
 
 @cache
-def label_font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Return a font that has all characters of `text`: DejaVu Sans, which comes with matplotlib, or another of this
-    machine. Where there is none, DejaVu Sans shows boxes for the characters that it lacks.
+def label_font(name: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Return a class name as it can be shown, and a font that has all its letters and those of a score.
+
+    The font is DejaVu Sans, which comes with matplotlib, or another of this machine. Where none has all letters, the
+    name has those that DejaVu Sans lacks as escapes, such as \\u732b.
     """
     usual = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    letters = set(map(ord, text))
-    if not letters <= FT2Font(str(usual)).get_charmap().keys():
+    letters = set(map(ord, f"{name} .…0123456789"))
+    if lacking := letters - FT2Font(str(usual)).get_charmap().keys():
         # Imported where it is needed: it looks through all fonts of the machine, which takes a second.
         from matplotlib.font_manager import findSystemFonts
 
         for path in sorted(findSystemFonts()):
             try:
                 if letters <= FT2Font(path).get_charmap().keys():
-                    return ImageFont.truetype(path, size)
+                    return name, ImageFont.truetype(path, size)
             except (OSError, RuntimeError):  # a font that can't be read, or has no outlines
                 continue
-    return ImageFont.truetype(str(usual), size)
+        name = "".join(f"\\u{ord(letter):04x}" if ord(letter) in lacking else letter for letter in name)
+    return name, ImageFont.truetype(str(usual), size)

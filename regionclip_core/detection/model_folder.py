@@ -25,17 +25,11 @@ from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.proposals.rpn_folder import read_section, rpn_section
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.given_files import DETECTOR_FILES, MODEL_TYPE
 
-MODEL_TYPE, FORMAT = "regionclip", 1
-CONFIG, WEIGHTS, VOCABULARY, CARD, TEXT = "config.json", "model.safetensors", "vocabulary.json", "README.md", "text"
-
-
-def is_model_folder(folder: Folder) -> bool:
-    """Return whether a detector folder is there (its files are not checked)."""
-    if not folder.exists(CONFIG):
-        return False
-    config = folder.read_json(CONFIG)
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+FORMAT = 1
+CONFIG, WEIGHTS, VOCABULARY = DETECTOR_FILES
+CARD, TEXT = "README.md", "text"
 
 
 def model_config(

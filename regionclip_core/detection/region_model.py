@@ -175,18 +175,32 @@ class RegionModel:
             proposer = NetworkBoxes(proposer.network, proposer.rpn, proposer.settings, device)
         return replace(self, proposer=proposer)
 
-    def adjusted(self, image_size: int | None = None, **rules: Any) -> RegionModel:
+    def adjusted(
+        self,
+        image_size: int | None = None,
+        max_size: int | None = None,
+        proposals: int | None = None,
+        proposal_nms: float | None = None,
+        **rules: Any,
+    ) -> RegionModel:
         """Return the model with other settings; None keeps one.
 
-        `image_size`: both networks' shorter side, pixels. `rules`: fields of InferenceSettings.
+        Args:
+            image_size, max_size: both networks' shorter side, and longer side at most, pixels.
+            proposals: proposals per image, at most; proposal_nms: the IoU of their NMS.
+            rules: fields of InferenceSettings.
         """
-        inference = replace(self.inference, **{name: value for name, value in rules.items() if value is not None})
-        preprocess, proposer = self.preprocess, self.proposer
-        if image_size is not None:
-            preprocess = replace(preprocess, image_size=image_size)
-            if proposer is not None:
-                rpn = proposer.rpn.model_copy(update={"image_size": image_size})
-                proposer = NetworkBoxes(proposer.network, rpn, proposer.settings, proposer.device)
+
+        def given(**settings: Any) -> dict[str, Any]:
+            return {name: value for name, value in settings.items() if value is not None}
+
+        size = given(image_size=image_size, max_size=max_size)
+        proposer = self.proposer
+        if proposer is not None:
+            chosen = proposer.settings.model_copy(update=given(max_regions=proposals, nms=proposal_nms))
+            rpn = proposer.rpn.model_copy(update=size)
+            proposer = NetworkBoxes(proposer.network, rpn, chosen, proposer.device)
+        inference, preprocess = replace(self.inference, **given(**rules)), replace(self.preprocess, **size)
         return replace(self, inference=inference, preprocess=preprocess, proposer=proposer)
 
     def _batch(self, image: Tensor) -> ImageBatch:

@@ -19,12 +19,13 @@ SINGLE = ("a photo of a {}.",)
 SHORT = ("{}.", "a {}.", "a photo of a {}.", "a picture of a {}.", "a small {}.", "a large {}.", "there is a {} here.")
 
 
-def prompt_templates(spec: str) -> tuple[str, ...]:
+def prompt_templates(spec: str, setting: str = "teacher.prompts") -> tuple[str, ...]:
     """Return templates with one `{}` each, where the name goes.
 
     Args:
         spec: `single`, `short`, `clip81` (the paper's), or a text file at a path or URL with one template per line;
             blank lines and lines that start with # are skipped.
+        setting: what the user set, for the message.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -36,7 +37,7 @@ def prompt_templates(spec: str) -> tuple[str, ...]:
         return SHORT
     path = str(DATA_FOLDER / "prompts_clip81.txt") if spec == "clip81" else spec
     if not exists(path):
-        raise FileNotFoundError(f"teacher.prompts: {spec!r} is not `single`, `short`, `clip81` or a text file")
+        raise FileNotFoundError(f"{setting}: {spec!r} is not `single`, `short`, `clip81` or a text file")
     lines = [line.strip() for line in read_location(path).decode("utf-8").splitlines()]
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     for template in templates:

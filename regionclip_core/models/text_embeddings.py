@@ -120,8 +120,8 @@ def read_prompts(folder: Folder, default: NamePrompts | None = None) -> NameProm
     return NamePrompts(tuple(templates), normalize)
 
 
-def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
-    """Return names and float32[n, D] of an embeddings folder.
+def read_embeddings(folder: Folder, setting: str = "teacher.embeddings") -> tuple[tuple[str, ...], Tensor]:
+    """Return names and float32[n, D] of an embeddings folder; `setting` is what the user set, for messages.
 
     Raises:
         FileNotFoundError: if one of its two files is not there.
@@ -131,7 +131,7 @@ def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
     for name in EMBEDDING_FILES:
         if not folder.exists(name):
             raise FileNotFoundError(
-                f"teacher.embeddings: {folder.url} has no {name}; expected a folder that `regionclip import` made of "
+                f"{setting}: {folder.url} has no {name}; expected a folder that `regionclip import` made of "
                 "an embedding file"
             )
     rows = read_safetensors(folder, tensor_file).get("embeddings")
@@ -145,7 +145,7 @@ def read_embeddings(folder: Folder) -> tuple[tuple[str, ...], Tensor]:
         problem = "has rows that are zero or not finite"
     else:
         return names, rows.float()
-    raise ValueError(f"teacher.embeddings: {folder.url} {problem}; import it again, names in the order of the rows")
+    raise ValueError(f"{setting}: {folder.url} {problem}; import it again, names in the order of the rows")
 
 
 # ---------------------------------------------------------------- the concept pool

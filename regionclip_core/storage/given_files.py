@@ -20,6 +20,8 @@ CLIP_LAYOUTS = (
 )
 """Description and weights of a CLIP folder: open_clip's names, and those of our artifacts."""
 DETECTOR_FILES = ("config.json", "model.safetensors", "vocabulary.json")
+MODEL_TYPE = "regionclip"
+"""`model_type` in the first of them."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files of a Hugging Face tokenizer, such as that of SigLIP; a folder without the first one has no tokenizer."""
 EMBEDDING_FILES = ("embeddings.json", "embeddings.safetensors")
@@ -45,6 +47,26 @@ def clip_files(where: str, part: ClipPart) -> list[str]:
     beside = folder if model else Folder(posixpath.dirname(where) or ".")
     tokenizer = [beside.path(name) for name in TOKENIZER_FILES if beside.exists(name)]
     return (model or [where]) + tokenizer
+
+
+def is_model_folder(folder: Folder) -> bool:
+    """Return whether a detector folder is there (its files are not checked)."""
+    if not folder.exists(DETECTOR_FILES[0]):
+        return False
+    config = folder.read_json(DETECTOR_FILES[0])
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
+def holds_detector(where: str) -> bool:
+    """Return whether a model is a detector folder, or else a CLIP model. ValueError if there is none."""
+    if is_model_folder(Folder(where)):
+        return True
+    if not clip_layout(clip_folder(where, "student")):
+        raise ValueError(
+            f"{where}: no model there. Expected a detector folder (config.json), a CLIP folder "
+            "(open_clip_config.json) or one with student/, as `regionclip import` and `regionclip export` make them"
+        )
+    return False
 
 
 def detector_files(where: str) -> list[str]:

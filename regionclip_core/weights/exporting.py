@@ -5,7 +5,9 @@ An official file that `regionclip import` has read is written back with the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from regionclip_core.config.architectures import tower_of
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.detection.model_folder import CARD, TEXT, VOCABULARY, is_model_folder, read_config
+from regionclip_core.detection.model_folder import CARD, TEXT, VOCABULARY, read_config
 from regionclip_core.detection.model_folder import WEIGHTS as DETECTOR_WEIGHTS
 from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.clip import ClipModel, save_clip
@@ -29,9 +31,10 @@ from regionclip_core.models.official_keys import (
 )
 from regionclip_core.models.text_embeddings import NamePrompts, write_prompts
 from regionclip_core.proposals.rpn_folder import DESCRIPTION, WEIGHTS
+from regionclip_core.proposals.rpn_weights import OFFICIAL_BACKBONES
 from regionclip_core.proposals.rpn_weights import to_official as rpn_to_official
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_layout
+from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_layout, is_model_folder
 
 # ---------------------------------------------------------------- our folders
 
@@ -66,7 +69,10 @@ def save_official(folder: Folder, file: Path) -> int:
     Raises:
         ValueError: as `to_official`, with nothing written.
     """
-    official = to_official(folder)
+    try:
+        official = to_official(folder)
+    except ValueError as error:
+        raise ValueError(f"{file} is not written: {error}") from error
     with Folder(str(file.parent)).write(file.name) as stream:
         torch.save({"model": official}, stream)
     return len(official)
@@ -80,16 +86,11 @@ def to_official(folder: Folder) -> dict[str, Tensor]:
 
     Raises:
         ValueError: the official code can't load it: other image towers than CLIP ResNets, GELU, a learnable background,
-            the small proposal network.
+            the small proposal network. Says all that is in the way, and what to do.
     """
     if is_model_folder(folder):
         config, tensors = read_config(folder), read_safetensors(folder, DETECTOR_WEIGHTS)
-        _check_tower(config["clip_architecture"], folder)
-        if config["background"] != "zero":
-            raise ValueError(
-                f"{folder.url}: its background is {config['background']}, and the official code has only the zero "
-                "embedding (finetune.background: zero)"
-            )
+        _check_detector(config, folder.child(TEXT))
         official = detector_to_official(tensors)
         if TRAIN_EMBEDDINGS not in official:
             # A detector that was trained here has no official classifier: its rows are normalised, as used.
@@ -123,19 +124,40 @@ def to_official(folder: Folder) -> dict[str, Tensor]:
     )
 
 
+def _check_detector(config: Mapping[str, Any], text: Folder) -> None:
+    """Raise ValueError with everything in a detector folder that the official code has no place for."""
+    tower, backbone = tower_of(config["clip_architecture"]).kind, (config["rpn"] or {}).get("backbone")
+    layout, background = clip_layout(text), config["background"]
+    # Nothing can replace a learnt background: the official classifier is cosines without a bias, and no embedding but
+    # that of zeros gives every region the same background logit.
+    there = {
+        f"{tower} as image tower (only CLIP ResNets)": tower != "resnet",
+        f"{background} background (only finetune.background: zero)": background != "zero",
+        f"rpn.backbone {backbone} (only {', '.join(OFFICIAL_BACKBONES)})": backbone not in (None, *OFFICIAL_BACKBONES),
+        "text encoder with GELU (only QuickGELU)": layout
+        and not text.read_json(layout[0])["model_cfg"].get("quick_gelu"),
+    }
+    if any(there.values()):
+        raise ValueError(
+            f"the official code has no place for this detector's {'; '.join(part for part in there if there[part])}. "
+            "Export it without --format official: `detect --model` and regionclip_core.load read its folder. Or train "
+            "one that fits, as the presets coco_* and lvis_* do; where the background is all, `regionclip run finetune "
+            "--set finetune.background=zero` is enough, with the same --set in `export`"
+        )
+
+
 def _clip(folder: Folder, visual: str, text: bool) -> dict[str, Tensor]:
     config_file, weights_file = clip_layout(folder)
     architecture = folder.read_json(config_file)["model_cfg"]
-    _check_tower(architecture, folder)
+    _check_tower(architecture)
     if text and not architecture.get("quick_gelu", False):
         raise ValueError(
-            f"{folder.url}: its text encoder has GELU, and the official code's has QuickGELU: it would embed names "
-            "differently there"
+            "the text encoder has GELU, and the official code's has QuickGELU: it would embed names differently there"
         )
     return clip_to_official(read_safetensors(folder, weights_file), visual, text)
 
 
-def _check_tower(architecture: dict[str, object], folder: Folder) -> None:
+def _check_tower(architecture: dict[str, object]) -> None:
     kind = tower_of(architecture).kind
     if kind != "resnet":
-        raise ValueError(f"{folder.url}: the official code has only CLIP ResNets, and this image tower is a {kind}")
+        raise ValueError(f"the official code has only CLIP ResNets, and this image tower is a {kind}")

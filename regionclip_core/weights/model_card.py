@@ -84,8 +84,16 @@ def _render(
         packages = {name: version for one in made for name, version in one.get("packages", {}).items()}
         results = {} if facts.metrics is None else paper_numbers(facts.metrics)
         settings = _without_places({key: config[key] for key in _TRAINED_BY[kind]})
+        section, splits = {
+            "teacher": ("teacher", (config["teacher"]["training"] or {}).get("splits", ())),
+            "student": ("pretrain", config["labels"]["splits"]),
+            "detector": ("finetune", [config["finetune"]["split"]]),
+        }[kind]
+        drawn = [name for name in splits if config["data"]["splits"][name]["source"] == "world"]
         values |= {
             "splits": _without_places(config["data"]["splits"]),
+            "drawn": drawn if config[section]["weights"] == "train" else [],
+            "only_drawn": len(drawn) == len(splits),
             "images": images,
             "settings": yaml_text(settings, 110, short_lists_in_a_line=True),
             "results": results,

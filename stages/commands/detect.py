@@ -4,83 +4,129 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from regionclip_core.config.tree import Config
+from regionclip_core.config.tree import Config, EvaluateConfig
 from regionclip_core.datasets.images import BadImage, decode_image, read_image_file
-from regionclip_core.detection.assembly import open_model, with_parts
-from regionclip_core.detection.drawing import draw
-from regionclip_core.detection.inference import Detections, Objectness
-from regionclip_core.storage.locations import list_files
-from stages.commands.workspace_models import workspace_detector
+from regionclip_core.storage.given_files import holds_detector
+from regionclip_core.storage.locations import list_files, printable
+from regionclip_core.threads import set_threads, set_usual_threads
+from stages.commands.workspace_models import detector_stages, workspace_detector
 from stages.engine.work import resolve_device
 
+if TYPE_CHECKING:
+    from regionclip_core.detection.inference import Detections
+    from stages.engine.plan import PlanLine
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+PROMPT_SETS = ("single", "short", "clip81")
+NAME_LENGTH = 60
+"""Letters of an image's name in the name of its picture: a file system takes 255 bytes."""
 
 
 def detect(
     images: Sequence[str],
     source: Config | str,
     *,
-    out: str,
     score: float,
+    out: str | None = None,
     classes: Sequence[str] = (),
     name: str = "regionclip",
     rpn: str | None = None,
     text: str | None = None,
     prompts: str | None = None,
-    nms: float | None = None,
-    max_detections: int | None = None,
-    objectness: str | None = None,
-    image_size: int | None = None,
+    embeddings: str | None = None,
     device: str = "auto",
-) -> None:
+    **settings: Any,
+) -> bool:
     """Write each image with its boxes and masks, and `detections.json`, into `out`; prints one line per image.
 
-    An image that can't be read gets its reason in the JSON and on the screen, and the others go on.
+    An image that can't be read, searched or drawn gets its reason in the JSON and on the screen, and the others go on.
+    The JSON is written in any case; bytes of a name that are no UTF-8 are \\xNN in it. Returns whether any image was
+    done.
 
     Args:
         images: files, folders and globs; URLs too.
-        source: the config of a workspace with a finished detector, or a model's folder.
+        source: the config of a workspace, or a model's folder.
         score: lowest score shown.
-        name: which of the workspace's detectors.
-        rpn: and the other settings: see the command line; None leaves a setting to the model.
+        out: a folder; None: the first of detections, detections2, ... that is not there.
+        name: which of the workspace's detectors, or its student or teacher, not finetuned.
+        rpn, text, prompts, embeddings: see `with_parts`.
+        settings: see `RegionModel.adjusted`; None leaves a setting to the model.
 
     Raises:
         ValueError: if there is no such model, or a part of it is missing.
+        FileNotFoundError: if something that is named is not there.
     """
+    # What a user can get wrong comes before torch and the model, which take seconds to load.
     files = image_files(images)
-    if objectness is not None and objectness not in get_args(Objectness):
-        raise ValueError(f"--objectness {objectness}: expected one of {', '.join(get_args(Objectness))}")
-    device = resolve_device(device)
+    if out is not None and ("://" in out or (os.path.exists(out) and not os.path.isdir(out))):
+        raise ValueError(f"--out {out}: expected a local folder")
+    if repeated := [one for one, times in Counter(classes).items() if times > 1]:
+        raise ValueError(f"--classes names {repeated[:5]} more than once; each name makes one class")
+    for key in ("objectness", "nms_kind"):
+        value, known = settings.get(key), get_args(EvaluateConfig.model_fields[key].annotation)
+        if value not in (None, *known):
+            raise ValueError(f"--{key.replace('_', '-')} {value}: expected one of {', '.join(known)}")
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
+        raise ValueError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
+    parts = {"rpn": rpn, "text": text, "prompts": prompts, "embeddings": embeddings}
+    for option, place in parts.items():
+        if place not in (None, *PROMPT_SETS) and "://" not in place and not os.path.exists(place):
+            sets = f", and it is none of {', '.join(PROMPT_SETS)}" if option == "prompts" else ""
+            raise FileNotFoundError(f"--{option} {place}: there is no such file or folder{sets}")
+    lines: dict[str, PlanLine] = {}
+    set_usual_threads()
     if isinstance(source, str):
-        model = open_model(source, rpn=rpn, text=text, prompts=prompts, device=device, with_text=bool(classes))
+        holds_detector(source)  # refuses a folder without a model
     else:
-        model = with_parts(workspace_detector(source, name, "detect")[0], rpn, text, prompts).to(device)
-    model = model.adjusted(image_size, nms=nms, max_detections=max_detections, objectness=objectness)
+        lines = detector_stages(source, name, "detect", zero_shot=True)
+        if source.execution.threads:
+            set_threads(source.execution.threads)
+    device = resolve_device(device, "--device")
+    from regionclip_core.detection.assembly import open_model, with_parts
+    from regionclip_core.detection.drawing import draw
+
+    if isinstance(source, str):
+        model = open_model(source, **parts, device=device, with_text=bool(classes))
+    else:
+        model = with_parts(workspace_detector(source, name, lines), **parts).to(device)
+    model = model.adjusted(**settings)
     names = model.ready(classes)
-    target = Path(out)
+    own = (Path(f"detections{number if number > 1 else ''}") for number in count(1))
+    target = Path(out) if out is not None else next(path for path in own if not os.path.lexists(path))
     target.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    for number, file in enumerate(files):
-        try:
-            pixels = decode_image(read_image_file(file))
-        except (BadImage, OSError) as error:
-            print(f"{file}: not read: {error}")
-            results.append({"image": file, "error": str(error), "detections": []})
-            continue
-        [found] = model.detect(pixels, classes)
-        picture = target / f"{number:03d}-{Path(file).stem}.png"
-        draw(pixels, found, names, score).save(picture)
-        height, width = pixels.shape[:2]
-        rows = detection_rows(found, names, (height, width), score)
-        words = [f"{row['name']} {row['score']:.2f}" for row in rows]
-        print(f"{file}: {', '.join(words) or 'nothing above the score'}")
-        results.append({"image": file, "width": width, "height": height, "picture": str(picture), "detections": rows})
-    (target / "detections.json").write_text(json.dumps(results, indent=1))
-    print(f"pictures and detections.json in {target}")
+    try:
+        for number, file in enumerate(files):
+            entry: dict[str, Any] = {"image": printable(file), "detections": []}
+            results.append(entry)
+            step = "not read"
+            try:
+                pixels = decode_image(read_image_file(file))
+                step = "not searched"
+                [found] = model.detect(pixels, classes)
+                height, width = pixels.shape[:2]
+                rows = detection_rows(found, names, (height, width), score)
+                entry |= {"width": width, "height": height, "detections": rows}
+                step = "no picture"
+                picture = target / f"{number:03d}-{printable(Path(file).stem)[:NAME_LENGTH]}.png"
+                draw(pixels, found, names, score).save(picture)
+                entry["picture"] = printable(str(picture))
+                words = ", ".join(f"{row['name']} {row['score']:.2f}" for row in rows) or "nothing above the score"
+            except Exception as error:  # whatever it is, the other images go on
+                reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
+                words = entry["error"] = printable(f"{step}: {reason}")
+            print(f"{entry['image']}: {words}")
+    finally:
+        (target / "detections.json").write_text(json.dumps(results, indent=1))
+    print(f"pictures and detections.json in {printable(str(target))}")
+    return any("error" not in entry for entry in results)
 
 
 def image_files(arguments: Sequence[str]) -> list[str]:
@@ -88,7 +134,7 @@ def image_files(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: for a folder without images.
-        FileNotFoundError: where a glob matches nothing.
+        FileNotFoundError: where a named file is not there, or a glob matches nothing.
     """
     found: list[str] = []
     for argument in arguments:
@@ -97,10 +143,14 @@ def image_files(arguments: Sequence[str]) -> list[str]:
             if not inside:
                 raise ValueError(f"{argument} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
             found += map(str, inside)
-        elif not os.path.exists(argument) and any(c in argument for c in "*?["):
-            found += [url for url, _ in list_files(argument)]
-        else:
+        elif os.path.exists(argument) or argument.startswith(("http://", "https://")):  # a web server's ? is no glob
             found.append(argument)
+        elif any(c in argument for c in "*?["):
+            found += [url for url, _ in list_files(argument)]
+        elif "://" in argument:
+            found.append(argument)
+        else:
+            raise FileNotFoundError(f"no file {printable(argument)}, looked for in {os.getcwd()}")
     return list(dict.fromkeys(found))
 
 

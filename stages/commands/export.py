@@ -7,15 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from regionclip_core.config.tree import Config
-from regionclip_core.detection.model_folder import is_model_folder, save_model
-from regionclip_core.models.clip import load_clip
-from regionclip_core.models.text_embeddings import NamePrompts, read_prompts
 from regionclip_core.storage.folder import Folder, free_target, whole_or_nothing
-from regionclip_core.storage.given_files import clip_folder
-from regionclip_core.weights.exporting import export_open_clip, save_official
-from regionclip_core.weights.model_card import RunFacts, clip_card, detector_card
+from regionclip_core.storage.given_files import clip_folder, is_model_folder
+from regionclip_core.threads import set_usual_threads
 from stages.commands.finished import finished, folder_of, undisturbed
-from stages.commands.workspace_models import USEFUL, run_vocabulary, workspace_detector
+from stages.commands.workspace_models import USEFUL, ZERO_SHOT, detector_stages, run_vocabulary, workspace_detector
 from stages.engine.plan import PlanLine
 
 FORMATS = {"student": ("open_clip", "official"), "teacher": ("open_clip",), "detector": ("detector", "official")}
@@ -36,15 +32,24 @@ def export(what: str, source: Config | str, out: str, format: str | None, name: 
     format = format or FORMATS[what][0]
     if format not in FORMATS[what]:
         raise ValueError(f"--format {format}: a {what} can be exported as {' or '.join(FORMATS[what])}")
+    target, file = None, Path(out)
     if format != "official":
         target = free_target(out)
+    elif file.suffix not in (".pth", ".pt") or file.exists():
+        raise ValueError(f"--out {out}: the official format is one new file, such as model.pth")
+    lines: dict[str, PlanLine] = {}
+    if isinstance(source, Config) and what == "detector":
+        lines = detector_stages(source, name, "export")
+    elif isinstance(source, Config):
+        lines = finished(source, [ZERO_SHOT[what]], USEFUL, "export")
+    set_usual_threads()  # before torch is imported
+    if target is not None:
         with whole_or_nothing(target) as folder:
-            _write(what, source, folder, name)
+            _write(what, source, folder, name, lines)
         print(f"{what} in {out}: {', '.join(sorted(path.name for path in target.iterdir()))}")
         return
-    file = Path(out)
-    if file.suffix not in (".pth", ".pt") or file.exists():
-        raise ValueError(f"--out {out}: the official format is one new file, such as model.pth")
+    from regionclip_core.weights.exporting import save_official
+
     if isinstance(source, str):
         if (what == "detector") != is_model_folder(Folder(source)):
             raise ValueError(f"--model {source} holds no {what}; say what it is: export student, or export detector")
@@ -53,12 +58,18 @@ def export(what: str, source: Config | str, out: str, format: str | None, name: 
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
         # The way to official names starts from our folders.
         with tempfile.TemporaryDirectory(prefix=".tmp-export-", dir=file.absolute().parent) as temporary:
-            _write(what, source, Folder(temporary), name)
+            _write(what, source, Folder(temporary), name, lines)
             count = save_official(Folder(temporary), file)
     print(f"{what} in {out}: {count} tensors under the official names")
 
 
-def _write(what: str, source: Config | str, folder: Folder, name: str) -> None:
+def _write(what: str, source: Config | str, folder: Folder, name: str, lines: dict[str, PlanLine]) -> None:
+    from regionclip_core.detection.model_folder import save_model
+    from regionclip_core.models.clip import load_clip
+    from regionclip_core.models.text_embeddings import NamePrompts, read_prompts
+    from regionclip_core.weights.exporting import export_open_clip
+    from regionclip_core.weights.model_card import RunFacts, clip_card, detector_card
+
     if isinstance(source, str):
         if what == "detector":
             raise ValueError(
@@ -68,20 +79,14 @@ def _write(what: str, source: Config | str, folder: Folder, name: str) -> None:
         place = clip_folder(source, "student" if what == "student" else "teacher")
         clip = load_clip(place)
         export_open_clip(folder, clip, clip_card(clip, what, None), read_prompts(place))
-    elif what == "detector":
-        model, lines = workspace_detector(source, name, "export")
-        with undisturbed(lines.values()):
-            facts = _facts(source, lines)
+        return
+    with undisturbed(lines.values()):
+        made = {stage: asdict(line.manifest) for stage, line in lines.items() if line.manifest is not None}
+        metrics = folder_of(lines["evaluate"]).read_json("metrics.json") if "evaluate" in lines else None
+        facts = RunFacts(source, made, metrics, run_vocabulary(source, lines))
+        clip = None if what == "detector" else load_clip(folder_of(lines[ZERO_SHOT[what]]))
+    if clip is None:
+        model = workspace_detector(source, name, lines)
         save_model(folder, model, str(detector_card(model, name, facts)))
     else:
-        stage = {"student": "pretrain", "teacher": "teacher"}[what]
-        lines = finished(source, [stage], USEFUL, "export")
-        with undisturbed(lines.values()):
-            clip, facts = load_clip(folder_of(lines[stage])), _facts(source, lines)
         export_open_clip(folder, clip, clip_card(clip, what, facts), NamePrompts.from_config(source.teacher))
-
-
-def _facts(config: Config, lines: dict[str, PlanLine]) -> RunFacts:
-    stages = {stage: asdict(line.manifest) for stage, line in lines.items() if line.manifest is not None}
-    metrics = folder_of(lines["evaluate"]).read_json("metrics.json") if "evaluate" in lines else None
-    return RunFacts(config, stages, metrics, run_vocabulary(config, lines))

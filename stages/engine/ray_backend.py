@@ -25,6 +25,7 @@ import ray
 
 from regionclip_core.config.tree import ExecutionConfig
 from regionclip_core.storage.records import Failure, ShardRecord
+from regionclip_core.threads import set_threads
 from stages.engine import ray_cluster, work
 from stages.engine.backend import Call
 from stages.engine.ray_cluster import NoRoom, Patience, WorkerDied
@@ -66,7 +67,7 @@ def call(note: str, task: StageTask, function: str, shard: int | None) -> Any:
 
 def warm() -> None:
     """Import what the next stages will need. A module that is missing is the stage's to complain about."""
-    work.set_threads(1)
+    set_threads(1)
     for module in MODEL_MODULES:
         try:
             importlib.import_module(module)

@@ -18,7 +18,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from ray.experimental import internal_kv
 
 from regionclip_core.config.tree import ExecutionConfig
-from stages.engine import work
+from regionclip_core.threads import SPIN_COUNT, available_cpus
 
 OBJECT_STORE = 128 * 1024 * 1024
 """Bytes of Ray's object store on this machine: only shard numbers and records pass through it."""
@@ -59,7 +59,7 @@ def worker_environment() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(path),
         "OMP_NUM_THREADS": "1",
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", work.SPIN_COUNT),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
         # A process that has used one GPU can't be shown another one, so it sees all, and takes the one that Ray names.
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         **{name: value for name, value in stores.items() if urlsplit(value).password is None},
@@ -77,7 +77,7 @@ def connect(execution: ExecutionConfig) -> str | None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     address = execution.address
     if address is None:
-        cpus = max(work.available_cpus(), execution.workers or 1, execution.train_workers)
+        cpus = max(available_cpus(), execution.workers or 1, execution.train_workers)
         common |= {"include_dashboard": execution.dashboard, "object_store_memory": OBJECT_STORE, "num_cpus": cpus}
         # Else Ray starts workers first and, if one of them dies before it has registered, waits for it for ever.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from regionclip_core.config.tree import Config
@@ -35,14 +34,12 @@ from regionclip_core.storage.records import (
     shard_record_name,
     write_shard_record,
 )
+from regionclip_core.threads import available_cpus, set_threads
 from stages.base import StageContext, load_work, no_progress
 
 _log = logging.getLogger(__name__)
 R = TypeVar("R")
 
-SPIN_COUNT = "5000"
-"""How long waiting OpenMP threads spin before they sleep. At the default of 300,000 a training on two threads runs
-four times slower where another program takes one of the CPUs; sleeping at once costs an idle machine 40 %."""
 PROGRESS_EVERY = 1.0
 """Seconds between two progress files of a job in a local workspace; ten times that in a remote one."""
 
@@ -237,9 +234,9 @@ def begin(
     )
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, setting: str = "execution.device") -> str:
     """Return `cuda` for `auto` where this process sees a GPU, else `cpu`. ValueError when cuda is asked for and not
-    there."""
+    there; `setting` is what the user set."""
     if device == "cpu":
         return device
     import torch  # the driver imports this file, and has no use for torch
@@ -248,26 +245,8 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if available else "cpu"
     if not available:
-        raise ValueError(f"execution.device is {device}, but torch {torch.__version__} sees no CUDA device here")
+        raise ValueError(f"{setting} is {device}, but torch {torch.__version__} sees no CUDA device here")
     return device
-
-
-def set_threads(threads: int) -> None:
-    """Let torch use this many threads, whether it is imported already or later."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # both are read once, when the OpenMP runtime is loaded
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-
-
-def available_cpus() -> int:
-    """Return the CPUs that this process may use: its affinity, and the control group's quota where there is one."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, round(int(quota) / int(period))))
 
 
 class ProgressFile:

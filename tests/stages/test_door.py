@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import regionclip_core
 from regionclip_core import door
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.storage.records import Folder, read_manifest, write_manifest
+from regionclip_core.threads import available_cpus
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert {"load", "open_artifact", "parse_captions", "__version__"} <= set(dir(regionclip_core))
     with pytest.raises(AttributeError, match="no attribute 'detect'; it offers load, open_artifact, parse_captions"):
         regionclip_core.detect  # noqa: B018
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "5000 {cpus}"), ({"OMP_NUM_THREADS": "1"}, "5000 1")])
+def test_threads_are_as_in_the_pipeline(given: dict[str, str], expected: str) -> None:
+    """Set before torch is loaded, unless the environment says otherwise: see docs/decisions.md, 17."""
+    code = "import os, regionclip_core; regionclip_core.load; import torch; "
+    code += "print(os.environ['GOMP_SPINCOUNT'], torch.get_num_threads())"
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True)
+    assert done.stdout == expected.format(cpus=available_cpus()) + "\n"
 
 
 def test_tables_are_those_of_all_shards_and_of_the_newest_finished_artifact(place: Path) -> None:

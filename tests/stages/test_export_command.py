@@ -76,7 +76,8 @@ def test_a_student_goes_to_official_names_and_the_detectors_small_network_does_n
             assert torch.equal(state[f"backbone.{name}"], value), name
     assert "lang_encoder.token_embedding.weight" in state
     refused = run("export", "detector", "--format", "official", "--out", str(tmp_path / "detector.pth"))
-    assert refused.exit_code == 2 and "no proposal network like rpn.backbone small" in refused.stderr
+    assert refused.exit_code == 2 and "no place for this detector's rpn.backbone small" in refused.stderr
+    assert f"error: {tmp_path / 'detector.pth'} is not written" in refused.stderr and ".tmp" not in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["student.pth"]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import to_tensor
-from regionclip_core.detection.assembly import model_of_run, open_model, with_parts
+from regionclip_core.detection.assembly import model_of_run, open_model, with_parts, zero_shot_of_run
 from regionclip_core.detection.detector import load_detector, save_detector
 from regionclip_core.detection.finetuning import build_detector
 from regionclip_core.detection.inference import Detections
@@ -229,6 +229,20 @@ def test_a_clip_folder_finds_zero_shot_as_the_official_evaluation_does(
     assert same(apart.detect(pixels, NAMES)[0], found)
 
 
+@pytest.mark.parametrize("background", ["none", "zero"])
+def test_a_runs_clip_model_finds_zero_shot_as_its_evaluation_does(
+    folders: dict[str, Folder], tmp_path: Path, background: str
+) -> None:
+    pixels, settings = photograph(210, 331), config(objectness="sigmoid", zero_shot_background=background)
+    data = evaluation(tmp_path, pixels, settings, folders["rpn"])
+    expected = next(zero_shot(tiny_clip(), settings, data, "cpu", lambda n: None)).found[PROPOSED]
+    [found] = zero_shot_of_run(settings, tiny_clip(), folders["rpn"], VOCABULARY).detect(pixels)
+    assert len(found) == len(expected.scores) > 5
+    np.testing.assert_allclose(found.scores.numpy(), expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.boxes.numpy(), expected.boxes, atol=1e-2)
+    assert found.labels.tolist() == expected.labels.tolist()
+
+
 def test_what_a_model_lacks_is_asked_for(exported: Folder, pretrained: Folder, tmp_path: Path) -> None:
     student, pixels = pretrained.child("student").url, photograph(60, 60)
     with pytest.raises(ValueError, match=r"no model there\. Expected a detector folder"):
@@ -274,6 +288,13 @@ def test_settings_of_ones_own_change_what_is_found(folders: dict[str, Folder]) -
     large = config(image_size=96).model_copy(update={"rpn": config().rpn.model_copy(update={"image_size": 96})})
     [expected] = run_model(folders, large).detect(pixels)
     assert same(model.adjusted(image_size=96).detect(pixels)[0], expected)
+    narrow = config(max_size=80)
+    narrow = narrow.model_copy(update={"rpn": narrow.rpn.model_copy(update={"max_size": 80})})
+    assert same(model.adjusted(max_size=80).detect(pixels)[0], run_model(folders, narrow).detect(pixels)[0])
+    few = config({"max_regions": 4, "nms": 0.3})
+    expected = run_model(folders, few).detect(pixels)[0]
+    assert same(model.adjusted(proposals=4, proposal_nms=0.3).detect(pixels)[0], expected)
+    assert not same(expected, usual)
 
 
 # ---------------------------------------------------------------- for people

@@ -103,18 +103,25 @@ def test_colours_tell_classes_apart() -> None:
 @pytest.mark.parametrize("name", ["café", "ёжик", "Straße", "naïve łódź"])
 def test_names_beyond_ascii_are_readable(name: str) -> None:
     """No letter is the box that a font shows for characters that it lacks."""
-    font = label_font(name, 20)
+    shown, font = label_font(name, 20)
+    assert shown == name
     box = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
     assert all((font.getmask(letter).getbbox(), bytes(font.getmask(letter))) != box for letter in name if letter != " ")
 
 
 def test_a_script_that_the_usual_font_lacks_is_looked_for_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = label_font("cat", 20)
-    assert label_font("猫 1", 20).getname()  # whether or not there is such a font, something is drawn
+    _, usual = label_font("cat", 20)
+    assert label_font("猫 1", 20)[1].getname()  # whether or not there is such a font, something is drawn
     asked: list[bool] = []
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: asked.append(True) or ["/nowhere.ttf"])
-    assert label_font("猫 2", 20).getname() == usual.getname()
+    shown, font = label_font("猫 2 собака", 20)
+    assert (shown, font.getname()) == ("\\u732b 2 собака", usual.getname())  # escaped, where no font has it
     assert asked == [True]
+    assert label_font("a\nb", 20)[0] == "a\\u000ab"  # a line break would end the drawing
+    grey = np.full((600, 900, 3), 90, np.uint8)
+    found = detections([[100.0, 100, 300, 300]], [0.9], [0])
+    escaped = [np.asarray(draw(grey, found, [name], 0)) for name in ("\\u732b\\u732b", "猫猫")]
+    assert np.array_equal(*escaped)
 
 
 def test_masks_are_tinted_in_their_classs_colour_and_the_best_is_on_top() -> None:

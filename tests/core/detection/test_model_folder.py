@@ -16,7 +16,7 @@ from regionclip_core.config.tree import ProposalsConfig, RpnConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.inference import InferenceSettings
-from regionclip_core.detection.model_folder import WEIGHTS, is_model_folder, load_model, read_config, save_model
+from regionclip_core.detection.model_folder import WEIGHTS, load_model, read_config, save_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.checkpoint_files import misfits, read_safetensors
 from regionclip_core.models.clip import ClipModel, save_clip
@@ -24,6 +24,7 @@ from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.given_files import is_model_folder
 from regionclip_core.weights.exporting import save_official, to_official
 
 VOCABULARY = Vocabulary(("cat", "dog", "bus", "tea pot"), base=("bus", "cat"), groups=(("rare", ("dog",)),))
@@ -128,7 +129,7 @@ def test_other_towers(tmp_path: Path, kind: str) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.detector(images, boxes).logits, detector(images, boxes).logits)
     assert loaded.proposer is None
-    with pytest.raises(ValueError, match=f"official code has only CLIP ResNets, and this image tower is a {kind}"):
+    with pytest.raises(ValueError, match=rf"no place for this detector's {kind} as image tower \(only CLIP ResNets\)"):
         to_official(Folder(str(tmp_path)))
 
 
@@ -253,11 +254,17 @@ def test_what_the_official_code_has_no_place_for_is_refused(tmp_path: Path) -> N
         assert not target.parent.exists()
 
     saved(tmp_path / "learnt", clip, detector_of(clip, "learnable"), with_rpn=False)
-    refused(tmp_path / "learnt", "its background is learnable, and the official code has only the zero embedding")
+    refused(
+        tmp_path / "learnt", r"w\.pth is not written: .*'s learnable background \(only .*--set finetune.background=zero"
+    )
     saved(tmp_path / "small", clip, detector_of(clip))
-    refused(tmp_path / "small", "no proposal network like rpn.backbone small")
+    refused(
+        tmp_path / "small", r"'s rpn.backbone small \(only resnet50_c4, [a-z0-9_, ]+\)\. Export it without --format"
+    )
+    saved(tmp_path / "both", clip, detector_of(clip, "learnable"))
+    refused(tmp_path / "both", r"'s learnable background \([^)]+\); rpn.backbone small")  # all of it at once
     save_clip(clip, Folder(str(tmp_path / "gelu")))
-    refused(tmp_path / "gelu", "its text encoder has GELU")
+    refused(tmp_path / "gelu", "the text encoder has GELU")
     (tmp_path / "nothing").mkdir()
     refused(tmp_path / "nothing", "holds no model")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ def test_a_detectors_card_says_what_the_run_measured() -> None:
         assert part in text, part
     for part in ("## Intended use", "## Limits", "Measured by the run on 50 images of the split `val`"):
         assert part in text, part
+
+
+def test_a_card_says_that_a_model_knows_drawings_only() -> None:
+    """The split `train` is the world, `val` photographs."""
+    text = str(detector_card(small_model(), "regionclip", facts()))
+    assert "trained on drawings only (split train:" in text and "in photographs where" not in text
+    for section, splits, expected in (
+        ("finetune", {"split": "val"}, "finding objects by name in photographs where"),
+        ("finetune", {"weights": "published"}, "finding objects by name in photographs where"),
+    ):
+        config = run_config()
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update=splits)})
+        assert expected in str(detector_card(small_model(), "regionclip", replace(facts(), config=config)))
+    config = run_config()
+    config = config.model_copy(update={"labels": config.labels.model_copy(update={"splits": ("val", "train")})})
+    mixed = str(clip_card(tiny_clip(), "student", replace(facts(), config=config)))
+    assert "trained partly on drawings (split train:" in mixed
+    assert "in photographs where" in str(clip_card(tiny_clip(), "teacher", None))
 
 
 def test_the_hub_reads_a_card_back(tmp_path: Path) -> None:
