@@ -60,6 +60,9 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         from stages.engine.lock import WorkspaceLocked
 
+        for name in ("stdin", "stdout", "stderr"):  # closed, as by `>&-`: the next file opened would take its number
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 (stays open)
         if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal can't show (file names!) is shown as escapes
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
@@ -141,18 +144,15 @@ def run(
     result = Pipeline(loaded).run(stages, force)
     try:
         finished = Planner(loaded).finished()
-        if "evaluate" in finished:
+        if "evaluate" in finished and "evaluate" in result.outcomes:
             typer.echo("\n" + format_results(Folder(str(finished["evaluate"].path)).read_json("metrics.json")))
-        if "report" in finished:
+        if "report" in finished and "report" in result.outcomes:
             typer.echo(f"\nreport: {Folder(str(finished['report'].path)).path('report.html')}")
-    except OSError as error:  # what follows says why stages failed, if some did
+    except OSError as error:  # a run that failed has said why
         if result.ok:
             raise
         typer.echo(f"no results shown: {error}", err=True)
     if not result.ok:
-        for stage, outcome in result.outcomes.items():
-            if outcome in ("failed", "blocked"):
-                typer.echo(f"{stage}: {outcome}: {result.messages[stage]}", err=True)
         raise typer.Exit(1)
 
 
@@ -247,9 +247,8 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
 ) -> None:
     """List, and with --yes delete, what no current config reaches."""
-    from regionclip_core.storage.records import Folder
+    from regionclip_core.storage.records import Folder, size
     from stages.commands.gc import collect, foreign_folders, unreachable
-    from stages.commands.show import size
 
     configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)

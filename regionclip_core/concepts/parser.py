@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -77,6 +78,17 @@ class CaptionParser:
         return {"parser": self.name, "version": self.version, "tables": self.tables, "spacy": metadata.version("spacy")}
 
 
+@cache  # once per process: the merge makes a parser too
+def _say_that_rules_parse(model: str) -> None:
+    logger.warning(
+        "spaCy pipeline %r is not installed: parsing captions with the built-in rules (concepts.parser: rules)"
+        ". A trained pipeline is in the extra `trained`: `pip install 'regionclip[trained]'`, "
+        "concepts.spacy_model: %s",
+        model,
+        _TRAINED,
+    )
+
+
 def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> CaptionParser:
     """Return the parser that `config.parser` names.
 
@@ -102,13 +114,7 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
                     "path of a pipeline folder on this machine; or set concepts.parser to `rules`, the built-in "
                     "parser, which needs no download"
                 ) from error
-            logger.warning(
-                "spaCy pipeline %r is not installed: parsing captions with the built-in rules (concepts.parser: rules)"
-                ". A trained pipeline is in the extra `trained`: `pip install 'regionclip[trained]'`, "
-                "concepts.spacy_model: %s",
-                model,
-                _TRAINED,
-            )
+            _say_that_rules_parse(model)
         else:
             doc = nlp("A dog sits on a red chair.")
             missing = [what for what in ("POS", "DEP") if not doc.has_annotation(what)]  # what the phrase rules read

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterator, Sequence
 
 from regionclip_core.config.architectures import RESNET_STRIDE, model_config, tower_of, why_not_buildable
 from regionclip_core.config.nearest import nearest_hint
-from regionclip_core.config.tree import Config
+from regionclip_core.config.tree import Config, FinetuneConfig, PretrainConfig, TeacherTraining
 
 
 def check_config(config: Config) -> list[str]:
     """Return one line per setting that doesn't fit another one, or that the teacher's architecture can't do."""
     # With a split that doesn't exist the other checks would repeat, or stumble over, what the first one found.
-    return list(_unknown_splits(config)) or [*_between_sections(config), *_architecture(config)]
+    return list(_unknown_splits(config)) or [*_between_sections(config), *_processes(config), *_architecture(config)]
 
 
 def _unknown_splits(config: Config) -> Iterator[str]:
@@ -93,6 +93,27 @@ def _between_sections(config: Config) -> Iterator[str]:
             yield (
                 f"finetune.mask_head: split {name!r} has no masks to learn from; set masks: true in "
                 f"data.splits.{name}, which must be a coco or lvis split"
+            )
+
+
+def _processes(config: Config) -> Iterator[str]:
+    """Yield why the trainings of this configuration can't run in `execution.train_workers` processes."""
+    workers = config.execution.train_workers
+    if workers > 1 and config.execution.backend == "local":
+        yield f"execution.train_workers: several processes need execution.backend: ray (came: {workers} with local)"
+        return
+    trained: dict[str, TeacherTraining | PretrainConfig | FinetuneConfig] = {}
+    if config.teacher.weights == "train" and config.teacher.training is not None:
+        trained["teacher.training"] = config.teacher.training
+    if config.pretrain.weights == "train":
+        trained["pretrain"] = config.pretrain
+    if config.finetune.weights == "train":
+        trained["finetune"] = config.finetune
+    for section, settings in trained.items():
+        if settings.batch_size % workers:
+            yield (
+                f"execution.train_workers: expected a number that divides {section}.batch_size, {settings.batch_size} "
+                f"(came: {workers})"
             )
 
 

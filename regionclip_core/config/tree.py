@@ -132,13 +132,20 @@ class Config(Section):
                 raise ValueError(f"{scheme}:// is no protocol that fsspec knows {came}{nearest_hint(scheme, known)}")
             elif scheme != "file" and not rest.strip("/"):
                 raise ValueError(f"expected {scheme}://BUCKET/FOLDER, nothing follows the protocol {came}")
+            elif scheme != "file" and set("*?[") & set(rest):  # fsspec would remove what it matches
+                raise ValueError(f"expected a URL without *, ? and [, which fsspec takes for a pattern {came}")
             if scheme != "file":
                 return workspace
         path = os.path.expanduser(workspace)
         if path.startswith("~"):
             raise ValueError(f"expected a folder or URL {came}; there is no user {path.split('/')[0][1:]!r} here")
-        if not os.path.abspath(path.removeprefix("file://")).strip("/"):
+        place = os.path.abspath(path.removeprefix("file://"))
+        if not place.strip("/"):
             raise ValueError(f"expected a folder of its own, not the root of the file system {came}")
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            raise ValueError(f"expected a folder, but {place} is a file or leads nowhere {came}; name another one")
         return path
 
 

@@ -23,7 +23,7 @@ from regionclip_core.datasets.index import WHOLE_FILE, IndexRow
 from regionclip_core.datasets.source import ShardPlan
 from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.locations import absolute, printable, unsafe_name
+from regionclip_core.storage.locations import absolute, file_in, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
 
 _MAX_AREA = 2.0**53  # square pixels; a larger or infinite area is no area
@@ -82,7 +82,7 @@ class CocoSource(ListedSource):
             yield IndexRow(
                 key=name,
                 image_id=int(image["id"]),
-                url=f"{self._images}/{name}",
+                url=file_in(self._images, name),
                 size=WHOLE_FILE,
                 width=image["width"],
                 height=image["height"],

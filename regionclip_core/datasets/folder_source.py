@@ -18,7 +18,7 @@ from regionclip_core.datasets.images import BadImage, check_image, read_image_fi
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.source import ShardPlan
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.locations import absolute, open_location, printable, unsafe_name
+from regionclip_core.storage.locations import absolute, file_in, open_location, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
 
 LARGEST_FIELD = 1 << 26
@@ -48,7 +48,7 @@ class FolderSource(ListedSource):
             if unsafe is not None:
                 yield IndexRow(key, number, status="bad_unsafe_member", reason=unsafe)
                 continue
-            url = f"{self._images}/{file}"
+            url = file_in(self._images, file)
             try:
                 data = read_image_file(url)
                 header = check_image(data)

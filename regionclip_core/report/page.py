@@ -14,7 +14,7 @@ from regionclip_core.config.tree import STAGE_NAMES, Config
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.report.results import Metrics, groups_of, judge, metrics_in, number, result_rows, shift_rows
 from regionclip_core.report.sections import SECTIONS, Run
-from regionclip_core.storage.records import Folder, read_manifest
+from regionclip_core.storage.records import Folder, read_manifest, size
 
 TEMPLATES = Environment(
     loader=PackageLoader("regionclip_core.report"),
@@ -24,7 +24,7 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
     undefined=StrictUndefined,
 )
-TEMPLATES.filters |= {"thousands": "{:,}".format, "number": number}
+TEMPLATES.filters |= {"thousands": "{:,}".format, "number": number, "size": size}
 
 
 def build_page(config: Config, inputs: Mapping[str, Folder]) -> str:

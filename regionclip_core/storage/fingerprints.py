@@ -136,7 +136,7 @@ def _listing_digest(path: str, files: list[Path], root: Path | None) -> str:
 def _remote_digest(url: str) -> str:
     with remote(url) as (fs, path):
         fs.invalidate_cache()  # another process may have replaced it since the last look
-        if glob.has_magic(path):
+        if glob.has_magic(path) and not fs.exists(path):
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
         elif fs.isdir(path):
             found = fs.find(path, detail=True)

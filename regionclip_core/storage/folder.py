@@ -6,6 +6,7 @@ rename. JSON is written canonically: equal values give equal bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import json
@@ -198,7 +199,7 @@ class Folder:
         data = self.read_bytes(name, small=True)
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter for thousands of lists inside each other
             raise ValueError(f"{self.path(name)}: not valid JSON ({error}); delete it or restore it") from error
 
     @contextmanager
@@ -215,7 +216,8 @@ class Folder:
         fd, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", suffix=f"-{name}"[-40:], dir=folder)
         try:
             if self.is_local:
-                os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; artifacts follow the umask
+                with suppress(PermissionError):  # a file system without modes, such as exFAT
+                    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; artifacts follow the umask
             with full_disk_named(self.path(name) if self.is_local else temporary), os.fdopen(fd, "wb") as f:
                 yield cast(BinaryIO, f)
                 f.flush()
@@ -233,6 +235,9 @@ class Folder:
             fd = os.open(self.url, os.O_RDONLY)
             try:
                 os.fsync(fd)  # makes the rename itself durable
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # what network shares answer
+                    raise
             finally:
                 os.close(fd)
             return
@@ -265,11 +270,13 @@ class Folder:
                     fs.rm_file(f"{root}/{name}")
 
     def remove_all(self) -> None:
-        """Remove the folder and everything inside.
+        """Remove the folder and everything inside; of a link to a folder, that folder's content and the link.
 
         The manifest and the records go first, so that no record of a half-removed artifact names a missing file.
         Without manifest and plan a folder doesn't look like an artifact; a mark then says that it was one.
         """
+        if self.is_local and os.path.islink(self.url) and not os.path.isdir(self.url):  # a link to nowhere or to a file
+            os.unlink(self.url)
         if self.exists("manifest.json") or self.exists("plan.json"):
             with suppress(OSError):  # a full disk: all the more reason to remove
                 self.write_bytes(HALF_REMOVED, b"")
@@ -279,14 +286,14 @@ class Folder:
         if self.is_local:
             for name in commits:
                 self.remove(name)
-            while os.path.exists(self.url):  # again where somebody else removed or wrote a file meanwhile
+            while os.path.lexists(self.url):  # again where somebody else removed or wrote a file meanwhile
                 with suppress(FileNotFoundError):
                     for entry in sorted(os.scandir(self.url), key=lambda entry: entry.name == HALF_REMOVED):  # last
                         if entry.is_dir(follow_symlinks=False):
                             shutil.rmtree(entry.path)
                         else:
                             os.unlink(entry.path)
-                    os.rmdir(self.url)
+                    (os.unlink if os.path.islink(self.url) else os.rmdir)(self.url)
             return
         with remote(self.url) as (fs, root):
             fs.invalidate_cache()
@@ -353,7 +360,8 @@ def whole_or_nothing(target: Path) -> Iterator[Folder]:
     """Yield a temporary folder that becomes `target` if the block ends well, and is removed otherwise."""
     nearest = next(folder for folder in target.absolute().parents if folder.exists())  # on the target's file system
     temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}new-", dir=nearest))
-    temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+    with suppress(PermissionError):  # as in Folder.write
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
     try:
         yield Folder(str(temporary))
         target.parent.mkdir(parents=True, exist_ok=True)

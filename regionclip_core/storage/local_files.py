@@ -7,7 +7,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from regionclip_core.storage.locations import is_remote, remote
@@ -32,13 +32,17 @@ def full_disk_named(path: str) -> Iterator[None]:
         raise
 
 
-def scratch(purpose: str) -> Path:
-    """Return this user's folder on this machine for one purpose. Raises PermissionError if another user owns it."""
-    folder = Path(tempfile.gettempdir()) / f"regionclip-{purpose}-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()  # its name can be guessed, and another user may have put a link there
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "not a folder of this user; remove it, or set TMPDIR", str(folder))
+def scratch(purpose: str, inside: str = "") -> Path:
+    """Return this user's private folder on this machine for one purpose, in TMPDIR or the folder `inside`.
+
+    Raises PermissionError if it is a link, another user's, or open to others: its name can be guessed.
+    """
+    folder = Path(inside or tempfile.gettempdir()) / f"regionclip-{purpose}-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(errno.EPERM, "not a private folder of this user; remove it, or set TMPDIR", str(folder))
     return folder
 
 

@@ -25,6 +25,16 @@ def absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
+def file_in(folder: str, name: str) -> str:
+    """Return the path or URL of a data set's file in a folder.
+
+    A web address ends at `?` or `#`, and `%` begins an escape: in a name they are escaped.
+    """
+    if folder.startswith(("http://", "https://")):
+        name = name.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+    return f"{folder}/{name}"
+
+
 @contextmanager
 def remote(url: str) -> Iterator[tuple[Any, str]]:
     """Yield the file system behind a URL, and the path in it.
@@ -37,7 +47,8 @@ def remote(url: str) -> Iterator[tuple[Any, str]]:
     try:
         yield fsspec.core.url_to_fs(url)
     except ImportError as error:  # "Install s3fs to access S3"
-        raise ValueError(f"{url}: {error}") from error
+        package = getattr(error.__cause__, "name", None) or "'fsspec[full]'"
+        raise ValueError(f"{url}: {error}: `pip install {package}`, on every machine of the run") from error
     except Exception as error:
         if type(error).__module__ == "builtins":
             raise
@@ -77,20 +88,23 @@ def read_location(url: str) -> bytes:
 def list_files(pattern: str) -> list[tuple[str, int]]:
     """Return (absolute url, bytes) of the files that a pattern with `{a..b}` braces and `*` globs names.
 
-    Brace order is kept, glob matches are sorted, a file named twice is taken once. Each folder is listed once, so that
-    40,000 files cost a few requests. Bytes are -1 where a web server doesn't say.
+    A file that has the very name is meant itself. Brace order is kept, glob matches are sorted, a file named twice is
+    taken once. Each folder is listed once, so that 40,000 files cost a few requests. Bytes are -1 where a web server
+    doesn't say.
 
     Raises:
         FileNotFoundError: a named file is not there, or nothing matches.
     """
     import braceexpand  # only where tars or images are listed
 
+    if os.path.isfile(here := absolute(pattern)):
+        return [(here, os.path.getsize(here))]
     found: dict[str, int | None] = {}
     listings: dict[str, dict[str, int | None]] = {}
     for one in braceexpand.braceexpand(absolute(pattern)):
         with remote(one) as (filesystem, path):
             parent = posixpath.dirname(path)
-            if set("*?[") & set(path):
+            if set("*?[") & set(path) and not filesystem.isfile(path):
                 for name, info in sorted(filesystem.glob(path, detail=True).items()):
                     if info["type"] == "file":
                         url = str(filesystem.unstrip_protocol(name)) if "://" in one else name

@@ -151,6 +151,15 @@ def content_digest(files: Iterable[FileRecord]) -> str:
     return hashlib.sha256(canonical_json(pairs)).hexdigest()
 
 
+def size(n: float) -> str:
+    """Return bytes for a reader, in powers of ten: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
 def shard_record_name(shard: int) -> str:
     """File name of a shard's record."""
     return f"shard-{shard:05d}.json"

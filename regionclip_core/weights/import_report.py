@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regionclip_core.models.checkpoint_files import misfits
 from regionclip_core.models.official_keys import why_left_over
+from regionclip_core.storage.records import size
 
 _SHOWN = 4
 
@@ -102,7 +103,7 @@ class ImportReport:
         """Return a few lines for the screen; many names are grouped by their prefixes."""
         converted = ", ".join(f"{n} tensors {how}" for how, n in Counter(self.converted.values()).items())
         rows = [
-            ("file", f"{self.file}, {self.bytes / 1e6:.1f} MB, {self.layout}, sha256 {self.sha256[:12]}"),
+            ("file", f"{self.file}, {size(self.bytes)}, {self.layout}, sha256 {self.sha256[:12]}"),
             ("kind", self.kind + (f", {self.model}" if self.model else "")),
             ("matched", f"{len(self.matched)} tensors by their own names"),
             ("renamed", f"{len(self.renamed)} tensors{_renames(self.renamed)}"),

@@ -8,19 +8,10 @@ from typing import Any
 
 from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.storage.fingerprints import SHORT
-from regionclip_core.storage.records import Folder, Manifest, read_records
+from regionclip_core.storage.records import Folder, Manifest, read_records, size
 from stages.engine.plan import PlanLine, latest_manifest
 
 SHOWN_ROWS = 5
-
-
-def size(n: float) -> str:
-    """Return bytes for a reader: 1.5 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -96,7 +87,10 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
         manifest = latest_manifest(workspace.child(line.stage))
         note = f"not the current one: {line.state}, {line.reason}\n"
     if manifest is None:
-        raise ValueError(f"{line.stage} has no finished result in {workspace.url}: {line.state}, {line.reason}")
+        raise ValueError(
+            f"{line.stage} has no finished result in {workspace.url}: {line.state}, {line.reason}. Run "
+            f"`regionclip run {line.stage}` with the same config first"
+        )
     folder = _artifact(line.stage, manifest, workspace)
     overview = ("version", "fingerprint", "content_digest", "shards", "rows", "counts")
     blocks = {

@@ -41,8 +41,6 @@ class LocalBackend:
 
     def call(self, task: StageTask, call: Call, watch: Callable[[], None] = lambda: None) -> Any:
         """Call the function while a thread calls `watch`."""
-        if task.distributed and task.config.execution.train_workers > 1:
-            raise ValueError("execution.train_workers > 1 needs the ray backend; use --backend ray or train_workers 1")
         ended = threading.Event()
 
         def watching() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -14,21 +15,26 @@ class Reporter:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
+        self._shown = ""
 
     def say(self, text: str) -> None:
         """Print one line."""
         print(text, flush=True)
 
+    def complain(self, text: str) -> None:
+        """Print one line about what went wrong, on standard error."""
+        print(text, file=sys.stderr, flush=True)
+
     def start(self, stage: str) -> None:
         """Note that a stage begins."""
-        self._last = time.monotonic()
+        self._last, self._shown = time.monotonic(), ""
 
     def update(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show that a stage has done so much of the total."""
-        now = time.monotonic()
-        if now - self._last >= self.EVERY:
-            self._last = now
-            self.say(f"{stage:<10} {done}/{total}" + (f"  {note}" if note else ""))
+        now, text = time.monotonic(), f"{stage:<10} {done}/{total}" + (f"  {note}" if note else "")
+        if now - self._last >= self.EVERY and text != self._shown:
+            self._last, self._shown = now, text
+            self.say(text)
 
     def stop(self) -> None:
         """Note that the stage ended, well or badly."""

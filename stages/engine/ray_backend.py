@@ -217,7 +217,7 @@ class RayBackend:
             tries = 1 + self._execution.shard_retries
             died = WorkerDied(
                 f"the worker died {tries} times: out of memory, a crash in native code, or a lost machine? Ray says: "
-                f"{str(lost).splitlines()[0]}"
+                f"{ray_cluster.in_one_line(lost)}"
             )
             return work.failure(task.stage, shard, died)
         except ray.exceptions.RayError as error:  # nothing that a shard can be blamed for

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import socket
 import sys
+import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -14,14 +19,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES of CPU workers alone
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from ray.experimental import internal_kv
 
 from regionclip_core.config.tree import ExecutionConfig
+from regionclip_core.storage.local_files import scratch
+from regionclip_core.storage.records import size
 from regionclip_core.threads import SPIN_COUNT, available_cpus
 
 OBJECT_STORE = 128 * 1024 * 1024
 """Bytes of Ray's object store on this machine: only shard numbers and records pass through it."""
+LONGEST_FOLDER = 40
+"""Characters of Ray's folder: its sockets add 64, and the path of a socket may have 103 (macOS; Linux: 107)."""
 CONNECT_WITHIN = 10.0
 """Seconds in which a cluster's address has to answer."""
 SAY_AFTER = 60.0
@@ -71,6 +81,7 @@ def connect(execution: ExecutionConfig) -> str | None:
 
     Raises:
         ValueError: no cluster answers.
+        OSError: Ray does not start.
     """
     # Ray counts calls that were killed for their memory apart, and would repeat them for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(execution.shard_retries))
@@ -83,7 +94,23 @@ def connect(execution: ExecutionConfig) -> str | None:
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # All processes started from here inherit the environment: a runtime_env does the same 2 to 3 s slower.
         os.environ.update(worker_environment())
-        return ray.init(address="local", **common).dashboard_url
+        # Else Ray writes its token to the home folder, readable by every user of the machine.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        folder = own_folder()
+        # Ray takes no loopback address from its callers, but this is how it chooses one itself, on macOS. Its servers
+        # then listen there alone, so that no other machine can reach them.
+        before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+        try:
+            return ray.init(address="local", _temp_dir=str(folder), **common).dashboard_url
+        except Exception as error:  # of many types, mostly that a process of Ray's did not appear
+            ray.shutdown()
+            free = size(shutil.disk_usage(folder.parent).free)
+            raise OSError(
+                f"Ray did not start: {in_one_line(error)}. Its logs and sockets are in {folder}, where {free} are "
+                "free. Set TMPDIR to another folder, or run with --backend local, without Ray"
+            ) from error
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
     where = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         if where.port is not None:  # Ray itself would go on trying for minutes
@@ -92,9 +119,26 @@ def connect(execution: ExecutionConfig) -> str | None:
         return ray.init(address=address, runtime_env=runtime, **common).dashboard_url
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"execution.address: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one "
+            f"execution.address: no Ray cluster answers at {address} ({in_one_line(error)}); start one "
             "there (`ray start --head`), correct the address, or set it to null for this machine alone"
         ) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """Return an error of Ray's as one line; some of them are pages long."""
+    return textwrap.shorten(str(error) or type(error).__name__, 500, placeholder=" ...").rstrip(".")
+
+
+def own_folder() -> Path:
+    """Return a new or old folder for the sockets and logs of a Ray on this machine, which only this user can enter.
+
+    It is in RAY_TMPDIR or TMPDIR, or in /tmp where these are too long for a socket. Ray opens its own folder to every
+    user, so it gets one inside a private one.
+    """
+    places = (os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "/tmp")
+    name = f"regionclip-ray-{os.getuid()}/r"
+    inside = next((place for place in places if len(os.path.join(place, name)) <= LONGEST_FOLDER), places[0])
+    return scratch("ray", inside) / "r"
 
 
 # ---------------------------------------------------------------- what there is

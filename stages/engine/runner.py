@@ -31,6 +31,7 @@ from regionclip_core.storage.records import (
     read_shard_records,
     remove_shard_records,
     shard_failure_name,
+    size,
     write_failure,
     write_manifest,
     write_plan,
@@ -140,7 +141,7 @@ class Pipeline:
         seconds = time.perf_counter() - start
         lost = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", "lost_")))
         bad = "".join(f", {n} {status}" for status, n in lost)
-        self.report.say(f"{name:<10} done    {seconds:.1f} s, {manifest.rows} rows, {manifest.bytes} bytes{bad}")
+        self.report.say(f"{name:<10} done    {seconds:.1f} s, {manifest.rows} rows, {size(manifest.bytes)}{bad}")
         return replace(line, state="done", manifest=manifest)
 
     # ---------------------------------------------------------------- the order of commits
@@ -344,7 +345,7 @@ class Pipeline:
         """Note a stage that failed or is blocked."""
         self.result.outcomes[line.stage], self.result.messages[line.stage] = line.state, line.reason
         shown = "FAILED " if line.state == "failed" else line.state
-        self.report.say(f"{line.stage:<10} {shown} {line.reason}")
+        self.report.complain(f"{line.stage:<10} {shown} {line.reason}")
         return line
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -17,7 +18,12 @@ import yaml
 from toy_runs import Toy
 from typer.testing import CliRunner, Result
 
+from regionclip_core.report.results import GROUPS
+from regionclip_core.storage.folder import Folder
 from stages.cli import app
+from stages.engine.plan import PlanLine, Planner
+from stages.engine.progress import Reporter
+from stages.engine.runner import Pipeline, RunResult
 
 Cli = Callable[..., Result]
 
@@ -60,8 +66,9 @@ def test_a_failure_exits_1_and_names_the_traceback(toy: Toy, cli: Cli) -> None:
     fault = toy.fault("raise-scaled-2")
     failed = cli("run")
     assert failed.exit_code == 1
-    assert "scaled: failed: 1 of 4 shards failed" in failed.stderr and "failed-00002.json" in failed.stderr
-    assert "total: blocked: waits for scaled" in failed.stderr
+    assert "scaled     FAILED  1 of 4 shards failed" in failed.stderr and "failed-00002.json" in failed.stderr
+    assert "total      blocked waits for scaled" in failed.stderr
+    assert failed.output.count("made to fail") == 1, "a failure is shown once"
     fault.unlink()
     assert cli("run").exit_code == 0
     file = next((toy.root / "ws" / "scaled").glob("*/scaled-00000.txt"))
@@ -90,8 +97,8 @@ def test_a_full_disk_is_a_message_a_stage(toy: Toy, cli: Cli, monkeypatch: pytes
     monkeypatch.setattr("stages.engine.runner.write_manifest", Mock(side_effect=full))
     result = cli("run")
     assert result.exit_code == 1
-    failed = "failed: OSError: [Errno 28] No space left on device: '/there/x'\n"
-    assert [f"{stage}: {failed}" in result.stderr for stage in ("numbers", "lonely")] == [True, True]
+    failed = "FAILED  OSError: [Errno 28] No space left on device: '/there/x'\n"
+    assert [f"{stage:<10} {failed}" in result.stderr for stage in ("numbers", "lonely")] == [True, True]
     assert result.stderr.count("\n") == 6 and "Traceback" not in result.output  # two of two lines, and two blocked
 
 
@@ -103,7 +110,7 @@ def test_a_full_disk_is_a_message_a_stage(toy: Toy, cli: Cli, monkeypatch: pytes
         (["run", "totl"], "nearest: total"),
         (["run", "--workspace", ""], "workspace: expected a folder or URL (came: '')"),
         (["show", "nothing"], "no stage 'nothing'"),
-        (["show", "total"], "total has no finished result"),
+        (["show", "total"], "missing, after scaled. Run `regionclip run total` with the same config first"),
         (["run", "--force"], "--force needs the stages"),
         (["run", "--backend", "spark"], "execution.backend"),
         (["detect", "x.jpg", "--classes", " , "], "names no category"),
@@ -125,6 +132,56 @@ def test_nothing_is_said_when_the_reader_has_gone() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("closed", ["", "1", "0 1 2"])
+def test_a_program_without_standard_streams_runs(toy: Toy, closed: str) -> None:
+    """As after `>&-`. What it writes has to end in its own files."""
+    (config := toy.root / "c.yaml").write_text(yaml.safe_dump(toy.config().model_dump(mode="json")))
+    code = (
+        f"import os, sys; [os.close(int(n)) for n in {closed!r}.split()]\n"
+        f"os.execv(sys.executable, [sys.executable, '-c', sys.argv[1], 'run', '-c', {str(config)!r}])\n"
+    )
+    program = (
+        f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+        "from stages import declarations; import toy_stages; declarations.STAGES = toy_stages.STAGES\n"
+        "from stages.cli import app; app()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {line.state for line in toy.plan().values()} == {"done"}
+    assert ("total      done" in done.stdout) is (closed == "")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "shown"), [({"labels": "done"}, []), ({"evaluate": "skipped", "report": "done"}, ["AP50", "report: "])]
+)
+def test_results_are_shown_by_a_run_that_evaluates(
+    toy: Toy, cli: Cli, monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, str], shown: list[str]
+) -> None:
+    """Whether or not they have been there before."""
+    group = {"ap50": 20.0, "ap": 10.0}
+    Folder(str(toy.root / "e")).write_json("metrics.json", {"zero_shot_gt": {"clip": dict.fromkeys(GROUPS, group)}})
+    lines = {stage: PlanLine(stage, "done", "", path=str(toy.root / "e")) for stage in ("evaluate", "report")}
+    monkeypatch.setattr(Planner, "finished", lambda planner: lines)
+    monkeypatch.setattr(Pipeline, "run", lambda *_: RunResult(outcomes))
+    printed = cli("run").stdout
+    assert [text for text in ("AP50", "report: ") if text in printed] == shown
+
+
+def test_progress_is_a_line_now_and_then_and_never_twice_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.0, 11.0, 22.0, 33.0, 34.0, 45.0, 46.0, 57.0])
+    monkeypatch.setattr("stages.engine.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    report = Reporter()
+    report.start("pretrain")
+    for done in (10, 10, 20, 30, 30):
+        report.update("pretrain", done, 300)
+    report.start("pretrain")  # again, as after a failure
+    report.update("pretrain", 30, 300)
+    lines = [f"pretrain   {done}/300" for done in (10, 20, 30, 30)]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_config_prints_what_reads_back(toy: Toy, cli: Cli, tmp_path: Path) -> None:

@@ -187,11 +187,32 @@ def test_a_link_in_the_temporary_folder_is_not_followed(tmp_path: Path, monkeypa
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"regionclip-locks-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PermissionError, match=r"not a folder of this user.*regionclip-locks"):
+    with pytest.raises(PermissionError, match=r"not a private folder of this user.*regionclip-locks"):
         scratch("locks")
     with pytest.raises(PermissionError), hold(Folder(f"memory://{tmp_path.name}/ws")):
         pass
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert scratch("locks").stat().st_mode & 0o777 == 0o700
+    scratch("locks").chmod(0o777)
+    with pytest.raises(PermissionError, match="not a private folder"):
+        scratch("locks")
+    (tmp_path / f"regionclip-uploads-{os.getuid()}").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PermissionError, match="not a private folder"):
+        scratch("uploads")
+
+
+def test_a_link_in_place_of_the_lock_file_is_not_followed(workspace: Folder, tmp_path: Path) -> None:
+    """As where others may write to the workspace: filelock empties the file that it locks."""
+    (tmp_path / "ws").mkdir()
+    (victim := tmp_path / "victim").write_text("kept")
+    (tmp_path / "ws" / ".lock").symlink_to(victim)
+    with pytest.raises(OSError, match=r"ws/\.lock"), hold(workspace):
+        pass
+    assert victim.read_text() == "kept"
 
 
 # ---------------------------------------------------------------- object stores

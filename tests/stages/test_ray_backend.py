@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import toy_stages
@@ -89,8 +93,35 @@ def test_shards_that_raise_or_kill_their_worker_fail_and_the_others_go_on(toy: T
 
 
 def test_asking_for_what_the_cluster_lacks_says_so(toy: Toy, cluster: None) -> None:
-    with pytest.raises(ValueError, match=r"execution\.train_workers is 99, but the cluster has \d+ CPUs"):
-        toy.run("lonely", **RAY, execution__train_workers=99)
+    with pytest.raises(ValueError, match=r"execution\.train_workers is 16, but the cluster has \d CPUs"):
+        toy.run("lonely", **RAY, execution__train_workers=16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_ray_on_this_machine_is_open_to_nobody_else(cluster: None) -> None:
+    """Its servers listen on the loopback address, its folder and its token are this user's own."""
+    ours, sockets = {os.getpid()}, set[str]()
+    parents = {int(p.parent.name): int(p.read_text().rpartition(")")[2].split()[1]) for p in stats()}
+    while more := {child for child, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    for pid in ours:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                sockets.add(os.readlink(link))
+    listening = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for _, local, _, state, *more_columns in map(str.split, Path(table).read_text().splitlines()[1:]):
+            if state == "0A" and f"socket:[{more_columns[5]}]" in sockets:
+                listening.add(local.partition(":")[0])
+    assert listening == {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and the same as IPv6
+    [node] = ray.nodes()
+    session = Path(node["ObjectStoreSocketName"]).parents[2]
+    assert session == ray_cluster.own_folder() and session.parent.stat().st_mode & 0o777 == 0o700
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64 and os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def stats() -> list[Path]:
+    return [path for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
 
 
 def test_places_that_ray_train_forgot_are_freed(cluster: None) -> None:
@@ -241,6 +272,32 @@ def test_what_workers_are_told_of_the_store(monkeypatch: pytest.MonkeyPatch) -> 
         "AWS_DEFAULT_REGION": "eu-west-1",
         "AWS_PROFILE": "work",
     }
+
+
+def test_rays_folder_is_short_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of sockets have a limit, and job folders of a cluster are long."""
+    user = os.getuid()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for folder in (short := Path(tempfile.mkdtemp(prefix="t", dir="/tmp")), tmp_path / ("long" * 10)):
+        folder.mkdir(exist_ok=True)
+    monkeypatch.setattr("tempfile.tempdir", str(short))
+    assert ray_cluster.own_folder() == short / f"regionclip-ray-{user}" / "r"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 10)))
+    assert ray_cluster.own_folder() == Path(f"/tmp/regionclip-ray-{user}/r")
+    monkeypatch.setenv("RAY_TMPDIR", str(short))
+    assert ray_cluster.own_folder().is_relative_to(short)
+    shutil.rmtree(short)
+
+
+def test_a_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise RuntimeError("Timed out waiting for file gcs_server_port\nand a page more")
+
+    monkeypatch.setattr(ray, "init", full)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests may have theirs
+    message = r"^Ray did not start: Timed .* a page more\. Its logs .* are free\. Set TMPDIR .* --backend local"
+    with patch.dict(os.environ), pytest.raises(OSError, match=message):
+        ray_cluster.connect(ExecutionConfig())
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("x")])

@@ -94,7 +94,7 @@ def test_early_cut_off_when_the_content_stays_the_same(toy: Toy) -> None:
 
 def test_execution_never_enters_a_fingerprint(toy: Toy) -> None:
     toy.run()
-    other = toy.plan(execution__workers=7, execution__threads=1, execution__backend="ray", execution__train_workers=3)
+    other = toy.plan(execution__workers=7, execution__threads=1, execution__backend="ray", execution__train_workers=4)
     assert set(states(other).values()) == {"done"}
 
 

@@ -311,6 +311,9 @@ def test_an_override_spares_the_other_uses_of_an_alias(tmp_path: Path) -> None:
         ("s3://", "s3://BUCKET/FOLDER"),
         ("ftpp://host/x", r"ftpp:// is no protocol .*nearest: ftp"),
         ("~nobody.has.this.name/x", "no user 'nobody.has.this.name'"),
+        ("s3://bucket/run[1]", r"without \*, \? and \[.*\(came: 's3://bucket/run\[1\]'\)"),
+        (__file__, r"expected a folder, but .*test_loading\.py is a file"),
+        (f"file://{__file__}/x/y", r"expected a folder, but .*test_loading\.py is a file"),
     ],
 )
 def test_a_workspace_that_is_no_place_is_refused(file: str, workspace: str, message: str) -> None:
@@ -340,6 +343,34 @@ def test_raw_objectness_needs_a_proposal_network(file: str, key: str) -> None:
     assert getattr(load_config(file, overrides).evaluate, key) == "raw_logit"
     with pytest.raises(ValueError, match=f"evaluate.{key}: raw_logit .* proposals.method grid .* none"):
         load_config(file, [*overrides, "proposals.method=grid"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["execution.train_workers=4"], []),
+        (
+            ["execution.train_workers=3"],
+            [
+                "execution.train_workers: expected a number that divides pretrain.batch_size, 16 (came: 3)",
+                "execution.train_workers: expected a number that divides finetune.batch_size, 16 (came: 3)",
+            ],
+        ),
+        (["execution.train_workers=3", "finetune.batch_size=6", "pretrain.weights=x/"], []),
+        (["execution.train_workers=3", "pretrain.batch_size=3", "finetune.weights=x/"], []),
+        (
+            ["execution.train_workers=2", "execution.backend=local"],
+            ["execution.train_workers: several processes need execution.backend: ray (came: 2 with local)"],
+        ),
+    ],
+)
+def test_processes_that_no_training_can_have_are_refused(file: str, overrides: list[str], lines: list[str]) -> None:
+    if not lines:
+        load_config(file, overrides)
+        return
+    with pytest.raises(ValueError) as refused:
+        load_config(file, overrides)
+    assert [line.strip() for line in str(refused.value).splitlines()[1:]] == lines
 
 
 def test_key_given_twice_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from source_samples import VOCABULARY, jpeg, opened, picture, read_all, statuses
 from regionclip_core.config.tree import CocoSplit, FolderSplit
 from regionclip_core.datasets import annotation_files
 from regionclip_core.datasets.categories import load_categories
-from regionclip_core.datasets.images import ImageReader
+from regionclip_core.datasets.images import ImageReader, read_image_file
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.shard_plan import plan_shards
 from regionclip_core.datasets.source import even_pieces
@@ -141,6 +144,30 @@ def test_a_quote_left_open_is_reported(tmp_path) -> None:
     assert (bad.key, bad.status) == ("c.csv#3", "bad_caption")
     assert bad.reason.startswith("line 3: 2 lines held together by a quote, and text behind the closing one")
     assert (good.status, good.captions) == ("ok", ['a "big"\ndog'])
+
+
+@pytest.mark.parametrize("source", ["folder", "coco"])
+def test_names_in_a_web_folder(tmp_path: Path, source: str) -> None:
+    """`#`, `?` and `%` mean something in an address; as letters of a name they are escaped."""
+    names = ["hash#1.png", "q?x=1.png", "per%20cent.png", "50%.png", "a b.png", "a+b&c.png", "[1].png", "ä/图.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    (tmp_path / "c.tsv").write_text("".join(f"{name}\ta dog\n" for name in names).join(["file\tcaption\n", ""]))
+    images = [{"id": i, "file_name": name, "width": 30, "height": 20} for i, name in enumerate(names)]
+    captions = [{"image_id": i, "caption": "a dog"} for i in range(len(names))]
+    (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        if source == "folder":
+            found = read_all(FolderSplit(source="folder", images=url, captions=str(tmp_path / "c.tsv")))
+        else:
+            found = read_all(CocoSplit(source="coco", images=url, captions=str(tmp_path / "c.json")))
+        assert [(row.key, row.status) for row in found] == [(name, "ok") for name in names]
+        assert all(read_image_file(row.url) == picture() for row in found)
+        server.shutdown()
 
 
 def test_files_that_cannot_be_opened_cost_their_row_only(tmp_path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -412,6 +413,52 @@ def test_a_half_removed_artifact_has_no_record_left(folder: Folder, monkeypatch:
     assert folder.names() == [HALF_REMOVED, *(f"x-{shard:05d}.bin" for shard in range(3))]
     folder.remove_all()
     assert folder.names() == []
+
+
+@pytest.mark.parametrize("behind", ["folder", "file", "nothing"])
+def test_an_artifact_that_became_a_link_is_removed(tmp_path: Path, behind: str) -> None:
+    """As where somebody moved it to another disk: its content goes, and so does the link."""
+    moved, beside = tmp_path / "disk" / "moved", tmp_path / "disk" / "other"
+    beside.mkdir(parents=True)
+    if behind == "folder":
+        Folder(str(moved)).write_json("manifest.json", {})
+        Folder(str(moved)).write_bytes("x.bin", b"x")
+    elif behind == "file":
+        moved.write_bytes(b"x")
+    (tmp_path / "artifact").symlink_to(moved)
+    folder = Folder(str(tmp_path / "artifact"))
+    folder.remove_all()
+    assert not os.path.lexists(folder.url) and beside.is_dir()
+    assert not (moved.is_dir() and any(moved.iterdir()))
+    folder.write_bytes("x.bin", b"y")
+    assert folder.names() == ["x.bin"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_modes_links_and_flushed_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As exFAT and network shares are. An error of the disk itself is raised."""
+    fsync = os.fsync
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def of_files(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(fd)
+
+    for name in ("chmod", "link", "symlink"):
+        monkeypatch.setattr(os, name, refused)
+    monkeypatch.setattr(os, "fsync", of_files)
+    folder = Folder(str(tmp_path / "ws"))
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            folder.write_bytes("x", b"one")
+        return
+    folder.write_bytes("x", b"one")
+    assert folder.read_bytes("x") == b"one" and folder.names() == ["x"]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ everything else in object storage in tests/stages/test_s3.py.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import torch
 import yaml
@@ -75,12 +75,11 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     "look", [Folder.names, lambda folder: folder.read_json("x"), lambda folder: exists(folder.url)]
 )
 def test_a_store_whose_client_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, look: Any) -> None:
-    def missing(url: str) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(ValueError, match=r"^s3://bucket/ws(/x)?: Install s3fs to access S3$"):
-        look(Folder("s3://bucket/ws"))
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(
+        ValueError, match=r"^gs://bucket/ws(/x)?: .*gcsfs.* Google Storage: `pip install gcsfs`, on eve"
+    ):
+        look(Folder("gs://bucket/ws"))
 
 
 @pytest.mark.parametrize("name", ["c.yaml", "c.json", "lvis.json"])

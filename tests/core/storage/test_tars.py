@@ -13,6 +13,7 @@ from source_samples import jpeg, picture, read_all, statuses
 
 from regionclip_core.config.tree import TarsSplit
 from regionclip_core.datasets.images import ImageReader
+from regionclip_core.storage.fingerprints import InputDigests
 from regionclip_core.storage.locations import list_files
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tars import BadTar, TarWriter, scan_tar
@@ -235,3 +236,21 @@ def test_list_files(tmp_path) -> None:
         list_files(f"{tmp_path}/{{a..c}}.tar")
     with pytest.raises(FileNotFoundError, match="nothing matches"):
         list_files(f"{tmp_path}/*.zip")
+
+
+@pytest.mark.parametrize("store", ["", "memory://"])
+@pytest.mark.parametrize("name", ["cc3m[1].tar", "part?.tar", "star*.tar"])
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path, store: str, name: str) -> None:
+    folder = Folder(f"{store}{tmp_path}")
+    for written in (name, "cc3m1.tar", "part1.tar", "star1.tar"):
+        folder.write_bytes(written, written.encode())
+    assert list_files(folder.path(name)) == [(folder.path(name), len(name))]
+    digest = InputDigests(folder).digest
+    before = digest(folder.path(name))
+    folder.write_bytes(name, name.upper().encode())  # as large as before
+    assert digest(folder.path(name)) != before
+
+
+def test_a_file_with_braces_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "{a,b}.tar").write_bytes(b"x")
+    assert list_files(f"{tmp_path}/{{a,b}}.tar") == [(f"{tmp_path}/{{a,b}}.tar", 1)]
