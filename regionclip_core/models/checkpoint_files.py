@@ -6,11 +6,14 @@ Reads .safetensors, torch files, new (zip) and old (pickle), with `weights_only`
 
 from __future__ import annotations
 
+import math
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +24,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from regionclip_core.models.torchscript_files import read_torchscript
+from regionclip_core.models.torchscript_files import DTYPES, LONGEST_NAME, read_torchscript
 from regionclip_core.storage.folder import Folder
 
 BARE_TENSOR = "<tensor>"
 """The name of the tensor in a file that is one single tensor."""
+_DTYPES = {*DTYPES.values(), torch.float8_e4m3fn, torch.float8_e5m2}
+_PICKLED = {
+    "numpy": "numpy arrays, such as detectron2's model zoo has",
+    "torch": "tensors, made by pickle.dump and not by torch.save",
+}
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
 
 
@@ -65,7 +73,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         layout = "safetensors"
         try:
             content = load_file(str(path))
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError, OverflowError) as error:
             raise ValueError(
                 f"{path} is a damaged or cut-short .safetensors file ({error}); download it again"
             ) from None
@@ -73,6 +81,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
+                _check_size(path, sum(entry.file_size for entry in archive.infolist()))
         except zipfile.BadZipFile as error:
             # The table of contents of a zip is at its end, so a download that broke off has none.
             raise ValueError(f"{path} is cut short or damaged ({error}); download or copy it again") from None
@@ -87,7 +96,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     else:
         raise ValueError(f"{path} is no file of weights: {_guess(head)}")
     if isinstance(content, Tensor):
-        return Checkpoint({BARE_TENSOR: content}, {}, (), layout)
+        return Checkpoint(_checked(path, {BARE_TENSOR: content}), {}, (), layout)
     beside: tuple[str, ...] = ()
     if isinstance(content, Mapping):
         for wrapper in _WRAPPERS:
@@ -100,10 +109,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no state dict: not one tensor by name, only {[str(k) for k in content][:5]}")
+    tensors = _checked(path, tensors)
     others = {str(key): value for key, value in content.items() if str(key) not in tensors}
     if all(name.startswith("module.") for name in tensors):  # saved from a data-parallel wrapper
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return Checkpoint(tensors, others, beside, layout)
+
+
+def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, each with memory of its own; ValueError for what no file of weights holds."""
+    claimed = 0
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+        if not dense or len(name) > LONGEST_NAME or not name.isprintable():
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}".replace("torch.", "")
+            raise ValueError(
+                f"{path}: {name[:60]!r} is no weight that can be read ({kind}); expected dense numbers under names of "
+                f"at most {LONGEST_NAME} printable characters. Convert them to float16 or float32, or get the file "
+                "again"
+            )
+        # An axis of length 0 counts as 1: the others may be of any length, and a row or column can still be asked for.
+        claimed += math.prod(max(1, side) for side in tensor.shape) * tensor.dtype.itemsize
+    _check_size(path, claimed)
+    found: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if found.setdefault(tensor.untyped_storage().data_ptr(), name) != name:
+            tensors[name] = tensor.clone()  # safetensors stores no two tensors of one memory
+    return tensors
+
+
+def _check_size(path: Path, claimed: int) -> None:
+    """Raise ValueError if what a file unpacks to is far more than it can hold, shared and compressed parts counted."""
+    if claimed > 8 * (size := path.stat().st_size) + 2**20:
+        raise ValueError(
+            f"{path} is a damaged or hostile file: its tensors claim {claimed:,} bytes, and it has {size:,}; download "
+            "it again, from where it was published"
+        )
 
 
 def _read_torch(path: Path) -> Any:
@@ -112,16 +153,50 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about old storage types, which are read all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise anything
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        named = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and named:
-            raise ValueError(
-                f"{path} is a pickle that names {named[1]}: reading it would run code from the file, which this "
-                "project never does. Take a file that holds tensors alone: .safetensors, or torch.save of a state_dict"
-            ) from None
+        text = str(error).strip() or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run what is in the file
+            found = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", text)
+            named = found[1] if found else _first_global(path)
+            if what := _PICKLED.get(named.split(".")[0] if _is_plain_pickle(path) else ""):
+                raise ValueError(_convert(path, what)) from None
+            if named:
+                raise ValueError(
+                    f"{path} is a pickle that names {named}: reading it would run code from the file, which this "
+                    "project never does. Take a file that holds tensors alone: .safetensors, or torch.save of a "
+                    "state_dict"
+                ) from None
+            text = "the pickle in it can't be read as tensors by name"
         raise ValueError(
-            f"{path} is cut short, damaged, or no file of tensors ({first}); download or copy it again"
+            f"{path} is cut short, damaged, or no file of tensors ({text.splitlines()[0]}); download or copy it again"
         ) from None
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Return whether a file is one pickle: no zip, and not torch's old format, which begins with a long number."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:1] == b"\x80" and start[2:] != b"\x8a\n"
+
+
+def _first_global(path: Path) -> str:
+    """Return the first class or function that a pickle of any protocol names, without running it; "" if none."""
+    texts = ["", ""]
+    with path.open("rb") as file, suppress(Exception):  # damaged bytes can raise anything
+        for code, argument, _ in pickletools.genops(file):
+            if code.name == "STACK_GLOBAL":
+                return ".".join(texts)
+            texts = [texts[1], argument] if isinstance(argument, str) else texts
+    return ""
+
+
+def _convert(path: Path, what: str) -> str:
+    """Say how to make a file of tensors out of a pickle."""
+    return (
+        f"{path} is a pickle of {what}; expected .safetensors, or torch.save of a state_dict. Reading a pickle can run "
+        'code from it, so only if you trust where it is from, convert it once: python -c "import pickle, torch; m = '
+        f"pickle.load(open({path.name!r}, 'rb'), encoding='latin1'); m = m.get('model', m); torch.save({{n: "
+        f'torch.as_tensor(a) for n, a in m.items()}}, {path.stem + ".pth"!r})"'
+    )
 
 
 def _guess(head: bytes) -> str:
@@ -132,14 +207,19 @@ def _guess(head: bytes) -> str:
         return "it is a git-lfs pointer; run `git lfs pull` to get the file itself"
     if text.startswith((b"{", b"[")):
         return "it looks like JSON"
+    if head.startswith(b"\x1f\x8b"):
+        return "it is compressed with gzip; unpack it first"
+    if head.startswith(b"\x93NUMPY"):
+        return "it is a numpy array; write torch.save(torch.from_numpy(numpy.load(...)), ...) of it"
     return f"it starts with {head[:8]!r}; expected a torch file or .safetensors"
 
 
 def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:
     """Return the tensors of one of our own files, as stored; ValueError if it is damaged."""
+    content = folder.read_bytes(name)
     try:
-        return load_tensors(folder.read_bytes(name))
-    except SafetensorError as error:
+        return load_tensors(content)
+    except (SafetensorError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{folder.path(name)} is damaged or cut short ({error}); copy or import it again") from None
 
 
@@ -147,7 +227,7 @@ def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:
 
 
 def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Say what is missing, unknown or of another shape, one text each; empty if all fits.
+    """Say what is missing, unknown or of another shape or type, one text each; empty if all fits.
 
     Frozen batch norms are often stored without `num_batches_tracked`, which nothing reads: it may be absent.
     """
@@ -158,7 +238,12 @@ def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
         for n in expected
         if n in state and state[n].shape != expected[n].shape
     ]
-    parts = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    types = [
+        f"{n} of {state[n].dtype} where {expected[n].dtype} is expected".replace("torch.", "")
+        for n in expected
+        if n in state and state[n].is_floating_point() != expected[n].is_floating_point()
+    ]
+    parts = [("missing", missing), ("unknown", unknown), ("of another shape", shapes), ("of another type", types)]
     return [
         f"{len(found)} {what}: {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}"
         for what, found in parts

@@ -55,25 +55,30 @@ def resnet_measures(state: Mapping[str, Tensor], text: bool, source: str) -> dic
 
     `text` adds the text tower's. Raises ValueError if weights are missing that the architecture is read from.
     """
-    positions = len(_get(state, "visual.attnpool.positional_embedding", source))
+    positions = len(_get(state, "visual.attnpool.positional_embedding", 2, source))
     measures: dict[str, Any] = {
         "blocks": [_blocks(state, rf"visual\.layer{stage}\.(\d+)\.", source) for stage in (1, 2, 3, 4)],
-        "width": _get(state, "visual.layer1.0.conv1.weight", source).shape[0],
+        "width": _get(state, "visual.layer1.0.conv1.weight", 4, source).shape[0],
         "input": 32 * math.isqrt(positions - 1),  # a stride of 32, and one position more for the mean
-        "embedding": _get(state, "visual.attnpool.c_proj.weight", source).shape[0],
+        "embedding": _get(state, "visual.attnpool.c_proj.weight", 2, source).shape[0],
     }
     if text:
-        vocabulary, width = _get(state, "token_embedding.weight", source).shape
+        vocabulary, width = _get(state, "token_embedding.weight", 2, source).shape
         measures["text layers"] = _blocks(state, r"transformer\.resblocks\.(\d+)\.", source)
         measures["text width"] = width
-        measures["text context_length"] = _get(state, "positional_embedding", source).shape[0]
+        measures["text context_length"] = _get(state, "positional_embedding", 2, source).shape[0]
         measures["text vocab_size"] = vocabulary
     return measures
 
 
-def _get(state: Mapping[str, Tensor], name: str, source: str) -> Tensor:
+def _get(state: Mapping[str, Tensor], name: str, axes: int, source: str) -> Tensor:
     if name not in state:
         raise ValueError(f"{source}: {name} is missing, without which the architecture of the CLIP model is unknown")
+    if state[name].ndim != axes or 0 in state[name].shape:
+        raise ValueError(
+            f"{source}: {name} has the shape {tuple(state[name].shape)}, expected {axes} axes and none of length 0: "
+            "the file is damaged or no CLIP model; get it again"
+        )
     return state[name]
 
 

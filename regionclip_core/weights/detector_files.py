@@ -134,9 +134,12 @@ def _vocabulary(
                 f"{file.name}: {name} has shape {tuple(tensor.shape)}, but {architecture.name} gives embeddings of "
                 f"{width} numbers: classifier and image encoder are of different architectures"
             )
-        finite = bool(torch.isfinite(tensor).all())
-        if not finite or bool((tensor == 0).all(dim=1).any()):
-            raise ValueError(f"{file.name}: {name} has rows that are zero or not finite: they classify nothing")
+        finite = tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+        if not finite or not len(tensor) or bool((tensor == 0).all(dim=1).any()):
+            raise ValueError(
+                f"{file.name}: {name} has no rows, or rows that are zero or not finite ({len(tensor)} of "
+                f"{str(tensor.dtype).removeprefix('torch.')}): they classify nothing; get the file again"
+            )
     background = own.get(f"{RAW}cls_bg_score.weight")
     if background is None or tuple(background.shape) != (1, width) or bool((background != 0).any()):
         raise ValueError(
