@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import pickle
-import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +27,6 @@ from regionclip_core.storage.folder import Folder
 
 BARE_TENSOR = "<tensor>"
 """The name of the tensor in a file that is one single tensor."""
-_DTYPES = {*DTYPES.values(), torch.float8_e4m3fn, torch.float8_e5m2}
-_PICKLED = {
-    "numpy": "numpy arrays, such as detectron2's model zoo has",
-    "torch": "tensors, made by pickle.dump and not by torch.save",
-}
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
 
 
@@ -88,11 +81,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
             layout, content = "torchscript", read_torchscript(path)
         elif any(name.endswith("data.pkl") for name in names):
-            content = _read_torch(path)
+            content = _read_torch(path, head)
         else:
             raise ValueError(f"{path} is a zip archive without weights in it (it holds {names[:3]}); unpack it first")
     elif head[:1] == b"\x80":
-        content = _read_torch(path)
+        content = _read_torch(path, head)
     else:
         raise ValueError(f"{path} is no file of weights: {_guess(head)}")
     if isinstance(content, Tensor):
@@ -120,13 +113,12 @@ def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors, each with memory of its own; ValueError for what no file of weights holds."""
     claimed = 0
     for name, tensor in tensors.items():
-        dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+        dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.dtype in DTYPES.values()
         if not dense or len(name) > LONGEST_NAME or not name.isprintable():
             kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}".replace("torch.", "")
             raise ValueError(
-                f"{path}: {name[:60]!r} is no weight that can be read ({kind}); expected dense numbers under names of "
-                f"at most {LONGEST_NAME} printable characters. Convert them to float16 or float32, or get the file "
-                "again"
+                f"{path}: {name[:60]!r} is no weight that can be read ({kind}); expected a dense float16 or float32 "
+                f"under a name of at most {LONGEST_NAME} printable characters. Convert it, or get the file again"
             )
         # An axis of length 0 counts as 1: the others may be of any length, and a row or column can still be asked for.
         claimed += math.prod(max(1, side) for side in tensor.shape) * tensor.dtype.itemsize
@@ -147,7 +139,7 @@ def _check_size(path: Path, claimed: int) -> None:
         )
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, head: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old storage types, which are read all the same
@@ -156,47 +148,31 @@ def _read_torch(path: Path) -> Any:
         text = str(error).strip() or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run what is in the file
             found = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", text)
-            named = found[1] if found else _first_global(path)
-            if what := _PICKLED.get(named.split(".")[0] if _is_plain_pickle(path) else ""):
-                raise ValueError(_convert(path, what)) from None
+            named = found[1] if found else ""
+            # One pickle alone: no zip, and not torch's old format, which begins with a long number.
+            is_plain = head[:1] == b"\x80" and head[2:4] != b"\x8a\n"
+            if is_plain and not named:  # of a newer protocol, which torch doesn't read as far as the names in it
+                with path.open("rb") as file:
+                    begins = file.read(2**20)
+                named = next((module for module in ("numpy", "torch") if module.encode() in begins), "")
+            if is_plain and named.split(".")[0] in ("numpy", "torch"):
+                what = "numpy arrays, such as detectron2's model zoo has" if named[0] == "n" else "tensors"
+                raise ValueError(
+                    f"{path} is a pickle of {what}; expected .safetensors, or torch.save of a state_dict. Reading a "
+                    "pickle can run code from it, so only if you trust where it is from, convert it once: python -c "
+                    f"\"import pickle, torch; m = pickle.load(open({path.name!r}, 'rb'), encoding='latin1'); m = "
+                    "m.get('model', m); torch.save({n: torch.as_tensor(a) for n, a in m.items()}, "
+                    f'{path.stem + ".pth"!r})"'
+                ) from None
             if named:
                 raise ValueError(
                     f"{path} is a pickle that names {named}: reading it would run code from the file, which this "
-                    "project never does. Take a file that holds tensors alone: .safetensors, or torch.save of a "
-                    "state_dict"
+                    "project never does. Take a file of tensors alone: .safetensors, or torch.save of a state_dict"
                 ) from None
             text = "the pickle in it can't be read as tensors by name"
         raise ValueError(
             f"{path} is cut short, damaged, or no file of tensors ({text.splitlines()[0]}); download or copy it again"
         ) from None
-
-
-def _is_plain_pickle(path: Path) -> bool:
-    """Return whether a file is one pickle: no zip, and not torch's old format, which begins with a long number."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return start[:1] == b"\x80" and start[2:] != b"\x8a\n"
-
-
-def _first_global(path: Path) -> str:
-    """Return the first class or function that a pickle of any protocol names, without running it; "" if none."""
-    texts = ["", ""]
-    with path.open("rb") as file, suppress(Exception):  # damaged bytes can raise anything
-        for code, argument, _ in pickletools.genops(file):
-            if code.name == "STACK_GLOBAL":
-                return ".".join(texts)
-            texts = [texts[1], argument] if isinstance(argument, str) else texts
-    return ""
-
-
-def _convert(path: Path, what: str) -> str:
-    """Say how to make a file of tensors out of a pickle."""
-    return (
-        f"{path} is a pickle of {what}; expected .safetensors, or torch.save of a state_dict. Reading a pickle can run "
-        'code from it, so only if you trust where it is from, convert it once: python -c "import pickle, torch; m = '
-        f"pickle.load(open({path.name!r}, 'rb'), encoding='latin1'); m = m.get('model', m); torch.save({{n: "
-        f'torch.as_tensor(a) for n, a in m.items()}}, {path.stem + ".pth"!r})"'
-    )
 
 
 def _guess(head: bytes) -> str:
@@ -238,11 +214,8 @@ def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
         for n in expected
         if n in state and state[n].shape != expected[n].shape
     ]
-    types = [
-        f"{n} of {state[n].dtype} where {expected[n].dtype} is expected".replace("torch.", "")
-        for n in expected
-        if n in state and state[n].is_floating_point() != expected[n].is_floating_point()
-    ]
+    kinds = [n for n in expected if n in state and state[n].is_floating_point() != expected[n].is_floating_point()]
+    types = [f"{n} of {state[n].dtype} where {expected[n].dtype} is expected".replace("torch.", "") for n in kinds]
     parts = [("missing", missing), ("unknown", unknown), ("of another shape", shapes), ("of another type", types)]
     return [
         f"{len(found)} {what}: {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}"

@@ -153,8 +153,8 @@ def _tensors(tree: _Module) -> Iterator[tuple[str, Tensor]]:
         seen += len(module.fields)
         if seen > _MOST_ENTRIES or len(prefix) > LONGEST_NAME:
             raise ValueError(
-                f"it is a damaged or hostile file: its modules, nested or shared, come to over {_MOST_ENTRIES:,} "
-                f"entries, or to names of over {LONGEST_NAME} characters; get it again from where it was published"
+                f"a damaged or hostile file, whose modules, nested or shared, come to over {_MOST_ENTRIES:,} entries "
+                f"or to names of over {LONGEST_NAME} characters; get it again from where it was published"
             )
         yield from ((prefix + name, value) for name, value in module.fields.items() if isinstance(value, Tensor))
         inner = [(f"{prefix}{name}.", value) for name, value in module.fields.items() if isinstance(value, _Module)]

@@ -388,8 +388,8 @@ def test_a_pickle_of_arrays_says_what_it_is_and_how_to_convert_it(tmp_path: Path
 
 def test_other_pickles_get_no_advice_to_run_them(tmp_path: Path) -> None:
     for content, match in [
-        ({"model": {"a": torch.ones(2)}}, "a pickle of tensors, made by pickle.dump and not by torch.save"),
-        ({"model": Counter("ab")}, "a pickle that names collections.Counter: reading it would run code"),
+        ({"model": {"a": torch.ones(2)}}, "a pickle of tensors; expected .safetensors, or torch.save of a state_dict"),
+        ({"model": Counter("ab")}, "the pickle in it can't be read as tensors by name"),
         ({"model": {"a": [1.0]}}, "the pickle in it can't be read as tensors by name"),
     ]:
         (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, 4))

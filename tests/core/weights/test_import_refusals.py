@@ -187,14 +187,18 @@ def test_models_that_are_not_what_the_user_says(tmp_path: Path) -> None:
     refused(tmp_path, file, r"--model: expected an open_clip .*\(came: 'RN51'\); nearest: RN50", model="RN51")
     refused(tmp_path, file, r"no open_clip architecture has these shapes \(blocks \[1, 2, 1, 1\]", model=None)
     refused(tmp_path, file, r"nowhere\.json: no such file", model=str(tmp_path / "nowhere.json"))
-    (tmp_path / "strange.json").write_text('{"width": 3}')
-    refused(tmp_path, file, "expected open_clip's embed_dim", model=str(tmp_path / "strange.json"))
+    for described in ({"width": 3}, [], {"model_cfg": 3}, {**SMALL, "text_cfg": 3}):
+        (tmp_path / "strange.json").write_text(json.dumps(described))
+        refused(tmp_path, file, "expected open_clip's embed_dim", model=str(tmp_path / "strange.json"))
+    unknown = {**SMALL, "vision_cfg": {**SMALL["vision_cfg"], "depth": 3}}
+    (tmp_path / "unknown.json").write_text(json.dumps(unknown))
+    refused(tmp_path, file, r"unknown can't be built from .*'depth'", model=str(tmp_path / "unknown.json"))
 
 
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("detectors", "--kind detectors: expected one of detector, pretrained, rpn, embeddings, clip"),
+        ("detectors", r"--kind: expected one of detector, .*, clip \(came: 'detectors'\); nearest: detector"),
         ("pretrained", "image encoder without the text encoder"),
         ("rpn", "no proposal branch"),
         ("embeddings", r"holds \d+ tensors; an embedding file has one"),
