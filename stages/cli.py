@@ -377,9 +377,9 @@ def import_(
     ] = None,
 ) -> None:
     """Read published weights, check all of them, and write a folder that the other commands take."""
-    from regionclip_core.storage.folder import free_target
+    from regionclip_core.weights.import_options import check_options
 
-    free_target(out)  # before torch is loaded
+    check_options(file, out, names, model, kind)  # typos are said before torch is imported
     from regionclip_core.weights.importing import REPORT, import_checkpoint
 
     report = import_checkpoint(file, out, names=names, model=model, kind=kind)

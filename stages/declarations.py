@@ -219,9 +219,9 @@ class Pretrain(JobStage):
         return {**settings, "seed": config.seed}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """A given student counts by its content."""
-        weights = config.pretrain.weights
-        return [] if weights == "train" else clip_files(weights, "student")
+        """A student that is given, or started from, counts by its content."""
+        weights = config.pretrain.weights if config.pretrain.weights != "train" else config.pretrain.init
+        return [] if weights == "teacher" else clip_files(weights, "student")
 
 
 class Finetune(JobStage):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from regionclip_core.models.clip import load_clip, named_architecture, save_clip, small_architecture
+from regionclip_core.config.tree import Config
+from regionclip_core.models.clip import ClipModel, load_clip, named_architecture, save_clip, small_architecture
 from regionclip_core.pretraining.student import make_student, pretrain_student
 from regionclip_core.storage.given_files import clip_folder
 from stages.base import JobWork, StageContext
@@ -20,8 +21,13 @@ class PretrainWork(JobWork):
         """Train, then save the student; or save the given one."""
         config = ctx.config
         if config.pretrain.weights != "train":
-            return self._take(ctx)
+            given = self._given(config, "weights")
+            if ctx.rank == 0:
+                save_clip(given, ctx.out)
+            return {"model": given.name, "weights": config.pretrain.weights}
         clip = load_clip(ctx.inputs["teacher"])
+        if config.pretrain.init != "teacher":
+            clip.model.visual.load_state_dict(self._given(config, "init").model.visual.state_dict())
         student = make_student(clip, config.pretrain)
         result, pairs = pretrain_student(
             student,
@@ -43,20 +49,18 @@ class PretrainWork(JobWork):
         summary = {"samples": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
         return {**summary, **pairs.unreadable.summary()}
 
-    def _take(self, ctx: StageContext) -> dict[str, Any]:
-        """Save the given student. Raises ValueError for one of another architecture than the teacher's."""
-        weights, teacher = ctx.config.pretrain.weights, ctx.config.teacher
-        clip = load_clip(clip_folder(weights, "student"))
+    def _given(self, config: Config, key: Literal["weights", "init"]) -> ClipModel:
+        """Return the student that a key names. Raises ValueError for one of another architecture than the teacher's."""
+        where, teacher = getattr(config.pretrain, key), config.teacher
+        clip = load_clip(clip_folder(where, "student"))
         small = teacher.model == "small"
         wanted = small_architecture(teacher.architecture) if small else named_architecture(teacher.model)
         if any(clip.architecture[part] != wanted[part] for part in ("embed_dim", "vision_cfg")):
             raise ValueError(
-                f"pretrain.weights: {weights} holds a student of the architecture {clip.name}, but teacher.model is "
-                f"{teacher.model}, which it is measured beside: set teacher.model to the student's"
+                f"pretrain.{key}: {where} holds a student of the architecture {clip.name}, but teacher.model is "
+                f"{teacher.model}, and the student must have the teacher's: set teacher.model to the student's"
             )
-        if ctx.rank == 0:
-            save_clip(clip, ctx.out)
-        return {"model": clip.name, "weights": weights}
+        return clip
 
 
 WORK = PretrainWork()

@@ -53,6 +53,9 @@ def model_config(name: str) -> dict[str, Any]:
 
 def why_not_buildable(config: Mapping[str, Any]) -> str | None:
     """Return why no ClipModel can be built from a description, offline; None if one can."""
+    parts = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    if not isinstance(config, dict) or any(type(config.get(key)) is not kind for key, kind in parts.items()):
+        return "expected open_clip's embed_dim, a number, and vision_cfg and text_cfg, mappings, in its description"
     if "multimodal_cfg" in config:
         return "it is a captioning model (CoCa), not a plain pair of encoders"
     if unknown := set(config) - _SWITCHES - {"embed_dim", "vision_cfg", "text_cfg"}:

@@ -10,10 +10,17 @@ from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import Config, FinetuneConfig, PretrainConfig, TeacherTraining
 
 
-def check_config(config: Config) -> list[str]:
-    """Return one line per setting that doesn't fit another one, or that the teacher's architecture can't do."""
-    # With a split that doesn't exist the other checks would repeat, or stumble over, what the first one found.
-    return list(_unknown_splits(config)) or [*_between_sections(config), *_processes(config), *_architecture(config)]
+def check_config(config: Config, stages: Collection[str] = ()) -> list[str]:
+    """Return one line per setting that doesn't fit another one, or that the teacher's architecture can't do.
+
+    A section that the config doesn't have is looked at only if its stage is one of `stages`, which are to run.
+    """
+    read = {*config.model_fields_set, *stages}
+    for checks in ([_unknown_splits], [_between_sections, _processes, _architecture]):
+        # With a split that doesn't exist the other checks would repeat, or stumble over, what the first one found.
+        if found := [line for check in checks for line in check(config) if line.split(".")[0] in read]:
+            return found
+    return []
 
 
 def _unknown_splits(config: Config) -> Iterator[str]:
@@ -29,7 +36,11 @@ def _unknown_splits(config: Config) -> Iterator[str]:
         wanted.append(("evaluate.whole_image_split", (config.evaluate.whole_image_split,)))
     if config.teacher.training is not None:
         wanted.append(("teacher.training.splits", config.teacher.training.splits))
+    if config.teacher.weights == "train" and config.teacher.training is None:
+        yield "teacher.training: missing; teacher.weights: train needs it, with its splits"
     known = sorted(config.data.splits)
+    if not known:
+        yield "data.splits: missing; it has no default"
     for path, names in wanted:
         if not names:
             yield f"{path}: expected at least one split of data.splits, which has {known} (came: [])"
@@ -89,7 +100,7 @@ def _between_sections(config: Config) -> Iterator[str]:
         )
     if config.finetune.mask_head and config.finetune.weights == "train":
         name = config.finetune.split
-        if not getattr(config.data.splits[name], "masks", False):
+        if not getattr(config.data.splits.get(name), "masks", False):
             yield (
                 f"finetune.mask_head: split {name!r} has no masks to learn from; set masks: true in "
                 f"data.splits.{name}, which must be a coco or lvis split"
@@ -172,10 +183,14 @@ def _too_small(config: Config, name: str, stride: int) -> Iterator[str]:
 
 
 def check_stages(config: Config, stages: Collection[str]) -> None:
-    """Raise ValueError if one of `stages` needs region features and the teacher's architecture has none.
+    """Raise ValueError if `stages`, which are to run, lack settings or ask what the teacher's architecture can't do.
 
-    This is not part of check_config: with such a teacher the stages up to the pseudo labels can run.
+    This is no part of loading a config: with a teacher without region features the stages up to the pseudo labels can
+    run, and a run of some stages needs no sections of others.
     """
+    if lines := check_config(config, stages):
+        advice = "add them to the config, or name the stages to run, such as `regionclip run data`:"
+        raise ValueError("\n  ".join([f"what is to run needs more settings; {advice}", *lines]))
     if config.teacher.model == "small":
         return
     tower = tower_of(model_config(config.teacher.model))

@@ -92,7 +92,7 @@ Split = Annotated[WorldSplit | TarsSplit | CocoSplit | LvisSplit | FolderSplit, 
 class DataConfig(Section):
     """What goes in: named splits of images, and the categories that detection is measured on."""
 
-    splits: dict[str, Split] = Field(min_length=1)
+    splits: dict[str, Split] = Field({}, min_length=1)
     """Splits by name; the other stages choose theirs by these names."""
     categories: str = "world"
     """`world`, a name under data/ (`coco_ovd`), a YAML/JSON file with `base:` and `novel:` lists, a COCO
@@ -104,7 +104,7 @@ class DataConfig(Section):
 class ConceptsConfig(Section):
     """Captions to a concept pool (paper section 3.2)."""
 
-    splits: Listed[tuple[str, ...]]
+    splits: Listed[tuple[str, ...]] = ()
     """Splits whose captions are parsed."""
     parser: Literal["auto", "spacy", "rules"] = "auto"
     """`spacy`: an installed pipeline. `rules`: the built-in caption parser. `auto`: the first that is installed."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from regionclip_core.config.checks import check_config
 from regionclip_core.config.errors import explain
 from regionclip_core.config.nearest import nearest
-from regionclip_core.config.tree import Config
+from regionclip_core.config.tree import STAGE_NAMES, Config
 from regionclip_core.config.yaml_text import parse_yaml, yaml_text
 
 DEFAULT_FILE = "pipeline.yaml"
@@ -74,8 +74,12 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Return the whole configuration as YAML, defaults included; `load_config` reads it back to an equal one."""
-    return yaml_text(config.model_dump(mode="json"))
+    """Return the whole configuration as YAML, defaults included; `load_config` reads it back to an equal one.
+
+    Sections that the config doesn't have, and that can't do without settings, are left out.
+    """
+    incomplete = {line.split(".")[0] for line in check_config(config, STAGE_NAMES)}
+    return yaml_text(config.model_dump(mode="json", exclude=incomplete))
 
 
 def _find(path: str | None) -> Path:

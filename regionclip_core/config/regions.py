@@ -27,7 +27,7 @@ GridScale = Annotated[float, Field(ge=0.01, le=1)]
 class ProposalsConfig(Section):
     """Boxes that may hold an object."""
 
-    splits: Listed[tuple[str, ...]]
+    splits: Listed[tuple[str, ...]] = ()
     """Splits whose images get proposals; all later stages choose among them."""
     method: Literal["rpn", "grid", "random", "given"] = "rpn"
     """`rpn`: by the network of the stage rpn. `given`: the annotated boxes, whatever their category."""
@@ -46,7 +46,7 @@ class ProposalsConfig(Section):
 class LabelsConfig(Section):
     """Teacher pseudo labels for proposals (paper section 3.3)."""
 
-    splits: Listed[tuple[str, ...]]
+    splits: Listed[tuple[str, ...]] = ()
     """Splits whose proposals are labelled; the student learns from them."""
     mode: Literal["roi", "crop"] = "crop"
     """`roi`: RoIAlign on the image's feature map, as in the paper. `crop`: each region alone through the teacher."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from regionclip_core.config.regions import Resize
 from regionclip_core.config.section import (
@@ -121,12 +121,6 @@ class TeacherConfig(Section):
     """Folders that `regionclip import` made of published embedding files. The names in them take their embeddings from
     there, all others from the text encoder."""
 
-    @model_validator(mode="after")
-    def _has_training(self) -> TeacherConfig:
-        if self.weights == "train" and self.training is None:
-            raise ValueError("weights: train needs a `training:` section that names its splits")
-        return self
-
 
 class RpnConfig(Section):
     """A class-agnostic region proposal network, trained on the boxes of base categories only."""
@@ -160,6 +154,9 @@ class PretrainConfig(Section):
     weights: str = "train"
     """`train`, or a student to take as it is: a folder from `regionclip import`, an exported CLIP folder, or the folder
     of an artifact that holds one."""
+    init: str = "teacher"
+    """What the student's visual encoder starts from: the `teacher`, or a CLIP or pretrained folder of its architecture.
+    The text encoder stays the teacher's."""
     steps: Steps = 300
     batch_size: ImagesPerStep = 16
     regions_per_image: Count = 12

@@ -98,12 +98,12 @@ class Config(Section):
     workspace: str = "runs/default"
     """Folder or fsspec URL; every stage writes <workspace>/<stage>/<fingerprint>/."""
     execution: ExecutionConfig = ExecutionConfig()
-    data: DataConfig
-    concepts: ConceptsConfig
-    teacher: TeacherConfig
+    data: DataConfig = DataConfig()
+    concepts: ConceptsConfig = ConceptsConfig()
+    teacher: TeacherConfig = TeacherConfig()
     rpn: RpnConfig = RpnConfig()
-    proposals: ProposalsConfig
-    labels: LabelsConfig
+    proposals: ProposalsConfig = ProposalsConfig()
+    labels: LabelsConfig = LabelsConfig()
     pairs: PairsConfig = PairsConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()

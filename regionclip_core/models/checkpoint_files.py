@@ -6,6 +6,7 @@ Reads .safetensors, torch files, new (zip) and old (pickle), with `weights_only`
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import warnings
@@ -21,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from regionclip_core.models.torchscript_files import read_torchscript
+from regionclip_core.models.torchscript_files import DTYPES, LONGEST_NAME, read_torchscript
 from regionclip_core.storage.folder import Folder
 
 BARE_TENSOR = "<tensor>"
@@ -65,7 +66,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         layout = "safetensors"
         try:
             content = load_file(str(path))
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError, OverflowError) as error:
             raise ValueError(
                 f"{path} is a damaged or cut-short .safetensors file ({error}); download it again"
             ) from None
@@ -73,21 +74,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
+                _check_size(path, sum(entry.file_size for entry in archive.infolist()))
         except zipfile.BadZipFile as error:
             # The table of contents of a zip is at its end, so a download that broke off has none.
             raise ValueError(f"{path} is cut short or damaged ({error}); download or copy it again") from None
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
             layout, content = "torchscript", read_torchscript(path)
         elif any(name.endswith("data.pkl") for name in names):
-            content = _read_torch(path)
+            content = _read_torch(path, head)
         else:
             raise ValueError(f"{path} is a zip archive without weights in it (it holds {names[:3]}); unpack it first")
     elif head[:1] == b"\x80":
-        content = _read_torch(path)
+        content = _read_torch(path, head)
     else:
         raise ValueError(f"{path} is no file of weights: {_guess(head)}")
     if isinstance(content, Tensor):
-        return Checkpoint({BARE_TENSOR: content}, {}, (), layout)
+        return Checkpoint(_checked(path, {BARE_TENSOR: content}), {}, (), layout)
     beside: tuple[str, ...] = ()
     if isinstance(content, Mapping):
         for wrapper in _WRAPPERS:
@@ -100,27 +102,76 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no state dict: not one tensor by name, only {[str(k) for k in content][:5]}")
+    tensors = _checked(path, tensors)
     others = {str(key): value for key, value in content.items() if str(key) not in tensors}
     if all(name.startswith("module.") for name in tensors):  # saved from a data-parallel wrapper
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return Checkpoint(tensors, others, beside, layout)
 
 
-def _read_torch(path: Path) -> Any:
+def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, each with memory of its own; ValueError for what no file of weights holds."""
+    claimed = 0
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.dtype in DTYPES.values()
+        if not dense or len(name) > LONGEST_NAME or not name.isprintable():
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}".replace("torch.", "")
+            raise ValueError(
+                f"{path}: {name[:60]!r} is no weight that can be read ({kind}); expected a dense float16 or float32 "
+                f"under a name of at most {LONGEST_NAME} printable characters. Convert it, or get the file again"
+            )
+        # An axis of length 0 counts as 1: the others may be of any length, and a row or column can still be asked for.
+        claimed += math.prod(max(1, side) for side in tensor.shape) * tensor.dtype.itemsize
+    _check_size(path, claimed)
+    found: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if found.setdefault(tensor.untyped_storage().data_ptr(), name) != name:
+            tensors[name] = tensor.clone()  # safetensors stores no two tensors of one memory
+    return tensors
+
+
+def _check_size(path: Path, claimed: int) -> None:
+    """Raise ValueError if what a file unpacks to is far more than it can hold, shared and compressed parts counted."""
+    if claimed > 8 * (size := path.stat().st_size) + 2**20:
+        raise ValueError(
+            f"{path} is a damaged or hostile file: its tensors claim {claimed:,} bytes, and it has {size:,}; download "
+            "it again, from where it was published"
+        )
+
+
+def _read_torch(path: Path, head: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old storage types, which are read all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise anything
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        named = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and named:
-            raise ValueError(
-                f"{path} is a pickle that names {named[1]}: reading it would run code from the file, which this "
-                "project never does. Take a file that holds tensors alone: .safetensors, or torch.save of a state_dict"
-            ) from None
+        text = str(error).strip() or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run what is in the file
+            found = re.search(r"(?:GLOBAL|global|type|function|class)\s+`?([A-Za-z_][\w.]*\.\w+)", text)
+            named = found[1] if found else ""
+            # One pickle alone: no zip, and not torch's old format, which begins with a long number.
+            is_plain = head[:1] == b"\x80" and head[2:4] != b"\x8a\n"
+            if is_plain and not named:  # of a newer protocol, which torch doesn't read as far as the names in it
+                with path.open("rb") as file:
+                    begins = file.read(2**20)
+                named = next((module for module in ("numpy", "torch") if module.encode() in begins), "")
+            if is_plain and named.split(".")[0] in ("numpy", "torch"):
+                what = "numpy arrays, such as detectron2's model zoo has" if named[0] == "n" else "tensors"
+                raise ValueError(
+                    f"{path} is a pickle of {what}; expected .safetensors, or torch.save of a state_dict. Reading a "
+                    "pickle can run code from it, so only if you trust where it is from, convert it once: python -c "
+                    f"\"import pickle, torch; m = pickle.load(open({path.name!r}, 'rb'), encoding='latin1'); m = "
+                    "m.get('model', m); torch.save({n: torch.as_tensor(a) for n, a in m.items()}, "
+                    f'{path.stem + ".pth"!r})"'
+                ) from None
+            if named:
+                raise ValueError(
+                    f"{path} is a pickle that names {named}: reading it would run code from the file, which this "
+                    "project never does. Take a file of tensors alone: .safetensors, or torch.save of a state_dict"
+                ) from None
+            text = "the pickle in it can't be read as tensors by name"
         raise ValueError(
-            f"{path} is cut short, damaged, or no file of tensors ({first}); download or copy it again"
+            f"{path} is cut short, damaged, or no file of tensors ({text.splitlines()[0]}); download or copy it again"
         ) from None
 
 
@@ -132,14 +183,19 @@ def _guess(head: bytes) -> str:
         return "it is a git-lfs pointer; run `git lfs pull` to get the file itself"
     if text.startswith((b"{", b"[")):
         return "it looks like JSON"
+    if head.startswith(b"\x1f\x8b"):
+        return "it is compressed with gzip; unpack it first"
+    if head.startswith(b"\x93NUMPY"):
+        return "it is a numpy array; write torch.save(torch.from_numpy(numpy.load(...)), ...) of it"
     return f"it starts with {head[:8]!r}; expected a torch file or .safetensors"
 
 
 def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:
     """Return the tensors of one of our own files, as stored; ValueError if it is damaged."""
+    content = folder.read_bytes(name)
     try:
-        return load_tensors(folder.read_bytes(name))
-    except SafetensorError as error:
+        return load_tensors(content)
+    except (SafetensorError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{folder.path(name)} is damaged or cut short ({error}); copy or import it again") from None
 
 
@@ -147,7 +203,7 @@ def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:
 
 
 def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Say what is missing, unknown or of another shape, one text each; empty if all fits.
+    """Say what is missing, unknown or of another shape or type, one text each; empty if all fits.
 
     Frozen batch norms are often stored without `num_batches_tracked`, which nothing reads: it may be absent.
     """
@@ -158,7 +214,9 @@ def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
         for n in expected
         if n in state and state[n].shape != expected[n].shape
     ]
-    parts = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    kinds = [n for n in expected if n in state and state[n].is_floating_point() != expected[n].is_floating_point()]
+    types = [f"{n} of {state[n].dtype} where {expected[n].dtype} is expected".replace("torch.", "") for n in kinds]
+    parts = [("missing", missing), ("unknown", unknown), ("of another shape", shapes), ("of another type", types)]
     return [
         f"{len(found)} {what}: {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}"
         for what, found in parts

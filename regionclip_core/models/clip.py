@@ -149,12 +149,16 @@ def build_clip(
     switches = {key: architecture[key] for key in architecture.keys() - {*_TOWERS, "custom_text"}}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would touch accelerators too
-        model = (CustomTextCLIP if architecture.get("custom_text") else CLIP)(
-            embed_dim=architecture["embed_dim"],
-            vision_cfg=CLIPVisionCfg(**vision),
-            text_cfg=CLIPTextCfg(**architecture["text_cfg"]),
-            **switches,
-        )
+        try:
+            model = (CustomTextCLIP if architecture.get("custom_text") else CLIP)(
+                embed_dim=architecture["embed_dim"],
+                vision_cfg=CLIPVisionCfg(**vision),
+                text_cfg=CLIPTextCfg(**architecture["text_cfg"]),
+                **switches,
+            )
+        except (TypeError, ValueError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
+            why = f"{error or type(error).__name__}; give the description that open_clip wrote"
+            raise ValueError(f"{name} can't be built from {architecture}: {why}") from None
     usual_mean, usual_std = usual_normalisation(name)
     (r, g, b), (r_std, g_std, b_std) = mean or usual_mean, std or usual_std
     return ClipModel(
@@ -348,6 +352,6 @@ def load_clip(folder: Folder) -> ClipModel:
     config = folder.read_json(names[0])
     preprocess = config.get("preprocess_cfg", {})
     name = config.get("name", folder.url.rsplit("/", 1)[-1])  # open_clip's own descriptions have no name
-    clip = build_clip(config["model_cfg"], name, 0, preprocess.get("mean"), preprocess.get("std"), folder)
+    clip = build_clip(config.get("model_cfg", {}), name, 0, preprocess.get("mean"), preprocess.get("std"), folder)
     _load_weights(clip, read_safetensors(folder, names[1]), folder.path(names[1]))
     return clip

@@ -6,6 +6,7 @@ Shapes: K names, n stored names, C concepts, D embedding.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -19,13 +20,14 @@ from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.prompts import embed_texts, prompt_templates
+from regionclip_core.models.prompts import SINGLE, embed_texts, prompt_templates
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import EMBEDDING_FILES
 
 PROMPTS = "prompts.json"
 """The file beside an exported text encoder that says how it embeds names."""
 _POOL = "concept_embeddings"
+_CHECKED = 32  # names at most
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ class NamePrompts:
         the average over the templates. With `normalize` rows have norm 1.
 
         Raises:
-            ValueError: if stored embeddings are of another width than the model's.
+            ValueError: if stored embeddings are of another width than the model's, or fit other names than theirs.
         """
         given: dict[str, Tensor] = {}
         for where in self.published:
@@ -67,6 +69,7 @@ class NamePrompts:
                     f"teacher.embeddings: {where} has embeddings of width {rows.shape[1]}, but {clip.name} makes "
                     f"{clip.embed_dim}; take those of the same architecture (RN50: 1024, RN50x4: 640)"
                 )
+            check_rows(clip, stored, rows, f"teacher.embeddings: {where}")
             given = dict(zip(stored, rows, strict=True)) | given
         others = [name for name in names if name not in given]
         if given and others:  # another spelling, such as LVIS's raw names, would look like this
@@ -86,6 +89,33 @@ class NamePrompts:
         rows = torch.stack([given[name] for name in names if name in given]).to(clip.device)
         result[is_given] = torch.nn.functional.normalize(rows, dim=1) if self.normalize else rows
         return result
+
+
+def check_rows(clip: ClipModel, names: Sequence[str], rows: Tensor, source: str) -> None:
+    """Raise ValueError if rows [n, D] of any norm, from `source`, fit other names clearly better than their own.
+
+    Some names, evenly spread, are embedded with one simple prompt and compared with all rows. Texts have much in
+    common, so means are removed before the cosines are taken; a name's own row then has one of 0.7 to 1, also where it
+    was made of 81 prompts. Rows of another encoder fit no name, and pass.
+    """
+    looked_at = torch.linspace(0, len(names) - 1, min(len(names), _CHECKED)).round().long().tolist()
+    made = embed_texts(clip, [names[row] for row in looked_at], SINGLE, True).cpu()
+    stored = torch.nn.functional.normalize(rows.float().cpu(), dim=1)
+    made, stored = (torch.nn.functional.normalize(e - e.mean(0), dim=1) for e in (made, stored))
+    cosines = made @ stored.T
+    own, (best, nearest) = cosines[range(len(looked_at)), looked_at], cosines.max(1)
+    # The largest of n cosines of unrelated directions is about sqrt(2 ln n / D).
+    by_chance = math.sqrt(2 * math.log(len(names)) / clip.embed_dim)
+    wrong = torch.where((best > own + 0.25) & (best > by_chance + 0.5))[0].tolist()
+    if len(wrong) >= max(2, len(looked_at) / 10):
+        at = wrong[0]
+        raise ValueError(
+            f"{source}: the names are in another order than the rows, or of another file: of {len(looked_at)} names "
+            f"looked at, {len(wrong)} fit another row better than their own, by the text encoder of {clip.name}; such "
+            f"as {names[looked_at[at]]!r}, whose cosine is {own[at]:.2f} with its own row and {best[at]:.2f} with that "
+            f"of {names[int(nearest[at])]!r} (without the mean of all). Import it again with --names in the order of "
+            "the rows"
+        )
 
 
 def embed_names(clip: ClipModel, names: Sequence[str], teacher: TeacherConfig) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DTYPES = {
+DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -29,6 +29,10 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+LONGEST_NAME = 500
+"""Of a tensor, in characters."""
+_MOST_ENTRIES = 100_000
+"""Of all modules together, counted as often as they are reached; the largest CLIP models have a few thousand."""
 
 
 class _Module:
@@ -61,8 +65,8 @@ class _Call:
 def _rebuild_tensor(elements: Tensor, offset: int, shape: Any, stride: Any, *unused: Any) -> Tensor:
     if not isinstance(elements, Tensor):
         raise ValueError("a tensor without a storage")
-    # as_strided refuses what would reach outside of the storage.
-    return torch.as_strided(elements, tuple(shape), tuple(stride), offset).clone()
+    # as_strided refuses what would reach outside of the storage; `read_checkpoint` looks at how often it is repeated.
+    return torch.as_strided(elements, tuple(shape), tuple(stride), offset)
 
 
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
@@ -72,7 +76,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): dict,
     **{("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
     # A storage's class is only ever handed on to persistent_load.
-    **{("torch", name): lambda dtype=dtype: dtype for name, dtype in _DTYPES.items()},
+    **{("torch", name): lambda dtype=dtype: dtype for name, dtype in DTYPES.items()},
 }
 
 
@@ -134,16 +138,24 @@ def read_torchscript(path: Path) -> dict[str, Any]:
             raise ValueError("it has no module in it")
         found = {name: value for name, value in tree.fields.items() if isinstance(value, (int, float, str))}
         found.pop("training", None)
-        return found | dict(_tensors(tree, ""))
+        return found | dict(_tensors(tree))
     except ValueError as error:
         raise ValueError(f"{path} is a TorchScript archive that is not read: {error}") from None
     except Exception as error:  # damaged bytes can end in anything
         raise ValueError(f"{path} is a damaged TorchScript archive ({error}); download it again") from None
 
 
-def _tensors(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for name, value in module.fields.items():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{name}", value
-        elif isinstance(value, _Module):
-            yield from _tensors(value, f"{prefix}{name}.")
+def _tensors(tree: _Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors by dotted names, also those of a module that others share, under each of its names."""
+    todo, seen = [("", tree)], 0
+    while todo:
+        prefix, module = todo.pop()
+        seen += len(module.fields)
+        if seen > _MOST_ENTRIES or len(prefix) > LONGEST_NAME:
+            raise ValueError(
+                f"a damaged or hostile file, whose modules, nested or shared, come to over {_MOST_ENTRIES:,} entries "
+                f"or to names of over {LONGEST_NAME} characters; get it again from where it was published"
+            )
+        yield from ((prefix + name, value) for name, value in module.fields.items() if isinstance(value, Tensor))
+        inner = [(f"{prefix}{name}.", value) for name, value in module.fields.items() if isinstance(value, _Module)]
+        todo += reversed(inner)

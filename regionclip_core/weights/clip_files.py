@@ -7,24 +7,23 @@ have to be named by the user.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from regionclip_core.config.architectures import model_config, why_not_buildable
+from regionclip_core.config.architectures import model_config
 from regionclip_core.models.clip import OPENAI_EXTRAS, build_clip, normalisation_note, usual_normalisation
 from regionclip_core.models.official_keys import OFFLINE, STUDENT, TEACHER, is_constant, sections, split_clip
 from regionclip_core.proposals.rpn_folder import official_section, write_rpn_folder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import CLIP_LAYOUTS
+from regionclip_core.weights.import_options import read_model
 from regionclip_core.weights.import_report import ImportReport, WeightFile
 from regionclip_core.weights.rpn_files import convert_rpn
 
@@ -55,25 +54,30 @@ def resnet_measures(state: Mapping[str, Tensor], text: bool, source: str) -> dic
 
     `text` adds the text tower's. Raises ValueError if weights are missing that the architecture is read from.
     """
-    positions = len(_get(state, "visual.attnpool.positional_embedding", source))
+    positions = len(_get(state, "visual.attnpool.positional_embedding", 2, source))
     measures: dict[str, Any] = {
         "blocks": [_blocks(state, rf"visual\.layer{stage}\.(\d+)\.", source) for stage in (1, 2, 3, 4)],
-        "width": _get(state, "visual.layer1.0.conv1.weight", source).shape[0],
+        "width": _get(state, "visual.layer1.0.conv1.weight", 4, source).shape[0],
         "input": 32 * math.isqrt(positions - 1),  # a stride of 32, and one position more for the mean
-        "embedding": _get(state, "visual.attnpool.c_proj.weight", source).shape[0],
+        "embedding": _get(state, "visual.attnpool.c_proj.weight", 2, source).shape[0],
     }
     if text:
-        vocabulary, width = _get(state, "token_embedding.weight", source).shape
+        vocabulary, width = _get(state, "token_embedding.weight", 2, source).shape
         measures["text layers"] = _blocks(state, r"transformer\.resblocks\.(\d+)\.", source)
         measures["text width"] = width
-        measures["text context_length"] = _get(state, "positional_embedding", source).shape[0]
+        measures["text context_length"] = _get(state, "positional_embedding", 2, source).shape[0]
         measures["text vocab_size"] = vocabulary
     return measures
 
 
-def _get(state: Mapping[str, Tensor], name: str, source: str) -> Tensor:
+def _get(state: Mapping[str, Tensor], name: str, axes: int, source: str) -> Tensor:
     if name not in state:
         raise ValueError(f"{source}: {name} is missing, without which the architecture of the CLIP model is unknown")
+    if state[name].ndim != axes or 0 in state[name].shape:
+        raise ValueError(
+            f"{source}: {name} has the shape {tuple(state[name].shape)}, expected {axes} axes and none of length 0: "
+            "the file is damaged or no CLIP model; get it again"
+        )
     return state[name]
 
 
@@ -100,7 +104,7 @@ def resnet_architecture(
             tower is unknown.
     """
     found = resnet_measures(state, text, source)
-    chosen = read_model(model) if model else _named(found)
+    chosen = Architecture(*read_model(model)) if model else _named(found)
     if chosen is None:
         raise ValueError(
             f"{source}: no open_clip architecture has these shapes ({_words(found)}). Check that the "
@@ -122,35 +126,6 @@ def resnet_architecture(
             f"{chosen.name} (trained with GELU)"
         )
     return Architecture(chosen.name.removesuffix(_QUICK), config)
-
-
-def read_model(model: str) -> Architecture:
-    """Return the architecture that `--model` names: open_clip's, or the description in a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such JSON file.
-        ValueError: the name is unknown, the file has no description, or the model can't be built.
-    """
-    if model.endswith(".json"):
-        path = Path(model)
-        if not path.is_file():
-            raise FileNotFoundError(f"--model {model}: no such file")
-        try:
-            described = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"--model {model}: not valid JSON ({error})") from None
-        config = described.get("model_cfg", described) if isinstance(described, dict) else {}
-        if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-            raise ValueError(f"--model {model}: expected open_clip's embed_dim, vision_cfg and text_cfg in it")
-        name = str(described.get("name", path.stem))
-    else:
-        try:
-            name, config = model, model_config(model)
-        except ValueError as error:
-            raise ValueError(str(error).replace("teacher.model", "--model").replace("`small` or an", "an")) from None
-    if reason := why_not_buildable(config):
-        raise ValueError(f"--model {model} can't be used: {reason}")
-    return Architecture(name, config)
 
 
 def _named(measures: Mapping[str, Any]) -> Architecture | None:
@@ -208,7 +183,7 @@ def import_clip(file: WeightFile, folder: Folder, report: ImportReport) -> None:
             "none: say which it is, such as --model ViT-B-32-quickgelu for OpenAI's ViT-B/32"
         )
     else:
-        architecture = read_model(file.model)
+        architecture = Architecture(*read_model(file.model))
         if extras:
             architecture.config.setdefault("quick_gelu", True)
     report.leave(sorted(constants), "a constant")

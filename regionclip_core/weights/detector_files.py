@@ -20,7 +20,7 @@ from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import TEXT as TEXT_FOLDER
 from regionclip_core.detection.model_folder import model_config, write_model
 from regionclip_core.detection.region_model import Preprocess
-from regionclip_core.models.clip import lean_clip, usual_normalisation
+from regionclip_core.models.clip import lean_clip, load_clip, usual_normalisation
 from regionclip_core.models.official_keys import (
     BACKGROUND,
     MASK_HEAD,
@@ -33,6 +33,7 @@ from regionclip_core.models.official_keys import (
     split_clip,
     split_detector,
 )
+from regionclip_core.models.text_embeddings import check_rows
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.rpn_folder import official_section
 from regionclip_core.storage.folder import Folder
@@ -54,8 +55,8 @@ def import_detector(file: WeightFile, folder: Folder, report: ImportReport) -> N
     """Write an official file of a detector into a detector folder.
 
     Raises:
-        ValueError: a part is incomplete, its classifier does not fit the architecture or the names, or one of its names
-            is unknown.
+        ValueError: a part is incomplete, its classifier does not fit the architecture or the names (also by what its
+            text encoder makes of them), or one of its names is unknown.
     """
     if TRAIN_EMBEDDINGS not in file.tensors:
         raise ValueError(
@@ -103,6 +104,7 @@ def import_detector(file: WeightFile, folder: Folder, report: ImportReport) -> N
     if has_text:
         report.take(words, f"{TEXT_FOLDER}/")
         write_clip(folder.child(TEXT_FOLDER), clip.own, architecture, file, report, f"{TEXT_FOLDER}/")
+        check_rows(load_clip(folder.child(TEXT_FOLDER)), vocabulary.names, raw, f"{file.name}: its classifier")
     else:
         report.missing["text encoder"] = (
             "it finds its own categories; for others `detect` takes a text encoder with --text"
@@ -134,9 +136,12 @@ def _vocabulary(
                 f"{file.name}: {name} has shape {tuple(tensor.shape)}, but {architecture.name} gives embeddings of "
                 f"{width} numbers: classifier and image encoder are of different architectures"
             )
-        finite = bool(torch.isfinite(tensor).all())
-        if not finite or bool((tensor == 0).all(dim=1).any()):
-            raise ValueError(f"{file.name}: {name} has rows that are zero or not finite: they classify nothing")
+        finite = tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+        if not finite or not len(tensor) or bool((tensor == 0).all(dim=1).any()):
+            raise ValueError(
+                f"{file.name}: {name} has no rows, or rows that are zero or not finite ({len(tensor)} of "
+                f"{str(tensor.dtype).removeprefix('torch.')}): they classify nothing; get the file again"
+            )
     background = own.get(f"{RAW}cls_bg_score.weight")
     if background is None or tuple(background.shape) != (1, width) or bool((background != 0).any()):
         raise ValueError(

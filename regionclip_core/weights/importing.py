@@ -16,10 +16,11 @@ from torch import Tensor
 
 from regionclip_core.models.checkpoint_files import BARE_TENSOR, read_checkpoint
 from regionclip_core.models.official_keys import STUDENT, TEACHER, TRAIN_EMBEDDINGS, sections
-from regionclip_core.storage.folder import Folder, file_sha256, free_target, whole_or_nothing
+from regionclip_core.storage.folder import Folder, file_sha256, whole_or_nothing
 from regionclip_core.storage.given_files import EMBEDDING_FILES
-from regionclip_core.weights.clip_files import import_clip, import_pretrained, read_model
+from regionclip_core.weights.clip_files import import_clip, import_pretrained
 from regionclip_core.weights.detector_files import import_detector
+from regionclip_core.weights.import_options import check_options, read_model
 from regionclip_core.weights.import_report import ImportReport, WeightFile
 from regionclip_core.weights.row_names import name_rows
 from regionclip_core.weights.rpn_files import import_rpn
@@ -40,15 +41,13 @@ def import_checkpoint(
         names: the names behind a classifier's or an embedding file's rows; see `row_names.read_names`.
         model: the architecture, by open_clip's name or a JSON file of open_clip's, where it can't be read off the file,
             or to have it checked.
-        kind: one of KINDS, instead of recognising it by the names in the file.
+        kind: one of `import_options.KINDS`, instead of recognising it by the names in the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, unknown, incomplete, or does not fit what the user says. Nothing is written then.
     """
-    if kind is not None and kind not in _IMPORTERS:
-        raise ValueError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
-    target = free_target(out)
+    target = check_options(file, out, names, model, kind)
     path = Path(file)
     checkpoint = read_checkpoint(path)
     kind = kind or recognise(checkpoint.tensors, path.name)
@@ -65,7 +64,7 @@ def import_checkpoint(
 
 
 def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
-    """Return which of KINDS a file is, by its tensors' names.
+    """Return which of `import_options.KINDS` a file is, by its tensors' names.
 
     Raises:
         ValueError: it is none of them; the message says what is in it.
@@ -115,11 +114,11 @@ def import_embeddings(file: WeightFile, folder: Folder, report: ImportReport) ->
     if not bool(torch.isfinite(tensor).all()) or bool((tensor == 0).all(dim=1).any()):
         raise ValueError(f"{file.name}: some embeddings are zero or not finite: the file is damaged")
     if file.model is not None:
-        chosen = read_model(file.model)
-        if chosen.config["embed_dim"] != tensor.shape[1]:
+        model, config = read_model(file.model)
+        if config["embed_dim"] != tensor.shape[1]:
             raise ValueError(
-                f"{file.name} has embeddings of {tensor.shape[1]} numbers, {chosen.name} makes "
-                f"{chosen.config['embed_dim']}: they are of another architecture"
+                f"{file.name} has embeddings of {tensor.shape[1]} numbers, {model} makes {config['embed_dim']}: they "
+                "are of another architecture"
             )
     vocabulary = name_rows(file.names, len(tensor), file.name)
     report.model = f"{len(tensor)} embeddings of {tensor.shape[1]} numbers"
@@ -137,5 +136,3 @@ _IMPORTERS: dict[str, Callable[[WeightFile, Folder, ImportReport], None]] = {
     "embeddings": import_embeddings,
     "clip": import_clip,
 }
-KINDS = tuple(_IMPORTERS)
-"""What can be imported."""

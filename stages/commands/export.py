@@ -77,8 +77,8 @@ def _write(what: str, source: Config | str, folder: Folder, name: str, lines: di
                 "can be copied, or written as an official file with --format official"
             )
         place = clip_folder(source, "student" if what == "student" else "teacher")
-        clip = load_clip(place)
-        export_open_clip(folder, clip, clip_card(clip, what, None), read_prompts(place))
+        given = load_clip(place)
+        export_open_clip(folder, given, clip_card(given, what, None), read_prompts(place))
         return
     with undisturbed(lines.values()):
         made = {stage: asdict(line.manifest) for stage, line in lines.items() if line.manifest is not None}

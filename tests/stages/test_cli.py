@@ -15,6 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from places import ROOT
 from toy_runs import Toy
 from typer.testing import CliRunner, Result
 
@@ -26,6 +27,7 @@ from stages.engine.progress import Reporter
 from stages.engine.runner import Pipeline, RunResult
 
 Cli = Callable[..., Result]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -207,6 +209,52 @@ def test_an_interrupt_exits_130_and_keeps_what_is_done(toy: Toy, cli: Cli) -> No
     result = cli("run")
     assert result.exit_code == 130 and "run again to go on" in result.stderr
     assert toy.plan()["scaled"].reason == "2/4 done"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere.pth", "--out", "new"], "nowhere.pth is not there: expected a file of weights"),
+        ([".", "--out", "new"], ". is a folder: expected a file of weights"),
+        (["w.pth", "--out", "full"], "--out full is there already and not empty"),
+        (["w.pth", "--out", "new", "--kind", "detectr"], "(came: 'detectr'); nearest: detector"),
+        (["w.pth", "--out", "new", "--model", "RN51"], "(came: 'RN51'); nearest: RN50"),
+        (["w.pth", "--out", "new", "--model", "rn50.json"], "--model rn50.json: no such file"),
+        (["w.pth", "--out", "new", "--names", "names.txt"], "--names names.txt: no such file"),
+        (["w.pth", "--out", "new", "--names", "coco_ovd2"], "--names: 'coco_ovd2' is not"),
+    ],
+)
+def test_typos_in_an_import_are_said_before_anything_slow(tmp_path: Path, options: list[str], message: str) -> None:
+    (tmp_path / "full").mkdir()
+    for name in ("w.pth", "full/mine.txt"):
+        (tmp_path / name).write_text("no weights")
+    code = "import sys\nsys.modules['torch'] = None\nfrom stages.cli import app\napp(sys.argv[1:])\n"
+    command = [sys.executable, "-c", code, "import", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_a_run_of_some_stages_needs_no_sections_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = "data: {splits: {mine: {source: world, images: 8}}}\nexecution: {backend: local}\n"
+    (tmp_path / "data.yaml").write_text(data)
+    (tmp_path / "concepts.yaml").write_text(data + "concepts: {splits: [mine], parser: rules, min_count: 1}\n")
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments))
+
+    assert call("run", "data", "-c", "data.yaml").exit_code == 0
+    assert call("run", "concepts", "-c", "concepts.yaml").exit_code == 0
+    states = [(s["stage"], s["state"]) for s in json.loads(call("status", "--json", "-c", "concepts.yaml").stdout)]
+    assert states[:3] == [("data", "done"), ("concepts", "done"), ("teacher", "missing")]
+    (tmp_path / "whole.yaml").write_text(call("config", "-c", "concepts.yaml").stdout)
+    assert call("run", "concepts", "-c", "whole.yaml", "--dry-run").stdout.count("skip") == 2
+    for stage, missing in [("concepts", "concepts.splits"), ("labels", "teacher.training"), (None, "labels.splits")]:
+        refused = call("run", *filter(None, [stage]), "-c", "data.yaml")
+        assert refused.exit_code == 2 and f"\n  {missing}: " in refused.stderr
+        assert "name the stages to run, such as `regionclip run data`" in refused.stderr
+    written = call("run", "data", "-c", "data.yaml", "--set", "labels.threshold=0.2")
+    assert written.exit_code == 2 and "labels.splits: expected at least one split" in written.stderr
 
 
 def test_help_and_status_import_nothing_slow(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from official_files import same_bits, small_clip
@@ -282,3 +287,112 @@ def test_reading_from_memory_is_not_tried(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.ones(1)}, "inner": inner.getvalue()}, tmp_path / "w.pth")
     assert set(read_checkpoint(tmp_path / "w.pth").tensors) == {"w"}
     assert not (tmp_path / "harm").exists()
+
+
+# ---------------------------------------------------------------- files made to do harm, and pickles of other programs
+
+
+def text(word: str) -> bytes:
+    return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+
+def archive(path: Path, program: bytes, storage: bytes = b"") -> None:
+    """A TorchScript archive around a tree of modules."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", b"\x80\x02" + program + b".")
+        file.writestr("a/constants.pkl", b"\x80\x02).")
+        file.writestr("a/data/0", storage)
+
+
+MODULE = b"c__torch__\nM\n)\x81}("
+LEAF = MODULE + text("w") + b"K\x01ub"
+
+
+def shared_children(depth: int) -> bytes:
+    """A module whose two children are one, and so on, `depth` levels deep: 2 ** depth names."""
+    program = LEAF
+    for level in range(depth):
+        mark = struct.pack("<I", level)
+        program = MODULE + text("a") + program + b"r" + mark + text("b") + b"j" + mark + b"ub"
+    return program
+
+
+HOSTILE = "damaged or hostile file.*(download it|get it) again,? from where it was published"
+
+
+@pytest.mark.parametrize("program", [shared_children(60), (MODULE + text("a")) * 100_000 + LEAF + b"ub" * 100_000])
+def test_modules_without_end_are_refused(tmp_path: Path, program: bytes) -> None:
+    archive(tmp_path / "w.pt", program)
+    with pytest.raises(ValueError, match=f"w.pt is a TorchScript archive.*{HOSTILE}"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+def test_a_shared_module_has_all_its_names(tmp_path: Path) -> None:
+    module = Scripted()
+    module.layers.append(module.layers[0])
+    torch.jit.script(module.eval()).save(str(tmp_path / "w.pt"))
+    expected = torch.jit.load(str(tmp_path / "w.pt")).state_dict()
+    assert "layers.2.weight" in expected
+    assert same_bits(read_checkpoint(tmp_path / "w.pt").tensors, expected)
+
+
+def test_tensors_of_absurd_sizes_are_refused(tmp_path: Path) -> None:
+    endless = torch.zeros(1).expand(3 * 10**9, 1000)  # 12 TB out of 4 bytes
+    torch.save(endless, tmp_path / "bare.pth")
+    torch.save({"model": {"visual.conv1.weight": endless}}, tmp_path / "named.pth")
+    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n" + text("0")
+    rebuilt += text("cpu") + b"K\x01tQK\x00(\x8a\x06" + (3 * 10**12).to_bytes(6, "little") + b"t(K\x00t\x89}tR"
+    archive(tmp_path / "script.pt", MODULE + text("w") + rebuilt + b"ub", bytes(4))
+    for name, side in [("wide.safetensors", 2**40), ("widest.safetensors", 2**62)]:
+        header = json.dumps({"e": {"dtype": "F32", "shape": [side, 0], "data_offsets": [0, 0]}}).encode()
+        (tmp_path / name).write_bytes(struct.pack("<Q", len(header)) + header)
+    torch.save(torch.zeros(2**22), tmp_path / "zeros.pth")
+    rewrite(tmp_path / "zeros.pth", tmp_path / "bomb.pth", {}, zipfile.ZIP_DEFLATED)
+    for name in ("bare.pth", "named.pth", "script.pt", "wide.safetensors", "widest.safetensors", "bomb.pth"):
+        with pytest.raises(ValueError, match=f"{name} is a {HOSTILE}"):
+            read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.ones(3).to_sparse(), "sparse_coo"),
+        (torch.empty(3, device="meta"), "meta"),
+        (torch.ones(3, dtype=torch.complex64), "complex64"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, tensor: Tensor, kind: str) -> None:
+    torch.save({"visual.w": tensor}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=rf"w\.pth: 'visual\.w' is no weight that can be read \(.*{kind}"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["n" * 501, "visual.\x1b[31m"])
+def test_names_that_no_model_has_are_refused(tmp_path: Path, name: str) -> None:
+    torch.save({name: torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"'(n{60}|visual\.\\x1b\[31m)' is no weight that can be read"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_of_arrays_says_what_it_is_and_how_to_convert_it(tmp_path: Path, protocol: int) -> None:
+    weights = {"visual.a": np.ones((2, 2), np.float32)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": weights, "__author__": "a"}, protocol))
+    with pytest.raises(ValueError, match=r"x\.pkl is a pickle of numpy arrays, such as detectron2's model zoo") as said:
+        read_checkpoint(tmp_path / "x.pkl")
+    assert "weights_only" not in str(said.value)
+    program = str(said.value).split('python -c "')[1].removesuffix('"')
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert torch.equal(read_checkpoint(tmp_path / "x.pth").tensors["visual.a"], torch.ones(2, 2))
+
+
+def test_other_pickles_get_no_advice_to_run_them(tmp_path: Path) -> None:
+    for content, match in [
+        ({"model": {"a": torch.ones(2)}}, "a pickle of tensors; expected .safetensors, or torch.save of a state_dict"),
+        ({"model": Counter("ab")}, "the pickle in it can't be read as tensors by name"),
+        ({"model": {"a": [1.0]}}, "the pickle in it can't be read as tensors by name"),
+    ]:
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, 4))
+        with pytest.raises(ValueError, match=match) as said:
+            read_checkpoint(tmp_path / "x.pkl")
+        assert "weights_only" not in str(said.value)

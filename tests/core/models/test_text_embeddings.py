@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,10 +13,13 @@ import torch
 from safetensors.torch import save_file
 from small_artifacts import tiny_clip, tiny_config
 
-from regionclip_core.config.tree import TeacherConfig
+from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
+from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.models.clip import ClipModel, build_clip, small_architecture
 from regionclip_core.models.prompts import SHORT, embed_texts, prompt_templates
 from regionclip_core.models.text_embeddings import (
+    check_rows,
     embed_names,
     embed_pool,
     load_embeddings,
@@ -84,12 +88,71 @@ def test_without_folders_it_is_the_text_encoder(tmp_path: Path) -> None:
     torch.testing.assert_close(embed_names(clip, ["cat"], teacher(others)), expected)
 
 
-def test_stored_names_need_no_text_encoder(tmp_path: Path) -> None:
+def test_stored_names_are_embedded_for_the_check_only(tmp_path: Path) -> None:
     rows = torch.randn(2, WIDTH)
     folder = write_folder(tmp_path / "a", ["cat", "dog"], rows.half())
     clip = tiny_clip()
-    clip.tokenizer = lambda texts: pytest.fail(f"{texts} were tokenized")
+    tokenizer, asked = clip.tokenizer, list[str]()
+    clip.tokenizer = lambda texts: (asked.extend(texts), tokenizer(texts))[1]
     torch.testing.assert_close(embed_names(clip, ["dog", "cat"], teacher(folder)), rows.half().float().flip(0))
+    assert asked == ["a photo of a cat.", "a photo of a dog."]
+
+
+# ---------------------------------------------------------------- rows of other names
+
+
+def wide_clip(seed: int) -> ClipModel:
+    """A text encoder of 128 numbers: in fewer, cosines of unrelated directions are too large to be told apart."""
+    architecture = ClipArchitecture(image_size=32, vision_width=8, context_length=16)
+    return build_clip(small_architecture(architecture), "small", seed)
+
+
+def many_names() -> list[str]:
+    return list(load_categories("coco_ovd").names)
+
+
+@pytest.mark.parametrize("names", [many_names(), many_names()[:5], many_names()[:2], many_names()[:1]])
+@pytest.mark.parametrize("prompts", ["single", "short", "clip81"])
+def test_embeddings_of_other_prompts_fit_their_names(names: list[str], prompts: str) -> None:
+    clip = wide_clip(0)
+    for normalize in (True, False):
+        check_rows(clip, names, embed_texts(clip, names, prompt_templates(prompts), normalize).half(), "e")
+
+
+@pytest.mark.parametrize(("count", "turn"), [(65, 1), (65, 30), (5, 1), (2, 1)])
+def test_names_in_another_order_are_refused_with_the_numbers(tmp_path: Path, count: int, turn: int) -> None:
+    clip, names = wide_clip(0), many_names()[:count]
+    rows = embed_texts(clip, names, prompt_templates("clip81"), False)
+    folder = write_folder(tmp_path / "a", names[turn:] + names[:turn], rows)
+    looked_at = min(count, 32)
+    with pytest.raises(ValueError, match=rf"a: the names are in another order.*of {looked_at} names looked at") as said:
+        embed_names(clip, ["kite"], teacher(folder))
+    found = re.search(
+        r"looked at, (\d+) fit another row.*as '(.+)', whose cosine is (-?\d\.\d+) .* and (\d\.\d+) with that of "
+        r"'(.+)' \(",
+        str(said.value),
+    )
+    assert found is not None
+    assert int(found[1]) > 0.75 * looked_at
+    assert float(found[3]) + 0.25 < float(found[4])
+    # The better row is the name's own one, under the name that it was given.
+    shuffled = names[turn:] + names[:turn]
+    assert found[5] == shuffled[names.index(found[2])]
+
+
+def test_half_a_list_that_moved_by_one_is_refused() -> None:
+    clip, names = wide_clip(0), many_names()
+    rows = embed_texts(clip, names, SHORT, True)
+    rows[32:] = rows[32:].roll(1, 0)
+    with pytest.raises(ValueError, match=r"of 32 names looked at, 1\d fit another row better"):
+        check_rows(clip, names, rows, "e")
+
+
+def test_rows_of_another_encoder_pass() -> None:
+    """Nothing says that they are in a wrong order, as with random weights for trying out."""
+    names = many_names()
+    for rows in (embed_texts(wide_clip(1), names, SHORT, False), torch.randn(65, 128)):
+        check_rows(wide_clip(0), names, rows, "e")
 
 
 def test_class_embeddings_and_pool_take_them(tmp_path: Path) -> None:

@@ -97,10 +97,12 @@ def test_open_clip_opens_an_imported_model(tmp_path: Path, small: str) -> None:
 
 def test_the_activation_is_never_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import regionclip_core.weights.clip_files as shapes
+    import regionclip_core.weights.import_options as options
 
     small = {name: value for name, value in SMALL.items() if name != "quick_gelu"}
     names = {"RN50": small, "RN50-quickgelu": SMALL}
-    monkeypatch.setattr(shapes, "model_config", lambda name: dict(names[name]))
+    for module in (shapes, options):
+        monkeypatch.setattr(module, "model_config", lambda name: dict(names[name]))
     monkeypatch.setattr(shapes, "RESNETS", ("RN50",))
     save_file(small_clip().model.state_dict(), str(tmp_path / "w.safetensors"))
     with pytest.raises(

@@ -120,6 +120,20 @@ def with_extra(name: str) -> Callable[[State], Any]:
         (with_extra("roi_heads.box_predictor.extra.weight"), r"unknown weights in the detector's heads.*extra"),
         (with_extra("roi_heads.mask_head.other.weight"), r"missing: mask_head\.deconv.*|unknown weights.*other"),
         (with_extra("offline_backbone.res2.0.conv1.weight"), "no proposal branch"),
+        (lambda s: s.update({CLS: torch.ones(48, 16, dtype=torch.int8)}), r"zero or not finite \(48 of int8\)"),
+        (lambda s: s.update({CLS: torch.ones(0, 16)}), r"cls_score\.weight has no rows"),
+        (
+            lambda s: s.update({"backbone.layer1.0.conv2.weight": torch.ones(8, 8, 3, 3, dtype=torch.int8)}),
+            r"1 of another type: encoder\.layer1\.0\.conv2\.weight of int8 where float32 is expected",
+        ),
+        (
+            lambda s: s.update({"backbone.attnpool.positional_embedding": torch.ones(())}),
+            r"positional_embedding has the shape \(\), expected 2 axes",
+        ),
+        (
+            lambda s: s.update({"backbone.attnpool.c_proj.weight": torch.ones(0, 16)}),
+            r"c_proj\.weight has the shape \(0, 16\), expected 2 axes and none of length 0",
+        ),
         (
             lambda s: s.update({"backbone.conv1.weight": torch.zeros(4, 3, 5, 5)}),
             r"of another shape: encoder\.conv1\.weight \(4, 3, 5, 5\) where \(4, 3, 3, 3\)",
@@ -130,7 +144,10 @@ def with_extra(name: str) -> Callable[[State], Any]:
         ),
         (lambda s: s[BG].fill_(0.1), r"cls_bg_score\.weight must be one row of 16 zeros"),
         (without(BG), r"cls_bg_score\.weight must be one row"),
-        (lambda s: s[TEST][3].zero_(), r"test_cls_score\.weight has rows that are zero or not finite"),
+        (
+            lambda s: s[TEST][3].zero_(),
+            r"test_cls_score\.weight has no rows, or rows that are zero or not finite \(65 of float32\)",
+        ),
         (without("backbone.layer2.1.conv2.weight"), r"1 missing: encoder\.layer2\.1\.conv2\.weight"),
         (
             lambda s: [s.pop(name) for name in list(s) if name.startswith("backbone.layer2.1.")],
@@ -170,14 +187,18 @@ def test_models_that_are_not_what_the_user_says(tmp_path: Path) -> None:
     refused(tmp_path, file, r"--model: expected an open_clip .*\(came: 'RN51'\); nearest: RN50", model="RN51")
     refused(tmp_path, file, r"no open_clip architecture has these shapes \(blocks \[1, 2, 1, 1\]", model=None)
     refused(tmp_path, file, r"nowhere\.json: no such file", model=str(tmp_path / "nowhere.json"))
-    (tmp_path / "strange.json").write_text('{"width": 3}')
-    refused(tmp_path, file, "expected open_clip's embed_dim", model=str(tmp_path / "strange.json"))
+    for described in ({"width": 3}, [], {"model_cfg": 3}, {**SMALL, "text_cfg": 3}):
+        (tmp_path / "strange.json").write_text(json.dumps(described))
+        refused(tmp_path, file, "expected open_clip's embed_dim", model=str(tmp_path / "strange.json"))
+    unknown = {**SMALL, "vision_cfg": {**SMALL["vision_cfg"], "depth": 3}}
+    (tmp_path / "unknown.json").write_text(json.dumps(unknown))
+    refused(tmp_path, file, r"unknown can't be built from .*'depth'", model=str(tmp_path / "unknown.json"))
 
 
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("detectors", "--kind detectors: expected one of detector, pretrained, rpn, embeddings, clip"),
+        ("detectors", r"--kind: expected one of detector, .*, clip \(came: 'detectors'\); nearest: detector"),
         ("pretrained", "image encoder without the text encoder"),
         ("rpn", "no proposal branch"),
         ("embeddings", r"holds \d+ tensors; an embedding file has one"),
@@ -256,6 +277,14 @@ def test_damaged_and_dangerous_files(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>")
     refused(tmp_path, tmp_path / "page.pth", "it is a web page")
     refused(tmp_path, tmp_path / "nowhere.pth", "is not there")
+
+
+def test_tensors_that_share_their_memory_are_imported(tmp_path: Path) -> None:
+    state = detector_state()
+    state["backbone.layer1.0.bn1.weight"] = state["backbone.layer1.0.bn2.weight"] = torch.ones(8)
+    model = write_model_json(tmp_path / "m.json")
+    report = import_checkpoint(save(tmp_path / "w.pth", state), str(tmp_path / "out"), model=model)
+    assert report.kind == "detector"
 
 
 def test_targets_that_are_taken(tmp_path: Path) -> None:

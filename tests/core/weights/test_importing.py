@@ -41,9 +41,11 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.clip import load_clip
+from regionclip_core.models.prompts import embed_texts, prompt_templates
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
-from regionclip_core.weights.importing import KINDS, import_checkpoint, recognise
+from regionclip_core.weights.import_options import KINDS
+from regionclip_core.weights.importing import _IMPORTERS, import_checkpoint, recognise
 
 TOLERANCE = {"atol": 5e-6, "rtol": 5e-6}
 
@@ -339,6 +341,22 @@ def test_a_detector_with_a_text_encoder_keeps_it(tmp_path: Path, small: str) -> 
     assert same_bits(official_at(tmp_path), state)
 
 
+def test_names_that_are_not_those_of_the_rows_are_refused(tmp_path: Path) -> None:
+    """The file's own text encoder shows it, also where classifier and names have the same number."""
+    architecture = {**SMALL, "embed_dim": 128, "text_cfg": {**SMALL["text_cfg"], "width": 64}}
+    model = write_model_json(tmp_path / "wide.json", architecture)
+    clip = small_clip(config=architecture)
+    names = list(load_categories("coco_ovd").names)
+    state = visual(clip, "backbone.") | heads(48, 65, width=128) | text(clip)
+    state["roi_heads.box_predictor.test_cls_score.weight"] = embed_texts(clip, names, prompt_templates("clip81"), False)
+    file = save(tmp_path / "w.pth", state)
+    import_checkpoint(file, str(tmp_path / "right"), model=model)
+    (tmp_path / "names.txt").write_text("\n".join(sorted(names)))
+    with pytest.raises(ValueError, match=r"w\.pth: its classifier: the names are in another order than the rows"):
+        import_checkpoint(file, str(tmp_path / "wrong"), model=model, names=str(tmp_path / "names.txt"))
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_mask_head_comes_along(tmp_path: Path, small: str) -> None:
     state = visual(small_clip(), "backbone.") | heads(3, None, mask_channels=256)
     (tmp_path / "names.txt").write_text("a\nb\nc")
@@ -426,4 +444,4 @@ def test_openais_names_with_a_teacher_are_a_pretraining_file(tmp_path: Path, sma
 
 
 def test_kinds_are_those_that_the_command_names() -> None:
-    assert KINDS == ("detector", "pretrained", "rpn", "embeddings", "clip")
+    assert KINDS == tuple(_IMPORTERS) == ("detector", "pretrained", "rpn", "embeddings", "clip")
