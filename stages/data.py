@@ -95,28 +95,25 @@ class DataWork(ShardWork):
                 empty when they are cut into shards); or no box that a split's annotations have can be used.
         """
         state = self.setup(ctx)
-        splits: dict[str, dict[str, Any]] = {name: {"shards": [], "images": 0} for name in state.sources}
-        rows: Counter[str] = Counter()
+        shards: dict[str, list[int]] = {name: [] for name in state.sources}
         counts: dict[str, Counter[str]] = {name: Counter() for name in state.sources}
         annotated: Counter[str] = Counter()
         for record in sorted(records, key=lambda record: record.shard):
             name = state.plans[record.shard].split
-            splits[name]["shards"].append(record.shard)
-            splits[name]["images"] += record.counts.get("ok", 0)
-            rows[name] += record.rows
+            shards[name].append(record.shard)
             counts[name].update(record.counts)
         boxes = {name: {k: n for k, n in found.items() if k.endswith("_boxes")} for name, found in counts.items()}
         for name, split in ctx.config.data.splits.items():
-            if isinstance(split, TarsSplit) and not rows[name]:
+            if isinstance(split, TarsSplit) and not counts[name]:
                 raise ValueError(f"data.splits.{name}.urls: no samples are in {split.urls}; give other tars or drop it")
             if counts[name]["lost_box"] and not boxes[name]:
-                first = first_reasons(ctx.out, [r for r in records if r.shard in splits[name]["shards"]], "lost_")
+                first = first_reasons(ctx.out, [r for r in records if r.shard in shards[name]], "lost_")
                 raise ValueError(f"data.splits.{name}.instances: none of its boxes can be used. The first: {first}")
             annotated.update(state.sources[name].categories())
-        ctx.out.write_json("splits.json", splits)
+        images = {name: found["ok"] for name, found in counts.items()}
+        ctx.out.write_json("splits.json", {n: {"shards": shards[n], "images": images[n]} for n in shards})
         ctx.out.write_json("categories.json", state.vocabulary.to_json())
         ctx.out.child(SCRATCH).remove_all()
-        images = {name: entry["images"] for name, entry in splits.items()}
         categories = {"base": len(state.vocabulary.base_ids), "novel": len(state.vocabulary.novel_ids)}
         return {"images": images, "categories": categories, "boxes": boxes, **unmatched(annotated, state.vocabulary)}
 

@@ -224,10 +224,7 @@ def _number(value: Any) -> float | None:
 
 
 def _image_problem(image: Image, name: str | None, duplicate: bool, shared: bool) -> tuple[str, str] | None:
-    """Return (status, reason) of an entry of `images` that can't be used; None if it can.
-
-    shared: images of other file names have its id.
-    """
+    """Return (status, reason) of an entry of `images` that can't be used; None if it can."""
     image_id = image.get("id")
     if not isinstance(image_id, int) or not 0 <= image_id < 2**63 or name is None:
         return "bad_image", f"expected an integer id and a file_name, found {image_id!r} and {name!r}"[:500]
@@ -235,10 +232,8 @@ def _image_problem(image: Image, name: str | None, duplicate: bool, shared: bool
     if unsafe is not None:
         return "bad_unsafe_member", unsafe
     if shared:
-        return "bad_duplicate_key", (
-            f"image {name!r} is one of several with the id {image_id}: nobody knows whose its boxes and captions are; "
-            "give each image an id of its own"
-        )
+        whose = "nobody knows whose its boxes and captions are; give each image an id of its own"
+        return "bad_duplicate_key", f"image {name!r} is one of several with the id {image_id}: {whose}"
     if duplicate:
         return "bad_duplicate_key", f"second image with id {image_id} or file_name {name!r}"
     width, height = image.get("width"), image.get("height")

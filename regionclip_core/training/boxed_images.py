@@ -144,8 +144,8 @@ def boxed_images(
     rows = RowTable(tables())
     if not with_boxes:
         raise ValueError(
-            f"split {split!r} has no image with a box of the wanted categories; training needs some. {crowds} boxes of "
-            "these categories are crowds (iscrowd), from which nothing is learned"
+            f"split {split!r} has no image with a box of the wanted categories; training needs some"
+            + f": all {crowds} of them are crowds (iscrowd), from which nothing is learned" * (crowds > 0)
         )
     if not len(rows):
         raise ValueError(f"split {split!r}: no image with boxes could be read for proposals")

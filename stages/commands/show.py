@@ -119,10 +119,8 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
             "settings": line.settings,
         }
     else:
-        raise ValueError(
-            f"{line.stage} has no result in {workspace.url}: {line.state}, {line.reason}; run `regionclip run "
-            f"{line.stage}` first"
-        )
+        what_to_do = f"run `regionclip run {line.stage}` first"
+        raise ValueError(f"{line.stage} has no result in {workspace.url}: {line.state}, {line.reason}; {what_to_do}")
     sections = [f"{folder.url}\n{note}".rstrip()]
     for title, value in blocks.items():
         text = yaml_text(value).rstrip()

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from regionclip_core.config.loading import parse_config
 from regionclip_core.storage.folder import Folder
+from regionclip_core.training.boxed_images import boxed_images
 from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded
 from stages.cli import app
 
@@ -202,6 +203,9 @@ def test_stages_without_boxes_stop_the_run_after_data(small_set: Set) -> None:
         run_small(small_set.config())
     assert sorted(path.name for path in small_set.workspace.iterdir() if path.is_dir()) == ["data"]
     assert run_small(small_set.config(), "proposals").ok
+    crowds = manifest(small_set.workspace, "data")["summary"]["boxes"]["train"]["crowd_boxes"]
+    with pytest.raises(ValueError, match=rf"training needs some: all {crowds} of them are crowds \(iscrowd\)"):
+        boxed_images(Folder(str(artifact(small_set.workspace, "data"))), "train", range(len(NAMES)))
     del small_set.splits["val"]["instances"]
     small_set.splits["more"] = {"source": "world", "images": 2, "image_size": 80}
     with pytest.raises(
