@@ -119,8 +119,8 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
             "settings": line.settings,
         }
     else:
-        what_to_do = f"run `regionclip run {line.stage}` first"
-        raise ValueError(f"{line.stage} has no result in {workspace.url}: {line.state}, {line.reason}; {what_to_do}")
+        why = f"{line.state}, {line.reason}; run `regionclip run {line.stage}` first"
+        raise ValueError(f"{line.stage} has no finished result in {workspace.url}: {why}")
     sections = [f"{folder.url}\n{note}".rstrip()]
     for title, value in blocks.items():
         text = yaml_text(value).rstrip()
