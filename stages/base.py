@@ -97,6 +97,8 @@ class ShardResult:
 
     rows: int
     counts: dict[str, int]
+    split: str = ""
+    """Whose samples they are, where a stage reads several splits: each is then judged by itself."""
 
 
 class ShardWork(ABC):

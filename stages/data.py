@@ -7,14 +7,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from regionclip_core.config.tree import TarsSplit
 from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.category_match import unmatched
 from regionclip_core.datasets.index import images_name, index_name, write_index
 from regionclip_core.datasets.shard_plan import open_source, plan_shards
 from regionclip_core.datasets.source import ShardPlan, Source
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
 from regionclip_core.storage.tars import TarWriter
+from regionclip_core.training.error_budget import first_reasons
 from stages.base import ShardResult, ShardWork, StageContext
 
 SCRATCH = "scan"
@@ -38,12 +42,21 @@ class DataWork(ShardWork):
 
     A bad sample costs its row, never the shard: it is counted as bad_image, bad_caption, bad_duplicate_key,
     bad_unsafe_member or bad_tar. lost_box, lost_caption and lost_image_labels count good images that lost a part,
-    lost_annotations the entries of annotation files that belong to no image.
+    lost_annotations the entries of annotation files that belong to no image, and base_boxes, novel_boxes, crowd_boxes
+    (`iscrowd`) and other_boxes (of a category in neither set) the boxes that are kept.
     """
 
     def shards(self, ctx: StageContext) -> list[int]:
-        """Return all shards of all splits; the only place where images are cut into shards."""
-        return sorted(self.setup(ctx).plans)
+        """Return all shards of all splits; the only place where images are cut into shards.
+
+        Raises:
+            ValueError, FileNotFoundError: a split's categories match nothing, or its images are not where it says.
+        """
+        state = self.setup(ctx)
+        for plan in state.plans.values():
+            if plan.piece.ordinal == 0:
+                state.sources[plan.split].check(plan.piece)
+        return sorted(state.plans)
 
     def setup(self, ctx: StageContext) -> State:
         """Open the sources and number the shards."""
@@ -68,33 +81,43 @@ class DataWork(ShardWork):
         counts = Counter(row.status for row in rows)
         for row in rows:
             counts.update(row.lost)
-        return ShardResult(len(rows), dict(sorted(counts.items())) | source.lost(plan))
+        # Boxes by what they are good for; those of a category in neither set have the label -1.
+        labels = np.concatenate([np.zeros(0, np.int32), *(row.box_labels for row in rows)])
+        crowd = np.concatenate([np.zeros(0, np.bool_), *(row.box_crowd for row in rows)])
+        is_kind = [labels < 0, crowd, np.isin(labels, state.vocabulary.base_ids)]
+        counts.update(np.select(is_kind, ["other_boxes", "crowd_boxes", "base_boxes"], "novel_boxes").tolist())
+        return ShardResult(len(rows), dict(sorted(counts.items())) | source.lost(plan), plan.split)
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Write which shards make a split.
+        """Write which shards make a split; the summary has their boxes, and which names of categories match nothing.
 
         Raises:
-            ValueError: a split of tars has no sample, which only reading them shows; the other sources refuse to be
-                empty when they are cut into shards.
+            ValueError: a split of tars has no sample, which only reading them shows (the other sources refuse to be
+                empty when they are cut into shards); or no box that a split's annotations have can be used.
         """
         state = self.setup(ctx)
-        splits: dict[str, dict[str, Any]] = {name: {"shards": [], "images": 0} for name in state.sources}
-        rows: Counter[str] = Counter()
+        shards: dict[str, list[int]] = {name: [] for name in state.sources}
+        counts: dict[str, Counter[str]] = {name: Counter() for name in state.sources}
+        annotated: Counter[str] = Counter()
         for record in sorted(records, key=lambda record: record.shard):
             name = state.plans[record.shard].split
-            splits[name]["shards"].append(record.shard)
-            splits[name]["images"] += record.counts.get("ok", 0)
-            rows[name] += record.rows
+            shards[name].append(record.shard)
+            counts[name].update(record.counts)
+        boxes = {name: {k: n for k, n in found.items() if k.endswith("_boxes")} for name, found in counts.items()}
         for name, split in ctx.config.data.splits.items():
-            if isinstance(split, TarsSplit) and not rows[name]:
+            if isinstance(split, TarsSplit) and not counts[name]:
                 raise ValueError(f"data.splits.{name}.urls: no samples are in {split.urls}; give other tars or drop it")
-        ctx.out.write_json("splits.json", splits)
+            if counts[name]["lost_box"] and not boxes[name]:
+                first = first_reasons(ctx.out, [r for r in records if r.shard in shards[name]], "lost_")
+                raise ValueError(f"data.splits.{name}.instances: none of its boxes can be used. The first: {first}")
+            annotated.update(state.sources[name].categories())
+        images = {name: found["ok"] for name, found in counts.items()}
+        ctx.out.write_json("splits.json", {n: {"shards": shards[n], "images": images[n]} for n in shards})
         ids = {name: found for name, source in state.sources.items() if (found := source.category_ids())}
         ctx.out.write_json("categories.json", {**state.vocabulary.to_json(), **({"ids": ids} if ids else {})})
         ctx.out.child(SCRATCH).remove_all()
-        images = {name: entry["images"] for name, entry in splits.items()}
         categories = {"base": len(state.vocabulary.base_ids), "novel": len(state.vocabulary.novel_ids)}
-        return {"images": images, "categories": categories}
+        return {"images": images, "categories": categories, "boxes": boxes, **unmatched(annotated, state.vocabulary)}
 
 
 WORK = DataWork()

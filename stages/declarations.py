@@ -17,7 +17,7 @@ from regionclip_core.config.tree import RPN_FIELDS, CocoSplit, Config, FolderSpl
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.world.version import WORLD_VERSION
 from regionclip_core.storage.given_files import clip_files, detector_files, rpn_files, text_files, text_settings
-from regionclip_core.storage.locations import list_files
+from regionclip_core.storage.locations import list_files, printable
 from regionclip_core.storage.records import canonical_json
 from stages.base import JobStage, ShardStage, Stage
 
@@ -43,7 +43,7 @@ class Data(ShardStage):
         if any(isinstance(split, WorldSplit) for split in splits.values()):
             settings |= {"seed": config.seed, "world_version": WORLD_VERSION}
         if tars := {name: split.urls for name, split in splits.items() if isinstance(split, TarsSplit)}:
-            settings["tars"] = {name: _digest([list(file) for file in list_files(urls)]) for name, urls in tars.items()}
+            settings["tars"] = {name: _listing_digest(name, urls) for name, urls in tars.items()}
         return settings
 
     def raw_inputs(self, config: Config) -> list[str]:
@@ -288,6 +288,13 @@ class Report(JobStage):
     def settings(self, config: Config) -> dict[str, Any]:
         """The whole config but where it runs: the page prints settings, so it is made again when one changes."""
         return config.model_dump(mode="json", exclude={"execution", "workspace"})
+
+
+def _listing_digest(name: str, urls: str) -> str:
+    files = list_files(urls)
+    if odd := [printable(url) for url, _ in files if printable(url) != url]:
+        raise ValueError(f"data.splits.{name}.urls: the name of {odd[0]} is not UTF-8; rename the file")
+    return _digest([list(file) for file in files])
 
 
 def _digest(value: Any) -> str:

@@ -21,15 +21,18 @@ class ProposalsWork(ShardWork):
         return split_shards(ctx.inputs["data"], ctx.config.proposals.splits)
 
     def setup(self, ctx: StageContext) -> Any:
-        """Load the proposer."""
-        return make_proposer(ctx.config, ctx.inputs.get("rpn"), ctx.device)
+        """Load the proposer, and find the split of each shard."""
+        splits = ctx.inputs["data"].read_json("splits.json").items()
+        split_of = {shard: name for name, split in splits for shard in split["shards"]}
+        return make_proposer(ctx.config, ctx.inputs.get("rpn"), ctx.device), split_of
 
     def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
         """Propose for every readable image of the shard."""
-        counts, table = propose_shard(state, ctx.inputs["data"], shard)
+        proposer, split_of = state
+        counts, table = propose_shard(proposer, ctx.inputs["data"], shard)
         with ctx.out.write(f"proposals-{shard:05d}.parquet") as file:
             pq.write_table(table, file)
-        return ShardResult(table.num_rows, counts)
+        return ShardResult(table.num_rows, counts, split_of[shard])
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Measure recall at IoU 0.5 of the boxes of base and novel categories, per split.

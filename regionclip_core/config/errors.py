@@ -67,6 +67,8 @@ def explain(error: ValidationError) -> list[str]:
                 hint = "; write it without quotes"
             elif kind == "string_type" and isinstance(value, (bool, int, float)):
                 hint = "; put it in quotes if it is meant as text"
+            elif isinstance(value, list) and keys[-1] == "urls":
+                hint = "; write several patterns as one, with braces: {a/*.tar,b/*.tar}"
             lines[where] = f"expected {expected} {came}{hint}"
     return [f"{where}: {text}" for where, text in lines.items()]
 

@@ -6,7 +6,10 @@ the ids and file names of all images.
 
 from __future__ import annotations
 
+import json
+import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +20,7 @@ from regionclip_core.datasets.image_list import Spool, by_image
 from regionclip_core.datasets.json_lists import list_entries
 
 Image = dict[str, Any]
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 @dataclass
@@ -31,6 +35,8 @@ class _File:
     """[A] the id of each annotation's image; -1 where it names none."""
     categories: dict[Any, str] = field(default_factory=dict)
     """Name by category id."""
+    boxes: Counter[Any] = field(default_factory=Counter)
+    """Annotations by category id."""
 
 
 def join_annotations(
@@ -47,8 +53,9 @@ def join_annotations(
 
     Returns:
         A JSON document for each image: {"image": its entry, "duplicate": whether its id or file name has been seen
-        before, and for each kind the list of its annotations}. And the facts: {"lost": how many annotations of all
-        files are of no image that any file lists, "categories": {kind: [[id, name], ...]}}.
+        before, "shared": whether images of other file names have its id, and for each kind the list of its
+        annotations}. And the facts: {"lost": how many annotations of all files are of no image that any file lists,
+        "categories": {kind: [[id, name], ...]}, "boxes": {kind: [[category id, annotations], ...]}}.
 
     Raises:
         FileNotFoundError: no such file.
@@ -61,13 +68,17 @@ def join_annotations(
     # One more place than there are ids: -1, the owner of an annotation that names no image, leads there.
     listed = np.zeros(len(ids) + 1, np.bool_)
     position_of = np.full(len(ids) + 1, -1, np.int32)
-    chosen: list[tuple[int, bool]] = []  # (entry, whether it is a duplicate) of each image
+    chosen: list[tuple[int, int, bool]] = []  # (entry, id, whether it is a duplicate) of each image
     names: set[str | None] = set()
+    name_of: dict[int, str | None] = {}  # of the first image of each id
+    shared: set[int] = set()  # ids of images of several file names: nobody knows whose the annotations are
     for number, file in enumerate(files.values()):
         for entry, image_id, name in file.images:
             if listed[image_id] or (number > 0 and not every_image):
                 continue
-            chosen.append((entry, bool(position_of[image_id] >= 0) or name in names))
+            chosen.append((entry, image_id, bool(position_of[image_id] >= 0) or name in names))
+            if name_of.setdefault(image_id, name) != name:
+                shared.add(image_id)
             if position_of[image_id] < 0:
                 position_of[image_id] = len(chosen) - 1
             names.add(name)
@@ -93,14 +104,19 @@ def join_annotations(
         annotations.append((kind.encode(), file.annotations, *by_image(positions, len(chosen))))
 
     def documents() -> Iterator[bytes]:
-        for n, (entry, duplicate) in enumerate(chosen[:limit]):
-            parts = [b'{"image": ', spool.joined([entry])[1:-1], b', "duplicate": ', b"true" if duplicate else b"false"]
+        for n, (entry, image_id, duplicate) in enumerate(chosen[:limit]):
+            marks = json.dumps({"duplicate": duplicate, "shared": image_id in shared})[1:-1].encode()
+            parts = [b'{"image": ', spool.joined([entry])[1:-1], b", ", marks]
             for kind, entries, order, first in annotations:
                 mine = [entries[i] for i in order[first[n] : first[n + 1]].tolist()]
                 parts.append(b', "%s": %s' % (kind, spool.joined(mine)))
             yield b"".join(parts) + b"}"
 
-    return documents(), {"lost": lost, "categories": {kind: [*file.categories.items()] for kind, file in files.items()}}
+    return documents(), {
+        "lost": lost,
+        "categories": {kind: [*file.categories.items()] for kind, file in files.items()},
+        "boxes": {kind: [*file.boxes.items()] for kind, file in files.items()},
+    }
 
 
 def _read_file(url: str, spool: Spool, ids: dict[Any, int], file_name: Callable[[Image], str | None]) -> _File:
@@ -117,6 +133,8 @@ def _read_file(url: str, spool: Spool, ids: dict[Any, int], file_name: Callable[
             named = isinstance(value, dict) and "image_id" in value
             found.owners.append(ids.setdefault(hashable(value["image_id"]), len(ids)) if named else -1)
             found.annotations.append(spool.append(text))
+            if isinstance(value, dict) and "category_id" in value:
+                found.boxes[hashable(value["category_id"])] += 1
         elif key == "categories":
             if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "id" not in value:
                 raise ValueError(f"{url}: expected categories with `id` and `name`, found {str(value)[:200]}")
@@ -135,6 +153,15 @@ def _some(values: Sequence[Any]) -> str:
     return ", ".join([repr(value)[:50] for value in values[:5]] + ["..."] * (len(values) > 5))
 
 
+def whole(value: Any) -> Any:
+    """Return a whole number that was written as a float or as text (tables are often exported so) as an int.
+
+    Anything else comes back as it is, "007" too, which is a name.
+    """
+    is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, str) and _WHOLE.fullmatch(value)
+    return int(value) if is_whole else value
+
+
 def hashable(value: Any) -> Any:
-    """Return an id as a key of a dict, whatever JSON value it is."""
-    return value if isinstance(value, (int, str, float)) else repr(value)
+    """Return an id as a key of a dict, whatever JSON value it is; text and number of one value are one id."""
+    return whole(value) if isinstance(value, (int, str, float)) else repr(value)

@@ -7,23 +7,26 @@ of a category that it neither lists nor has a box of, nothing is known.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from regionclip_core.config.tree import CocoSplit, LvisSplit
-from regionclip_core.datasets.annotation_files import Image, hashable, join_annotations
+from regionclip_core.datasets.annotation_files import Image, hashable, join_annotations, whole
+from regionclip_core.datasets.category_match import refuse_near_names
 from regionclip_core.datasets.cleaning import clean_box, clean_captions, reasons
 from regionclip_core.datasets.image_list import ListedSource
-from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE
+from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE, BadImage, read_image_file
 from regionclip_core.datasets.index import WHOLE_FILE, IndexRow
-from regionclip_core.datasets.source import ShardPlan
+from regionclip_core.datasets.source import Piece, ShardPlan
 from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.locations import absolute, file_in, printable, unsafe_name
+from regionclip_core.storage.locations import absolute, file_in, is_remote, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
 
 _MAX_AREA = 2.0**53  # square pixels; a larger or infinite area is no area
@@ -67,8 +70,9 @@ class CocoSource(ListedSource):
         categories = self._category_names()
         for number, found in enumerate(self._documents(plan.piece), start=plan.piece.start):
             image = _as_object(found["image"])
+            image |= {key: whole(image.get(key)) for key in ("id", "width", "height")}
             name = self._file_name(image)
-            problem = _image_problem(image, name, found["duplicate"])
+            problem = _image_problem(image, name, found["duplicate"], found["shared"])
             if problem is not None:
                 # No good row has such a key or a negative id.
                 key = f"{printable(name or '')}#{number}"
@@ -96,6 +100,29 @@ class CocoSource(ListedSource):
     def category_ids(self) -> dict[str, Any]:
         return {name: number for number, name in self._category_names().items() if name in self._row_of}
 
+    def check(self, first: Piece) -> None:
+        self._category_names()
+        names = [self._file_name(_as_object(found["image"])) or "" for found in islice(self._documents(first), 20)]
+        problem = ""
+        for name in names:
+            try:
+                if unsafe_name(name) is None:
+                    read_image_file(file_in(self._images, name))
+                    return  # the folder is right; a later stage finds the images that are missing
+            except BadImage as error:
+                problem = problem or f"none of the first {len(names)} images is there: {error.reason}"
+        if problem:
+            gone = not is_remote(self._images) and not os.path.isdir(self._images)
+            raise FileNotFoundError(
+                f"data.splits.{self._name}.images: {f'no folder {self._images}' if gone else problem}; give the folder "
+                "in which the file names start"
+            )
+
+    def categories(self) -> dict[str, int]:
+        boxes = Counter(dict(self._facts["boxes"].get("instances", ())))
+        names = self._category_names().items()
+        return {name: sum(boxes[key] for key, other in names if other == name) for _, name in names}
+
     def lost(self, plan: ShardPlan) -> dict[str, int]:
         lost = self._facts["lost"]
         return {"lost_annotations": lost} if lost and plan.piece.ordinal == 0 else {}
@@ -114,6 +141,7 @@ class CocoSource(ListedSource):
                     f"{self._split.instances}: the categories {found} are all called {name!r}"
                     f"{' once cleaned' if self._is_lvis else ''}; boxes are matched by name, so rename all but one"
                 )
+        refuse_near_names(f"data.splits.{self._name}.instances", set(names.values()), self._vocabulary)
         if not set(names.values()) & set(self._row_of):
             raise ValueError(
                 f"data.splits.{self._name}.instances: none of the categories in {self._split.instances} "
@@ -129,13 +157,16 @@ class CocoSource(ListedSource):
         boxes, labels, crowd, areas, masks, dropped = [], [], [], [], [], []
         for one in map(_as_object, annotations):
             bbox = one.get("bbox")
-            if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) for v in bbox):
-                dropped.append("box is not four numbers")
+            four = bbox if isinstance(bbox, list) and len(bbox) == 4 else []
+            numbers = [number for value in four if (number := _number(value)) is not None]
+            if len(numbers) != 4:
+                dropped.append(f"box is not four numbers: {bbox!r:.60}")
                 continue
-            x, y, w, h = bbox
+            x, y, w, h = numbers
             category = hashable(one.get("category_id"))
             if category not in categories:
-                dropped.append(f"box of category {category!r}, which the file does not name")
+                named = ", ".join(map(repr, islice(categories, 3)))
+                dropped.append(f"box of category {category!r:.60}, which the file does not name ({named}, ...)")
                 continue
             box, problem = clean_box((x, y, x + w, y + h), image["width"], image["height"])
             if box is None:
@@ -149,9 +180,9 @@ class CocoSource(ListedSource):
                     continue
             boxes.append(box)
             labels.append(self._row_of.get(categories[category], -1))
-            crowd.append(bool(one.get("iscrowd")))
-            area = one.get("area")
-            given = isinstance(area, (int, float)) and 0 < area < _MAX_AREA
+            crowd.append(bool(whole(one.get("iscrowd"))))
+            area = _number(one.get("area"))
+            given = area is not None and 0 < area < _MAX_AREA
             areas.append(area if given else float((box[2] - box[0]) * (box[3] - box[1])))
         return {
             "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
@@ -188,7 +219,15 @@ def _as_object(entry: Any) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _image_problem(image: Image, name: str | None, duplicate: bool) -> tuple[str, str] | None:
+def _number(value: Any) -> float | None:
+    """Return a number, also one written as text; None for anything else."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _image_problem(image: Image, name: str | None, duplicate: bool, shared: bool) -> tuple[str, str] | None:
     """Return (status, reason) of an entry of `images` that can't be used; None if it can."""
     image_id = image.get("id")
     if not isinstance(image_id, int) or not 0 <= image_id < 2**63 or name is None:
@@ -196,11 +235,14 @@ def _image_problem(image: Image, name: str | None, duplicate: bool) -> tuple[str
     unsafe = unsafe_name(name)
     if unsafe is not None:
         return "bad_unsafe_member", unsafe
+    if shared:
+        whose = "nobody knows whose its boxes and captions are; give each image an id of its own"
+        return "bad_duplicate_key", f"image {name!r} is one of several with the id {image_id}: {whose}"
     if duplicate:
         return "bad_duplicate_key", f"second image with id {image_id} or file_name {name!r}"
     width, height = image.get("width"), image.get("height")
     if not isinstance(width, int) or not isinstance(height, int):
-        return "bad_image", f"width {width!r} and height {height!r} must be integers"
+        return "bad_image", f"width {width!r} and height {height!r} must be whole numbers"[:500]
     if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
         return "bad_image", f"{width} x {height} pixels: each side at least {MIN_SIDE}, at most {MAX_PIXELS} in all"
     return None

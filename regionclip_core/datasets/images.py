@@ -251,7 +251,10 @@ class ImageReader:
         image = decode_image(self.read_bytes(row))
         height, width = image.shape[:2]
         if (width, height) != (row.width, row.height):
-            reason = f"decoded to {width} x {height} pixels, the index says {row.width} x {row.height}"
+            reason = (
+                f"{row.key} decoded to {width} x {height} pixels, the index says {row.width} x {row.height}; the file "
+                "may have been resized or turned after the annotations were made"
+            )
             raise BadImage("bad_image", reason)
         return image
 

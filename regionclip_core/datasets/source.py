@@ -54,6 +54,13 @@ class Source(ABC):
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
         """Yield all samples of a shard, good and bad; images go to `store` if the source stores them."""
 
+    def check(self, first: Piece) -> None:  # noqa: B027 (not every source has something to check)
+        """Raise ValueError or FileNotFoundError for what makes all samples useless; `first` is the first piece."""
+
+    def categories(self) -> dict[str, int]:
+        """Return how many boxes the files have of each of their categories; empty for a source without boxes."""
+        return {}
+
     def category_ids(self) -> dict[str, Any]:
         """Return the annotation file's category ids by name of the vocabulary; none without such a file."""
         return {}

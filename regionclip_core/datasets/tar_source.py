@@ -45,9 +45,20 @@ class TarsSource(Source):
         with open_location(piece.url, REMOTE_BLOCK) as file:
             try:
                 for sample in scan_tar(file):
-                    if number + 2 > (piece.ordinal + 1) * ID_STRIDE:
+                    if number + 2 + len(sample.members) > (piece.ordinal + 1) * ID_STRIDE:
                         raise ValueError(f"{piece.url} has more than {ID_STRIDE} samples; split it into smaller tars")
                     key = f"{piece.name}/{printable(sample.key)}"
+                    dotted = [e for e in sample.members if e.rsplit(".", 1)[-1] in EXTENSIONS and not sample.unsafe]
+                    if dotted and not EXTENSIONS & sample.members.keys():
+                        for name in map(printable, dotted):
+                            reason = (
+                                f"one of {len(dotted)} images with the key {printable(sample.key)!r}: WebDataset cuts "
+                                "names at the first dot, so that keys must have none; write the tar with other keys"
+                            )
+                            place = (f"{key}.{name}#{number}", number, piece.url)
+                            yield IndexRow(*place, status="bad_image", reason=reason)
+                            number += 1
+                        continue
                     again = "second sample with this key in the tar" if key in seen else None
                     if again is None:
                         seen.add(key)

@@ -93,15 +93,15 @@ def list_files(pattern: str) -> list[tuple[str, int]]:
     doesn't say.
 
     Raises:
-        FileNotFoundError: a named file is not there, or nothing matches.
+        FileNotFoundError: a named file is not there or is a folder, or nothing matches.
     """
     import braceexpand  # only where tars or images are listed
 
     if os.path.isfile(here := absolute(pattern)):
         return [(here, os.path.getsize(here))]
     found: dict[str, int | None] = {}
-    listings: dict[str, dict[str, int | None]] = {}
-    for one in braceexpand.braceexpand(absolute(pattern)):
+    listings: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in braceexpand.braceexpand(absolute(pattern).rstrip("/")):
         with remote(one) as (filesystem, path):
             parent = posixpath.dirname(path)
             if set("*?[") & set(path) and not filesystem.isfile(path):
@@ -114,10 +114,12 @@ def list_files(pattern: str) -> list[tuple[str, int]]:
             else:
                 if parent not in listings:
                     entries = filesystem.ls(parent, detail=True)
-                    listings[parent] = {info["name"]: info.get("size") for info in entries}
+                    listings[parent] = {info["name"].rstrip("/"): info for info in entries}
                 if path not in listings[parent]:
                     raise FileNotFoundError(f"no file {one!r}")
-                found.setdefault(one, listings[parent][path])
+                if listings[parent][path]["type"] == "directory":
+                    raise FileNotFoundError(f"{one!r} is a folder; name the files in it, for example {one}/*.tar")
+                found.setdefault(one, listings[parent][path].get("size"))
     if not found:
         raise FileNotFoundError(f"nothing matches {pattern!r}")
     return [(url, -1 if size is None else int(size)) for url, size in found.items()]

@@ -75,6 +75,8 @@ class ShardRecord:
     counts: dict[str, int]
     files: list[FileRecord]
     seconds: float
+    split: str = ""
+    """Whose samples they are, where the stage says."""
 
 
 @dataclass(frozen=True)

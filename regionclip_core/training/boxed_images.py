@@ -113,15 +113,16 @@ def boxed_images(
     digest = Vocabulary.from_json(data.read_json("categories.json")).digest
     # Masks are most of an index; where nobody asks for them, they needn't be read.
     columns = [name for name in INDEX.names if masks or name != "box_masks"]
-    with_boxes = 0
+    with_boxes = crowds = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal with_boxes
+        nonlocal with_boxes, crowds
         for shard in split_shards(data, (split,)):
             table = read_index_table(data, shard, digest, columns)
             keys = table["key"].to_pylist()
             labels, crowd = (pc.list_flatten(table[name]).to_numpy() for name in ("box_labels", "box_crowd"))
             image_of_box = pc.list_parent_indices(table["box_labels"]).to_numpy()
+            crowds += int((np.isin(labels, list(allowed)) & crowd).sum())
             has_box = np.zeros(table.num_rows, np.bool_)
             has_box[image_of_box[_usable(labels, crowd, allowed)]] = True
             table = table.filter(pc.and_(pc.equal(table["status"], "ok"), pa.array(has_box)))
@@ -144,7 +145,10 @@ def boxed_images(
 
     rows = RowTable(tables())
     if not with_boxes:
-        raise ValueError(f"split {split!r} has no image with a box of the wanted categories; training needs some")
+        raise ValueError(
+            f"split {split!r} has no image with a box of the wanted categories; training needs some"
+            + f": all {crowds} of them are crowds (iscrowd), from which nothing is learned" * (crowds > 0)
+        )
     if not len(rows):
         raise ValueError(f"split {split!r}: no image with boxes could be read for proposals")
     return BoxedImages(rows, tuple(sorted(allowed)), masks, proposals is not None)

@@ -1,12 +1,16 @@
-"""How many samples of a stage may be bad: the share `execution.max_error_rate`."""
+"""How many samples of a stage may be bad, the share `execution.max_error_rate`, and what is wrong with the first."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from regionclip_core.storage.records import Folder, ShardRecord
 
 ENOUGH_TO_JUDGE = 1000
 """Samples after which the error rate may stop a shard stage before its end."""
+SHOWN = 3
+"""Reasons in a message."""
 
 
 def is_bad(status: str) -> bool:
@@ -14,30 +18,64 @@ def is_bad(status: str) -> bool:
     return status.startswith("bad_")
 
 
+def first_reasons(folder: Folder, records: Sequence[ShardRecord], *kinds: str) -> str:
+    """Return "KEY: REASON; ..." of the first samples of each kind, `bad_` or `lost_`, in an artifact's shards.
+
+    Empty where its tables say nothing.
+    """
+    import pyarrow.parquet as pq  # `status` needs none of it
+
+    found: list[str] = []
+    for kind in kinds:
+        for record in records:
+            if len(found) >= SHOWN or not any(n and status.startswith(kind) for status, n in record.counts.items()):
+                continue
+            for name in (file.name for file in record.files if file.name.endswith(".parquet")):
+                with folder.open_table(name) as file:
+                    rows = pq.read_table(file, columns=["key", "status", "reason"]).to_pylist()
+                for key, status, reason in (row.values() for row in rows if row["reason"]):
+                    if is_bad(status) == (kind == "bad_"):
+                        found.append(f"{key:.100}: {reason.removeprefix(f'{status}: '):.200}")
+    return "; ".join(found[:SHOWN])
+
+
 class ErrorRateExceeded(ValueError):
-    """More of a stage's samples are bad than the config allows."""
+    """More samples of a stage, or of one `split`, are bad than the config allows."""
+
+    def __init__(self, message: str, split: str = "") -> None:
+        super().__init__(message)
+        self.split = split
 
 
 class ErrorBudget:
-    """Counts samples by status: `ok` is good, `bad_...` is bad; other counts (`lost_...`) don't count samples."""
+    """Counts samples by status: `ok` is good, `bad_...` is bad; other counts (`lost_...`) don't count samples.
+
+    Each split is judged by itself: a small one that is wholly bad must not be hidden by a large one.
+    """
 
     def __init__(self, rate: float) -> None:
         """`rate`: the share of bad samples that is allowed."""
         self._rate = rate
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    def add(self, counts: Mapping[str, int]) -> None:
+    def add(self, counts: Mapping[str, int], split: str = "") -> None:
         """Add counts, for example those of one shard."""
-        self._counts.update(counts)
+        self._counts[split].update(counts)
 
     def check(self, final: bool = False) -> None:
-        """Raise ErrorRateExceeded if too many are bad; before the end only once there are ENOUGH_TO_JUDGE samples."""
-        bad = {status: n for status, n in self._counts.items() if is_bad(status)}
-        total = self._counts["ok"] + sum(bad.values())
-        if bad and (final or total >= ENOUGH_TO_JUDGE) and sum(bad.values()) / total > self._rate:
-            named = ", ".join(f"{n} {status}" for status, n in sorted(bad.items()))
-            raise ErrorRateExceeded(
-                f"{sum(bad.values()) / total:.1%} of {total} samples are bad ({named}); execution.max_error_rate is "
-                f"{self._rate:g}. Fix the input (shards with bad samples are then done again), or raise the limit "
-                "(--max-error-rate)"
-            )
+        """Raise ErrorRateExceeded if too many are bad; before the end only once there are ENOUGH_TO_JUDGE samples.
+
+        At the end also if a split has no good one, whatever the limit.
+        """
+        for split, counts in self._counts.items():
+            bad = {status: n for status, n in sorted(counts.items()) if n and is_bad(status)}
+            total = counts["ok"] + sum(bad.values())
+            too_many = total >= (1 if final else ENOUGH_TO_JUDGE) and sum(bad.values()) / total > self._rate
+            if too_many or (final and bad and not counts["ok"]):
+                named = ", ".join(f"{n} {status}" for status, n in bad.items())
+                raise ErrorRateExceeded(
+                    f"{sum(bad.values()) / total:.1%} of {total} samples{f' of split {split!r}' if split else ''} are "
+                    f"bad ({named}); execution.max_error_rate is {self._rate:g}. Fix the input (shards with bad "
+                    "samples are then done again), or raise the limit (--max-error-rate)",
+                    split,
+                )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.storage.fingerprints import SHORT
-from regionclip_core.storage.records import Folder, Manifest, read_records, size
+from regionclip_core.storage.records import Folder, Manifest, read_records, read_shard_records, size
+from regionclip_core.training.error_budget import first_reasons
 from stages.engine.plan import PlanLine, latest_manifest
 
 SHOWN_ROWS = 5
@@ -76,39 +78,53 @@ def status_json(lines: Sequence[PlanLine]) -> list[dict[str, Any]]:
 
 
 def show_stage(line: PlanLine, workspace: Folder) -> str:
-    """Return the manifest of a stage's current artifact (else its latest), its files, and the first rows of a table.
+    """Return a stage's current artifact, whole or as far as it got, else its latest: what it is, files, first rows.
 
-    Raises ValueError when the stage has no finished artifact.
+    Raises ValueError when nothing of the stage is there.
     """
     import pyarrow.parquet as pq  # `status` needs neither
 
     manifest, note = line.manifest, ""
+    begun = line.path is not None and line.state in ("failed", "partial")
     if manifest is None:
-        manifest = latest_manifest(workspace.child(line.stage))
-        note = f"not the current one: {line.state}, {line.reason}\n"
-    if manifest is None:
+        manifest = None if begun else latest_manifest(workspace.child(line.stage))
+        note = f"not {'finished' if begun else 'the current one'}: {line.state}, {line.reason}\n"
+    blocks: dict[str, Any]
+    if manifest is not None:
+        folder = _artifact(line.stage, manifest, workspace)
+        overview = ("version", "fingerprint", "content_digest", "shards", "rows", "counts")
+        blocks = {
+            manifest.stage: {key: getattr(manifest, key) for key in overview},
+            "settings": manifest.settings,
+            "inputs": manifest.inputs | manifest.raw_inputs,
+            "provenance": manifest.provenance,
+            "summary": manifest.summary,
+        }
+        shards, stage_files = read_records(folder)
+    elif begun:
+        folder, stage_files = Folder(str(line.path)), []
+        shards = read_shard_records(folder, line.listing.done if line.listing else (), damaged=[])
+        counts = sum((Counter(record.counts) for record in shards), Counter[str]())
+        blocks = {
+            line.stage: {"shards": len(shards), "rows": sum(r.rows for r in shards), "counts": dict(counts)},
+            "tracebacks": [folder.path(name) for name in folder.names("failed")],
+            "settings": line.settings,
+        }
+    else:
         raise ValueError(
             f"{line.stage} has no finished result in {workspace.url}: {line.state}, {line.reason}. Run "
             f"`regionclip run {line.stage}` with the same config first"
         )
-    folder = _artifact(line.stage, manifest, workspace)
-    overview = ("version", "fingerprint", "content_digest", "shards", "rows", "counts")
-    blocks = {
-        manifest.stage: {key: getattr(manifest, key) for key in overview},
-        "settings": manifest.settings,
-        "inputs": manifest.inputs | manifest.raw_inputs,
-        "provenance": manifest.provenance,
-        "summary": manifest.summary,
-    }
     sections = [f"{folder.url}\n{note}".rstrip()]
     for title, value in blocks.items():
         text = yaml_text(value).rstrip()
         sections.append(f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines()))
-    shards, stage_files = read_records(folder)
+    if first := first_reasons(folder, shards, "bad_", "lost_"):
+        sections.append(f"the first that are bad or lost a part\n  {first}")
     files = [f for record in shards for f in record.files] + stage_files
     shown = [("file", "size", "sha256")] + [(f.name, size(f.bytes), f.sha256[:12]) for f in files[:10]]
     more = f"\n... and {len(files) - 10} more" if len(files) > 10 else ""
-    sections.append(f"{len(files)} files, {size(manifest.bytes)}\n{table(shown)}{more}")
+    sections.append(f"{len(files)} files, {size(sum(f.bytes for f in files))}\n{table(shown)}{more}")
     # The merged table if there is one (a stage's own files come last), else a shard's.
     for name in [f.name for f in files if f.name.endswith(".parquet")][-1:]:
         with folder.open(name) as stream, pq.ParquetFile(stream) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from regionclip_core.storage.records import (
     ShardRecord,
     content_digest,
     list_shards,
+    read_records,
     read_shard_records,
     remove_shard_records,
     shard_failure_name,
@@ -37,7 +38,7 @@ from regionclip_core.storage.records import (
     write_plan,
     write_records,
 )
-from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded, is_bad
+from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded, first_reasons, is_bad
 from stages import declarations
 from stages.base import JobStage, ShardStage
 from stages.engine.backend import Backend, LocalBackend
@@ -85,7 +86,8 @@ class Pipeline:
         """Bring the targets (None: every stage) and all they need up to date.
 
         force: throw the targets' own results away first. A stage that fails blocks what needs it; the others go on.
-        A missing input blocks its stage. Raises WorkspaceLocked, and ValueError for an unknown stage.
+        A missing input blocks its stage. Raises WorkspaceLocked, and ValueError for an unknown stage, and for one that
+        is among the targets and that the data has no boxes for.
         """
         self.planner, self.result = Planner(self.config), RunResult()
         names = self.planner.closure(targets, force)
@@ -102,6 +104,8 @@ class Pipeline:
             try:
                 for name in names:  # one after the other, each with the whole machine
                     known[name] = self._stage(name, known, force and name in (targets or ()))
+                    if name == "data" and (manifest := known[name].manifest) is not None:
+                        check_boxes(self.config, names, manifest.summary["boxes"])
             finally:
                 self.report.stop()
                 if self._backend is not None:
@@ -142,6 +146,9 @@ class Pipeline:
         lost = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", "lost_")))
         bad = "".join(f", {n} {status}" for status, n in lost)
         self.report.say(f"{name:<10} done    {seconds:.1f} s, {manifest.rows} rows, {size(manifest.bytes)}{bad}")
+        first = [f"the first: {one}" for one in [first_reasons(out, read_records(out)[0], "bad_", "lost_")] if one]
+        for note in (*first, *manifest.summary.get("notes", ())):
+            self.report.say(f"{name:<10} note    {note}")
         return replace(line, state="done", manifest=manifest)
 
     # ---------------------------------------------------------------- the order of commits
@@ -250,7 +257,7 @@ class Pipeline:
                             if result.shard in listing.failed:
                                 out.remove(shard_failure_name(result.shard))
                             records[result.shard] = result
-                            budget.add(result.counts)
+                            budget.add(result.counts, result.split)
                             budget.check()
                             # A share of all: rolling up then costs the same per shard, however many there are.
                             if len(records) - rolled >= max(ROLL_UP_AFTER, rolled // 8):
@@ -268,6 +275,9 @@ class Pipeline:
         except BaseException as error:  # an interrupt too: the next run then opens one file, not one per shard
             self._attempt("the roll-up of the records", lambda: _roll_up(out, records))
             if isinstance(error, ErrorRateExceeded):
+                of_split = [record for record in records.values() if record.split == error.split]
+                if first := first_reasons(out, of_split, "bad_"):
+                    error.args = (f"{error}. The first: {first}",)
                 raise self._failed(out, failure(task.stage, None, error)) from error
             raise
         _roll_up(out, records)  # step 5
@@ -301,7 +311,7 @@ class Pipeline:
         """Return what these records leave of the error budget."""
         budget = ErrorBudget(self.config.execution.max_error_rate)
         for record in records.values():
-            budget.add(record.counts)
+            budget.add(record.counts, record.split)
         return budget
 
     def _show_progress(self, stage: str, out: Folder) -> None:
@@ -364,6 +374,23 @@ class Pipeline:
             self.report.say(ray_backend.describe())
         self._backend = self._backend or LocalBackend()
         return self._backend
+
+
+def check_boxes(config: Config, stages: Sequence[str], boxes: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise ValueError if a stage that is to run finds no box to use in its split, before the stages that it needs run.
+
+    boxes: counts by split, from the summary of `data`.
+    """
+    for stage, kinds in (("rpn", ["base"]), ("finetune", ["base"]), ("evaluate", ["base", "novel"])):
+        split = getattr(config, stage).split
+        there = boxes.get(split, {})
+        reads = stage in stages and "data" in declarations.STAGES[stage].needs(config)
+        if reads and not any(there.get(f"{kind}_boxes") for kind in kinds):
+            shown = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in there.items()) or "none at all"
+            raise ValueError(
+                f"{stage}.split: {stage} needs boxes of {' or '.join(kinds)} categories, and split {split!r} has "
+                f"{shown}. Fix its annotations or give another split; stages that need no boxes can be run by name"
+            )
 
 
 def _roll_up(out: Folder, records: dict[int, ShardRecord]) -> None:

@@ -141,7 +141,7 @@ class ShardWorker:
                 start = time.perf_counter()
                 result = work.process(ctx, loaded[1], shard)
                 seconds = round(time.perf_counter() - start, 3)
-                record = ShardRecord(shard, int(result.rows), dict(result.counts), ctx.out.written, seconds)
+                record = ShardRecord(shard, result.rows, dict(result.counts), ctx.out.written, seconds, result.split)
                 write_shard_record(ctx.out, record)  # the commit: all files of the shard are in place
                 return record
             except Committed:

@@ -107,7 +107,9 @@ def test_too_many_unreadable_images_stop_a_training_and_a_raised_limit_goes_on(
 
 
 def test_a_split_with_no_readable_image_says_what_to_do(tmp_path: Path) -> None:
+    """Where `data` found images, and they are gone since."""
     split = write_coco(tmp_path / "coco")
+    assert run_small(config(tmp_path / "ws", split), "data").ok
     shutil.rmtree(tmp_path / "coco" / "images")
     message = run_small(config(tmp_path / "ws", split), "rpn").messages["rpn"]
     for part in ("no file", "100 images in a row can't be read", "--force"):

@@ -132,10 +132,11 @@ def test_dropped_parts_are_counted_beside_good_rows(tmp_path) -> None:
     }
     (tmp_path / "instances.json").write_text(json.dumps(instances))
     (tmp_path / "categories.json").write_text(json.dumps({"base": ["cat"], "novel": []}))
+    (tmp_path / "a.jpg").write_bytes(b"")
     split = {"source": "coco", "images": str(tmp_path), "instances": str(tmp_path / "instances.json")}
     config = make_config({"a": split}, categories=str(tmp_path / "categories.json"))
     out, records, _ = run(config, str(tmp_path / "out"))
-    assert records[0].counts == {"lost_box": 1, "ok": 2}
+    assert records[0].counts == {"lost_box": 1, "ok": 2, "base_boxes": 1}
     row = read_index(out, 0)[0]
     assert len(row.boxes) == 1
     assert row.reason == "2 x box dropped: zero area (0 x 5)"
@@ -184,7 +185,8 @@ def test_annotations_of_no_image_are_counted(tmp_path) -> None:
     sample.instances.write_text(json.dumps(body))
     config = make_config({"train": sample.split()}, categories=str(sample.instances))
     _, records, _ = run(config, str(tmp_path / "a"))
-    assert [r.counts for r in records] == [{"lost_annotations": 2, "ok": 4}, {"ok": 4}, {"ok": 1}]
+    assert [r.counts["ok"] for r in records] == [4, 4, 1]
+    assert [r.counts.get("lost_annotations") for r in records] == [2, None, None]
 
 
 def test_missing_tars_are_named(tmp_path) -> None:
@@ -201,12 +203,18 @@ def test_lvis(tmp_path, monkeypatch) -> None:
     join = coco_source.join_annotations
     monkeypatch.setattr(coco_source, "join_annotations", lambda f, *more: read_files.append(f) or join(f, *more))
     config = make_config(splits, categories=str(samples["train"].instances))
+    listed = samples["train"].body["categories"]
+    kind_of = {one["id"]: "novel_boxes" if one["frequency"] == "r" else "base_boxes" for one in listed}
     out, records, summary = run(config, str(tmp_path / "a"))
     assert read_files == [
         {"instances": str(samples["train"].instances), "captions": str(samples["train"].captions)},
         {"instances": str(samples["val"].instances)},
     ]
-    assert [r.counts for r in records] == [{"ok": 4}, {"ok": 4}, {"ok": 1}, {"ok": 4}]
+    assert [r.counts["ok"] for r in records] == [4, 4, 1, 4]
+    assert summary.pop("boxes") == {
+        name: dict(Counter(kind_of[one["category_id"]] for one in sample.body["annotations"]))
+        for name, sample in samples.items()
+    }
     assert summary == {"images": {"train": 9, "val": 4}, "categories": {"base": 4, "novel": 2}}
     assert out.folders() == []
     vocabulary = Vocabulary.from_json(out.read_json("categories.json"))
@@ -254,7 +262,12 @@ def test_tiny_coco(tmp_path) -> None:
     config = make_config(splits, categories="coco_ovd", shard_size=20)
     out, records, summary = run(config, str(tmp_path / "a"))
     assert summary["images"] == {"train": 50, "val": 50}
-    assert sum((Counter(r.counts) for r in records), Counter()) == {"ok": 100}
+    assert sum(r.counts["ok"] for r in records) == 100
+    counted = {name: sum(boxes.values()) for name, boxes in summary["boxes"].items()}
+    assert counted == {"train": 470, "val": 382}
+    assert "not_annotated" not in summary
+    assert sum(summary["in_neither_set"].values()) == sum(boxes["other_boxes"] for boxes in summary["boxes"].values())
+    assert f"{sum(summary['in_neither_set'].values())} boxes are of categories" in summary["notes"][0]
     assert [r.rows for r in records] == [20, 20, 10] * 2
     again, *_ = run(config, str(tmp_path / "b"), order=-1)
     assert {w.name: w.sha256 for w in out.written} == {w.name: w.sha256 for w in again.written}

@@ -106,6 +106,10 @@ def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
         ("proposals.grid_scales=[-1]", ["proposals.grid_scales.0", "(came: -1)"]),
         ("teacher.architecture.vision_layers=[1, 1]", ["1 wrong", "vision_layers: expected 4 values (came: [1, 1])"]),
         ("teacher.architecture.vision_layers=[1, 1, 1, 1, 1]", ["vision_layers: expected at most 4 of them"]),
+        (
+            "data.splits.val={source: tars, urls: [a.tar, b.tar]}",
+            ["data.splits.val.urls: expected text (came: ['a.tar', 'b.tar'])", "with braces: {a/*.tar,b/*.tar}"],
+        ),
         ("data.splits.val.objects=[7, 3]", ["data.splits.val.objects", "(came: [7, 3]); write [3, 7]"]),
         ("data.splits.val.object_size=[0.3, 0.1]", ["data.splits.val.object_size", "(came: [0.3, 0.1])"]),
         ("data.splits.val.image_size=64", ["data.splits.val.object_size: ", "0.125 of image_size 64"]),

@@ -23,7 +23,9 @@ def write(path: Path, seed: int, images_first: bool) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     ids: list[Any] = [*rng.integers(0, 30, 25).tolist(), "text", 2.5, None, [1, 2]]
     images = [{"id": ids[i], "file_name": f"é{rng.integers(40)}.jpg"} for i in rng.permutation(len(ids))]
-    annotations: list[Any] = [{"image_id": ids[rng.integers(len(ids))], "id": i} for i in range(200)]
+    annotations: list[Any] = [
+        {"image_id": ids[rng.integers(len(ids))], "id": i, "category_id": [3, 3.0, "3", "x"][i % 4]} for i in range(200)
+    ]
     annotations += [{"image_id": 999, "id": 200}, {"id": 201}, "no object", {"image_id": {"a": 1}, "id": 202}]
     body = {"images": images, "annotations": [annotations[i] for i in rng.permutation(len(annotations))]}
     body["categories"] = [{"id": 3, "name": "cat"}, {"id": "x", "name": "é"}]
@@ -32,8 +34,8 @@ def write(path: Path, seed: int, images_first: bool) -> dict[str, Any]:
     return body
 
 
-def naive(bodies: list[dict[str, Any]], every_image: bool) -> list[tuple[Any, bool, list[list[Any]]]]:
-    """(image, duplicate, its annotations in each file)."""
+def naive(bodies: list[dict[str, Any]], every_image: bool) -> list[tuple[Any, bool, bool, list[list[Any]]]]:
+    """(image, duplicate, whether images of other names have its id, its annotations in each file)."""
     images = list(bodies[0]["images"])
     for body in bodies[1:] if every_image else []:
         images += [image for image in body["images"] if all(image["id"] != one["id"] for one in images)]
@@ -46,7 +48,8 @@ def naive(bodies: list[dict[str, Any]], every_image: bool) -> list[tuple[Any, bo
             [a for a in body["annotations"] if isinstance(a, dict) and "image_id" in a and a["image_id"] == image["id"]]
             for body in bodies
         ]
-        result.append((image, again, mine if first else [[] for _ in bodies]))
+        shared = any(image["id"] == one["id"] and image["file_name"] != one["file_name"] for one in images)
+        result.append((image, again, shared, mine if first else [[] for _ in bodies]))
     return result
 
 
@@ -58,14 +61,13 @@ def naive_lost(bodies: list[dict[str, Any]]) -> int:
 
 def joined(
     urls: list[str], every_image: bool = True, limit: int | None = None
-) -> tuple[list[tuple[Any, bool, list[list[Any]]]], dict[str, Any]]:
+) -> tuple[list[tuple[Any, bool, bool, list[list[Any]]]], dict[str, Any]]:
     """As `naive`, and the facts as they are stored."""
     kinds = [f"kind{i}" for i in range(len(urls))]
     documents, facts = join_annotations(dict(zip(kinds, urls, strict=True)), file_name, every_image, limit)
     found = [json.loads(one.decode("utf-8", "surrogateescape")) for one in documents]
-    return [(one["image"], one["duplicate"], [one[kind] for kind in kinds]) for one in found], json.loads(
-        json.dumps(facts)
-    )
+    rows = [(one["image"], one["duplicate"], one["shared"], [one[kind] for kind in kinds]) for one in found]
+    return rows, json.loads(json.dumps(facts))
 
 
 @pytest.mark.parametrize("every_image", [True, False])
@@ -78,6 +80,7 @@ def test_against_a_naive_join(tmp_path, every_image: bool) -> None:
         assert found == naive(bodies, every_image)
         assert facts["lost"] == naive_lost(bodies)
         assert facts["categories"] == {kind: [[3, "cat"], ["x", "é"]] for kind in ("kind0", "kind1")}
+        assert [dict(map(tuple, boxes)) for boxes in facts["boxes"].values()] == [{3: 150, "x": 50}] * 2
         assert joined(urls, every_image, limit=7) == (found[:7], facts)
 
 

@@ -120,7 +120,7 @@ def test_damaged_entries_cost_themselves(tmp_path: Path) -> None:
         images[3].pop("coco_url")
         images[4] |= {"file_name": "train2017/four.png", "coco_url": None}
         images[5]["coco_url"] = "http://images.cocodataset.org/../up.png"
-        images[6]["id"] = images[0]["id"]
+        images[6] |= {key: images[0][key] for key in ("id", "coco_url")}
         images[7]["coco_url"] = images[1]["coco_url"]
         images[8]["width"] = "wide"
         images[9] = "no object"

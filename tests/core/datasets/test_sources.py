@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 import threading
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,7 +205,7 @@ def write_coco(folder: Path) -> dict[str, str]:
         "images": [
             {"id": 7, "file_name": "seven.jpg", **size},
             {"id": 8, "file_name": "eight.jpg", **size},
-            {"id": 7, "file_name": "again.jpg", **size},
+            {"id": 7, "file_name": "seven.jpg", **size},
             {"id": 9, "file_name": "../nine.jpg", **size},
             {"id": 10, "file_name": "ten.jpg", "width": 30_000, "height": 30_000},
             {"id": 11, "file_name": "eleven.jpg", "width": 1, "height": 1},
@@ -244,7 +246,7 @@ def test_coco_source(tmp_path) -> None:
     assert statuses(found) == {
         "seven.jpg": "ok",
         "eight.jpg": "ok",
-        "again.jpg#2": "bad_duplicate_key",
+        "seven.jpg#2": "bad_duplicate_key",
         "../nine.jpg#3": "bad_unsafe_member",
         "ten.jpg#4": "bad_image",
         "eleven.jpg#5": "bad_image",
@@ -306,6 +308,71 @@ def test_coco_with_a_foreign_vocabulary_is_refused(tmp_path) -> None:
     source = opened(split, Vocabulary(("teapot",), ()))
     with pytest.raises(ValueError, match=r"none of the categories .* is in data.categories"):
         list(source.samples(plan_shards({"train": source}, 9)[0], None))
+
+
+def test_numbers_written_as_text_or_floats_are_taken(tmp_path) -> None:
+    """As tables are often exported; what is no whole number is not."""
+
+    def written(body: dict[str, Any], number: Callable[[float], Any]) -> list[IndexRow]:
+        for image in body["images"][:2]:
+            image |= {key: number(image[key]) for key in ("id", "width", "height")}
+        for one in body["annotations"][:2]:
+            one |= {key: number(one[key]) for key in ("image_id", "category_id", "iscrowd", "area")}
+            one["bbox"] = [number(value) for value in one["bbox"]]
+        (tmp_path / "other.json").write_text(json.dumps(body))
+        return read_all(CocoSplit(source="coco", images="x", instances=str(tmp_path / "other.json")))[:2]
+
+    text = Path(write_coco(tmp_path)["instances"]).read_text()
+    plain = written(json.loads(text), lambda value: value)
+    assert plain[0].box_crowd.tolist() == [False, True]
+    for number in (str, float):
+        for one, other in zip(plain, written(json.loads(text), number), strict=True):
+            assert (one.key, one.status, one.image_id) == (other.key, other.status, other.image_id)
+            assert (one.width, one.height, type(other.width)) == (other.width, other.height, int)
+            for name in ("boxes", "box_labels", "box_crowd", "box_area"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    halves = written(json.loads(text), lambda value: value + 0.5)
+    assert halves[0].reason == "expected an integer id and a file_name, found 7.5 and 'seven.jpg'"
+
+
+def test_images_that_share_an_id_are_all_bad(tmp_path) -> None:
+    """Nobody knows whose the boxes are. An image that is listed twice is one image."""
+    body = json.loads(Path(write_coco(tmp_path)["instances"]).read_text())
+    body["images"][1]["id"] = 7
+    (tmp_path / "x.json").write_text(json.dumps(body))
+    found = read_all(CocoSplit(source="coco", images="x", instances=str(tmp_path / "x.json")))
+    assert [row.key for row in found if row.status == "bad_duplicate_key"] == [
+        "seven.jpg#0",
+        "eight.jpg#1",
+        "seven.jpg#2",
+    ]
+    assert found[0].reason.startswith("image 'seven.jpg' is one of several with the id 7: nobody knows whose its boxes")
+
+
+def test_a_box_of_an_unknown_category_names_both_kinds_of_id(tmp_path) -> None:
+    body = json.loads(Path(write_coco(tmp_path)["instances"]).read_text())
+    body["annotations"] = [{"image_id": 7, "category_id": "two", "bbox": [1, 1, 5, 5]}]
+    (tmp_path / "x.json").write_text(json.dumps(body))
+    found = read_all(CocoSplit(source="coco", images="x", instances=str(tmp_path / "x.json")))
+    assert found[0].reason == "box of category 'two', which the file does not name (2, 5, 99, ...)"
+
+
+def test_images_that_are_not_in_their_folder_are_found_before_any_shard(tmp_path) -> None:
+    """One of the first that is there is enough."""
+    files = write_coco(tmp_path)
+
+    def check(folder: str) -> None:
+        source = opened(CocoSplit(source="coco", images=folder, **files))
+        source.check(plan_shards({"train": source}, 100)[0].piece)
+
+    with pytest.raises(FileNotFoundError, match=r"data\.splits\.train\.images: no folder .*/nowhere; give the folder"):
+        check(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"none of the first 10 images is there: no file .*/seven\.jpg; give"):
+        check(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"none of the first 10 images is there: no file memory://"):
+        check(f"memory://{tmp_path.name}")
+    (tmp_path / "eight.jpg").write_bytes(b"whatever")
+    check(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{}", "{cut", '{"images": [], "annotations": {}}'])

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,25 @@ def test_damaged_tar_is_one_bad_row(tmp_path) -> None:
     assert "5000" in found[-1].reason
 
 
+def test_dots_in_keys_cost_every_image_and_name_the_rule(tmp_path) -> None:
+    """300 images would be one sample, and one bad one."""
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for number in range(300):
+            add(tar, f"site_v1.5_{number:05d}.png", picture())
+            add(tar, f"site_v1.5_{number:05d}.txt", b"a dog")
+        add(tar, "good.png", picture())
+        add(tar, "good.mask.png", picture())
+        add(tar, "good.txt", b"a cat")
+        add(tar, "one.left.png", picture())
+    found = read_all(TarsSplit(source="tars", urls=str(tmp_path / "t.tar")))
+    assert Counter(statuses(found).values()) == {"bad_image": 301, "ok": 1}
+    assert [row.image_id for row in found] == list(range(302))
+    assert found[299].key == "t/site_v1.5_00299.png#299"
+    for part in ("one of 300 images with the key 'site_v1'", "WebDataset cuts names at the first dot"):
+        assert part in found[299].reason
+    assert found[301].reason.startswith("one of 1 images with the key 'one'")
+
+
 def test_byte_order_marks_are_no_part_of_captions(tmp_path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         add(tar, "a.png", picture())
@@ -236,6 +256,9 @@ def test_list_files(tmp_path) -> None:
         list_files(f"{tmp_path}/{{a..c}}.tar")
     with pytest.raises(FileNotFoundError, match="nothing matches"):
         list_files(f"{tmp_path}/*.zip")
+    for folder in (f"{tmp_path}", f"{tmp_path}/", f"{tmp_path}/{{a.tar,../{tmp_path.name}}}"):
+        with pytest.raises(FileNotFoundError, match=rf"{tmp_path.name}' is a folder; .*/{tmp_path.name}/\*\.tar"):
+            list_files(folder)
 
 
 @pytest.mark.parametrize("store", ["", "memory://"])
