@@ -26,7 +26,7 @@ class Data(ShardStage):
     """Every split as shards of index rows; the embedded world's images are drawn here too."""
 
     name = "data"
-    version = 3
+    version = 4
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, what its category list holds, and the names and sizes of tars (never their content)."""
