@@ -296,7 +296,7 @@ def detect(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Find objects of any named category in images: boxes, and masks where the model makes them."""
-    from regionclip_core.datasets.categories import class_names
+    from regionclip_core.datasets.categories import class_names  # the names are checked before torch is loaded
 
     names = () if classes is None else class_names(classes)
     source = model_source(model, config, overrides, workspace)

@@ -7,10 +7,7 @@ from typing import BinaryIO
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """Return the text of a file without its byte-order mark.
-
-    Raises ValueError, which begins with `where`, for other encodings and for what is no text.
-    """
+    """Return the text of a file without its byte-order mark. ValueError, which begins with `where`, if it is none."""
     encoding = _encoding(data[:4], where)
     try:
         return data.decode(encoding)
@@ -21,10 +18,7 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def as_utf_8(file: BinaryIO, where: str) -> BinaryIO:
-    """Return a large file to be read as UTF-8 that may begin with a mark; one of UTF-16 is then in memory.
-
-    Raises ValueError as `decode_text`, except for single bytes that are no UTF-8.
-    """
+    """Return a large file to be read as UTF-8 with or without a mark. One of UTF-16 is decoded whole, in memory."""
     encoding = _encoding(file.read(4), where)
     file.seek(0)
     return io.BytesIO(decode_text(file.read(), where).encode()) if encoding == "utf-16" else file

@@ -126,10 +126,9 @@ def load_categories(spec: str, option: str | None = None) -> Vocabulary:
         names = list(alone.values()) if isinstance(alone, dict) else alone  # YOLO's {0: cat, 1: dog}
         return Vocabulary.from_json({**({} if lists is alone else lists), "names": checked_names(names, url)})
     if not isinstance(lists, dict) or set(lists) - {"base", "novel", "order"} or "base" not in lists:
-        came = f"the keys {list(map(str, lists))[:5]}" if isinstance(lists, dict) else f"{str(lists)[:100]!r}"
         raise ValueError(
             f"{url} must hold the lists base:, novel: and optionally order:, and nothing else, or be a COCO or LVIS "
-            f"annotation file with a list `categories`; found {came}"
+            f"annotation file with a list `categories`; found {str(lists)[:100]!r}"
         )
     given = {key: [] if lists.get(key) is None else lists[key] for key in ("base", "novel", "order")}
     base, novel, order = (checked_names(names, f"{url}: {key}") for key, names in given.items())

@@ -141,15 +141,13 @@ def _jsonl(file: TextIO) -> Iterator[tuple[int, Any, Any, str | None]]:
 
 
 def _columns(rows: Iterator[tuple[int, list[Any], str | None]], url: str) -> Iterator[tuple[int, Any, Any, str | None]]:
-    """Yield (line, file, caption, problem) from the fields of a table, whose first row is the header.
-
-    Upper case and spaces around names make no difference in it; where it has such spaces, they go from the rows too.
-    """
+    """Yield (line, file, caption, problem) from the fields of a table, whose first row is the header."""
     _, header, _ = next(rows, (0, [], None))
     names = [name.strip().lower() for name in header]
     if names.count("file") != 1 or names.count("caption") != 1:
         raise ValueError(f"{url}: expected a header with `file` and `caption`, once each, found {header[:10]}")
-    file, caption, spaced = names.index("file"), names.index("caption"), any(name != name.strip() for name in header)
+    file, caption = names.index("file"), names.index("caption")
+    spaced = any(name != name.strip() for name in header)  # then so are the fields
     for line, fields, problem in rows:
         too_many = any(fields[len(header) :])
         if problem is None and (too_many or len(fields) <= max(file, caption)):
@@ -168,15 +166,11 @@ def _tsv(file: TextIO) -> Iterator[tuple[int, list[str], str | None]]:
 
 
 def _csv(file: TextIO, url: str) -> Iterator[tuple[int, list[str], str | None]]:
-    """Yield (line, fields, problem). Quoted as spreadsheets do: a row may be of several lines.
-
-    The header shows what separates the fields: commas, semicolons or tabs.
-    """
+    """Yield (line, fields, problem). Quoted as spreadsheets do: a row may be of several lines."""
     # Above the csv module's own limit of 128 kB: an overlong caption costs its row, not the file.
     csv.field_size_limit(LARGEST_FIELD)
-    header = next(file, "")
-    cells = {mark: [cell.strip(' "\r\n').lower() for cell in header.split(mark)] for mark in ",;\t"}
-    mark = next((mark for mark, names in cells.items() if "file" in names), ",")
+    header = next(file, "")  # shows what separates the fields
+    mark = next((m for m in ",;\t" if "file" in (cell.strip(' "\r\n').lower() for cell in header.split(m))), ",")
     dialect: Any = {"delimiter": mark, "skipinitialspace": f"{mark} " in header}
     lines: list[str] = []  # of the row that is being read
     ended = False

@@ -14,10 +14,8 @@ _NO_NAME = re.compile(r"""^[-*•("'`“‘„«]|^\d+[.):]\s|[][{};,|，、；\
 
 
 def names_in(text: str, where: str) -> tuple[str, ...]:
-    """Return the names in a text: a JSON or YAML list, one line with commas or semicolons, or one name per line, where
-    blank lines and lines that start with # are skipped.
-
-    Raises ValueError, which begins with `where`, for what is more likely several names or markup than one name.
+    """Return the names in a text: a JSON or YAML list, one line with commas or semicolons, or one name per line (blank
+    lines and lines that start with # are skipped). ValueError, which begins with `where`, for what is no name.
     """
     if text.lstrip().startswith(("[", "{")):
         return checked_names(parse_yaml(text, where), where)
@@ -30,8 +28,7 @@ def names_in(text: str, where: str) -> tuple[str, ...]:
         if odd := _NO_NAME.search(name):
             raise ValueError(
                 f"{where}, line {number}: {name[:100]!r} does not look like one name (because of {odd.group()!r}). "
-                "Write names without quotes, one per line, or all in one line with commas between them. If it is one "
-                'name, write it in a JSON list: ["first name", "second name"]'
+                'Write one per line, or all in one line with commas, without quotes; odd names in a JSON list: ["a, b"]'
             )
     return checked_names([name for _, name in names], where)
 
@@ -39,8 +36,7 @@ def names_in(text: str, where: str) -> tuple[str, ...]:
 def checked_names(names: Any, where: str) -> tuple[str, ...]:
     """Return the names in a list as they are. ValueError, which begins with `where`, if it is no list of names."""
     if not isinstance(names, list):
-        hint = f"; write [{names}]" if isinstance(names, str) else ""
-        raise ValueError(f"{where}: expected a list of names, found {str(names)[:100]!r}{hint}")
+        raise ValueError(f"{where}: expected a list of names, such as [cat, dog], found {str(names)[:100]!r}")
     for number, name in enumerate(names, start=1):
         if not isinstance(name, str) or not name.strip() or printable(name) != name:
             raise ValueError(f"{where}: entry {number} is {name!r}; expected a text that is not blank, in quotes")

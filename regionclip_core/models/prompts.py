@@ -31,10 +31,8 @@ def prompt_templates(spec: str) -> tuple[str, ...]:
         FileNotFoundError: if there is no such file.
         ValueError: if a line doesn't hold exactly one `{}`.
     """
-    if spec == "single":
-        return SINGLE
-    if spec == "short":
-        return SHORT
+    if spec in ("single", "short"):
+        return SINGLE if spec == "single" else SHORT
     path = str(DATA_FOLDER / "prompts_clip81.txt") if spec == "clip81" else spec
     if not exists(path):
         raise FileNotFoundError(f"prompts {spec!r}: no such file; expected `single`, `short`, `clip81` or a text file")

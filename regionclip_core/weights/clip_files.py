@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from regionclip_core.config.architectures import model_config, why_not_buildable
+from regionclip_core.config.encodings import decode_text
 from regionclip_core.models.clip import OPENAI_EXTRAS, build_clip, normalisation_note, usual_normalisation
 from regionclip_core.models.official_keys import OFFLINE, STUDENT, TEACHER, is_constant, sections, split_clip
 from regionclip_core.proposals.rpn_folder import official_section, write_rpn_folder
@@ -136,7 +137,7 @@ def read_model(model: str) -> Architecture:
         if not path.is_file():
             raise FileNotFoundError(f"--model {model}: no such file")
         try:
-            described = json.loads(path.read_text(encoding="utf-8"))
+            described = json.loads(decode_text(path.read_bytes(), path.name))
         except ValueError as error:
             raise ValueError(f"--model {model}: not valid JSON ({error})") from None
         config = described.get("model_cfg", described) if isinstance(described, dict) else {}

@@ -21,33 +21,22 @@ _KNOWN_ROWS = {
 }
 
 
-def row_names(spec: str) -> list[Vocabulary]:
-    """Return the vocabularies that `--names` may mean: all its names, then its base and its novel ones, if it has both.
+def name_rows(spec: str | None, rows: int, what: str) -> Vocabulary:
+    """Return the vocabulary of `rows` rows of `what` (for messages): all names of `spec`, or its base or novel ones.
 
-    Args:
-        spec: see `categories.read_names`; the names of a COCO or LVIS annotation file come in the order of the ids.
+    `spec`: see `categories.read_names`; the names of annotation files come in the order of the ids. Without it
+    only COCO's open-vocabulary split has known sizes (48, 17, 65), and its own order.
 
     Raises:
-        FileNotFoundError, ValueError: as for those.
+        FileNotFoundError, ValueError: as `read_names`, and where the number of names is different.
     """
-    vocabulary = read_names(spec, "--names")
-    # Such files don't say which categories are base; that is known for COCO's open-vocabulary split only.
+    vocabulary = read_names(spec or "coco_ovd", "--names")
+    # Names alone don't say which are base; that is known for COCO's open-vocabulary split only.
     if not vocabulary.base and (split := load_categories("coco_ovd")).names == vocabulary.names:
         vocabulary = split
     base = tuple(vocabulary.names[i] for i in vocabulary.base_ids)
-    parts = [Vocabulary(base, base)] * bool(base) + [Vocabulary(vocabulary.novel)] * bool(base and vocabulary.novel)
-    return [vocabulary, *parts]
-
-
-def name_rows(spec: str | None, rows: int, what: str) -> Vocabulary:
-    """Return the vocabulary of `rows` rows of `what` (which the messages name).
-
-    Without a spec only COCO's open-vocabulary split has known sizes (48, 17, 65), and its own order.
-
-    Raises:
-        ValueError: the number of names is different.
-    """
-    choices = row_names(spec or "coco_ovd")
+    choices = [vocabulary, *[Vocabulary(base, base)] * bool(base)]
+    choices += [Vocabulary(vocabulary.novel)] * bool(base and vocabulary.novel)
     if fitting := [vocabulary for vocabulary in choices if len(vocabulary) == rows]:
         return fitting[0]
     if spec is None:

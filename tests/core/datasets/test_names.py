@@ -107,8 +107,8 @@ def test_other_forms_of_files(tmp_path: Path) -> None:
         ("c.txt", b"item {\n  id: 1\n}", r"c\.txt, line 1: 'item {' does not look like one name"),
         ("c.csv", b"id,name\n1,car\n", r"c\.csv, line 1: 'id,name' does not look like one name"),
         ("c.json", b'["car", "do', r"c\.json: not valid JSON: .* line 1 column 9 .*is the file whole"),
-        ("c.yaml", b"names: car", r"c\.yaml: expected a list of names, found 'car'; write \[car\]"),
-        ("c.yaml", b"classes: [car]", r"c\.yaml must hold .*found the keys \['classes'\]"),
+        ("c.yaml", b"names: car", r"c\.yaml: expected a list of names, such as .*found 'car'"),
+        ("c.yaml", b"classes: [car]", r"c\.yaml must hold .*found .*classes"),
     ],
 )
 def test_files_that_hold_no_names_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

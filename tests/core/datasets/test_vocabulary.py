@@ -130,7 +130,7 @@ def test_category_files(tmp_path, suffix):
         ("base: [cat]\nbase: [dog]", "line 2, .*duplicate key"),
         ("base: [cat\n", r"mine\.yaml, line 2, "),
         ("base:\n\t- cat\n", r"mine\.yaml, line 2, .*indent with spaces"),
-        ("base: person\nnovel: [dog]", r"mine\.yaml: base: expected a list of names, found 'person'; write \[person\]"),
+        ("base: person\nnovel: [dog]", r"mine\.yaml: base: expected a list of names, such as .*found 'person'"),
         ("base: [cat]\nnovel: dog", r"mine\.yaml: novel: expected a list"),
         ("base: [cat]\norder: cat", r"mine\.yaml: order: expected a list"),
         ("base: 0\nnovel: [dog]", r"mine\.yaml: base: expected a list"),
@@ -138,7 +138,7 @@ def test_category_files(tmp_path, suffix):
         ("base: [cat, 7]", r"mine\.yaml: base: entry 2 is 7"),
         ("base: [cat, cat]", r"mine\.yaml: base names \['cat'\] more than once"),
         ("person\ncar\n", r"mine\.yaml must hold the lists.*found 'person car'"),
-        ("names: [cat]", r"mine\.yaml must hold the lists.*found the keys \['names'\]"),
+        ("names: [cat]", r"mine\.yaml must hold the lists.*found .*names"),
     ],
 )
 def test_bad_category_files_are_refused(tmp_path, text, match):
