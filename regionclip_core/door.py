@@ -103,6 +103,8 @@ def parse_captions(captions: Iterable[str]) -> list[tuple[str, int]]:
     The built-in rules parse them, as with `concepts.parser: rules`; the stage of the pipeline can also use a trained
     spaCy pipeline, drop rare concepts and merge names.
     """
+    if isinstance(captions, str):
+        raise ValueError(f"expected a list of captions, got the text {captions[:100]!r}; write [caption]")
     counts: Counter[str] = Counter()
     for phrases in make_parser(ConceptsConfig(splits=(), parser="rules")).parse(captions):
         counts.update({phrase.text for phrase in phrases if phrase.drop_reason is None})

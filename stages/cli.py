@@ -272,8 +272,9 @@ def detect(
     images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
     model: ModelOption = None,
     classes: Annotated[
-        str, typer.Option(help='Categories to look for: "a,b,c".  [default: those that the model comes with]')
-    ] = "",
+        str | None,
+        typer.Option(help='What to look for: "a,b,c", or a file of names.  [default: the model\'s own]'),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="New folder.  [default: detections, detections2, ...]")] = None,
     score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
     rpn: Annotated[
@@ -305,9 +306,9 @@ def detect(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Find objects of any named category in images: boxes, and masks where the model makes them."""
-    names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    if classes and not names:
-        raise ValueError(f'--classes {classes!r} names no category; expected "a,b,c"')
+    from regionclip_core.datasets.categories import class_names  # the names are checked before torch is loaded
+
+    names = () if classes is None else class_names(classes)
     source = model_source(model, config, overrides, workspace)
     from stages.commands.detect import detect as run_detect
 

@@ -83,7 +83,7 @@ class FolderSplit(Section):
     images: str
     """Folder (or fsspec URL) of images."""
     captions: str
-    """.jsonl, .csv or .tsv with the fields `file` and `caption`; an image may have several rows."""
+    """.jsonl, .csv, .tsv or .parquet with the fields `file` and `caption`; an image may have several rows."""
 
 
 Split = Annotated[WorldSplit | TarsSplit | CocoSplit | LvisSplit | FolderSplit, Field(discriminator="source")]

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from regionclip_core.config.checks import check_config
+from regionclip_core.config.encodings import decode_text
 from regionclip_core.config.errors import explain
 from regionclip_core.config.nearest import nearest
 from regionclip_core.config.tree import STAGE_NAMES, Config
@@ -37,10 +38,7 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     the full path of each wrong key, the value that came and the nearest valid key.
     """
     file = _find(path)
-    try:
-        raw = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not valid YAML: {error}") from error
+    raw = parse_yaml(decode_text(file.read_bytes(), str(file)), str(file))
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: expected a mapping of sections at the top, got {type(raw).__name__}")
     for override in overrides:

@@ -16,8 +16,13 @@ DEEPEST = 50
 class _Constructor(SafeConstructor):
     """Leaves dates as text: YAML 1.2 has none, but ruamel.yaml reads them all the same."""
 
+    def text(self, node: Any) -> str:
+        """Return a text; JSON's two escapes of an emoji, which YAML reads as two characters, become one."""
+        return str(self.construct_yaml_str(node)).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+_Constructor.add_constructor("tag:yaml.org,2002:str", _Constructor.text)
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.text)
 
 
 def parse_yaml(text: str, where: str) -> Any:

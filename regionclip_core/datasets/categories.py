@@ -1,4 +1,4 @@
-"""Loads the detection categories: from a category file, or from the list in a COCO or LVIS annotation file."""
+"""Loads the detection categories, and names alone: from a category or text file, or a COCO or LVIS annotation file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 from contextlib import suppress
 from typing import Any
 
+from regionclip_core.config.encodings import as_utf_8, decode_text
 from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.datasets.json_lists import list_entries
+from regionclip_core.datasets.names import checked_names, names_in
 from regionclip_core.datasets.vocabulary import DATA_FOLDER, Vocabulary, clean_lvis_name
 from regionclip_core.storage.locations import exists, open_location, read_location
 
 _TAIL = 1 << 22  # bytes of the end in which `categories` is looked for; LVIS's take half a MiB
+_LISTS = (".json", ".yaml", ".yml")
+_FILES = (*_LISTS, ".txt", ".names", ".csv", ".tsv")
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 """LVIS's `frequency` of a category, and the name of its group."""
 
@@ -64,7 +68,8 @@ def _categories(url: str) -> list[Any] | None:
 
     COCO's file of 450 MB has it at the end, and `status` must not wait for the rest: the end is looked at first.
     """
-    with open_location(url) as file:
+    with open_location(url) as raw:
+        file = as_utf_8(raw, url)
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL))
         tail = file.read()
@@ -85,11 +90,12 @@ def _categories(url: str) -> list[Any] | None:
     return entries
 
 
-def load_categories(spec: str) -> Vocabulary:
+def load_categories(spec: str, option: str | None = None) -> Vocabulary:
     """Load the detection categories: `world`, a name under data/ (`coco_ovd`), or a path or URL of a YAML or JSON file.
 
     A file has `base:` and `novel:` lists, and optionally `order:`, all names in the order of their indices; without
-    it, base comes first. Or it is a COCO or LVIS annotation file, see `annotation_vocabulary`.
+    it, base comes first. Or it is a COCO or LVIS annotation file, see `annotation_vocabulary`. For an `option` of the
+    command line, names alone will do: a list, or a file with `names:`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -105,21 +111,51 @@ def load_categories(spec: str) -> Vocabulary:
     url = spec if os.path.splitext(spec)[1] else str(DATA_FOLDER / f"{spec}.yaml")
     if not exists(url):
         known = sorted(file.stem for file in DATA_FOLDER.glob("*.yaml"))
-        raise FileNotFoundError(f"data.categories: {spec!r} is not `world`, one of {known}, or a YAML or JSON file")
-    is_json = url.endswith(".json")
+        what = option or "data.categories"
+        raise FileNotFoundError(f"{what}: {spec!r} is not `world`, one of {known}, or a file that is there")
+    is_json = url.lower().endswith(".json")
     if is_json and (found := annotation_vocabulary(url)) is not None:
-        return found
-    text = read_location(url).decode("utf-8")
-    lists = json.loads(text) if is_json else parse_yaml(text, url)
+        return found if found.groups or not option else Vocabulary(found.names)
+    text = decode_text(read_location(url), url)
+    try:
+        lists = json.loads(text) if is_json else parse_yaml(text, url)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{url}: not valid JSON: {error}; is the file whole?") from error
+    alone = lists if isinstance(lists, list) else lists.get("names") if isinstance(lists, dict) else None
+    if option and alone is not None:
+        names = list(alone.values()) if isinstance(alone, dict) else alone  # YOLO's {0: cat, 1: dog}
+        return Vocabulary.from_json({**({} if lists is alone else lists), "names": checked_names(names, url)})
     if not isinstance(lists, dict) or set(lists) - {"base", "novel", "order"} or "base" not in lists:
         raise ValueError(
             f"{url} must hold the lists base:, novel: and optionally order:, and nothing else, or be a COCO or LVIS "
-            "annotation file with a list `categories`"
+            f"annotation file with a list `categories`; found {str(lists)[:100]!r}"
         )
-    base, novel = tuple(lists["base"] or ()), tuple(lists.get("novel") or ())
-    order = tuple(lists.get("order") or base + novel)
+    given = {key: [] if lists.get(key) is None else lists[key] for key in ("base", "novel", "order")}
+    base, novel, order = (checked_names(names, f"{url}: {key}") for key, names in given.items())
+    order = order or base + novel
     if both := sorted(set(base) & set(novel)):
         raise ValueError(f"{url}: {both[:5]} are both base and novel")
     if wrong := sorted(set(order) ^ {*base, *novel}):
         raise ValueError(f"{url}: order: must hold all base and novel names and no other; check {wrong[:5]}")
     return Vocabulary(names=order, base=base)
+
+
+def read_names(spec: str, option: str) -> Vocabulary:
+    """Return the names of a text file, see `names_in`, or of what `load_categories` takes for an option."""
+    if not exists(spec) or spec.lower().endswith(_LISTS):
+        return load_categories(spec, option)
+    return Vocabulary(names_in(decode_text(read_location(spec), spec), spec))
+
+
+def class_names(value: str) -> tuple[str, ...]:
+    """Return the names behind `detect --classes`: written out, see `names_in`, or of a file or category set.
+
+    It is a file where one is there, where it begins or ends like one, and always behind @. Raises as `read_names`.
+    """
+    spec, what = os.path.expanduser(value.strip().removeprefix("@")), f"--classes {value[:100]!r}"
+    is_file = value.strip().startswith(("@", "./", "../", "/", "~")) or "://" in spec or spec.lower().endswith(_FILES)
+    is_file = is_file or exists(spec) or exists(str(DATA_FOLDER / f"{spec}.yaml"))
+    names = read_names(spec, "--classes").names if is_file else names_in(value, what)
+    if not names:
+        raise ValueError(f'{what} names no category; expected "a,b,c", or a file with one name per line')
+    return names

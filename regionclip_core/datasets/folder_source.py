@@ -1,4 +1,4 @@
-"""A folder of images and one caption file: .jsonl, .csv or .tsv with the fields `file` and `caption`."""
+"""A folder of images and one caption file: .jsonl, .csv, .tsv or .parquet with the fields `file` and `caption`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from typing import Any, TextIO
+from itertools import chain
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from regionclip_core.config.encodings import as_utf_8
 from regionclip_core.config.tree import FolderSplit
 from regionclip_core.datasets.cleaning import clean_captions, reasons
 from regionclip_core.datasets.image_list import ListedSource, Spool, by_image
@@ -41,12 +45,9 @@ class FolderSource(ListedSource):
             file = rows[0][0]
             key = printable(file)
             problems = [problem for _, _, problem in rows if problem is not None]
-            if problems:
-                yield IndexRow(key, number, status="bad_caption", reason=problems[-1])
-                continue
-            unsafe = unsafe_name(file)
-            if unsafe is not None:
-                yield IndexRow(key, number, status="bad_unsafe_member", reason=unsafe)
+            status, reason = ("bad_caption", problems[-1]) if problems else ("bad_unsafe_member", unsafe_name(file))
+            if reason is not None:
+                yield IndexRow(key, number, status=status, reason=reason)
                 continue
             url = file_in(self._images, file)
             try:
@@ -84,14 +85,15 @@ def caption_rows_by_image(url: str) -> Iterator[bytes]:
         ValueError: of no known kind, no header with `file` and `caption`, or not to be cut into rows.
     """
     kind = url.rsplit(".", 1)[-1].lower()
-    if kind not in ("jsonl", "csv", "tsv"):
-        raise ValueError(f"caption file {url} ends in .{kind}, expected .jsonl, .csv or .tsv")
+    if kind not in ("jsonl", "csv", "tsv", "parquet"):
+        raise ValueError(f"caption file {url} ends in .{kind}, expected .jsonl, .csv, .tsv or .parquet")
     spool, digests = Spool(), bytearray()
     with open_location(url) as file:
         # In a .csv, any line end inside quotes belongs to the text; elsewhere a row ends with "\n" alone.
-        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if kind == "csv" else "\n")
-        rows = _jsonl(text) if kind == "jsonl" else _columns(_csv(text, url) if kind == "csv" else _tsv(text), url)
-        for line, name, caption, problem in rows:
+        newline = "" if kind == "csv" else "\n"
+        text = io.TextIOWrapper(as_utf_8(file, url), "utf-8-sig", "surrogateescape", newline=newline)
+        table = _csv(text, url) if kind == "csv" else _tsv(text) if kind == "tsv" else _parquet(file, url)
+        for line, name, caption, problem in _jsonl(text) if kind == "jsonl" else _columns(table, url):
             if not problem and not (isinstance(name, str) and name):
                 problem = "field `file` is empty or no text"
             if problem:
@@ -104,6 +106,22 @@ def caption_rows_by_image(url: str) -> Iterator[bytes]:
     order, first = by_image(images[names], len(images))
     for n in range(len(images)):
         yield spool.joined(order[first[n] : first[n + 1]].tolist())
+
+
+def _parquet(file: BinaryIO, url: str) -> Iterator[tuple[int, list[Any], str | None]]:
+    """Yield (row, values, None) of a table's columns `file` and `caption`; first their names, as a header."""
+    try:
+        table = pq.ParquetFile(file)
+        types = {field.name: str(field.type) for field in table.schema_arrow}
+        columns = [name for name in types if name.strip().lower() in ("file", "caption")]
+        for name in columns:
+            if not types[name].removeprefix("dictionary<values=").startswith(("string", "large_string")):
+                raise ValueError(f"{url}: column {name!r} holds {types[name]}, expected texts")
+        yield 0, columns if len(columns) > 1 else [*types], None
+        rows = (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist())
+        yield from ((number, list(row.values()), None) for number, row in enumerate(rows, start=1))
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{url}: no whole Parquet file ({error})") from error
 
 
 def _jsonl(file: TextIO) -> Iterator[tuple[int, Any, Any, str | None]]:
@@ -122,15 +140,21 @@ def _jsonl(file: TextIO) -> Iterator[tuple[int, Any, Any, str | None]]:
             yield number, None, None, "no object with the fields `file` and `caption`"
 
 
-def _columns(rows: Iterator[tuple[int, list[str], str | None]], url: str) -> Iterator[tuple[int, Any, Any, str | None]]:
+def _columns(rows: Iterator[tuple[int, list[Any], str | None]], url: str) -> Iterator[tuple[int, Any, Any, str | None]]:
     """Yield (line, file, caption, problem) from the fields of a table, whose first row is the header."""
     _, header, _ = next(rows, (0, [], None))
-    if "file" not in header or "caption" not in header:
-        raise ValueError(f"{url}: expected a header with `file` and `caption`, found {header[:10]}")
-    file, caption = header.index("file"), header.index("caption")
+    names = [name.strip().lower() for name in header]
+    if names.count("file") != 1 or names.count("caption") != 1:
+        raise ValueError(f"{url}: expected a header with `file` and `caption`, once each, found {header[:10]}")
+    file, caption = names.index("file"), names.index("caption")
+    spaced = any(name != name.strip() for name in header)  # then so are the fields
     for line, fields, problem in rows:
-        if problem is None and len(fields) <= max(file, caption):
+        too_many = any(fields[len(header) :])
+        if problem is None and (too_many or len(fields) <= max(file, caption)):
             problem = f"{len(fields)} fields, expected {len(header)}"
+            problem += "; in a .csv, quote a text that holds the separator" if too_many else ""
+        if spaced:
+            fields = [field and field.strip() for field in fields]
         yield (line, None, None, problem) if problem else (line, fields[file], fields[caption], None)
 
 
@@ -145,18 +169,21 @@ def _csv(file: TextIO, url: str) -> Iterator[tuple[int, list[str], str | None]]:
     """Yield (line, fields, problem). Quoted as spreadsheets do: a row may be of several lines."""
     # Above the csv module's own limit of 128 kB: an overlong caption costs its row, not the file.
     csv.field_size_limit(LARGEST_FIELD)
+    header = next(file, "")  # shows what separates the fields
+    mark = next((m for m in ",;\t" if "file" in (cell.strip(' "\r\n').lower() for cell in header.split(m))), ",")
+    dialect: Any = {"delimiter": mark, "skipinitialspace": f"{mark} " in header}
     lines: list[str] = []  # of the row that is being read
     ended = False
 
     def remembered() -> Iterator[str]:
         nonlocal ended
-        for line in file:
+        for line in chain([header], file):
             lines.append(line)
             yield line
         ended = True
 
     # A quote that is left open makes one row of all that follow, up to the next quote or the end of the file.
-    reader = csv.reader(remembered())
+    reader = csv.reader(remembered(), **dialect)
     try:
         for fields in reader:
             if ended:  # in the middle of a row: outside quotes, a row ends with its line
@@ -167,7 +194,7 @@ def _csv(file: TextIO, url: str) -> Iterator[tuple[int, list[str], str | None]]:
             problem = None
             if len(lines) > 1:
                 try:
-                    next(csv.reader(lines, strict=True))
+                    next(csv.reader(lines, strict=True, **dialect))
                 except csv.Error:
                     problem = (
                         f"{len(lines)} lines held together by a quote, and text behind the closing one: expected "

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from regionclip_core.config.encodings import as_utf_8
 from regionclip_core.storage.locations import open_location
 
 LARGEST_VALUE = 1 << 26
@@ -33,7 +34,7 @@ def list_entries(url: str) -> Iterator[tuple[str, str, Any]]:
         ValueError: not one JSON object, or a value of more than LARGEST_VALUE characters.
     """
     with open_location(url) as file:
-        window = _Window(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""), url)
+        window = _Window(io.TextIOWrapper(as_utf_8(file, url), "utf-8-sig", "surrogateescape", newline=""), url)
         window.take("{")
         for _ in window.members("}"):
             key = window.value()[1]

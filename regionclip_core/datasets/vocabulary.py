@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from regionclip_core.datasets.names import checked_names
 
 _CORE = Path(__file__).resolve().parents[1]
 DATA_FOLDER = next(folder for folder in (_CORE.parent / "data", _CORE / "data") if (folder / "coco_ovd.yaml").exists())
@@ -31,12 +32,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(sorted(self.groups)))
         for field, values in [("names", self.names), ("base", self.base)]:
-            repeated = [name for name, count in Counter(values).items() if count > 1]
-            if repeated:
-                raise ValueError(f"Vocabulary.{field} repeats {repeated[:5]}: a name must have one index")
-            blank = [name for name in values if not isinstance(name, str) or not name.strip()]
-            if blank:
-                raise ValueError(f"Vocabulary.{field} holds {blank[0]!r}: every entry must be a text that is not blank")
+            checked_names([*values], f"Vocabulary.{field}")
         for field, values in [("base", self.base), *((f"groups {name}", members) for name, members in self.groups)]:
             unknown = sorted(set(values) - set(self.names))
             if unknown:

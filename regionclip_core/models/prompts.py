@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regionclip_core.config.encodings import decode_text
 from regionclip_core.datasets.vocabulary import DATA_FOLDER
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.storage.locations import exists, read_location
@@ -31,14 +32,12 @@ def prompt_templates(spec: str, setting: str = "teacher.prompts") -> tuple[str, 
         FileNotFoundError: if there is no such file.
         ValueError: if a line doesn't hold exactly one `{}`.
     """
-    if spec == "single":
-        return SINGLE
-    if spec == "short":
-        return SHORT
+    if spec in ("single", "short"):
+        return SINGLE if spec == "single" else SHORT
     path = str(DATA_FOLDER / "prompts_clip81.txt") if spec == "clip81" else spec
     if not exists(path):
         raise FileNotFoundError(f"{setting}: {spec!r} is not `single`, `short`, `clip81` or a text file")
-    lines = [line.strip() for line in read_location(path).decode("utf-8").splitlines()]
+    lines = [line.strip() for line in decode_text(read_location(path), path).splitlines()]
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     for template in templates:
         if template.count("{}") != 1:

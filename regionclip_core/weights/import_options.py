@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from regionclip_core.config.architectures import model_config, why_not_buildable
+from regionclip_core.config.encodings import decode_text
 from regionclip_core.config.nearest import nearest_hint
-from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.categories import read_names
 from regionclip_core.storage.folder import free_target
 
 KINDS = ("detector", "pretrained", "rpn", "embeddings", "clip")
@@ -25,13 +26,8 @@ def check_options(file: str, out: str, names: str | None, model: str | None, kin
         raise FileNotFoundError(f"{file} is {what}: expected a file of weights (.pth, .pt, .safetensors)")
     if model is not None:
         read_model(model)
-    if names is not None and not Path(names).is_file():
-        if Path(names).suffix in (".txt", ".names"):
-            raise FileNotFoundError(f"--names {names}: no such file")
-        try:
-            load_categories(names)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(str(error).replace("data.categories", "--names")) from None
+    if names is not None:
+        read_names(names, "--names")
     return target
 
 
@@ -47,7 +43,7 @@ def read_model(model: str) -> tuple[str, dict[str, Any]]:
         if not path.is_file():
             raise FileNotFoundError(f"--model {model}: no such file")
         try:
-            described = json.loads(path.read_text(encoding="utf-8"))
+            described = json.loads(decode_text(path.read_bytes(), path.name))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"--model {model}: not valid JSON ({error})") from None
         described = described if isinstance(described, dict) else {}

@@ -38,7 +38,7 @@ def import_checkpoint(
         file: published RegionCLIP weights (pretraining, detector, proposal network, embeddings), an OpenAI or
             open_clip CLIP model in any layout, or a torchvision detector with its proposal network.
         out: must not exist, or be empty.
-        names: the names behind a classifier's or an embedding file's rows; see `row_names.read_names`.
+        names: the names behind a classifier's or an embedding file's rows; see `row_names.name_rows`.
         model: the architecture, by open_clip's name or a JSON file of open_clip's, where it can't be read off the file,
             or to have it checked.
         kind: one of `import_options.KINDS`, instead of recognising it by the names in the file.

@@ -6,14 +6,11 @@ K rows, D embedding.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regionclip_core.datasets.categories import annotation_vocabulary, load_categories
+from regionclip_core.datasets.categories import load_categories, read_names
 from regionclip_core.datasets.vocabulary import Vocabulary
 
 _SAME = 0.9999  # cosine of two embeddings of one name
@@ -24,54 +21,22 @@ _KNOWN_ROWS = {
 }
 
 
-def read_names(spec: str) -> list[Vocabulary]:
-    """Return the vocabularies that `--names` may mean: all its names, then its base and its novel ones, if it has both.
-
-    Args:
-        spec: a text file (one name per line), a COCO or LVIS annotation file (its names come in the order of the
-            category ids), a vocabulary.json, or anything that `data.categories` takes (`coco_ovd`, a YAML or JSON file
-            with `base:` and `novel:`).
-
-    Raises:
-        FileNotFoundError, ValueError: as for those.
-    """
-    path = Path(spec)
-    if path.suffix in (".txt", ".names") or (path.is_file() and path.suffix not in (".json", ".yaml", ".yml")):
-        if not path.is_file():
-            raise FileNotFoundError(f"--names {spec}: no such file")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Vocabulary(tuple(line for line in lines if line))]
-    vocabulary = annotation_vocabulary(spec) if path.suffix == ".json" and path.is_file() else None
-    if vocabulary is not None and not vocabulary.groups:
-        # COCO's file doesn't say which categories are base; that is known for the open-vocabulary split only.
-        split = load_categories("coco_ovd")
-        vocabulary = split if vocabulary.names == split.names else Vocabulary(vocabulary.names)
-    elif vocabulary is None and path.suffix == ".json" and path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"--names {spec}: not valid JSON ({error})") from None
-        if isinstance(content, dict) and "names" in content:
-            vocabulary = Vocabulary.from_json(content)
-    if vocabulary is None:
-        try:
-            vocabulary = load_categories(spec)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(str(error).replace("data.categories", "--names")) from None
-    base = tuple(vocabulary.names[i] for i in vocabulary.base_ids)
-    parts = [Vocabulary(base, base)] * bool(base) + [Vocabulary(vocabulary.novel)] * bool(base and vocabulary.novel)
-    return [vocabulary, *parts]
-
-
 def name_rows(spec: str | None, rows: int, what: str) -> Vocabulary:
-    """Return the vocabulary of `rows` rows of `what` (which the messages name).
+    """Return the vocabulary of `rows` rows of `what` (for messages): all names of `spec`, or its base or novel ones.
 
-    Without a spec only COCO's open-vocabulary split has known sizes (48, 17, 65), and its own order.
+    `spec`: see `categories.read_names`; the names of annotation files come in the order of the ids. Without it
+    only COCO's open-vocabulary split has known sizes (48, 17, 65), and its own order.
 
     Raises:
-        ValueError: the number of names is different.
+        FileNotFoundError, ValueError: as `read_names`, and where the number of names is different.
     """
-    choices = read_names(spec or "coco_ovd")
+    vocabulary = read_names(spec or "coco_ovd", "--names")
+    # Names alone don't say which are base; that is known for COCO's open-vocabulary split only.
+    if not vocabulary.base and (split := load_categories("coco_ovd")).names == vocabulary.names:
+        vocabulary = split
+    base = tuple(vocabulary.names[i] for i in vocabulary.base_ids)
+    choices = [vocabulary, *[Vocabulary(base, base)] * bool(base)]
+    choices += [Vocabulary(vocabulary.novel)] * bool(base and vocabulary.novel)
     if fitting := [vocabulary for vocabulary in choices if len(vocabulary) == rows]:
         return fitting[0]
     if spec is None:

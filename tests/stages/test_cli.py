@@ -126,6 +126,25 @@ def test_what_a_user_gets_wrong_exits_2_with_one_message(cli: Cli, arguments: li
     assert "Traceback" not in result.output
 
 
+def test_classes_are_read_before_anything_slow_is_loaded() -> None:
+    script = """
+import sys
+from typer.testing import CliRunner
+from stages.cli import app
+result = CliRunner().invoke(app, ["detect", "x.jpg", "--classes", "nowhere.txt"])
+print(result.exit_code, result.stderr, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("2 error: --classes: 'nowhere.txt' is not") and done.stdout.endswith("False\n")
+
+
+def test_a_workspace_with_an_emoji(toy: Toy, cli: Cli) -> None:
+    workspace = toy.root / "a😀b"
+    assert cli("run", "lonely", "--workspace", str(workspace)).exit_code == 0
+    assert (workspace / "lonely").is_dir()
+    assert "done" in cli("status", "--workspace", str(workspace)).stdout
+
+
 def test_nothing_is_said_when_the_reader_has_gone() -> None:
     """As `regionclip status | head -1`: the exit status says that SIGPIPE ended the program."""
     command = [sys.executable, "-m", "stages.cli", "config", "--config", "tiny"]

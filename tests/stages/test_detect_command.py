@@ -113,6 +113,8 @@ def test_classes_and_settings_of_ones_own(run: Run, model: str, images: Path, tm
 
     asked = found("--classes", "dragon, tea pot")
     assert {row["name"] for row in asked} == {"dragon", "tea pot"}
+    (tmp_path / "classes.txt").write_text("dragon\ntea pot\n", "utf-16")
+    assert found("--classes", str(tmp_path / "classes.txt")) == asked
     assert found("--classes", "dragon, tea pot", call=run) == asked
     assert found("--classes", "dragon, tea pot", "--prompts", "short") != asked
     assert len(found("--max-detections", "2")) == 2

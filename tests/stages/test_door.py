@@ -100,3 +100,9 @@ def test_the_clip_of_a_run_and_an_exported_student_are_one(place: Path) -> None:
     rpn = str(artifact(place / "ws", "rpn"))
     assert len(regionclip_core.load(str(place / "student"), rpn=rpn).adjusted(objectness="sigmoid").detect(
         str(place / "photo.jpg"), ["cup", "dog"])[0]) > 0  # fmt: skip
+
+
+def test_a_caption_that_is_not_in_a_list_is_refused() -> None:
+    """It would be parsed letter by letter."""
+    with pytest.raises(ValueError, match=r"expected a list of captions, got the text 'A dog'; write \[caption\]"):
+        regionclip_core.parse_captions("A dog")

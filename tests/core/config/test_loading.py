@@ -47,6 +47,27 @@ def test_overrides_are_parsed_as_yaml(file: str) -> None:
     assert config.execution.backend == "local"
 
 
+def test_an_emoji_is_one_character_however_it_is_written(file: str) -> None:
+    """YAML reads JSON's two escapes of it as two halves, which no file name can have."""
+    for override in (
+        "workspace=/tmp/😀",
+        json.dumps("/tmp/😀").join(["workspace=", ""]),
+        'workspace="/tmp/\\U0001f600"',
+    ):
+        assert load_config(file, [override]).workspace == "/tmp/😀"
+    assert parse_yaml(r'{"\ud83d\ude00": "\\ud83d\\ude00"}', "x") == {"😀": r"\ud83d\ude00"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_any_editor(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes((MINIMAL + "workspace: /tmp/café").replace("\n", "\r\n").encode(encoding))
+    assert load_config(str(path)).workspace == "/tmp/café"
+    path.write_bytes((MINIMAL + "workspace: /tmp/café").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c\.yaml, line 10: byte 0xe9 is not UTF-8; save the file as UTF-8"):
+        load_config(str(path))
+
+
 def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
     config = load_config(file, ["seed=7"])
     again = tmp_path / "again.yaml"

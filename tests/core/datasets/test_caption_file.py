@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import random
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from regionclip_core.datasets import folder_source
@@ -79,9 +82,10 @@ def naive_rows(text: str, kind: str) -> list[tuple[int, Any, Any, str]]:
 
 
 def naive_cells(line: int, cells: list[str], header: list[str]) -> tuple[int, Any, Any, str]:
-    if len(cells) > 1:
+    if 1 < len(cells) <= len(header) or (len(cells) > 1 and not any(cells[len(header) :])):
         return line, cells[1], cells[0], ""
-    return line, "", "", f"{len(cells)} fields, expected {len(header)}"
+    hint = "; in a .csv, quote a text that holds the separator" if len(cells) > 1 else ""
+    return line, "", "", f"{len(cells)} fields, expected {len(header)}{hint}"
 
 
 def naive_csv(text: str) -> list[tuple[int, Any, Any, str]]:
@@ -147,6 +151,90 @@ def test_against_a_naive_reading(tmp_path: Path, kind: str) -> None:
         assert read(str(path)) == expected, seed
         seen += len(expected)
     assert seen > 90
+
+
+PLAIN: list[Image] = [("1.jpg", ["a dog, a cat"], None), ("2.jpg", ["a bird"], None)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("csv", 'file,caption\n1.jpg,"a dog, a cat"\n2.jpg,a bird\n'),
+        ("csv", 'File,CAPTION\n1.jpg,"a dog, a cat"\n2.jpg,a bird\n'),
+        ("csv", 'file, caption\n1.jpg, "a dog, a cat"\n2.jpg, a bird\n'),
+        ("csv", 'caption , file\n"a dog, a cat" , 1.jpg \na bird , 2.jpg \n'),
+        ("csv", '"File";"Caption"\n"1.jpg";"a dog, a cat"\n2.jpg;a bird\n'),
+        ("csv", "file; caption\n1.jpg; a dog, a cat\n2.jpg; a bird\n"),
+        ("csv", "file\tcaption\n1.jpg\ta dog, a cat\n2.jpg\ta bird\n"),
+        ("csv", 'file,caption\n1.jpg,"a dog, a cat",,\n2.jpg,a bird,\n'),  # empty cells of a spreadsheet
+        ("tsv", " File \tCaption\n1.jpg\ta dog, a cat\n2.jpg\ta bird\n"),
+        ("jsonl", '{"file": "1.jpg", "caption": "a dog, a cat"}\n{"file": "2.jpg", "caption": "a bird"}\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_people_have_them(tmp_path: Path, kind: str, text: str, encoding: str) -> None:
+    for ending in ("\n", "\r\n"):
+        (tmp_path / f"x.{kind}").write_bytes(text.replace("\n", ending).encode(encoding))
+        found = read(str(tmp_path / f"x.{kind}"))
+        assert [(name, [str(one).strip() for one in captions], why) for name, captions, why in found] == PLAIN
+
+
+@pytest.mark.parametrize(("kind", "mark"), [("csv", ","), ("csv", ";"), ("tsv", "\t")])
+def test_a_row_of_too_many_fields_is_bad(tmp_path: Path, kind: str, mark: str) -> None:
+    """A caption that was not quoted must not lose its rest without a word."""
+    rows = [["file", "caption"], ["1.jpg", "a dog", " a cat", " and a bird"], ["1.jpg", "a tree"], ["2.jpg"]]
+    (tmp_path / f"x.{kind}").write_text("\n".join(mark.join(row) for row in rows))
+    hint = "; in a .csv, quote a text that holds the separator"
+    assert read(str(tmp_path / f"x.{kind}")) == [
+        (f"x.{kind}#2", [], f"line 2: 4 fields, expected 2{hint}"),
+        ("1.jpg", ["a tree"], None),
+        (f"x.{kind}#4", [], "line 4: 1 fields, expected 2"),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "x.parquet"
+    names = pa.array(["1.jpg", "2.jpg", "1.jpg", None, ""]).cast(kind)
+    captions = pa.array(["a dog", None, "a cat", "lost", "lost"]).cast(kind)
+    pq.write_table(pa.table({"id": [0, 1, 2, 3, 4], "Caption": captions, "file": names}), path, row_group_size=2)
+    assert read(str(path)) == [
+        ("1.jpg", ["a dog", "a cat"], None),
+        ("2.jpg", [""], None),
+        ("x.parquet#4", [], "line 4: field `file` is empty or no text"),
+        ("x.parquet#5", [], "line 5: field `file` is empty or no text"),
+    ]
+
+
+def test_parquet_files_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"file": ["1.jpg"], "caption": [[b"a dog"]]}), path)
+    with pytest.raises(ValueError, match=r"x\.parquet: column 'caption' holds list<.*expected texts"):
+        read(str(path))
+    pq.write_table(pa.table({"url": ["1.jpg"], "caption": ["a dog"]}), path)
+    with pytest.raises(
+        ValueError, match=r"expected a header with `file` and `caption`, once each, found \['url', 'caption'\]"
+    ):
+        read(str(path))
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"x\.parquet: no whole Parquet file"):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (gzip.compress(b"file,caption\n"), r"x\.csv is compressed"),
+        ("file,caption\n".encode("utf-16-le"), r"x\.csv is .*UTF-16 without a byte-order mark"),
+        ("file,caption\n1.jpg,a dog".encode("utf-16")[:-1], r"x\.csv, line 2: byte 0x67 is not UTF-16"),
+        (b"file,caption,Caption\n1.jpg,a dog,a cat\n", "once each, found"),
+        (b"", "expected a header"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, data: bytes, match: str) -> None:
+    (tmp_path / "x.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=match):
+        read(str(tmp_path / "x.csv"))
 
 
 def write_tsv(path: Path, rows: int) -> None:

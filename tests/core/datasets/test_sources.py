@@ -117,7 +117,7 @@ def test_caption_files_that_make_no_sense(tmp_path) -> None:
     for name, text, message in [
         ("c.csv", "image,text\na,b\n", "expected a header with `file` and `caption`"),
         ("c.tsv", "", "expected a header"),
-        ("c.txt", "x", "expected .jsonl, .csv or .tsv"),
+        ("c.txt", "x", "expected .jsonl, .csv, .tsv or .parquet"),
     ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Vocabulary: indices, digest, and the category files."""
 
+import gzip
 import json
 
 import pytest
@@ -72,8 +73,8 @@ def test_require_names_both_digests():
 @pytest.mark.parametrize(
     ("names", "base", "match"),
     [
-        (("a", "b", "a"), (), "repeats"),
-        (("a", "b"), ("a", "a"), "repeats"),
+        (("a", "b", "a"), (), "more than once"),
+        (("a", "b"), ("a", "a"), "more than once"),
         (("a", "b"), ("c",), "not among"),
         (("a", " "), (), "not blank"),
         (("a", 7), (), "not blank"),
@@ -128,6 +129,16 @@ def test_category_files(tmp_path, suffix):
         ("{base: [cat, ~], novel: [dog]}", "not blank"),
         ("base: [cat]\nbase: [dog]", "line 2, .*duplicate key"),
         ("base: [cat\n", r"mine\.yaml, line 2, "),
+        ("base:\n\t- cat\n", r"mine\.yaml, line 2, .*indent with spaces"),
+        ("base: person\nnovel: [dog]", r"mine\.yaml: base: expected a list of names, such as .*found 'person'"),
+        ("base: [cat]\nnovel: dog", r"mine\.yaml: novel: expected a list"),
+        ("base: [cat]\norder: cat", r"mine\.yaml: order: expected a list"),
+        ("base: 0\nnovel: [dog]", r"mine\.yaml: base: expected a list"),
+        ("base: {0: cat}", r"mine\.yaml: base: expected a list"),
+        ("base: [cat, 7]", r"mine\.yaml: base: entry 2 is 7"),
+        ("base: [cat, cat]", r"mine\.yaml: base names \['cat'\] more than once"),
+        ("person\ncar\n", r"mine\.yaml must hold the lists.*found 'person car'"),
+        ("names: [cat]", r"mine\.yaml must hold the lists.*found .*names"),
     ],
 )
 def test_bad_category_files_are_refused(tmp_path, text, match):
@@ -135,6 +146,30 @@ def test_bad_category_files_are_refused(tmp_path, text, match):
     path.write_text(text)
     with pytest.raises(ValueError, match=match):
         load_categories(str(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("suffix", [".yaml", ".json", ".JSON"])
+def test_category_files_of_any_editor(tmp_path, suffix, encoding):
+    path = tmp_path / f"mine{suffix}"
+    path.write_bytes('{"base": ["café"],\r\n "novel": ["\\ud83d\\ude00"]}\r\n'.encode(encoding))
+    assert load_categories(str(path)) == Vocabulary(("café", "😀"), base=("café",))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "match"),
+    [
+        ("c.json", b'{"base": ["cat", "do', r"c\.json: not valid JSON: .*column 18 .*is the file whole"),
+        ("c.json", gzip.compress(b'{"base": ["cat"]}'), r"c\.json is compressed"),
+        ("c.json", b'{"categories": [{"id": 1, "name": "ca', r"c\.json: not valid JSON"),
+        ("c.json", b'{"base":\n["caf\xe9"]}', r"c\.json, line 2: byte 0xe9 is not UTF-8"),
+        ("c.yaml", b"base:\n- caf\xe9\n", r"c\.yaml, line 2: byte 0xe9 is not UTF-8"),
+    ],
+)
+def test_damaged_category_files_are_named(tmp_path, name, data, match):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=match):
+        load_categories(str(tmp_path / name))
 
 
 def test_unknown_categories_name_the_known_ones():

@@ -53,6 +53,12 @@ def test_template_files(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("# comment\n\n a {} here \nthe {}\n")
     assert prompt_templates(str(path)) == ("a {} here", "the {}")
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes("# café\r\na {} in a café\r\n".encode(encoding))
+        assert prompt_templates(str(path)) == ("a {} in a café",)
+    path.write_bytes("a {}\na {} in a café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine\.txt, line 2: byte 0xe9 is not UTF-8"):
+        prompt_templates(str(path))
     path.write_text("a {}\nno name\n")
     with pytest.raises(ValueError, match="no name"):
         prompt_templates(str(path))

@@ -170,7 +170,9 @@ def test_torchvisions_proposal_network(tmp_path: Path) -> None:
     assert torch.equal(network.rpn.head.objectness.weight, source.rpn.head.cls_logits.weight)
 
 
-@pytest.mark.parametrize(("rows", "names"), [(65, None), (3, "cat\ndog\nbus stop\n"), (1, "cat")])
+@pytest.mark.parametrize(
+    ("rows", "names"), [(65, None), (3, "cat\ndog\nbus stop\n"), (3, "\ufeffcat\ndog\nbus stop\n"), (1, "cat")]
+)
 def test_embedding_files(tmp_path: Path, rows: int, names: str | None) -> None:
     torch.manual_seed(0)
     embeddings = torch.randn(rows, 1024) * 9
@@ -183,4 +185,6 @@ def test_embedding_files(tmp_path: Path, rows: int, names: str | None) -> None:
     assert (report.kind, report.model) == ("embeddings", f"{rows} embeddings of 1024 numbers")
     found, stored = read_embeddings(Folder(out(tmp_path)))
     assert torch.equal(stored, embeddings)  # with their own norms
-    assert found == (load_categories("coco_ovd").names if names is None else tuple(names.split("\n")[:rows]))
+    assert found == (
+        load_categories("coco_ovd").names if names is None else tuple(names.lstrip("\ufeff").split("\n")[:rows])
+    )

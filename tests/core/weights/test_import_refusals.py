@@ -88,10 +88,15 @@ def test_rows_with_another_number_of_names(tmp_path: Path) -> None:
 
 def test_names_that_are_not_there(tmp_path: Path) -> None:
     file = save(tmp_path / "w.pth", detector_state())
-    refused(tmp_path, file, r"--names .*nowhere\.txt: no such file", names=str(tmp_path / "nowhere.txt"))
+    refused(
+        tmp_path,
+        file,
+        r"--names: '.*nowhere\.txt' is not .*there",
+        names=str(tmp_path / "nowhere.txt"),
+    )
     refused(tmp_path, file, r"--names: 'coco_ovd2' is not", names="coco_ovd2")
     (tmp_path / "twice.txt").write_text("\n".join(["cat"] * 65))
-    refused(tmp_path, file, r"repeats \['cat'\]", names=str(tmp_path / "twice.txt"))
+    refused(tmp_path, file, r"twice\.txt names \['cat'\] more than once", names=str(tmp_path / "twice.txt"))
 
 
 # ---------------------------------------------------------------- weights
