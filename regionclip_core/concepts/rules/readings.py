@@ -72,7 +72,7 @@ _CLOSED: dict[str, Tag] = {word: tag for members, tag in _CLASSES for word in me
 _IRREGULAR = {
     "women": "woman", "women's": "woman", "men's": "man", "lenses": "lens", "cookies": "cookie", "axes": "axe",
     "smoothies": "smoothie", "selfies": "selfie", "hoodies": "hoodie", "onesies": "onesie", "walkies": "walkie",
-    "dice": "die", "fries": "fry",
+    "dice": "die", "fries": "fry", "flies": "fly",
 }  # fmt: skip
 # The first that leads to a listed noun wins; plain -s comes before -es, else "vases" would be of a "vas".
 _NOUN_SUFFIXES = (

@@ -70,15 +70,20 @@ class Tagger(Context):
         return "ADV" if readings & ADVERB and not readings & NOMINAL else "NOUN"
 
     def _adjective(self, i: int, word: Word, following: Word) -> Tag:
-        if self.leads_to_noun(i):  # "a steep slope"
-            return "ADJ"
+        compound = self.phrase == "named" and self.previous() == "NOUN" and not self.plural and not self.animate
+        if compound and word.lower in words.COLOR_THINGS:  # "ice cream and cake"; but "a bus orange and white"
+            return "NOUN" if self.next_word(i, 2).lower not in words.COLORS else "ADJ"
+        if self.leads_to_noun(i):  # "a steep slope"; but "a steam locomotive museum"
+            noun = word.readings & SINGULAR and not word.lower.endswith(("al", "an", "ent", "ic", "ly"))
+            listed = word.lower in words.ADJECTIVES or word.lower in words.COLORS
+            return "NOUN" if compound and noun and not listed else "ADJ"
         if not word.readings & NOMINAL:
             if word.readings & ADVERB and self.phrase != "opened":  # "a cat looking upward"
                 return "ADV"
             # "the homeless" are people, but "the floor is shiny"
             return "NOUN" if self.previous() == "DET" and following.tag != "CCONJ" else "ADJ"
-        if word.lower == "orange" and self.previous() in ("DET", "ADJ", "NUM", "POSS"):  # "a peeled orange"
-            return "NOUN"
+        if word.lower in words.COLOR_THINGS and (i == 0 or self.previous() in ("DET", "ADJ", "NUM", "POSS")):
+            return "NOUN"  # "a peeled orange"
         if word.lower in words.COLORS:  # "a woman in red"; but "the bus is red", "in red and white"
             return "NOUN" if self.previous() in ("ADP", "DET") and following.tag != "CCONJ" else "ADJ"
         # "the pool is oval", "a window square in shape"; but "an adult", "a customer"
@@ -124,11 +129,14 @@ class Tagger(Context):
                 return "NOUN"
             return "VERB" if word.readings & PAST else "ADJ"  # "a group of five gathered around"
         if self.phrase == "named":
-            if leads and not self.animate and not self.plural:  # "a glass topped desk", not "a man dressed warmly"
+            subject = self.animate or self.plural
+            if word.readings & SINGULAR and not word.readings & PAST and not (leads and subject):
+                return "NOUN"  # "a brick arch bridge", "a center piece"; but "a dog sound asleep"
+            if leads and not subject:  # "a glass topped desk", not "a man dressed warmly"
                 return "ADJ"
-            if word.readings & PAST:  # "birds perched on a branch"
-                return "VERB"
-            return "NOUN" if word.readings & SINGULAR and not leads else "ADJ"  # "a center piece"
+            if word.readings & PAST:  # "birds perched on a branch"; but "a tea set"
+                return "NOUN" if f"{self.words[i - 1].lower} {word.lower}" in words.LEXICAL_HEADS else "VERB"
+            return "ADJ"
         if leads:  # "used cars"
             return "ADJ"
         return "VERB" if word.readings & PAST else self._adjective(i, word, following)
@@ -144,8 +152,9 @@ class Tagger(Context):
             return word.strong_verb or following.tag in ("DET", "POSS", "ADP")
         if self.phrase == "opened":  # "a watch", "two walks"
             return False
-        if self.phrase == "named":
-            return self._agrees(word, following)
+        if self.phrase == "named":  # "the cutting boards"; but "the building blocks the view"
+            compound = word.noun in words.GERUND_HEADS.get(before, ()) and following.tag not in ("DET", "POSS")
+            return not compound and self._agrees(word, following)
         if previous in ("ADV", "ADVERBIAL"):  # "a man quickly turns to", "a boy now stands on"; but "very counter top"
             subject = self.previous(2) in ("NOUN", "PRON")
             return word.strong_verb and (subject or before.endswith("ly")) and following.tag != "OPEN"

@@ -70,6 +70,8 @@ COLORS = _words(
     "red green blue yellow white black brown orange purple pink grey gray beige tan gold silver golden maroon teal "
     "turquoise navy cream crimson violet lavender magenta cyan khaki burgundy ivory"
 )
+# The colours above that are things where they are a noun with words of its own ("a peeled orange", "ice cream").
+COLOR_THINGS = _words("orange cream lavender violet")
 
 # Adjectives in captions, whatever else the tables list.
 ADJECTIVES = _words(
@@ -141,7 +143,11 @@ NOUNS = _words(
     "ocean sea beach shore coast dock pier harbor lighthouse island desert forest woods jungle meadow pasture farm "
     "stable zoo circus nut crack cub calf kitten puppy lamb colt foal flock herd frosting icing fan vent pipe hose "
     "wire cable cord rope ladder tool hammer drill lock key coin ring necklace bracelet earring button zipper "
-    "pocket bow arrow gun sword"
+    "pocket bow arrow gun sword attic avocado bass birch bronze caramel cardinal cathedral cereal champion charcoal "
+    "chestnut coral crescent day documentary eagle fleet fossil game ginger greenhouse honey husky jade master mint "
+    "mosaic olive orchid peanut pedal pendant piano piggy pop port prize punk quartz rental roast ruby rum rust "
+    "salmon salt satellite scale scrub shed staple stereo stock straw stretch sunrise sunset surface tabby tart "
+    "ticket token trim union vanilla volunteer waste weather world"
 )
 
 # Nouns although they end in -ing ("a painting"); the second set only where nothing follows that they could act on.
@@ -172,7 +178,8 @@ GERUND_HEADS = _by_first(
     "paper; whipping: cream; crossing: sign light signal guard; boarding: gate pass school area ramp; meeting: room "
     "hall; training: wheels camp; grazing: land field; stepping: stone; lighting: fixture; building: block; playing: "
     "field card court; tasting: room menu; weighing: scale; writing: desk table; knitting: needle; skating: rink ramp "
-    "park; skateboarding: park ramp competition; camping: site tent chair gear; farming: equipment"
+    "park; skateboarding: park ramp competition; camping: site tent chair gear; farming: equipment; "
+    "steering: wheel; punching: bag; measuring: stick; shaving: cream kit; climbing: wall rope; petting: zoo"
 )
 # Before a noun without a determiner these describe it ("smiling woman"); other -ing words govern it.
 ING_ADJECTIVES = _words(
@@ -285,7 +292,7 @@ LEXICAL_HEADS = _phrases(
     "piece, rag top, box top, stove top, cook top, treetop, lap top, hay stack, smoke stack, bed sheet, cookie "
     "sheet, baking sheet, high school, cheese slice, pizza slice, lemon slice, cake slice, orange slice, apple "
     "slice, bread slice, tomato slice, parking lot, remote control, bus line, railroad line, train line, subway "
-    "line, hay bundle, six pack"
+    "line, hay bundle, six pack, band aid, fire place"
 )
 # Words for the image itself; the first set only before "of" ("a drawing of a cat").
 IMAGE_WORDS_WITH_OF = _words("drawing sketch depiction artwork animation")
@@ -336,15 +343,18 @@ LEXICAL_PAIRS = _phrases(
     "plant, stainless steel, remote control, green bean, solar panel, electric guitar, mobile phone, hard drive, "
     "orange juice, sweet potato, hot tub, hot air, hot chocolate, big ben, mobile home, electrical outlet, wild "
     "animal, wild flower, convertible car, flip flop, double decker, cell phone, flat screen, one way, cross "
-    "country, rear view, high rise, take out, mini van, fast food, touch screen"
+    "country, rear view, high rise, take out, mini van, fast food, touch screen, back yard, front yard, cream "
+    "cheese, gold medal, sound board"
 )
 # Pairs whose head alone would be another thing: a hot dog is no dog.
-EXOCENTRIC_PAIRS = _phrases("big ben, hot dog, teddy bear, french fry, stuffed animal, stainless steel, flip flop")
+EXOCENTRIC_PAIRS = _phrases(
+    "big ben, hot dog, teddy bear, french fry, stuffed animal, stainless steel, flip flop, ice cream"
+)
 
-# Before "glasses", these make them drinking glasses.
+# Before "glasses", these make them no eyewear, mostly drinking glasses.
 DRINKS = _words(
     "wine water beer champagne drinking shot martini cocktail juice milk tall empty drink whiskey crystal pint stem "
-    "beverage plastic margarita tea"
+    "beverage plastic margarita tea hour hand"
 )
 
 # Function words that tell other languages in Latin script from English.

@@ -115,7 +115,7 @@ def test_a_trained_pipeline_is_used_by_name_and_by_path(tmp_path: Path) -> None:
 
 
 def test_f1_of_the_trained_pipeline_beside_the_rules(trained: CaptionParser, gold: list[GoldCaption]) -> None:
-    """Measured: 96.6/96.2/94.5 on "test", 98.1/97.3/97.1 on "dev"; the rules 98.8/98.4/97.5 and 99.2/99.2/98.9."""
+    """Measured: 96.8/96.0/95.2 on "test", 98.0/97.4/96.9 on "dev"; the rules 99.2/98.8/98.1 and 99.4/99.4/99.2."""
     rules = make_parser(config())
     for section in ("test", "dev"):
         part = [caption for caption in gold if caption.section == section]
@@ -124,6 +124,38 @@ def test_f1_of_the_trained_pipeline_beside_the_rules(trained: CaptionParser, gol
         for what, floor in (("head", 96), ("chunk", 95.5), ("entity", 94)):
             assert scores[0].f1(what) >= floor, report
             assert scores[1].f1(what) > scores[0].f1(what), report
+
+
+def test_a_protected_name_is_found_whatever_the_parser_thinks() -> None:
+    """The trained pipeline alone loses each of these mentions."""
+    captions = {
+        "fire hydrant": "a fire hydrant on a plate",
+        "teddy bear": "Two teddy bears in a bowl",
+        "soda can": "A child with a soda can.",
+        "hour glass": "Two hour glasses in a bowl",
+        "ice cream": "an ice cream truck",
+        "ping-pong ball": "two ping-pong balls",
+    }
+    for settings in (config(parser="spacy", spacy_model=TRAINED), config()):
+        parser = make_parser(settings, list(captions))
+        for name, caption in captions.items():
+            found = [phrase for phrase in next(parser.parse([caption])) if phrase.text == parser.class_name(name)]
+            assert [phrase.drop_reason for phrase in found] == [None], (parser.name, caption)
+
+
+def test_a_bare_caption_is_given_an_article(trained: CaptionParser, gold: list[GoldCaption]) -> None:
+    """The marked captions without their first article: entity F1 96.0, and 93.4 if the pipeline sees them as they are.
+
+    No phrase has the added article.
+    """
+    bare = []
+    for caption in gold:
+        first, second, *rest = caption.words
+        if first.lower() in ("a", "an", "the"):
+            bare.append(GoldCaption(caption.section, [second.capitalize(), *rest], set(), caption.entities))
+    assert len(bare) > 80
+    assert evaluate(trained, bare).f1("entity") >= 95.5
+    assert [p.surface for p in next(trained.parse(["Wine glasses."]))] == ["glasses", "wine glasses"]
 
 
 def test_both_parsers_give_a_noun_the_same_lemma(trained: CaptionParser, gold: list[GoldCaption]) -> None:

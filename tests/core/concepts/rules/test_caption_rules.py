@@ -117,6 +117,47 @@ def test_stop_sign_and_orange_survive(parser: CaptionParser) -> None:
     assert kept(parser, "A woman in orange.") == ["woman"]
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a child eating ice cream", ["child", "ice cream"]),
+        ("an ice cream on a plate", ["ice cream", "plate"]),
+        ("two ice creams in a bowl", ["ice cream", "bowl"]),
+        ("strawberries with whipped cream", ["strawberry", "cream"]),
+        ("a can of shaving cream", ["can", "cream", "shaving cream"]),
+        ("a woman in a cream dress", ["woman", "dress"]),
+        ("a bus orange and white", ["bus"]),
+        ("a violet in a pot", ["violet", "pot"]),
+        ("orange on a table", ["orange", "table"]),
+    ],
+)
+def test_colours_that_are_things_too(parser: CaptionParser, caption: str, expected: list[str]) -> None:
+    assert kept(parser, caption) == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("two game controllers", ["controller", "game controller"]),
+        ("a video game character", ["character", "video game character"]),
+        ("a sound board", ["board", "sound board"]),
+        ("a dog in the back yard", ["dog", "yard", "back yard"]),
+        ("a roast beef sandwich", ["sandwich", "roast beef sandwich"]),
+        ("a brick arch bridge", ["bridge", "brick arch bridge"]),
+        ("a television set on a table", ["set", "television set", "table"]),
+        ("a steering wheel", ["wheel", "steering wheel"]),
+        ("a table set for dinner", ["table", "dinner"]),
+        ("two kids sound asleep", ["kid"]),
+        ("a plaster external wall", ["wall"]),
+        ("boats daily cross the river", ["boat", "river"]),
+    ],
+)
+def test_nouns_that_the_tables_also_call_adjectives_or_verbs(
+    parser: CaptionParser, caption: str, expected: list[str]
+) -> None:
+    assert kept(parser, caption) == expected
+
+
 def test_a_protected_name_is_never_dropped() -> None:
     assert "photo" not in kept(rules(), "A photo of a dog.")
     assert "photo" in kept(rules(("photo",)), "A photo of a dog.")
@@ -132,6 +173,15 @@ def test_a_protected_name_takes_the_place_of_its_inner_head() -> None:
     assert kept(rules(), "Three traffic lights.") == ["light", "traffic light"]
     assert kept(rules(("traffic light",)), "Three traffic lights.") == ["traffic light"]
     assert kept(rules(("potted plant", "skis")), "Skis near potted plants.") == ["ski", "potted plant"]
+    names = ("hot dog", "hot dog bun", "dining table", "table lamp")
+    assert kept(rules(names), "A hot dog bun.") == ["hot dog bun"]
+    assert kept(rules(names), "A dining table lamp.") == ["dining table", "table lamp"]
+
+
+def test_a_class_name_is_spelled_as_its_mentions_are(parser: CaptionParser) -> None:
+    for name in ("sports ball", "stuffed animals", "wine glasses", "cutting boards", "ice cream", "double-decker bus"):
+        assert kept(parser, f"The {name}.")[-1] == parser.class_name(name)
+    assert parser.class_name("zebra crossing") == "zebra crossing"
 
 
 # ---------------------------------------------------------------- 4, 5, 6: chunks
@@ -245,6 +295,12 @@ def test_a_possessor_is_an_entity_of_its_own(parser: CaptionParser) -> None:
         ("une femme dans la rue avec un chien", []),
         ("𝓐 𝓭𝓸𝓰", ["dog"]),
         ("A café", ["café"]),
+        ("a moun\u00adtain with a cas\u00adtle", ["mountain", "castle"]),
+        ("a mountain with a cas&shy;tle and a gar\u2060den", ["mountain", "castle", "garden"]),
+        ("the &amp;quot;best&amp;quot; pizza", ["pizza"]),
+        ("a dog &amp;amp;amp; a cat", ["dog", "cat"]),
+        ("a dog.a cat.Two horses", ["dog", "cat", "horse"]),
+        ("a dog from foo.co.uk", ["dog"]),
         ("a selfie with a smartphone", ["selfie", "smartphone"]),
     ],
 )
