@@ -38,7 +38,7 @@ def test_the_usual_encodings_are_read_without_their_mark(mark: bytes, encoding: 
         ("car".encode("utf-16-le"), r"^x\.txt is .*UTF-16 without a byte-order mark"),
         ("car".encode("utf-16-be"), r"^x\.txt is .*UTF-16 without a byte-order mark"),
         ("car".encode("utf-32"), r"^x\.txt is .*no text at all"),
-        (gzip.compress(b"car"), r"^x\.txt is compressed.*unpack it"),
+        (gzip.compress(b"car", mtime=0), r"^x\.txt is compressed.*unpack it"),
         (b"PK\x03\x04rest", r"^x\.txt is .*a spreadsheet"),
     ],
 )

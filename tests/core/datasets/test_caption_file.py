@@ -224,7 +224,7 @@ def test_parquet_files_that_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (gzip.compress(b"file,caption\n"), r"x\.csv is compressed"),
+        (gzip.compress(b"file,caption\n", mtime=0), r"x\.csv is compressed"),
         ("file,caption\n".encode("utf-16-le"), r"x\.csv is .*UTF-16 without a byte-order mark"),
         ("file,caption\n1.jpg,a dog".encode("utf-16")[:-1], r"x\.csv, line 2: byte 0x67 is not UTF-16"),
         (b"file,caption,Caption\n1.jpg,a dog,a cat\n", "once each, found"),
