@@ -86,12 +86,13 @@ def zero_shot(
 def require_own_text(detector: OpenVocabularyDetector, clip: ClipModel, teacher: TeacherConfig, name: str) -> None:
     """Raise ValueError if most of a detector's class embeddings are those of another text encoder, or of other names.
 
-    About 16 of its names are embedded: each must be nearest to its own row.
+    About 16 of its names are embedded: each must be nearest to its own row, up to rounding.
     """
     every = list(range(0, len(detector.names), max(1, len(detector.names) // 16)))
     embedded = embed_names(clip, [detector.names[row] for row in every], teacher).cpu()
-    nearest = (embedded @ detector.class_embeddings.T).argmax(dim=1).tolist()
-    wrong = [row for row, found in zip(every, nearest, strict=True) if row != found]
+    cosines = embedded @ detector.class_embeddings.T
+    own = cosines[range(len(every)), every]
+    wrong = [row for row, off in zip(every, (cosines.amax(1) > own + 1e-3).tolist(), strict=True) if off]
     if 2 * len(wrong) > len(every):
         raise ValueError(
             f"detector {name}: its class embeddings are not of the text encoder here: of {len(every)} names, "

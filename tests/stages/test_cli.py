@@ -239,7 +239,7 @@ def test_an_interrupt_exits_130_and_keeps_what_is_done(toy: Toy, cli: Cli) -> No
         (["w.pth", "--out", "new", "--kind", "detectr"], "(came: 'detectr'); nearest: detector"),
         (["w.pth", "--out", "new", "--model", "RN51"], "(came: 'RN51'); nearest: RN50"),
         (["w.pth", "--out", "new", "--model", "rn50.json"], "--model rn50.json: no such file"),
-        (["w.pth", "--out", "new", "--names", "names.txt"], "--names names.txt: no such file"),
+        (["w.pth", "--out", "new", "--names", "names.txt"], "--names: 'names.txt' is not"),
         (["w.pth", "--out", "new", "--names", "coco_ovd2"], "--names: 'coco_ovd2' is not"),
     ],
 )

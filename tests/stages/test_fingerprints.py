@@ -164,7 +164,7 @@ def held(stage: str, *changes: Change) -> dict[str, Any]:
     ("stage", "base", "change"),
     [
         ("pretrain", {}, {"pretrain": {"checkpoint_every": 7}}),
-        ("pretrain", {}, {"execution": {"train_workers": 2}}),
+        ("pretrain", {}, {"execution": {"train_workers": 2, "backend": "ray"}}),
         ("finetune", {}, {"finetune": {"checkpoint_every": 7}}),
         ("rpn", {"proposals": {"method": "rpn"}}, {"rpn": {"checkpoint_every": 7}}),
         ("rpn", GIVEN, {"rpn": {"optim": {"lr": 0.5}, "steps": 9, "batch_size": 3}}),
@@ -199,7 +199,9 @@ def test_the_seed_counts_where_something_is_drawn() -> None:
 
 def test_how_many_processes_train_counts_where_each_has_losses_of_its_own() -> None:
     own = {"pretrain": {"gather_regions": False}}
-    changes = setting_changes(held("pretrain", own), held("pretrain", own, {"execution": {"train_workers": 2}}))
+    changes = setting_changes(
+        held("pretrain", own), held("pretrain", own, {"execution": {"train_workers": 2, "backend": "ray"}})
+    )
     assert changes == ["execution.train_workers 1 -> 2"]
 
 

@@ -229,7 +229,7 @@ def test_the_first_reasons_come_with_the_counts(small_set: Set, capsys: pytest.C
 
 def test_show_of_an_interrupted_or_absent_stage(small_set: Set) -> None:
     nothing = small_set.cli("show", "data")
-    assert nothing.exit_code == 2 and "run `regionclip run data` first" in nothing.stderr
+    assert nothing.exit_code == 2 and "Run `regionclip run data` with the same config first" in nothing.stderr
     assert run_small(small_set.config(), "data").ok
     folder = artifact(small_set.workspace, "data")
     (folder / "manifest.json").unlink()
