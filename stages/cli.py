@@ -5,6 +5,7 @@ Each command imports what it needs when it is called: the config alone would mak
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -74,8 +75,12 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("REGIONCLIP_TRACEBACK"):
                 raise
             of_the_user = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
-            what_to_do = "" if of_the_user else "\nfix the problem and run again; finished work is kept"
-            typer.echo(f"error: {error}{what_to_do}", err=True)
+            what_to_do = "fix the problem and run again; finished work is kept"
+            if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+                what_to_do = "give a place that can be written to (--workspace, --out), and run again"
+            elif "NoCredentialsError" in str(error):
+                what_to_do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and run again; finished work is kept"
+            typer.echo(f"error: {error}" + ("" if of_the_user else f"\n{what_to_do}"), err=True)
             raise typer.Exit(2 if of_the_user else 1) from error
         except KeyboardInterrupt as error:
             typer.echo("stopped; finished work is kept, run again to go on", err=True)

@@ -129,7 +129,10 @@ class Config(Section):
                     slashes = ":///" if scheme == "file" else "://"
                     raise ValueError(f"expected a folder or URL {came}; nearest: {scheme}{slashes}{rest.lstrip('/')}")
             elif scheme not in known:
-                raise ValueError(f"{scheme}:// is no protocol that fsspec knows {came}{nearest_hint(scheme, known)}")
+                raise ValueError(
+                    f"{scheme}:// is no protocol that fsspec knows; expected a folder, or a URL such as "
+                    f"s3://BUCKET/FOLDER {came}{nearest_hint(scheme, known)}"
+                )
             elif scheme != "file" and not rest.strip("/"):
                 raise ValueError(f"expected {scheme}://BUCKET/FOLDER, nothing follows the protocol {came}")
             elif scheme != "file" and set("*?[") & set(rest):  # fsspec would remove what it matches

@@ -121,7 +121,9 @@ def list_files(pattern: str) -> list[tuple[str, int]]:
                     raise FileNotFoundError(f"{one!r} is a folder; name the files in it, for example {one}/*.tar")
                 found.setdefault(one, listings[parent][path].get("size"))
     if not found:
-        raise FileNotFoundError(f"nothing matches {pattern!r}")
+        raise FileNotFoundError(
+            f"nothing matches {pattern!r} (looked from {os.getcwd()}); check the folder and the ending"
+        )
     return [(url, -1 if size is None else int(size)) for url, size in found.items()]
 
 

@@ -84,7 +84,7 @@ def scan_tar(file: BinaryIO) -> Iterator[TarSample]:
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the caller closes the file)
     except _DAMAGED as error:
-        raise BadTar(f"no uncompressed tar ({error})") from error
+        raise BadTar(f"no uncompressed tar ({error}); unpack it first where it is compressed") from error
     sample: TarSample | None = None
     while True:
         try:

@@ -190,7 +190,12 @@ def save_checkpoint(
     }
     now = f"step-{step:08d}.pt"
     with folder.write(now) as file:
-        torch.save(payload, file)
+        try:
+            torch.save(payload, file)
+        except RuntimeError as error:  # torch's own complaint hides what the file said, such as that the disk is full
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     # Newer files couldn't be read when this training began. They don't count: this checkpoint must not be removed.
     for old in [name for name in _newest_first(folder) if name <= now][_KEEP:]:
         folder.remove(old)

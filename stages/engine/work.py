@@ -245,7 +245,9 @@ def resolve_device(device: str, setting: str = "execution.device") -> str:
     if device == "auto":
         return "cuda" if available else "cpu"
     if not available:
-        raise ValueError(f"{setting} is {device}, but torch {torch.__version__} sees no CUDA device here")
+        raise ValueError(
+            f"{setting} is {device}, but torch {torch.__version__} sees no CUDA device here; use auto or cpu"
+        )
     return device
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from regionclip_core.config.tree import OptimConfig
 from regionclip_core.storage.records import Folder
 from regionclip_core.training import fit as training
-from regionclip_core.training.fit import FitResult, NonFiniteLoss, _batches, fit, step_seed
+from regionclip_core.training.fit import FitResult, NonFiniteLoss, _batches, fit, save_checkpoint, step_seed
 
 OPTIM = OptimConfig(lr=0.02, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)
 
@@ -345,3 +348,30 @@ def test_ranks_that_see_different_checkpoints_do_not_start(tmp_path: Path, monke
     with pytest.raises(RuntimeError, match=r"different steps \[0, 8\]"):
         run(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_during_a_checkpoint_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not torch's complaint about positions in its archive, behind which the file's own error is."""
+    opened = os.fdopen
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > 100_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data) or 0
+
+    monkeypatch.setattr(
+        os, "fdopen", lambda fd, mode="r", *a, **k: io.BufferedWriter(Full(fd, "wb")) if "w" in mode else opened(fd)
+    )
+    model = nn.Linear(500, 500)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_checkpoint(
+            Folder(str(tmp_path)),
+            1,
+            model,
+            torch.optim.SGD(model.parameters(), 0.1),
+            dict(model.named_parameters()),
+            [],
+            [],
+        )
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.glob("step-*"))
