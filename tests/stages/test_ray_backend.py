@@ -58,7 +58,7 @@ def test_same_bytes_as_local_and_a_job_gets_its_threads(
     assert manifest is not None
     assert manifest.summary == {"torch_threads": 3, "device": "cpu"}
     calls = other.calls()
-    assert calls.count("scaled-setup") in (1, 2)  # once a worker, not once a shard
+    assert calls.count("scaled-setup") in (1, 2)  # once per worker, not once per shard
     assert len([c for c in calls if c.startswith("numbers")]) == 4
     assert other.run(**RAY).outcomes == dict.fromkeys(theirs, "skipped")
 
