@@ -1,11 +1,11 @@
 """Captions per CPU-second of the built-in caption parser, and where the time goes.
 
-    python benchmarks/bench_concepts.py [captions.txt]
+    python benchmarks/bench_concepts.py [captions.txt ...]
 
-The file has one caption per line; without a file, captions are put together from a few templates. Every figure is the
-best of several rounds over the same captions, so that other work on the machine disturbs it least and all caches are
-warm; a first pass over new captions is about a tenth slower. The ratios to spaCy's tokenizer alone hold across
-machines.
+A file has one caption per line; without files, captions of the embedded world, and some put together from a few
+templates. Every figure is the best of several rounds over the same captions, so that other work on the machine disturbs
+it least and all caches are warm; "first pass" is the round before them. The ratios to spaCy's tokenizer alone hold
+across machines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 
 from regionclip_core.concepts.counts import count_captions
 from regionclip_core.concepts.parser import make_parser
+from regionclip_core.concepts.rules.component import parse_words, read_doc
 from regionclip_core.config.tree import ConceptsConfig
+from regionclip_core.datasets.world.sample import make_sample
 
 ROUNDS = 7
 CAPTIONS = 2000
@@ -33,35 +35,50 @@ def template_captions() -> list[str]:
     return list(itertools.islice(itertools.cycle(several), CAPTIONS))
 
 
-def best(work: Callable[[], object]) -> float:
+def world_captions() -> list[str]:
+    """Captions of the embedded world's scenes."""
+    samples = (make_sample("scene", 1, "bench", i, 96, (3, 6), (0.15, 0.3)) for i in itertools.count())
+    return list(itertools.islice((caption for sample in samples for caption in sample.captions), CAPTIONS))
+
+
+def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
     """CPU seconds of the fastest round."""
     seconds = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         start = time.process_time()
         work()
         seconds.append(time.process_time() - start)
     return min(seconds)
 
 
-def main() -> None:
+def measure(name: str, captions: list[str]) -> None:
     """Print one line per step."""
-    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines() if len(sys.argv) > 1 else template_captions()
-    captions = lines[:CAPTIONS]
     parser = make_parser(ConceptsConfig(splits=("bench",), parser="rules"), ())
-    rules = parser.nlp.get_pipe("caption_rules")
-    docs = [rules(parser.nlp.make_doc(text)) for text in captions]
+    first = best(lambda: list(parser.parse(captions)), rounds=1)
+    words = [[token.text for token in parser.nlp.make_doc(text)] for text in captions]
+    parsed = [parse_words(texts) for texts in words]
     steps: dict[str, Callable[[], object]] = {
         "tokenizer": lambda: [parser.nlp.make_doc(text) for text in captions],
-        "tokenizer and rules": lambda: [parser.nlp(text) for text in captions],
-        "noun_chunks alone": lambda: [list(doc.noun_chunks) for doc in docs],
-        "phrases alone": lambda: [parser.extractor.extract(doc) for doc in docs],
+        "rules alone": lambda: [parse_words(texts) for texts in words],
+        "phrases alone": lambda: [parser.extractor.extract(caption) for caption in parsed],
         "parse": lambda: list(parser.parse(captions)),
         "parse and count": lambda: count_captions(parser, ([text] for text in captions)),
+        "parse by documents": lambda: [parser.extractor.extract(read_doc(parser.nlp(text))) for text in captions],
     }
     base = best(steps["tokenizer"])
-    for name, work in steps.items():
-        seconds = best(work)
-        print(f"{name:20s} {len(captions) / seconds:9.0f} captions/CPU-s   {seconds / base:5.2f} x tokenizer")
+    print(f"{name}: {len(captions)} captions, {len({word for texts in words for word in texts})} different words")
+    for step, seconds in {"first pass": first, **{step: best(work) for step, work in steps.items()}}.items():
+        print(f"  {step:20s} {len(captions) / seconds:9.0f} captions/CPU-s   {seconds / base:5.2f} x tokenizer")
+
+
+def main() -> None:
+    """Measure the captions of the files, or of the two generators."""
+    if paths := sys.argv[1:]:
+        for path in paths:
+            measure(path, Path(path).read_text(encoding="utf-8").splitlines()[:CAPTIONS])
+    else:
+        measure("templates", template_captions())
+        measure("world", world_captions())
 
 
 if __name__ == "__main__":

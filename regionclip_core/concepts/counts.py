@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ EXAMPLE_LENGTH = 200
 """Longest example caption, characters."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Count:
     """Counts of one phrase."""
 
@@ -31,7 +30,7 @@ class _Count:
     captions: int = 0
     images: int = 0
     mentions: int = 0
-    surfaces: Counter[str] = field(default_factory=Counter)
+    surfaces: dict[str, int] = field(default_factory=dict)
 
 
 def count_captions(parser: CaptionParser, images: Iterable[Sequence[str]]) -> pa.Table:
@@ -54,30 +53,26 @@ def count_captions(parser: CaptionParser, images: Iterable[Sequence[str]]) -> pa
                 if count is None:
                     count = counts[key] = _Count(phrase.head, phrase.words, caption[:EXAMPLE_LENGTH])
                 count.mentions += 1
-                count.surfaces[phrase.surface] += 1
+                count.surfaces[phrase.surface] = count.surfaces.get(phrase.surface, 0) + 1
                 in_caption.add(key)
             for key in in_caption:
                 counts[key].captions += 1
             in_image |= in_caption
         for key in in_image:
             counts[key].images += 1
-    rows = []
     order = sorted(counts.items(), key=lambda item: (-item[1].captions, item[0][0], item[0][1] or ""))
-    for (text, reason), count in order:
-        surfaces = sorted(count.surfaces.items(), key=lambda item: (-item[1], item[0]))
-        rows.append(
-            {
-                "phrase": text,
-                "head": count.head,
-                "n_words": count.words,
-                "n_captions": count.captions,
-                "n_images": count.images,
-                "n_mentions": count.mentions,
-                "surface_forms": [form for form, _ in surfaces],
-                "surface_counts": [seen for _, seen in surfaces],
-                "drop_reason": reason,
-                "example": count.example,
-            }
-        )
+    surfaces = [sorted(count.surfaces.items(), key=lambda item: (-item[1], item[0])) for _, count in order]
+    columns = {
+        "phrase": [text for (text, _), _ in order],
+        "head": [count.head for _, count in order],
+        "n_words": [count.words for _, count in order],
+        "n_captions": [count.captions for _, count in order],
+        "n_images": [count.images for _, count in order],
+        "n_mentions": [count.mentions for _, count in order],
+        "surface_forms": [[form for form, _ in forms] for forms in surfaces],
+        "surface_counts": [[seen for _, seen in forms] for forms in surfaces],
+        "drop_reason": [reason for (_, reason), _ in order],
+        "example": [count.example for _, count in order],
+    }
     made_by = {PARSER_KEY: json.dumps(parser.description(), sort_keys=True).encode()}
-    return pa.Table.from_pylist(rows, schema=PHRASES.with_metadata(made_by))
+    return pa.Table.from_pydict(columns, schema=PHRASES.with_metadata(made_by))

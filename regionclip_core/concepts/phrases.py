@@ -1,8 +1,8 @@
 """From a caption's noun chunks to the phrases that may become concepts.
 
-Shared by all parsers: it reads `doc.noun_chunks`, POS, DEP and LEMMA, nothing else. A chunk counts for its head and for
-its full compound, never for the suffixes between ("link fence" of "chain link fence"). A phrase that names no visible
-thing is not lost: it carries the reason.
+Shared by all parsers: it reads noun chunks, parts of speech, dependencies and lemmas, nothing else. A chunk counts for
+its head and for its full compound, never for the suffixes between ("link fence" of "chain link fence"). A phrase that
+names no visible thing is not lost: it carries the reason.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from spacy.attrs import DEP, LEMMA, LOWER, POS
 from spacy.language import Language
-from spacy.tokens import Doc
 
 from regionclip_core.concepts.rules import word_lists as words
-from regionclip_core.concepts.rules.component import noun_lemmas
+from regionclip_core.concepts.rules.component import ParsedCaption, noun_lemmas
 from regionclip_core.config.tree import ConceptsConfig
 
 
@@ -95,20 +93,19 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
 
 # ---------------------------------------------------------------- phrases
 
+_NOMINAL = ("NOUN", "PROPN")
+
 
 class PhraseExtractor:
     """Reads phrases off parsed captions, by one configuration.
 
     Args:
-        nlp: the pipeline that parsed them; its tokenizer splits the protected names too.
+        nlp: the pipeline that parsed them; its tokenizer splits the protected names.
         config: multiword, max_words, merge and drop are used.
         protected: class names that are never dropped, and whose inner head is no mention of its own.
     """
 
     def __init__(self, nlp: Language, config: ConceptsConfig, protected: Sequence[str] = ()) -> None:
-        strings = nlp.vocab.strings
-        self._compound, self._poss = strings.add("compound"), strings.add("poss")
-        self._nominal = frozenset(strings.add(tag) for tag in ("NOUN", "PROPN"))
         self._multiword, self._max_words, self._merge = config.multiword, config.max_words, dict(config.merge)
         self._drop = frozenset(config.drop)
         self._protected: set[str] = set()
@@ -122,19 +119,15 @@ class PhraseExtractor:
                 parts = noun_lemmas(lemmas)
                 self._names.setdefault(parts[0], []).append((parts, name))
 
-    def extract(self, doc: Doc) -> list[Phrase]:
+    def extract(self, text: ParsedCaption) -> list[Phrase]:
         """Return the phrases of one parsed caption, in the order of their heads."""
         found: list[Phrase] = []
-        chunks = [(chunk.start, chunk.end - 1) for chunk in doc.noun_chunks]
-        if not chunks and not self._names:
-            return found
-        text = _Words(doc)
         starts: dict[int, int] = {}  # head -> first word of its noun phrase
-        for start, head in chunks:
+        for start, head in text.chunks:
             for i in range(start, head):  # "the old man's hat": the man is a mention too
-                if text.dep[i] == self._poss and text.pos[i] in self._nominal:
+                if text.labels[i] == "poss" and text.pos[i] in _NOMINAL:
                     starts[i] = start
-            if text.pos[head] in self._nominal:
+            if text.pos[head] in _NOMINAL:
                 starts[head] = start
         names = self._class_names(text) if self._names else {}
         inner = {i for head, (first, _) in names.items() for i in range(first, head)}
@@ -147,7 +140,7 @@ class PhraseExtractor:
                 self._phrases(text, starts[head], head, found)
         return found
 
-    def _class_names(self, text: _Words) -> dict[int, tuple[int, str]]:
+    def _class_names(self, text: ParsedCaption) -> dict[int, tuple[int, str]]:
         """Return the class names of several words in a caption, whatever its parse: (first word, name) by last word."""
         found: dict[int, tuple[int, str]] = {}
         lemmas, end = noun_lemmas(text.lower), 0
@@ -159,22 +152,22 @@ class PhraseExtractor:
                     break
         return found
 
-    def _phrases(self, text: _Words, start: int, head: int, found: list[Phrase]) -> None:
+    def _phrases(self, text: ParsedCaption, start: int, head: int, found: list[Phrase]) -> None:
         """Add the phrases of one head, whose noun phrase begins at `start`, to `found`."""
         first = head
-        while first > start and text.dep[first - 1] == self._compound:
+        while first > start and text.labels[first - 1] == "compound":
             first -= 1
-        if first > start and f"{text.lemma[first - 1]} {text.lemma[first]}" in words.LEXICAL_PAIRS:
+        if first > start and f"{text.lemmas[first - 1]} {text.lemmas[first]}" in words.LEXICAL_PAIRS:
             first -= 1  # "polar bear": an adjective that makes a thing of its own
-        lemma = self._merge.get(text.lemma[head], text.lemma[head])
-        pair = f"{text.lemma[head - 1]} {text.lemma[head]}" if head > start else ""
+        lemma = self._merge.get(text.lemmas[head], text.lemmas[head])
+        pair = f"{text.lemmas[head - 1]} {text.lemmas[head]}" if head > start else ""
         reason = None if lemma in self._protected else self._reason(text, start, head, lemma)
         if first == head or (reason is not None and pair not in words.LEXICAL_HEADS):
             found.append(Phrase(lemma, lemma, 1, text.lower[head], reason))
             return
         # The first words of a compound keep their form where the plural is a word of its own ("sports car").
         parts = [
-            text.lower[i] if text.lower[i] in words.PLURAL_MODIFIERS else text.lemma[i] for i in range(first, head)
+            text.lower[i] if text.lower[i] in words.PLURAL_MODIFIERS else text.lemmas[i] for i in range(first, head)
         ]
         parts.append(lemma)
         compound = " ".join(parts)
@@ -192,7 +185,7 @@ class PhraseExtractor:
             surface = " ".join(text.lower[first : head + 1])
             found.append(Phrase(compound, lemma, len(parts), surface, compound_reason))
 
-    def _reason(self, text: _Words, start: int, head: int, lemma: str) -> str | None:
+    def _reason(self, text: ParsedCaption, start: int, head: int, lemma: str) -> str | None:
         """Return why the head makes no concept: `not_a_word` or one of the classes in config.drop; else None."""
         if not 2 <= len(lemma) <= _LONGEST_WORD or not _CONCEPT.match(lemma):
             return "not_a_word"
@@ -220,18 +213,6 @@ class PhraseExtractor:
         ):
             reason = "abstract"
         return reason if reason in self._drop else None
-
-
-class _Words:
-    """A parsed caption as plain lists; much faster to walk than spaCy's tokens."""
-
-    def __init__(self, doc: Doc) -> None:
-        columns = doc.to_array([POS, DEP, LEMMA, LOWER]).T.tolist()
-        string = doc.vocab.strings.__getitem__
-        self.pos: list[int] = columns[0]
-        self.dep: list[int] = columns[1]
-        self.lemma: list[str] = [string(key).lower() for key in columns[2]]
-        self.lower: list[str] = [string(key) for key in columns[3]]
 
 
 def class_lemmas(nlp: Language, name: str) -> list[str]:

@@ -1,18 +1,19 @@
 """The spaCy components of the caption parsers.
 
-`caption_rules` sets POS, LEMMA, HEAD and DEP of English captions, without a trained model. `table_lemmas` gives a
-trained pipeline the same lemmas, so that a concept has one name whichever parser found it.
+`caption_rules` sets POS, LEMMA, HEAD and DEP of English captions, without a trained model; `parse_words` is the same
+parse without a spaCy document, which takes longer to fill and read than the rules. `table_lemmas` gives a trained
+pipeline the same lemmas, so that a concept has one name whichever parser found it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import spacy
 from spacy import symbols
-from spacy.attrs import DEP, HEAD, LEMMA, POS
+from spacy.attrs import DEP, HEAD, LEMMA, LOWER, POS
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.util import compile_infix_regex
@@ -20,7 +21,7 @@ from spacy.util import compile_infix_regex
 from regionclip_core.concepts.rules import word_lists as words
 from regionclip_core.concepts.rules.readings import Tag, Word, lexicon
 from regionclip_core.concepts.rules.tagger import Tagger
-from regionclip_core.concepts.rules.tree import dependencies, noun_phrases
+from regionclip_core.concepts.rules.tree import dependencies, modifiers, noun_phrases
 
 TABLE_LEMMAS = "table_lemmas"
 """Name of the spaCy component that gives a trained pipeline our lemmas."""
@@ -49,23 +50,54 @@ def noun_lemmas(texts: Iterable[str]) -> list[str]:
     return [_lemma(caption, tags, i) for i in range(len(caption))]
 
 
+class ParsedCaption(NamedTuple):
+    """What the phrase rules read of a parsed caption, as plain lists with one entry per word."""
+
+    lower: list[str]
+    """The words in lower case."""
+    pos: Sequence[str]
+    """Parts of speech; NOUN and PROPN are nouns."""
+    lemmas: list[str]
+    labels: list[str]
+    """spaCy's names of the dependencies; of other words than those before the head of a noun chunk nothing is read."""
+    chunks: list[tuple[int, int]]
+    """First word and last word, which is the head, of each noun chunk."""
+
+
+def parse_words(texts: list[str]) -> ParsedCaption:
+    """Parse a caption given as words: words to readings, readings to tags, tags to noun phrases."""
+    word = lexicon().word
+    caption = [word(text) for text in texts]
+    tags = Tagger(caption).tags()
+    chunks = noun_phrases(tags)
+    labels = modifiers(tags, chunks)[1]
+    lemmas = [_lemma(caption, tags, i) for i in range(len(caption))]
+    return ParsedCaption([text.lower() for text in texts], tags, lemmas, labels, chunks)
+
+
 @Language.component(
     "caption_rules", assigns=["token.pos", "token.lemma", "token.dep", "token.head", "doc.noun_chunks", "doc.sents"]
 )
 def caption_rules(doc: Doc) -> Doc:
-    """Parse a caption: words to readings, readings to tags, tags to noun phrases, noun phrases to a tree."""
+    """Parse a caption, and write the noun phrases into its document as a tree."""
     if not len(doc):
         return doc
-    word, add = lexicon().word, doc.vocab.strings.add
-    caption = [word(token.text) for token in doc]
-    tags = Tagger(caption).tags()
-    heads, labels = dependencies(tags, noun_phrases(tags))
+    parsed, add = parse_words([token.text for token in doc]), doc.vocab.strings.add
+    heads, labels = dependencies(parsed.pos, parsed.chunks)
     flat: list[int] = []
-    for i, tag in enumerate(tags):
-        flat += (_POS[tag], add(_lemma(caption, tags, i)), (heads[i] - i) & _MASK, add(labels[i]))
+    for i, tag in enumerate(parsed.pos):
+        flat += (_POS[tag], add(parsed.lemmas[i]), (heads[i] - i) & _MASK, add(labels[i]))
     annotations: Any = np.array(flat, dtype=np.uint64).reshape(-1, 4)  # spaCy's stubs know int arrays only
     doc.from_array([POS, LEMMA, HEAD, DEP], annotations)
     return doc
+
+
+def read_doc(doc: Doc) -> ParsedCaption:
+    """Return what a spaCy pipeline with a tagger, a parser and lemmas wrote into a caption's document."""
+    columns = doc.to_array([LOWER, POS, LEMMA, DEP]).T.tolist()  # much faster to walk than spaCy's tokens
+    lower, pos, lemmas, labels = ([doc.vocab.strings[key] for key in column] for column in columns)
+    chunks = [(chunk.start, chunk.end - 1) for chunk in doc.noun_chunks]
+    return ParsedCaption(lower, pos, [lemma.lower() for lemma in lemmas], labels, chunks)
 
 
 @Language.component(TABLE_LEMMAS, requires=["token.pos", "token.dep"], assigns=["token.lemma"])

@@ -8,6 +8,8 @@ make one chunk of all that comes before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from regionclip_core.concepts.rules.readings import Tag
 
 _MODIFIERS = {
@@ -77,16 +79,9 @@ def _joins_adjectives(tags: list[Tag], i: int, start: int) -> bool:
     return False
 
 
-def dependencies(tags: list[Tag], phrases: list[tuple[int, int]]) -> tuple[list[int], list[str]]:
-    """Return the head and the label (spaCy's name of a dependency) of each word, given the caption's noun phrases."""
-    n = len(tags)
-    inside = [False] * n
-    for start, head in phrases:
-        inside[start : head + 1] = [True] * (head + 1 - start)
-    verbs = (i for i in range(n) if not inside[i] and tags[i] in ("VERB", "AUX"))
-    # Without a verb outside every noun phrase: the first word if it is outside, else the first noun phrase's head.
-    root = next(verbs, phrases[0][1] if inside[0] else 0)
-    heads, labels = [root] * n, ["dep"] * n
+def modifiers(tags: Sequence[str], phrases: list[tuple[int, int]]) -> tuple[list[int], list[str]]:
+    """Return the head and the label of each word before the head of a noun phrase; -1 and "dep" for all others."""
+    heads, labels = [-1] * len(tags), ["dep"] * len(tags)
     for start, head in phrases:
         owner = start
         for i in range(start, head):
@@ -97,6 +92,20 @@ def dependencies(tags: list[Tag], phrases: list[tuple[int, int]]) -> tuple[list[
                 labels[i - 1], owner = "poss", i + 1
             else:
                 heads[i], labels[i] = head, _MODIFIERS.get(tags[i], "dep")
+    return heads, labels
+
+
+def dependencies(tags: Sequence[str], phrases: list[tuple[int, int]]) -> tuple[list[int], list[str]]:
+    """Return the head and the label (spaCy's name of a dependency) of each word, given the caption's noun phrases."""
+    n = len(tags)
+    inside = [False] * n
+    for start, head in phrases:
+        inside[start : head + 1] = [True] * (head + 1 - start)
+    verbs = (i for i in range(n) if not inside[i] and tags[i] in ("VERB", "AUX"))
+    # Without a verb outside every noun phrase: the first word if it is outside, else the first noun phrase's head.
+    root = next(verbs, phrases[0][1] if inside[0] else 0)
+    heads, labels = modifiers(tags, phrases)
+    heads = [head if head >= 0 else root for head in heads]
     conjunct, ended = -1, -1  # heads of the first and the last of the noun phrases joined so far
     noun_before = -1  # head of a noun phrase that ends right before this word
     i, k = 0, 0

@@ -7,6 +7,8 @@ from caption_gold import GoldCaption, evaluate, read_gold
 from places import GOLDEN, TINY_COCO
 
 from regionclip_core.concepts.parser import CaptionParser, make_parser
+from regionclip_core.concepts.phrases import Phrase
+from regionclip_core.concepts.rules.component import parse_words, read_doc
 from regionclip_core.concepts.rules.readings import lexicon
 from regionclip_core.config.tree import ConceptsConfig
 
@@ -71,6 +73,49 @@ def test_every_token_is_annotated_and_the_tree_has_one_root(parser: CaptionParse
         for chunk in doc.noun_chunks:  # disjoint and in order
             assert chunk.start >= ends[-1]
             ends.append(chunk.end)
+
+
+def test_without_a_document_the_phrases_are_the_same(parser: CaptionParser, gold: list[GoldCaption]) -> None:
+    """The plain lists against what spaCy reads off the tree that `caption_rules` writes."""
+    texts = [
+        "It",
+        "the dog's owner's red, white and blue kite's tail",
+        "a dog, two cats and his bird on top",
+        "a “dog’s”",
+    ]
+    for text in [*texts, *(caption.text for caption in gold)]:
+        doc = parser.nlp(text)
+        plain, read = parse_words([token.text for token in doc]), read_doc(doc)
+        assert (plain.lower, plain.lemmas) == (read.lower, read.lemmas)
+        assert plain.chunks == [chunk for chunk in read.chunks if read.pos[chunk[1]] != "PRON"], text
+        assert parser.extractor.extract(plain) == parser.extractor.extract(read) == next(parser.parse([text])), text
+
+
+def test_whole_phrases() -> None:
+    captions = [
+        "The boy’s Wine Glasses near a group of zebras and a chain-link fence gate at night.",
+        "Two Fire Hydrants, people’s t-shirts & red and white ice cream sports cars in the U.S.",
+    ]
+    assert list(rules(("fire hydrant",)).parse(captions)) == [
+        [
+            Phrase("boy", "boy", 1, "boy", None),
+            Phrase("glass", "glass", 1, "glasses", None),
+            Phrase("wine glass", "glass", 2, "wine glasses", None),
+            Phrase("group", "group", 1, "group", "partitive"),
+            Phrase("zebra", "zebra", 1, "zebras", None),
+            Phrase("gate", "gate", 1, "gate", None),
+            Phrase("chain-link fence gate", "gate", 3, "chain-link fence gate", None),
+            Phrase("night", "night", 1, "night", "time"),
+        ],
+        [
+            Phrase("fire hydrant", "hydrant", 2, "fire hydrants", None),
+            Phrase("person", "person", 1, "people", None),
+            Phrase("t-shirt", "t-shirt", 1, "t-shirts", None),
+            Phrase("car", "car", 1, "cars", None),
+            Phrase("ice cream sports car", "car", 4, "ice cream sports cars", "too_long"),
+            Phrase("u.s.", "u.s.", 1, "u.s.", "not_a_word"),
+        ],
+    ]
 
 
 # ---------------------------------------------------------------- 1: lemmas
