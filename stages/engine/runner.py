@@ -106,6 +106,7 @@ class Pipeline:
                     known[name] = self._stage(name, known, force and name in (targets or ()))
                     if name == "data" and (manifest := known[name].manifest) is not None:
                         check_boxes(self.config, names, manifest.summary["boxes"])
+                self._say_what_waits()
             finally:
                 self.report.stop()
                 if self._backend is not None:
@@ -355,8 +356,17 @@ class Pipeline:
         """Note a stage that failed or is blocked."""
         self.result.outcomes[line.stage], self.result.messages[line.stage] = line.state, line.reason
         shown = "FAILED " if line.state == "failed" else line.state
-        self.report.complain(f"{line.stage:<10} {shown} {line.reason}")
+        if not line.reason.startswith("waits for "):
+            self.report.complain(f"{line.stage:<10} {shown} {line.reason}")
         return line
+
+    def _say_what_waits(self) -> None:
+        """Say in one line which stages could not run because they need one that failed or is blocked itself."""
+        begin, said = "waits for ", self.result.messages
+        waiting = {name: text.removeprefix(begin).split(", ") for name, text in said.items() if text.startswith(begin)}
+        if waiting:
+            stopped = ", ".join(dict.fromkeys(n for needs in waiting.values() for n in needs if n not in waiting))
+            self.report.complain(f"{'blocked':<10} {len(waiting)} waiting for {stopped}: {', '.join(waiting)}")
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
         """Write what a run can do without: if that fails, say so, and let an error that is under way go on."""
