@@ -132,7 +132,7 @@ def labels_digest(labels: Folder, shard: int) -> str:
     with labels.open_table(name) as file:
         metadata = pq.read_schema(file).metadata or {}
     if VOCABULARY_DIGEST not in metadata:
-        raise ValueError(f"{labels.url}/{name} has no vocabulary digest; run the labels stage again")
+        raise ValueError(f"{labels.url}/{name} has no vocabulary digest; do it over: `regionclip run labels --force`")
     return str(metadata[VOCABULARY_DIGEST].decode())
 
 
@@ -311,8 +311,8 @@ class RegionPairs:
                     found += 1
             if found != self._samples[shard]:
                 raise ValueError(
-                    f"{self._pairs.url}/{pairs_name(shard)} has {found} samples, expected {self._samples[shard]}; run "
-                    "the pairs stage again"
+                    f"{self._pairs.url}/{pairs_name(shard)} has {found} samples, expected {self._samples[shard]}; do "
+                    "it over: `regionclip run pairs --force`"
                 )
 
 
@@ -320,5 +320,5 @@ def _require_pool(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise ValueError(
             f"{what} was made with the concept pool {found[:12]}, expected {expected[:12]}: concept ids would not mean "
-            "the same. Run the pairs stage again"
+            "the same. Do it over: `regionclip run pairs --force`"
         )
