@@ -35,7 +35,9 @@ OBJECT_STORE = 128 * 1024 * 1024
 LONGEST_FOLDER = 40
 """Characters of Ray's folder: its sockets add 64, and the path of a socket may have 103 (macOS; Linux: 107)."""
 CONNECT_WITHIN = 10.0
-"""Seconds in which a cluster's address has to answer; twice that until it has given its status."""
+"""Seconds in which a cluster's address has to answer."""
+STATUS_WITHIN = 15.0
+"""Seconds in which a cluster has to give its status: half a second, and the start of Ray's own command line."""
 SAY_AFTER = 60.0
 """Seconds without any process at work until the user hears what the run waits for."""
 GIVE_UP_AFTER = 600.0
@@ -147,9 +149,9 @@ def require_cluster(address: str, may_lack_token: bool) -> None:
         return
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
-        done = subprocess.run(status, capture_output=True, text=True, timeout=2 * CONNECT_WITHIN)
+        done = subprocess.run(status, capture_output=True, text=True, timeout=STATUS_WITHIN)
     except subprocess.TimeoutExpired:
-        raise ConnectionError(f"`ray status` got no answer in {2 * CONNECT_WITHIN:.0f} s") from None
+        raise ConnectionError(f"`ray status` got no answer in {STATUS_WITHIN:.0f} s") from None
     if done.returncode and not (may_lack_token and "AuthenticationError" in done.stderr):
         raise ConnectionError(done.stderr.strip().rpartition("\n")[2])
 

@@ -232,7 +232,7 @@ def test_the_private_ray_of_another_run_is_no_cluster(monkeypatch: pytest.Monkey
 )
 def test_what_is_no_ray_is_told_soon(address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here a server that takes connections and says nothing."""
-    monkeypatch.setattr(ray_cluster, "CONNECT_WITHIN", 1.0)
+    monkeypatch.setattr(ray_cluster, "STATUS_WITHIN", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = address.format(f"127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(ValueError, match=rf"no Ray cluster answers at {address} \({reason}\)"):
