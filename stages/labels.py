@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -43,17 +42,8 @@ class LabelsWork(ShardWork):
         return ShardResult(table.num_rows, counts, split_of[shard])
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Say how many regions were kept, in which splits none was, and for annotated images how many are right."""
-        quality = label_quality(ctx.inputs["data"], ctx.out, ctx.config.labels.splits)
-        counts: dict[str, Counter[str]] = {}
-        for record in records:
-            counts.setdefault(record.split, Counter()).update(record.counts)
-        notes = [
-            f"none of the {found['regions']} regions of split {split!r} is above labels.threshold"
-            for split, found in counts.items()
-            if not found["regions_kept"]
-        ]
-        return {**quality, **({"notes": notes} if notes else {})}
+        """Say how many regions were kept, and for annotated images how many of them are right."""
+        return label_quality(ctx.inputs["data"], ctx.out, ctx.config.labels.splits)
 
 
 WORK = LabelsWork()

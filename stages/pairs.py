@@ -49,11 +49,8 @@ class PairsWork(ShardWork):
         outcomes: dict[str, Counter[str]] = {}
         for record in records:
             outcomes.setdefault(record.split, Counter()).update(record.counts)
-        empty = []
-        for split, found in outcomes.items():
-            if not found["ok"]:
-                instead = ", ".join(f"{n} {outcome}" for outcome, n in found.items() if n)
-                empty.append(f"split {split!r} gives no sample: {instead or 'it has no images'}")
+        shown = {split: ", ".join(f"{n} {k}" for k, n in found.items() if n) for split, found in outcomes.items()}
+        empty = [f"split {split!r} gives no sample: {shown[split]}" for split in outcomes if not outcomes[split]["ok"]]
         if not samples:
             raise ValueError(
                 f"pairs: {'; '.join(empty)}. A sample needs a caption, and as many kept regions as pairs.min_regions: "

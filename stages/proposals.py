@@ -42,15 +42,13 @@ class ProposalsWork(ShardWork):
         Raises:
             ValueError: no image of any split has a proposal.
         """
-        settings, found = ctx.config.proposals, Counter[str]()
+        found = Counter[str]()
         for record in records:
             found[record.split] += record.counts.get("proposals", 0)
         none = [f"no image of split {split!r} has a proposal" for split, proposals in found.items() if not proposals]
         if len(none) == len(found):
-            todo = "give splits with annotated boxes, or another method"
-            if settings.method == "rpn":
-                todo = f"lower proposals.min_objectness (now {settings.min_objectness:g}), or train rpn longer"
-            raise ValueError(f"proposals.method: {settings.method}: {'; '.join(none)}; {todo}")
+            todo = "give splits with annotated boxes, another method, or for rpn a lower proposals.min_objectness"
+            raise ValueError(f"proposals.method: {ctx.config.proposals.method}: {'; '.join(none)}; {todo}")
         outside = sum(record.counts.get("outside_the_vocabulary", 0) for record in records)
         recall = recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)
         summary = {"recall": recall, "given_boxes_outside_the_vocabulary": outside, "notes": none}

@@ -71,14 +71,9 @@ class UnreadableImages:
         return {"bad_image": len(self._keys)} if self._keys else {}
 
     def summary(self) -> dict[str, Any]:
-        """Return what a stage's summary says: how many were unreadable, the first and why; empty if none were.
-
-        `notes` is for the screen: workers' logs are not shown there.
-        """
+        """Return what a stage's summary says: how many were unreadable, the first and why; empty if none were."""
         if not self._keys:
             return {}
         first = "; ".join(f"{key}: {reason}" for key, reason in list(self._first.items())[:3])
-        return {
-            "unreadable": {"images": len(self._keys), "first": dict(self._first)},
-            "notes": [f"{len(self._keys)} unreadable images, the first: {first}"],
-        }
+        notes = [f"{len(self._keys)} unreadable images, the first: {first}"]
+        return {"unreadable": {"images": len(self._keys), "first": dict(self._first)}, "notes": notes}

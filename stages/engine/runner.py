@@ -106,13 +106,13 @@ class Pipeline:
                     known[name] = self._stage(name, known, force and name in (targets or ()))
                     if name == "data" and (manifest := known[name].manifest) is not None:
                         check_boxes(self.config, names, manifest.summary["boxes"])
-                self._say_what_waits()
             finally:
                 self.report.stop()
                 if self._backend is not None:
                     self._backend.close()
                     self._backend = None
                 self._attempt("the digests of the inputs", self.planner.digests.save)
+        self._say_what_waits()
         return self.result
 
     def _stage(self, name: str, known: dict[str, PlanLine], forced: bool) -> PlanLine:
