@@ -79,7 +79,9 @@ class EvaluateWork(JobWork):
         for split, one in unreadable.items():
             for status, number in one.counts().items():
                 ctx.counts[status] = ctx.counts.get(status, 0) + number
-                summary.setdefault("unreadable", {})[split] = one.summary()["unreadable"]
+                found = one.summary()
+                summary.setdefault("unreadable", {})[split] = found["unreadable"]
+                summary.setdefault("notes", []).extend(f"split {split!r}: {note}" for note in found["notes"])
         return summary
 
 

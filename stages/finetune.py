@@ -28,12 +28,12 @@ class FinetuneWork(JobWork):
             return {"detectors": {"regionclip": {"weights": weights, "names": len(model.detector.names)}}}
         runs = [("clip", "teacher", False), ("regionclip", "pretrain", False)]
         runs += [("oracle", "pretrain", True)] * ctx.config.finetune.oracle
-        return {
-            "detectors": {
-                name: self._finetune(ctx, name, init, every_box, (number, len(runs)))
-                for number, (name, init, every_box) in enumerate(runs)
-            }
+        detectors = {
+            name: self._finetune(ctx, name, init, every_box, (number, len(runs)))
+            for number, (name, init, every_box) in enumerate(runs)
         }
+        notes = list(dict.fromkeys(note for one in detectors.values() for note in one.pop("notes", ())))
+        return {"detectors": detectors, **({"notes": notes} if notes else {})}
 
     def _finetune(
         self, ctx: StageContext, name: str, init: str, every_box: bool, place: tuple[int, int]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from regionclip_core.datasets.index import split_shards
+from regionclip_core.datasets.index import split_shards, splits_of_shards
 from regionclip_core.models.clip import load_clip
 from regionclip_core.models.text_embeddings import embed_pool, save_embeddings
 from regionclip_core.pretraining.labelling import Labeller, label_quality
@@ -28,16 +28,18 @@ class LabelsWork(ShardWork):
         pool, embeddings_CD = embed_pool(clip, ctx.inputs["concepts"], ctx.config.teacher)
         save_embeddings(ctx.out, pool, embeddings_CD)
 
-    def setup(self, ctx: StageContext) -> Labeller:
-        """Load teacher and concept embeddings."""
-        return Labeller(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device)
+    def setup(self, ctx: StageContext) -> tuple[Labeller, dict[int, str]]:
+        """Load teacher and concept embeddings, and find the split of each shard."""
+        labeller = Labeller(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device)
+        return labeller, splits_of_shards(ctx.inputs["data"])
 
-    def process(self, ctx: StageContext, state: Labeller, shard: int) -> ShardResult:
+    def process(self, ctx: StageContext, state: tuple[Labeller, dict[int, str]], shard: int) -> ShardResult:
         """Label the shard's proposals."""
-        table, counts = state.label_shard(ctx.inputs["data"], ctx.inputs["proposals"], shard)
+        labeller, split_of = state
+        table, counts = labeller.label_shard(ctx.inputs["data"], ctx.inputs["proposals"], shard)
         with ctx.out.write(f"labels-{shard:05d}.parquet") as file:
             pq.write_table(table, file)
-        return ShardResult(table.num_rows, counts)
+        return ShardResult(table.num_rows, counts, split_of[shard])
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
         """Say how many regions were kept, and for annotated images how many of them are right."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from regionclip_core.datasets.index import split_shards
+from regionclip_core.datasets.index import split_shards, splits_of_shards
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.recall import recall_of_splits
 from regionclip_core.storage.records import ShardRecord
@@ -22,9 +23,8 @@ class ProposalsWork(ShardWork):
 
     def setup(self, ctx: StageContext) -> Any:
         """Load the proposer, and find the split of each shard."""
-        splits = ctx.inputs["data"].read_json("splits.json").items()
-        split_of = {shard: name for name, split in splits for shard in split["shards"]}
-        return make_proposer(ctx.config, ctx.inputs.get("rpn"), ctx.device), split_of
+        proposer = make_proposer(ctx.config, ctx.inputs.get("rpn"), ctx.device)
+        return proposer, splits_of_shards(ctx.inputs["data"])
 
     def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
         """Propose for every readable image of the shard."""
@@ -38,10 +38,21 @@ class ProposalsWork(ShardWork):
         """Measure recall at IoU 0.5 of the boxes of base and novel categories, per split.
 
         With given boxes, also say how many are of no category of the vocabulary.
+
+        Raises:
+            ValueError: no image of any split has a proposal.
         """
+        found = Counter[str]()
+        for record in records:
+            found[record.split] += record.counts.get("proposals", 0)
+        none = [f"no image of split {split!r} has a proposal" for split, proposals in found.items() if not proposals]
+        if len(none) == len(found):
+            todo = "give splits with annotated boxes, another method, or for rpn a lower proposals.min_objectness"
+            raise ValueError(f"proposals.method: {ctx.config.proposals.method}: {'; '.join(none)}; {todo}")
         outside = sum(record.counts.get("outside_the_vocabulary", 0) for record in records)
         recall = recall_of_splits(ctx.inputs["data"], ctx.out, ctx.config.proposals.splits)
-        return {"recall": recall, **({"given_boxes_outside_the_vocabulary": outside} if outside else {})}
+        summary = {"recall": recall, "given_boxes_outside_the_vocabulary": outside, "notes": none}
+        return {key: value for key, value in summary.items() if value or key == "recall"}
 
 
 WORK = ProposalsWork()

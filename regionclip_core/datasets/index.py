@@ -140,6 +140,11 @@ def split_shards(data: Folder, splits: Iterable[str]) -> list[int]:
     return sorted(set(shards))
 
 
+def splits_of_shards(data: Folder) -> dict[int, str]:
+    """Return the split of each shard, by shard number."""
+    return {shard: name for name, split in data.read_json("splits.json").items() for shard in split["shards"]}
+
+
 def category_ids(data: Folder, split: str) -> list[Any]:
     """Return the category id of each row of the vocabulary in results on a split: that of its annotation file.
 

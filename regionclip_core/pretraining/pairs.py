@@ -55,8 +55,10 @@ def pairs_name(shard: int) -> str:
 # ---------------------------------------------------------------- writing
 
 
-def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settings: PairsConfig) -> dict[str, int]:
-    """Write one shard's samples as a WebDataset tar; return the number of images by outcome.
+def write_pairs(
+    file: BinaryIO, data: Folder, labels: Folder, shard: int, settings: PairsConfig
+) -> tuple[dict[str, int], list[dict[str, str]]]:
+    """Write one shard's samples as a WebDataset tar; return the number of images by outcome, and UNREADABLE rows.
 
     Outcomes: `ok` (written), `few_regions` (fewer kept regions than settings.min_regions), `no_caption` (a pair needs
     one: the image-text loss would contrast an empty text), `not_labelled` (their row in the labels says why),
@@ -69,6 +71,7 @@ def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settin
     keys = [label["key"] for label in _label_rows(labels, shard, ["key"])]
     require_same_images(keys, [row.key for row in images], f"the labels of shard {shard}")
     counts: Counter[str] = Counter(ok=0)
+    unreadable: list[dict[str, str]] = []
     digest = labels_digest(labels, shard)
     with TarWriter(file) as tar, ImageReader(data) as reader:
         for row, label in zip(images, _label_rows(labels, shard), strict=True):
@@ -87,6 +90,7 @@ def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settin
                 extension = read_header(image).extension
             except BadImage as error:
                 counts[error.status] += 1
+                unreadable.append({"key": row.key, "status": error.status, "reason": str(error)})
                 continue
             body = {
                 "key": row.key,
@@ -101,7 +105,7 @@ def write_pairs(file: BinaryIO, data: Folder, labels: Folder, shard: int, settin
             tar.add(f"{name}.{extension}", image)
             tar.add(f"{name}.json", encode_body(body))
             counts["ok"] += 1
-    return dict(counts)
+    return dict(counts), unreadable
 
 
 def best_regions(label: dict[str, Any], max_regions: int) -> dict[str, list[Any]]:
@@ -128,7 +132,7 @@ def labels_digest(labels: Folder, shard: int) -> str:
     with labels.open_table(name) as file:
         metadata = pq.read_schema(file).metadata or {}
     if VOCABULARY_DIGEST not in metadata:
-        raise ValueError(f"{labels.url}/{name} has no vocabulary digest; run the labels stage again")
+        raise ValueError(f"{labels.url}/{name} has no vocabulary digest; do it over: `regionclip run labels --force`")
     return str(metadata[VOCABULARY_DIGEST].decode())
 
 
@@ -307,8 +311,8 @@ class RegionPairs:
                     found += 1
             if found != self._samples[shard]:
                 raise ValueError(
-                    f"{self._pairs.url}/{pairs_name(shard)} has {found} samples, expected {self._samples[shard]}; run "
-                    "the pairs stage again"
+                    f"{self._pairs.url}/{pairs_name(shard)} has {found} samples, expected {self._samples[shard]}; do "
+                    "it over: `regionclip run pairs --force`"
                 )
 
 
@@ -316,5 +320,5 @@ def _require_pool(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise ValueError(
             f"{what} was made with the concept pool {found[:12]}, expected {expected[:12]}: concept ids would not mean "
-            "the same. Run the pairs stage again"
+            "the same. Do it over: `regionclip run pairs --force`"
         )

@@ -107,6 +107,9 @@ LABELS = _schema(
     residual_mass=_FLOATS,  # 1 - sum(top_probabilities)
 )
 
+# Images that `pairs` could not read, where a shard has any.
+UNREADABLE = _schema(key=pa.string(), status=pa.string(), reason=pa.string())
+
 # Beside the columns of INDEX in a training's own copy of a split (row_table.py); never part of an artifact.
 PROPOSED = pa.field("proposals", pa.list_(BOX), nullable=False)
 

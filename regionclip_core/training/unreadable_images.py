@@ -72,4 +72,8 @@ class UnreadableImages:
 
     def summary(self) -> dict[str, Any]:
         """Return what a stage's summary says: how many were unreadable, the first and why; empty if none were."""
-        return {"unreadable": {"images": len(self._keys), "first": dict(self._first)}} if self._keys else {}
+        if not self._keys:
+            return {}
+        first = "; ".join(f"{key}: {reason}" for key, reason in list(self._first.items())[:3])
+        notes = [f"{len(self._keys)} unreadable images, the first: {first}"]
+        return {"unreadable": {"images": len(self._keys), "first": dict(self._first)}, "notes": notes}

@@ -41,6 +41,7 @@ from regionclip_core.storage.records import (
     shard_record_name,
 )
 from regionclip_core.storage.tars import scan_tar
+from regionclip_core.training.error_budget import is_bad
 from stages import declarations
 from stages.engine.plan import PlanLine
 
@@ -55,6 +56,7 @@ SCHEMAS = {
     "dropped": tables.DROPPED_CONCEPTS,
     "proposals": tables.PROPOSALS,
     "labels": tables.LABELS,
+    "unreadable": tables.UNREADABLE,
 }
 """By what a table's name begins with."""
 Upstream = Mapping[str, Folder]
@@ -240,7 +242,9 @@ def _content(
     names: of the files of its merge or job. Every file must have the bytes that were recorded.
     """
     rows: dict[str, int | None] = dict.fromkeys(names)
-    rows |= {file.name: record.rows for record in shards for file in record.files}
+    for record in shards:
+        bad = sum(n for status, n in record.counts.items() if is_bad(status))
+        rows |= {f.name: bad if f.name.startswith("unreadable-") else record.rows for f in record.files}
     for name in sorted(name for name in rows if name.endswith(".parquet")):
         try:
             schema, found = _schema(folder, name)

@@ -115,7 +115,7 @@ class RayBackend:
             if workers > there:
                 short = f"execution.train_workers is {workers}, but the cluster has {there} {kind}s"
                 if self._execution.address is None:
-                    raise ValueError(short)
+                    raise ValueError(f"{short}: give at most that many, or a larger cluster by execution.address")
                 self._say(f"{short} now: {task.stage} waits for more")
             return train(task, gpu, self._say, watch)
         if call == "job" and self._warm:
@@ -162,7 +162,8 @@ class RayBackend:
         share = self._gpu_share() if gpu else 1.0
         there = ray_cluster.resources().get("GPU" if gpu else "CPU", 0)
         if self._execution.address is None and share > there:
-            raise ValueError(f"execution.gpus_per_worker is {share:g}, but the cluster has {there:g} GPUs")
+            short = f"execution.gpus_per_worker is {share:g}, but this machine has {there:g} GPUs"
+            raise ValueError(f"{short}: give at most that many, or a larger cluster by execution.address")
         return self._execution.workers or max(1, int(there / share + 1e-9))
 
     # ------------------------------------------------------------ handing out calls

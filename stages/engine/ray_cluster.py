@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -17,10 +18,11 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES of CPU workers alone
+os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "8")  # else a ray:// that is none is noticed after 30 s
 
 import ray
-from ray._private import ray_constants
-from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+from ray._private import ray_constants, services
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 from ray.experimental import internal_kv
 
 from regionclip_core.config.tree import ExecutionConfig
@@ -34,6 +36,8 @@ LONGEST_FOLDER = 40
 """Characters of Ray's folder: its sockets add 64, and the path of a socket may have 103 (macOS; Linux: 107)."""
 CONNECT_WITHIN = 10.0
 """Seconds in which a cluster's address has to answer."""
+STATUS_WITHIN = 15.0
+"""Seconds in which a cluster has to give its status: half a second, and the start of Ray's own command line."""
 SAY_AFTER = 60.0
 """Seconds without any process at work until the user hears what the run waits for."""
 GIVE_UP_AFTER = 600.0
@@ -111,17 +115,45 @@ def connect(execution: ExecutionConfig) -> str | None:
             ) from error
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = before
-    where = urlsplit(address if "://" in address else f"ray://{address}")
+    found = address
     try:
-        if where.port is not None:  # Ray itself would go on trying for minutes
-            socket.create_connection((where.hostname or "", where.port), CONNECT_WITHIN).close()
+        if address == "auto":
+            found = os.environ.get("RAY_ADDRESS") or services.canonicalize_bootstrap_address(address) or address
+        require_cluster(found, may_lack_token=address == "auto")
         runtime = {"env_vars": worker_environment()}
         return ray.init(address=address, runtime_env=runtime, **common).dashboard_url
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        at = address
+        forms = "HOST:PORT takes the port of `ray start` (6379), ray://HOST:PORT that of its client server (10001)"
+        if address == "auto":
+            at = f"auto, here {found}" if found != address else address
+            forms = "auto takes RAY_ADDRESS, or a Ray on this machine (that of another regionclip run is private)"
         raise ValueError(
-            f"execution.address: no Ray cluster answers at {address} ({in_one_line(error)}); start one "
-            "there (`ray start --head`), correct the address, or set it to null for this machine alone"
+            f"execution.address: no Ray cluster answers at {at} ({in_one_line(error)}). Start one there (`ray start "
+            f"--head`), correct the address, or set it to null for this machine alone. {forms}; a cluster with a token "
+            "needs RAY_AUTH_MODE=token and the token"
         ) from error
+
+
+def require_cluster(address: str, may_lack_token: bool) -> None:
+    """Raise OSError or ValueError where no Ray cluster answers: Ray itself would go on trying for minutes.
+
+    A server of another kind may be there, and `ray status` may wait for it for long, in a process that can be stopped.
+    may_lack_token: `ray.init("auto")` takes a token from the home folder also without RAY_AUTH_MODE; `ray status` not.
+    """
+    where = urlsplit(address if "://" in address else f"ray://{address}")
+    if where.scheme != "ray" or where.port is None:
+        raise ValueError("expected auto, HOST:PORT or ray://HOST:PORT")
+    socket.create_connection((where.hostname or "", where.port), CONNECT_WITHIN).close()
+    if "://" in address:
+        return
+    status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        done = subprocess.run(status, capture_output=True, text=True, timeout=STATUS_WITHIN)
+    except subprocess.TimeoutExpired:
+        raise ConnectionError(f"`ray status` got no answer in {STATUS_WITHIN:.0f} s") from None
+    if done.returncode and not (may_lack_token and "AuthenticationError" in done.stderr):
+        raise ConnectionError(done.stderr.strip().rpartition("\n")[2])
 
 
 def in_one_line(error: Exception) -> str:

@@ -112,6 +112,7 @@ class Pipeline:
                     self._backend.close()
                     self._backend = None
                 self._attempt("the digests of the inputs", self.planner.digests.save)
+        self._say_what_waits()
         return self.result
 
     def _stage(self, name: str, known: dict[str, PlanLine], forced: bool) -> PlanLine:
@@ -355,8 +356,17 @@ class Pipeline:
         """Note a stage that failed or is blocked."""
         self.result.outcomes[line.stage], self.result.messages[line.stage] = line.state, line.reason
         shown = "FAILED " if line.state == "failed" else line.state
-        self.report.complain(f"{line.stage:<10} {shown} {line.reason}")
+        if not line.reason.startswith("waits for "):
+            self.report.complain(f"{line.stage:<10} {shown} {line.reason}")
         return line
+
+    def _say_what_waits(self) -> None:
+        """Say in one line which stages could not run because they need one that failed or is blocked itself."""
+        begin, said = "waits for ", self.result.messages
+        waiting = {name: text.removeprefix(begin).split(", ") for name, text in said.items() if text.startswith(begin)}
+        if waiting:
+            stopped = ", ".join(dict.fromkeys(n for needs in waiting.values() for n in needs if n not in waiting))
+            self.report.complain(f"{'blocked':<10} {len(waiting)} waiting for {stopped}: {', '.join(waiting)}")
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
         """Write what a run can do without: if that fails, say so, and let an error that is under way go on."""

@@ -64,7 +64,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def assert_named(found: dict[str, Any]) -> None:
     assert found["counts"] == {"bad_image": len(GONE) + 1}
-    unreadable = found["summary"]["unreadable"]
+    unreadable, [note] = found["summary"]["unreadable"], found["summary"]["notes"]
+    assert note.startswith(f"{len(GONE) + 1} unreadable images, the first: 0") and "no file" in note
     assert unreadable["images"] == len(GONE) + 1
     assert sorted(unreadable["first"]) == [f"{number:03d}.png" for number in sorted((*GONE, TORN))]
     for key, reason in unreadable["first"].items():
@@ -134,6 +135,9 @@ def test_every_other_job_names_them_too(tmp_path: Path) -> None:
     assert run_small(both, "evaluate").ok
     finetune, evaluate = (manifest(workspace, stage) for stage in ("finetune", "evaluate"))
     assert (finetune["counts"], evaluate["counts"]) == ({"bad_image": 2}, {"bad_image": 4})
+    note = "2 unreadable images, the first: 00"
+    assert [text[: len(note)] for text in finetune["summary"]["notes"]] == [note] * len(finetune["summary"]["notes"])
+    assert all(f"split '{name}': {note}" in " ".join(evaluate["summary"]["notes"]) for name in ("val", "train"))
     detectors = [one["unreadable"] for one in finetune["summary"]["detectors"].values()]
     splits = evaluate["summary"]["unreadable"]
     assert (len(detectors), set(splits)) == (3, {"val", "train"})

@@ -69,7 +69,7 @@ def test_a_failure_exits_1_and_names_the_traceback(toy: Toy, cli: Cli) -> None:
     failed = cli("run")
     assert failed.exit_code == 1
     assert "scaled     FAILED  1 of 4 shards failed" in failed.stderr and "failed-00002.json" in failed.stderr
-    assert "total      blocked waits for scaled" in failed.stderr
+    assert failed.stderr.endswith("\nblocked    1 waiting for scaled: total\n")
     assert failed.output.count("made to fail") == 1, "a failure is shown once"
     fault.unlink()
     assert cli("run").exit_code == 0
@@ -101,7 +101,8 @@ def test_a_full_disk_is_a_message_a_stage(toy: Toy, cli: Cli, monkeypatch: pytes
     assert result.exit_code == 1
     failed = "FAILED  OSError: [Errno 28] No space left on device: '/there/x'\n"
     assert [f"{stage:<10} {failed}" in result.stderr for stage in ("numbers", "lonely")] == [True, True]
-    assert result.stderr.count("\n") == 6 and "Traceback" not in result.output  # two of two lines, and two blocked
+    assert result.stderr.endswith("\nblocked    2 waiting for numbers: scaled, total\n")
+    assert result.stderr.count("\n") == 5 and "Traceback" not in result.output  # two of two lines, and the blocked
 
 
 @pytest.mark.parametrize(

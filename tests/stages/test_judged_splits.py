@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -135,6 +136,63 @@ def test_repaired_images_of_a_split_count_on_the_next_run(small_set: Set) -> Non
     assert run_small(config, "proposals").ok
     kept = [file.name for file, before in records.items() if file.stat().st_mtime_ns == before]
     assert sorted(kept) == ["shard-00000.json", "shard-00001.json"]
+
+
+def test_images_that_go_after_data_are_judged_by_split_with_their_reasons(
+    small_set: Set, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`labels` and `pairs`, like `data`: a small split is not hidden by a large one, and each number has its reason."""
+    splits = {"splits": ["train", "val", "more"]}
+    small_set.splits["more"] = {"source": "world", "images": 60, "image_size": 80}
+    sections = {"concepts": splits, "labels": splits, "proposals": {**splits, "method": "grid"}}
+    config = small_set.config(**sections, execution={"max_error_rate": 0.4})
+    images = sorted((small_set.root / "val" / "images").iterdir())
+    assert run_small(config, "proposals").ok
+    whole = [file.read_bytes() for file in images]
+    for file in images[:3]:
+        file.unlink()
+    result = run_small(config, "labels")
+    assert "50.0% of 6 samples of split 'val' are bad (3 bad_image)" in result.messages["labels"]
+    assert "The first: 000000000000.png: no file" in result.messages["labels"]
+    for file, data in zip(images, whole, strict=True):
+        file.write_bytes(data)
+    assert run_small(config, "labels").ok
+    for file in images:
+        file.write_bytes(b"torn")
+    assert "100.0% of 6 samples of split 'val' are bad (6 bad_image)" in run_small(config, "pairs").messages["pairs"]
+    for file, data in zip(images[1:], whole[1:], strict=True):
+        file.write_bytes(data)
+    capsys.readouterr()
+    assert run_small(config, "pairs").ok
+    assert "bad_image\npairs      note    the first: 000000000000.png: " in capsys.readouterr().out
+    assert manifest(small_set.workspace, "pairs")["counts"]["bad_image"] == 1
+    folder = artifact(small_set.workspace, "pairs")
+    assert [len(pq.read_table(file)) for file in folder.glob("unreadable-*.parquet")] == [1]
+    for command in (("show", "pairs"), ("verify",)):
+        (small_set.root / "p.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        shown = CliRunner().invoke(app, [*command, "--config", str(small_set.root / "p.yaml")])
+        assert shown.exit_code == 0, shown.output
+        assert command == ("verify",) or "that are bad or lost a part\n  000000000000.png: " in shown.stdout
+
+
+def test_a_split_that_gives_nothing_is_said(small_set: Set, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage that gives nothing at all has failed; one split of several is a note."""
+    both, annotated = {"splits": ["train", "val"]}, (small_set.root / "train" / "instances.json").read_bytes()
+    given = {"method": "given", **both}
+    for split in ("train", "val"):
+        small_set.edit(split, lambda body: body.update(annotations=[]))
+    message = run_small(small_set.config(proposals=given), "proposals").messages["proposals"]
+    assert message.startswith("ValueError: proposals.method: given: no image of split 'train' has a proposal; no image")
+    assert "split 'val' has a proposal; give splits with annotated boxes, another method" in message
+    (small_set.root / "train" / "instances.json").write_bytes(annotated)
+    config = small_set.config(proposals=given, concepts=both, labels=both)
+    assert run_small(config, "pairs").ok
+    shown = capsys.readouterr().out
+    for note in (
+        "proposals  note    no image of split 'val' has a proposal",
+        "pairs      note    split 'val' gives no sample: 6 few_regions",
+    ):
+        assert note in shown
 
 
 def test_each_split_has_a_budget_of_its_own() -> None:

@@ -196,10 +196,44 @@ def test_a_worker_on_another_gpu_loads_its_model_again(toy: Toy, monkeypatch: py
     assert work.begin(replace(scaled, gpu=3))[1].device == "cuda:3" and work.begin(scaled)[1].device == "cuda"
 
 
-@pytest.mark.parametrize("form", ["{}", "ray://{}"])
-def test_an_address_where_nobody_answers_is_told_at_once(form: str) -> None:
+@pytest.mark.parametrize("form", ["{}", "ray://{}", "auto"])
+def test_an_address_where_nobody_answers_is_told_at_once(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound, and not listening
         taken.bind(("127.0.0.1", 0))
-        address = form.format(f"127.0.0.1:{taken.getsockname()[1]}")
-        with pytest.raises(ValueError, match=f"execution.address: no Ray cluster answers at {address} .*refused.*null"):
+        found = f"127.0.0.1:{taken.getsockname()[1]}"
+        address, shown = form.format(found), "auto, here " * (form == "auto") + form.replace("auto", "{}").format(found)
+        monkeypatch.setenv("RAY_ADDRESS", found)  # what `auto` takes first
+        with pytest.raises(ValueError, match=f"execution.address: no Ray cluster answers at {shown} .*refused.*null"):
             RayBackend(ExecutionConfig(address=address))
+
+
+def test_the_private_ray_of_another_run_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray finds its process, but its servers listen on the loopback address alone, and not where `auto` looks."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as private:
+        private.bind(("127.0.0.1", 0))
+        private.listen()
+        port = private.getsockname()[1]
+        monkeypatch.setattr(ray_cluster.services, "find_gcs_addresses", lambda: frozenset({f"127.0.0.1:{port}"}))
+        monkeypatch.setattr(ray_cluster.services, "find_bootstrap_address", lambda folder: None)
+        monkeypatch.setattr(ray_cluster, "CONNECT_WITHIN", 1.0)
+        message = rf"answers at auto, here [\d.]+:{port} .*Start one there.*that of another regionclip run is private"
+        with pytest.raises(ValueError, match=message):
+            ray_cluster.connect(ExecutionConfig(address="auto"))
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("{}", "`ray status` got no answer in 2 s"),
+        ("http://{}", "expected auto, HOST:PORT or ray://HOST:PORT"),
+        ("somewhere", "expected auto, HOST:PORT or ray://HOST:PORT"),
+    ],
+)
+def test_what_is_no_ray_is_told_soon(address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a server that takes connections and says nothing."""
+    monkeypatch.setattr(ray_cluster, "STATUS_WITHIN", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = address.format(f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(ValueError, match=rf"no Ray cluster answers at {address} \({reason}\)"):
+            ray_cluster.connect(ExecutionConfig(address=address))

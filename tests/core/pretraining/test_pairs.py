@@ -85,7 +85,7 @@ def make_pairs(folders: tuple[Folder, Folder, Folder], sizes: list[int], **setti
         rows = [label_row(rng, f"{shard}/a.b.{i}", 4, 1 + i % 4) for i in range(size)]
         write_inputs(data, labels, shard, rows)
         with pairs.write(pairs_name(shard)) as file:
-            counts = write_pairs(file, data, labels, shard, PairsConfig(**settings))
+            counts, _ = write_pairs(file, data, labels, shard, PairsConfig(**settings))
         written.append((shard, counts["ok"]))
         everything += rows
     write_meta(pairs, written, stored_probabilities(labels, list(range(len(sizes)))), DIGEST)
@@ -143,7 +143,7 @@ def test_what_is_left_out_is_counted(folders) -> None:
     ]
     write_inputs(data, labels, 0, rows)
     buffer = io.BytesIO()
-    counts = write_pairs(buffer, data, labels, 0, PairsConfig(max_regions=3, min_regions=2))
+    counts, _ = write_pairs(buffer, data, labels, 0, PairsConfig(max_regions=3, min_regions=2))
     assert counts == {"ok": 1, "few_regions": 2, "not_labelled": 1, "no_caption": 1}
     with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
         body = json.loads(tar.extractfile("00000-000000.json").read())
@@ -156,7 +156,7 @@ def test_images_without_regions_can_be_kept(folders) -> None:
     rng = np.random.default_rng(0)
     write_inputs(data, labels, 0, [label_row(rng, "none", 2, 0), label_row(rng, "two", 2, 2)])
     with pairs.write(pairs_name(0)) as file:
-        assert write_pairs(file, data, labels, 0, PairsConfig(min_regions=0))["ok"] == 2
+        assert write_pairs(file, data, labels, 0, PairsConfig(min_regions=0))[0]["ok"] == 2
     write_meta(pairs, [(0, 2)], TOP_K, DIGEST)
     samples = {s.key: s for s in RegionPairs(pairs, 0).epoch(0)}
     assert samples["none"].boxes.shape == (0, 4)
@@ -171,7 +171,9 @@ def test_unreadable_image_costs_itself(folders) -> None:
     tar = bytearray(data.read_bytes("images-00000.tar"))
     tar[512:520] = bytes(8)  # the first image's signature
     data.write_bytes("images-00000.tar", bytes(tar))
-    assert write_pairs(io.BytesIO(), data, labels, 0, PairsConfig()) == {"ok": 1, "bad_image": 1}
+    counts, [bad] = write_pairs(io.BytesIO(), data, labels, 0, PairsConfig())
+    assert counts == {"ok": 1, "bad_image": 1}
+    assert (bad["key"], bad["status"]) == ("a", "bad_image") and bad["reason"].startswith("bad_image: ")
 
 
 def test_artifacts_of_two_runs_do_not_mix(folders) -> None:
