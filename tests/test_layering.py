@@ -27,6 +27,8 @@ QUICK = {
         for name in ("records", "folder", "given_files", "weight_files")
     ),
     ROOT / "regionclip_core" / "weights" / "import_options.py",
+    ROOT / "regionclip_core" / "models" / "prompt_templates.py",
+    ROOT / "regionclip_core" / "detection" / "given_parts.py",
     *(path for path in (ROOT / "stages").glob("*.py") if path.stem not in STAGE_FILES),
     *(path for path in (ROOT / "stages" / "engine").glob("*.py") if path.stem not in RAY),
     *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("show", "detect", "finished", "export")),
