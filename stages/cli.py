@@ -5,6 +5,7 @@ Each command imports what it needs when it is called: the config alone would mak
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import json
@@ -18,12 +19,48 @@ from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
     from regionclip_core.config.tree import Config
     from regionclip_core.storage.records import Folder
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    """A command that refuses an empty value and an option given twice, and says with any refused value what came."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        parser = self.make_parser(ctx)
+        for param in self.params:
+            if isinstance(param, TyperOption) and not param.is_flag:
+                several = copy.copy(param)
+                several.multiple = True  # of an option given twice the parser would keep the last value only
+                several.add_to_parser(parser, ctx)
+        given, _, _ = parser.parse_args(list(args))
+        came = {
+            name: [values] if isinstance(values, (str, bool)) else list(values or ()) for name, values in given.items()
+        }
+        for param in self.params:
+            values = came.get(param.name, [])
+            if "" in values:
+                raise typer.BadParameter("expected a text, and an empty one came; is a variable not set?", ctx, param)
+            if isinstance(param, TyperOption) and len(values) > 1 and not param.multiple:
+                both = " and ".join(map(repr, values))
+                raise typer.BadParameter(f"expected one value (came: {both}); give the option once", ctx, param)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if error.param is not None and (values := came.get(error.param.name)):
+                error.message += f" (came: {values[0]!r})"
+            raise
+
+
+class _App(typer.Typer):
+    def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
+        return super().command(name, cls=_Command, **settings)
+
+
+app = _App(
     name="regionclip",
     help="RegionCLIP: region-text pretraining and open-vocabulary detection, from captions to a report.",
     no_args_is_help=True,
@@ -48,7 +85,8 @@ ModelOption = Annotated[
     typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
 ]
 NAMES = "Which of the workspace's detectors: regionclip, clip or oracle"
-NameOption = Annotated[str, typer.Option(help=f"{NAMES}.")]
+NameOption = Annotated[str | None, typer.Option(help=f"{NAMES}.  [default: regionclip]")]
+NO_WORKSPACE = "no artifact there; expected a workspace that `regionclip run` has written (--workspace, --config)"
 SHOWN_FOREIGN = 10
 """How many folders that are no artifacts `gc` names one by one."""
 
@@ -106,13 +144,16 @@ def load(config: str | None, overrides: list[str] | None, workspace: str | None,
 
 
 def model_source(
-    model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None
+    model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None, name: str | None
 ) -> Config | str:
-    """Return a model's folder, or the config of the workspace that holds the model; never both."""
+    """Return a model's folder, or the config of the workspace that holds the model `name`; never both."""
     if model is None:
         return load(config, overrides, workspace)
-    if config is not None or overrides or workspace is not None:
-        raise ValueError("--model needs no config: leave out --config, --set and --workspace, or --model")
+    if config is not None or overrides or workspace is not None or name is not None:
+        raise ValueError(
+            "--model needs no config: leave out --config, --set, --workspace and --name, which choose a model of a "
+            "run, or leave out --model"
+        )
     return model
 
 
@@ -233,6 +274,8 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
             typer.echo(f"{stage}: {problem}")
         for path in not_recorded(folder):
             typer.echo(f"{stage}: note: {path} is not part of the artifact; nothing reads it")
+    if not checked:
+        raise ValueError(f"{planner.workspace.url}: {NO_WORKSPACE}")
     typer.echo(f"{checked} artifacts read, {len({stage for stage, _ in bad})} stages with problems")
     if bad:
         given = [("--config", config), *(("--set", one) for one in overrides or []), ("--workspace", workspace)]
@@ -254,9 +297,12 @@ def gc(
     """List, and with --yes delete, what no current config reaches."""
     from regionclip_core.storage.records import Folder, size
     from stages.commands.gc import collect, foreign_folders, unreachable
+    from stages.commands.verify import artifacts
 
     configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)
+    if next(artifacts(folder), None) is None and not foreign_folders(folder):
+        raise ValueError(f"{folder.url}: {NO_WORKSPACE}")
     garbage, undecided = (collect if yes else unreachable)(configs, folder)
     if undecided:
         typer.echo(f"kept whole, until what they need has run: {', '.join(undecided)}")
@@ -305,7 +351,9 @@ def detect(
     ] = None,
     max_size: Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    name: Annotated[str, typer.Option(help=f"{NAMES}; or student or teacher: zero-shot.")] = "regionclip",
+    name: Annotated[
+        str | None, typer.Option(help=f"{NAMES}; or student or teacher: zero-shot.  [default: regionclip]")
+    ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -314,32 +362,17 @@ def detect(
     from regionclip_core.datasets.categories import class_names  # the names are checked before torch is loaded
 
     names = () if classes is None else class_names(classes)
-    source = model_source(model, config, overrides, workspace)
+    source = model_source(model, config, overrides, workspace, name)
     from stages.commands.detect import detect as run_detect
 
-    worked = run_detect(
-        images,
-        source,
-        out=out,
-        score=score,
-        classes=names,
-        name=name,
-        rpn=rpn,
-        text=text,
-        prompts=prompts,
-        embeddings=embeddings,
-        image_size=image_size,
-        max_size=max_size,
-        proposals=proposals,
-        proposal_nms=proposal_nms,
-        nms=nms,
-        nms_kind=nms_kind,
-        max_detections=max_detections,
-        objectness=objectness,
-        device=device,
-    )
+    parts = {"rpn": rpn, "text": text, "prompts": prompts, "embeddings": embeddings}
+    size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
+    rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
+    common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
+    worked = run_detect(images, source, parts=parts, device=device, **common, **size, **rules)
     if not worked:
-        typer.echo("error: no image could be done; the reasons are above and in detections.json", err=True)
+        usable = "expected JPEG, PNG, WebP, GIF, BMP or TIFF files of 8 x 8 to 67 million pixels"
+        typer.echo(f"error: no image could be done, the reasons are above; {usable}", err=True)
         raise typer.Exit(1)
 
 
@@ -353,13 +386,13 @@ def export(
         str | None,
         typer.Option(help="open_clip, detector or official.  [default: detector for a detector, else open_clip]"),
     ] = None,
-    name: NameOption = "regionclip",
+    name: NameOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write a model of the workspace for other programs: open_clip, a Hugging Face folder, the official code."""
-    source = model_source(model, config, overrides, workspace)
+    source = model_source(model, config, overrides, workspace, name)
     from stages.commands.export import export as run_export
 
     run_export(what, source, out, format, name)

@@ -22,8 +22,13 @@ RAY = {"ray_backend", "ray_cluster", "ray_training"}
 # What `regionclip --help` and `status` import: nothing slow at the top of these.
 QUICK = {
     *(ROOT / "regionclip_core" / "config").glob("*.py"),
-    *(ROOT / "regionclip_core" / "storage" / f"{name}.py" for name in ("records", "folder", "given_files")),
+    *(
+        ROOT / "regionclip_core" / "storage" / f"{name}.py"
+        for name in ("records", "folder", "given_files", "weight_files")
+    ),
     ROOT / "regionclip_core" / "weights" / "import_options.py",
+    ROOT / "regionclip_core" / "models" / "prompt_templates.py",
+    ROOT / "regionclip_core" / "detection" / "given_parts.py",
     *(path for path in (ROOT / "stages").glob("*.py") if path.stem not in STAGE_FILES),
     *(path for path in (ROOT / "stages" / "engine").glob("*.py") if path.stem not in RAY),
     *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("show", "detect", "finished", "export")),

@@ -27,7 +27,7 @@ def as_utf_8(file: BinaryIO, where: str) -> BinaryIO:
 def _encoding(start: bytes, where: str) -> str:
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) and start[2:] != b"\0\0":
         return "utf-16"
-    if start.startswith((b"\x1f\x8b", b"PK\x03\x04")) or b"\0" in start:
-        what = "is compressed, a spreadsheet, UTF-16 without a byte-order mark, or no text at all"
+    if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\xff\xd8\xff", b"\x89PNG")) or b"\0" in start:
+        what = "is compressed, an image, a spreadsheet, UTF-16 without a byte-order mark, or no text at all"
         raise ValueError(f"{where} {what}; unpack it, or save it as UTF-8 text")
     return "utf-8-sig"

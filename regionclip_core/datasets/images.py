@@ -122,7 +122,8 @@ def read_image_file(url: str) -> bytes:
         if not is_of_the_file(error, url):
             raise
         absent = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
-        reason = f"no file {shown}" if absent else f"can't open {shown} ({error.strerror or error})"
+        of_the_server = f" ({error.__cause__})" if error.__cause__ is not None else ""  # such as: can't connect
+        reason = f"no file {shown}{of_the_server}" if absent else f"can't open {shown} ({error.strerror or error})"
         raise BadImage("bad_image", reason) from error
     if len(data) > MAX_BYTES:
         raise BadImage("bad_image", f"{shown} has more than {MAX_BYTES} bytes")
@@ -147,7 +148,7 @@ def _open(data: bytes) -> Image.Image:
     """Parse the header and check the size; nothing is decoded yet."""
     if not data:
         raise BadImage("bad_image", "empty file (0 bytes)")
-    with _refusing("no image of a known format"):
+    with _refusing(f"no image of a known format; it begins with {data[:8]!r}"):
         image = Image.open(io.BytesIO(data), formats=list(FORMATS))
     width, height = image.size
     if width * height > MAX_PIXELS:

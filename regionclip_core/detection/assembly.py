@@ -14,7 +14,7 @@ from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import ClipModel, load_clip
-from regionclip_core.models.prompts import prompt_templates
+from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_embeddings, read_prompts
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.proposers import NetworkBoxes

@@ -10,11 +10,10 @@ import math
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from regionclip_core.models.torchscript_files import DTYPES, LONGEST_NAME, read_torchscript
 from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.weight_files import Layout, check_claim, weight_layout
 
 BARE_TENSOR = "<tensor>"
 """The name of the tensor in a file that is one single tensor."""
@@ -40,7 +40,7 @@ class Checkpoint:
     """Entries among the tensors that are not tensors."""
     beside: tuple[str, ...]
     """Names of what the file holds beside the model, such as an optimiser's state; it is not read further."""
-    layout: Literal["safetensors", "torch", "torchscript"]
+    layout: Layout
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -52,42 +52,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             the message says what the file is instead.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected one file of weights")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: expected a file of weights (.pth, .pt, .safetensors)")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise ValueError(f"{path} is empty; download or copy it again")
+    layout = weight_layout(path)
     content: Any
-    layout: Literal["safetensors", "torch", "torchscript"] = "torch"
-    if head[8:9] == b"{":
-        layout = "safetensors"
-        try:
-            content = load_file(str(path))
-        except (SafetensorError, RuntimeError, OverflowError) as error:
-            raise ValueError(
-                f"{path} is a damaged or cut-short .safetensors file ({error}); download it again"
-            ) from None
-    elif head[:2] == b"PK":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-                _check_size(path, sum(entry.file_size for entry in archive.infolist()))
-        except zipfile.BadZipFile as error:
-            # The table of contents of a zip is at its end, so a download that broke off has none.
-            raise ValueError(f"{path} is cut short or damaged ({error}); download or copy it again") from None
-        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            layout, content = "torchscript", read_torchscript(path)
-        elif any(name.endswith("data.pkl") for name in names):
-            content = _read_torch(path, head)
-        else:
-            raise ValueError(f"{path} is a zip archive without weights in it (it holds {names[:3]}); unpack it first")
-    elif head[:1] == b"\x80":
-        content = _read_torch(path, head)
+    if layout == "safetensors":
+        content = load_file(str(path))
+    elif layout == "torchscript":
+        content = read_torchscript(path)
     else:
-        raise ValueError(f"{path} is no file of weights: {_guess(head)}")
+        content = _read_torch(path)
     if isinstance(content, Tensor):
         return Checkpoint(_checked(path, {BARE_TENSOR: content}), {}, (), layout)
     beside: tuple[str, ...] = ()
@@ -122,7 +94,7 @@ def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             )
         # An axis of length 0 counts as 1: the others may be of any length, and a row or column can still be asked for.
         claimed += math.prod(max(1, side) for side in tensor.shape) * tensor.dtype.itemsize
-    _check_size(path, claimed)
+    check_claim(path, claimed)
     found: dict[int, str] = {}
     for name, tensor in tensors.items():
         if found.setdefault(tensor.untyped_storage().data_ptr(), name) != name:
@@ -130,16 +102,9 @@ def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_size(path: Path, claimed: int) -> None:
-    """Raise ValueError if what a file unpacks to is far more than it can hold, shared and compressed parts counted."""
-    if claimed > 8 * (size := path.stat().st_size) + 2**20:
-        raise ValueError(
-            f"{path} is a damaged or hostile file: its tensors claim {claimed:,} bytes, and it has {size:,}; download "
-            "it again, from where it was published"
-        )
-
-
-def _read_torch(path: Path, head: bytes) -> Any:
+def _read_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(4)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old storage types, which are read all the same
@@ -173,21 +138,6 @@ def _read_torch(path: Path, head: bytes) -> Any:
         raise ValueError(
             f"{path} is cut short, damaged, or no file of tensors ({text.splitlines()[0]}); download or copy it again"
         ) from None
-
-
-def _guess(head: bytes) -> str:
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page, as a download link gives that asks for a click or a login; download it again"
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a git-lfs pointer; run `git lfs pull` to get the file itself"
-    if text.startswith((b"{", b"[")):
-        return "it looks like JSON"
-    if head.startswith(b"\x1f\x8b"):
-        return "it is compressed with gzip; unpack it first"
-    if head.startswith(b"\x93NUMPY"):
-        return "it is a numpy array; write torch.save(torch.from_numpy(numpy.load(...)), ...) of it"
-    return f"it starts with {head[:8]!r}; expected a torch file or .safetensors"
 
 
 def read_safetensors(folder: Folder, name: str) -> dict[str, Tensor]:

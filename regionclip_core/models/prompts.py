@@ -11,40 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionclip_core.config.encodings import decode_text
-from regionclip_core.datasets.vocabulary import DATA_FOLDER
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.storage.locations import exists, read_location
-
-SINGLE = ("a photo of a {}.",)
-SHORT = ("{}.", "a {}.", "a photo of a {}.", "a picture of a {}.", "a small {}.", "a large {}.", "there is a {} here.")
-
-
-def prompt_templates(spec: str, setting: str = "teacher.prompts") -> tuple[str, ...]:
-    """Return templates with one `{}` each, where the name goes.
-
-    Args:
-        spec: `single`, `short`, `clip81` (the paper's), or a text file at a path or URL with one template per line;
-            blank lines and lines that start with # are skipped.
-        setting: what the user set, for the message.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a line doesn't hold exactly one `{}`.
-    """
-    if spec in ("single", "short"):
-        return SINGLE if spec == "single" else SHORT
-    path = str(DATA_FOLDER / "prompts_clip81.txt") if spec == "clip81" else spec
-    if not exists(path):
-        raise FileNotFoundError(f"{setting}: {spec!r} is not `single`, `short`, `clip81` or a text file")
-    lines = [line.strip() for line in decode_text(read_location(path), path).splitlines()]
-    templates = tuple(line for line in lines if line and not line.startswith("#"))
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ValueError(f"{path}: the template {template!r} must hold {{}} exactly once, where the name goes")
-    if not templates:
-        raise ValueError(f"{path} holds no template")
-    return templates
 
 
 def fill_template(template: str, name: str) -> str:

@@ -20,7 +20,8 @@ from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.checkpoint_files import read_safetensors
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.prompts import SINGLE, embed_texts, prompt_templates
+from regionclip_core.models.prompt_templates import SINGLE, prompt_templates
+from regionclip_core.models.prompts import embed_texts
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import EMBEDDING_FILES
 

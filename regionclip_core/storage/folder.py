@@ -345,12 +345,22 @@ def _umask() -> int:
 # ---------------------------------------------------------------- new folders
 
 
-def free_target(out: str) -> Path:
-    """Return the path `out`. Raises ValueError unless it is new or an empty folder."""
+def writable_target(out: str) -> Path:
+    """Return the path `out`. Raises ValueError unless it is, or can become, a local folder to write into."""
     if "://" in out:
         raise ValueError(f"--out {out}: expected a local folder; copy it to its URL afterwards")
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    nearest = next(place for place in (target, *target.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "can't be written to" if nearest.is_dir() else "is no folder"
+        raise ValueError(f"--out {out}: expected a local folder, but {nearest} {why}; give another one with --out")
+    return target
+
+
+def free_target(out: str) -> Path:
+    """Return the path `out`. Raises ValueError as `writable_target`, and unless it is new or an empty folder."""
+    target = writable_target(out)
+    if target.exists() and any(target.iterdir()):
         raise ValueError(f"--out {out} is there already and not empty; give a new folder, or delete that one first")
     return target
 

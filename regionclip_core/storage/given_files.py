@@ -61,10 +61,13 @@ def holds_detector(where: str) -> bool:
     """Return whether a model is a detector folder, or else a CLIP model. ValueError if there is none."""
     if is_model_folder(Folder(where)):
         return True
-    if not clip_layout(clip_folder(where, "student")):
+    clip = clip_folder(where, "student")
+    layout = clip_layout(clip)
+    if not layout or "model_cfg" not in clip.read_json(layout[0]):  # `finetune` calls a detector `clip` too
         raise ValueError(
             f"{where}: no model there. Expected a detector folder (config.json), a CLIP folder "
-            "(open_clip_config.json) or one with student/, as `regionclip import` and `regionclip export` make them"
+            "(open_clip_config.json) or one with student/, as `regionclip import` and `regionclip export` make them. "
+            "For the models of a run give --workspace and --name instead of --model"
         )
     return False
 

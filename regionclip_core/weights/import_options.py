@@ -1,4 +1,4 @@
-"""What can be said about the options of an import before the file is read; imports nothing slow."""
+"""What can be said about the options of an import before its tensors are read; imports nothing slow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from regionclip_core.config.encodings import decode_text
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.datasets.categories import read_names
 from regionclip_core.storage.folder import free_target
+from regionclip_core.storage.weight_files import weight_layout
 
 KINDS = ("detector", "pretrained", "rpn", "embeddings", "clip")
 """What can be imported."""
@@ -21,13 +22,13 @@ def check_options(file: str, out: str, names: str | None, model: str | None, kin
     if kind is not None and kind not in KINDS:
         raise ValueError(f"--kind: expected one of {', '.join(KINDS)} (came: {kind!r}){nearest_hint(kind, KINDS)}")
     target = free_target(out)
-    if not Path(file).is_file():
-        what = "a folder" if Path(file).is_dir() else "not there"
-        raise FileNotFoundError(f"{file} is {what}: expected a file of weights (.pth, .pt, .safetensors)")
+    if "://" in file:
+        raise ValueError(f"{file}: expected a file of this machine; download it first")
     if model is not None:
         read_model(model)
     if names is not None:
         read_names(names, "--names")
+    weight_layout(Path(file))
     return target
 
 

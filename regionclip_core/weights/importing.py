@@ -51,9 +51,12 @@ def import_checkpoint(
     path = Path(file)
     checkpoint = read_checkpoint(path)
     kind = kind or recognise(checkpoint.tensors, path.name)
+    if names is not None and kind not in ("detector", "embeddings"):
+        raise ValueError(f"{path.name} is imported as {kind}, whose rows have no names; leave --names out")
     report = ImportReport(path.name, file_sha256(path), path.stat().st_size, checkpoint.layout, kind)
     report.leave(sorted(checkpoint.others), "no tensor")
     report.leave(sorted(checkpoint.beside), "not part of the model")
+    report.notes += ["--model is not used: a proposal network has no such architecture"] * bool(model and kind == "rpn")
     given = WeightFile(path.name, checkpoint.tensors, checkpoint.others, names, model)
     with whole_or_nothing(target) as folder:
         _IMPORTERS[kind](given, folder, report)
@@ -84,6 +87,8 @@ def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
         return "clip"
     if has(*_RPN_HEADS):
         return "rpn"
+    if has("detector."):
+        raise ValueError(f"{name} is of a folder that `import` or `export` made; `detect --model` takes that folder")
     raise ValueError(
         f"{name} holds no model that is known here. Its tensors, by the first part of their names: "
         f"{sections(tensors)}. Expected are RegionCLIP's files (backbone, lang_encoder, roi_heads, proposal_generator, "

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from regionclip_core.config.nearest import nearest
 from regionclip_core.config.tree import Config, EvaluateConfig
-from regionclip_core.datasets.images import BadImage, decode_image, read_image_file
-from regionclip_core.storage.given_files import holds_detector
-from regionclip_core.storage.locations import list_files, printable
+from regionclip_core.datasets.images import BadImage, check_image, decode_image, read_image_file
+from regionclip_core.detection.given_parts import check_model, check_parts
+from regionclip_core.storage.folder import Folder, writable_target
+from regionclip_core.storage.given_files import is_model_folder
+from regionclip_core.storage.locations import list_files, printable, remote
 from regionclip_core.threads import set_threads, set_usual_threads
 from stages.commands.workspace_models import detector_stages, workspace_detector
 from stages.engine.work import resolve_device
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from stages.engine.plan import PlanLine
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-PROMPT_SETS = ("single", "short", "clip81")
 NAME_LENGTH = 60
 """Letters of an image's name in the name of its picture: a file system takes 255 bytes."""
 
@@ -37,18 +38,15 @@ def detect(
     out: str | None = None,
     classes: Sequence[str] = (),
     name: str = "regionclip",
-    rpn: str | None = None,
-    text: str | None = None,
-    prompts: str | None = None,
-    embeddings: str | None = None,
+    parts: Mapping[str, str | None],
     device: str = "auto",
     **settings: Any,
 ) -> bool:
     """Write each image with its boxes and masks, and `detections.json`, into `out`; prints one line per image.
 
     An image that can't be read, searched or drawn gets its reason in the JSON and on the screen, and the others go on.
-    The JSON is written in any case; bytes of a name that are no UTF-8 are \\xNN in it. Returns whether any image was
-    done.
+    The JSON is written unless no image can be read at all, which is found out before the model is loaded; bytes of a
+    name that are no UTF-8 are \\xNN in it. Returns whether any image was done.
 
     Args:
         images: files, folders and globs; URLs too.
@@ -56,7 +54,7 @@ def detect(
         score: lowest score shown.
         out: a folder; None: the first of detections, detections2, ... that is not there.
         name: which of the workspace's detectors, or its student or teacher, not finetuned.
-        rpn, text, prompts, embeddings: see `with_parts`.
+        parts: rpn, text, prompts and embeddings of `with_parts`.
         settings: see `RegionModel.adjusted`; None leaves a setting to the model.
 
     Raises:
@@ -65,29 +63,30 @@ def detect(
     """
     # What a user can get wrong comes before torch and the model, which take seconds to load.
     files = image_files(images)
-    if out is not None and ("://" in out or (os.path.exists(out) and not os.path.isdir(out))):
-        raise ValueError(f"--out {out}: expected a local folder")
-    if repeated := [one for one, times in Counter(classes).items() if times > 1]:
-        raise ValueError(f"--classes names {repeated[:5]} more than once; each name makes one class")
+    writable_target("." if out is None else out)
     for key in ("objectness", "nms_kind"):
         value, known = settings.get(key), get_args(EvaluateConfig.model_fields[key].annotation)
         if value not in (None, *known):
             raise ValueError(f"--{key.replace('_', '-')} {value}: expected one of {', '.join(known)}")
+    if settings.get("nms") is not None and settings.get("nms_kind") == "gaussian":
+        raise ValueError("--nms is an IoU, and gaussian soft-NMS uses none: leave it out, or take --nms-kind linear")
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
         raise ValueError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
-    parts = {"rpn": rpn, "text": text, "prompts": prompts, "embeddings": embeddings}
-    for option, place in parts.items():
-        if place not in (None, *PROMPT_SETS) and "://" not in place and not os.path.exists(place):
-            sets = f", and it is none of {', '.join(PROMPT_SETS)}" if option == "prompts" else ""
-            raise FileNotFoundError(f"--{option} {place}: there is no such file or folder{sets}")
+    check_parts(**parts)
+    if (parts["text"] or parts["prompts"]) and not classes:
+        raise ValueError("--text and --prompts are for the names of --classes: give these too, or leave them out")
     lines: dict[str, PlanLine] = {}
     set_usual_threads()
     if isinstance(source, str):
-        holds_detector(source)  # refuses a folder without a model
+        check_model(source, has_names=bool(classes or parts["embeddings"]), has_rpn=parts["rpn"] is not None)
     else:
         lines = detector_stages(source, name, "detect", zero_shot=True)
+        if parts["rpn"] is None and source.proposals.method != "rpn":
+            raise ValueError(f"proposals.method is {source.proposals.method}: give a proposal network with --rpn")
         if source.execution.threads:
             set_threads(source.execution.threads)
+    if not any_readable(files):
+        return False
     device = resolve_device(device, "--device")
     from regionclip_core.detection.assembly import open_model, with_parts
     from regionclip_core.detection.drawing import draw
@@ -102,6 +101,8 @@ def detect(
     target = Path(out) if out is not None else next(path for path in own if not os.path.lexists(path))
     target.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
+    best = (0.0, "", "")
+    """Score, name and image of the detection with the highest score."""
     try:
         for number, file in enumerate(files):
             entry: dict[str, Any] = {"image": printable(file), "detections": []}
@@ -113,12 +114,16 @@ def detect(
                 [found] = model.detect(pixels, classes)
                 height, width = pixels.shape[:2]
                 rows = detection_rows(found, names, (height, width), score)
+                if len(found):
+                    best = max(best, (float(found.scores[0]), names[int(found.labels[0])], entry["image"]))
                 entry |= {"width": width, "height": height, "detections": rows}
                 step = "no picture"
                 picture = target / f"{number:03d}-{printable(Path(file).stem)[:NAME_LENGTH]}.png"
                 draw(pixels, found, names, score).save(picture)
                 entry["picture"] = printable(str(picture))
-                words = ", ".join(f"{row['name']} {row['score']:.2f}" for row in rows) or "nothing above the score"
+                words = (
+                    ", ".join(f"{row['name']} {row['score']:.2f}" for row in rows) or f"nothing of {score:g} or more"
+                )
             except Exception as error:  # whatever it is, the other images go on
                 reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
                 words = entry["error"] = printable(f"{step}: {reason}")
@@ -126,7 +131,33 @@ def detect(
     finally:
         (target / "detections.json").write_text(json.dumps(results, indent=1))
     print(f"pictures and detections.json in {printable(str(target))}")
+    if best[1] and best[0] < score:
+        value, name, image = best
+        print(f"the best score is {value:.4f}, of {name} in {image}; for more than nothing take a lower --score")
     return any("error" not in entry for entry in results)
+
+
+def any_readable(files: Sequence[str]) -> bool:
+    """Return whether one of the images can be read; prints the reasons if not. Looks up to the first good one.
+
+    Raises:
+        OSError: none can be read, and of one the store could not be reached.
+    """
+    failures: list[OSError] = []
+    reasons: list[str] = []
+    for file in files:
+        try:
+            check_image(read_image_file(file))
+            return True
+        except BadImage as error:
+            reasons.append(printable(f"{file}: not read: {error}"))
+        except OSError as error:
+            failures.append(error)
+    for reason in reasons:
+        print(reason)
+    if failures:
+        raise failures[0]
+    return False
 
 
 def image_files(arguments: Sequence[str]) -> list[str]:
@@ -141,17 +172,28 @@ def image_files(arguments: Sequence[str]) -> list[str]:
         if os.path.isdir(argument):
             inside = sorted(p for p in Path(argument).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not inside:
-                raise ValueError(f"{argument} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                advice = "a model is given with --model" if is_model_folder(Folder(argument)) else "name another"
+                raise ValueError(f"{argument} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); {advice}")
             found += map(str, inside)
         elif os.path.exists(argument) or argument.startswith(("http://", "https://")):  # a web server's ? is no glob
             found.append(argument)
         elif any(c in argument for c in "*?["):
             found += [url for url, _ in list_files(argument)]
         elif "://" in argument:
-            found.append(argument)
+            with remote(argument):  # refuses an unknown protocol
+                found.append(argument)
         else:
-            raise FileNotFoundError(f"no file {printable(argument)}, looked for in {os.getcwd()}")
+            raise FileNotFoundError(
+                f"no file {printable(argument)}, looked for in {os.getcwd()}; {_what_was_meant(argument)}"
+            )
     return list(dict.fromkeys(found))
+
+
+def _what_was_meant(argument: str) -> str:
+    folder, name = os.path.split(argument.replace("\\", "/"))
+    near = nearest(name, os.listdir(folder or ".")) if os.path.isdir(folder or ".") else []
+    hint = "check its folder and ending" if folder or "." in name else "names to look for go into --classes"
+    return f"nearest: {printable(os.path.join(folder, near[0]))}" if near else hint
 
 
 def detection_rows(

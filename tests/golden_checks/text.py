@@ -17,7 +17,8 @@ from regionclip_core.config.tree import ClipArchitecture
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import clean_lvis_name
 from regionclip_core.models.clip import ClipModel, build_clip, small_architecture
-from regionclip_core.models.prompts import embed_texts, fill_template, prompt_templates
+from regionclip_core.models.prompt_templates import prompt_templates
+from regionclip_core.models.prompts import embed_texts, fill_template
 
 ENCODER, TOKENS = "text_encoder.npz", "tokenizer.json"
 _SPECIAL = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 from places import ROOT
+from safetensors.numpy import save
 from toy_runs import Toy
 from typer.testing import CliRunner, Result
 
@@ -111,13 +113,15 @@ def test_a_full_disk_is_a_message_a_stage(toy: Toy, cli: Cli, monkeypatch: pytes
         (["run", "--set", "labels.treshold=1"], "nearest valid key: labels.threshold"),
         (["run", "nothing"], "no stage 'nothing'"),
         (["run", "totl"], "nearest: total"),
-        (["run", "--workspace", ""], "workspace: expected a folder or URL (came: '')"),
+        (["run", "--workspace", " "], "workspace: expected a folder or URL (came: ' ')"),
         (["show", "nothing"], "no stage 'nothing'"),
         (["show", "total"], "missing, after scaled. Run `regionclip run total` with the same config first"),
         (["run", "--force"], "--force needs the stages"),
         (["run", "--backend", "spark"], "execution.backend"),
         (["detect", "x.jpg", "--classes", " , "], "names no category"),
-        (["status", "--config", "nowhere.yaml"], "no config file 'nowhere.yaml'"),
+        (["gc", "--also", "nowhere.yaml"], "no config file 'nowhere.yaml'"),
+        (["verify"], "/ws: no artifact there; expected a workspace"),
+        (["gc"], "/ws: no artifact there; expected a workspace"),
     ],
 )
 def test_what_a_user_gets_wrong_exits_2_with_one_message(cli: Cli, arguments: list[str], message: str) -> None:
@@ -242,12 +246,19 @@ def test_an_interrupt_exits_130_and_keeps_what_is_done(toy: Toy, cli: Cli) -> No
         (["w.pth", "--out", "new", "--model", "rn50.json"], "--model rn50.json: no such file"),
         (["w.pth", "--out", "new", "--names", "names.txt"], "--names: 'names.txt' is not"),
         (["w.pth", "--out", "new", "--names", "coco_ovd2"], "--names: 'coco_ovd2' is not"),
+        (["https://x.org/w.pth", "--out", "new"], "expected a file of this machine; download it first"),
+        (["w.pth", "--out", "w.pth/new"], "--out w.pth/new: expected a local folder, but "),
+        (["w.pth", "--out", "new"], "w.pth is no file of weights: it starts with b'no weigh'"),
+        (["cut.pth", "--out", "new"], "cut.pth is cut short or damaged (File is not a zip file)"),
+        (["cut.safetensors", "--out", "new"], "cut.safetensors is damaged or cut short"),
     ],
 )
 def test_typos_in_an_import_are_said_before_anything_slow(tmp_path: Path, options: list[str], message: str) -> None:
     (tmp_path / "full").mkdir()
     for name in ("w.pth", "full/mine.txt"):
         (tmp_path / name).write_text("no weights")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04" + bytes(99))
+    (tmp_path / "cut.safetensors").write_bytes(save({"a": np.ones((4, 4))})[:-1])
     code = "import sys\nsys.modules['torch'] = None\nfrom stages.cli import app\napp(sys.argv[1:])\n"
     command = [sys.executable, "-c", code, "import", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=ENVIRONMENT)

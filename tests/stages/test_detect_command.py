@@ -152,7 +152,10 @@ def test_published_embeddings_name_what_is_looked_for(run: Run, model: str, imag
     assert [{**row, "name": swapped[row["name"]]} for row in mixed] == usual
     write_embeddings(tmp_path / "wide", ["a"], torch.ones(1, 9))
     common = ("detect", str(images / "wide.png"), "--model", model, "--out", str(tmp_path / "never"))
-    for place, message in (("wide", "embeddings of width 9, but small makes 16"), ("out", "has no embeddings.json")):
+    for place, message in (
+        ("wide", "embeddings of width 9, but small makes 16"),
+        ("out", "/embeddings.json is not there"),
+    ):
         refused = free(*common, "--embeddings", str(tmp_path / place))
         assert refused.exit_code == 2 and f"--embeddings: {tmp_path / place}" in refused.stderr
         assert message in refused.stderr
@@ -237,10 +240,27 @@ def test_detections_are_written_when_a_run_is_stopped(
     assert Path(first["image"]).name == "tall.jpg" and "picture" in first
 
 
-def test_nothing_readable_exits_1(model: str, images: Path, tmp_path: Path) -> None:
-    result = free("detect", str(images / "notes.txt"), "--model", model, "--out", str(tmp_path))
-    assert result.exit_code == 1 and "no image could be done" in result.stderr
-    assert "not read: bad_image" in json.loads((tmp_path / "detections.json").read_text())[0]["error"]
+def test_what_may_have_been_meant_by_a_name(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(images)
+    for name, hint in (
+        ("wide.jpg", "nearest: wide.png"),
+        ("more\\tall.jpg", "nearest: more/tall.jpg"),
+        ("teapot", "names to look for go into --classes"),
+        ("less/tall.jpg", "check its folder and ending"),
+    ):
+        result = free("detect", name, "--model", "m")
+        assert result.exit_code == 2 and f"no file {name}, looked for in {images}; {hint}" in result.stderr
+    for url, reason in (("gs://b/x.jpg", "pip install gcsfs"), ("foo://b/x.jpg", "foo")):
+        result = free("detect", url, "--model", "m")
+        assert result.exit_code == 2 and reason in result.stderr
+
+
+def test_the_best_score_is_shown_where_nothing_reaches_the_lowest(model: str, images: Path, tmp_path: Path) -> None:
+    result = free("detect", str(images), "--model", model, "--score", "1", "--out", str(tmp_path / "a"))
+    assert result.exit_code == 0 and f"{images}/wide.png: nothing of 1 or more" in result.stdout
+    rows = entries(free("detect", str(images), "--model", model, "--score", "0", "--out", str(tmp_path)), tmp_path)
+    best, image = max(((row["detections"][0], row["image"]) for row in rows), key=lambda pair: pair[0]["score"])
+    assert f"the best score is {best['score']:.4f}, of {best['name']} in {image}; " in result.stdout
 
 
 def test_each_call_has_its_own_folder(
@@ -263,7 +283,9 @@ def test_a_narrow_terminal_encoding_ends_nothing(model: str, images: Path, tmp_p
 
 
 def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: Path, tmp_path: Path) -> None:
-    image, config = str(images / "wide.png"), ["--config", str(run.file)]
+    image, config, cut = str(images / "wide.png"), ["--config", str(run.file)], images.parent / "cut"
+    shutil.copytree(model, cut)
+    (cut / "model.safetensors").write_bytes(Path(model, "model.safetensors").read_bytes()[:-1])
     mistakes = {
         "no file nosuch.jpg": ["detect", "nosuch.jpg", *config],
         "--name regoin: expected one of regionclip, clip, oracle, student, teacher": [
@@ -275,8 +297,18 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: 
         "this run has no detector 'oracle', only": ["detect", image, *config, "--name", "oracle"],
         "detect needs the finished stage finetune": ["detect", image, *config, "--workspace", str(tmp_path)],
         "nowhere: no model there": ["detect", image, "--model", "nowhere"],
-        "--prompts shrt: there is no such file": ["detect", image, *config, "--prompts", "shrt"],
-        "--rpn nowhere: there is no such file": ["detect", image, *config, "--rpn", "nowhere"],
+        "--prompts: 'shrt' is not `single`, `short`, `clip81`": ["detect", image, *config, "--prompts", "shrt"],
+        "--prompts: 'no.txt' is not `single`": ["detect", image, *config, "--prompts", "no.txt", "--classes", "a"],
+        "--text and --prompts are for the names of --classes": ["detect", image, *config, "--prompts", "short"],
+        "--nms is an IoU, and gaussian": ["detect", image, *config, "--nms", "0.4", "--nms-kind", "gaussian"],
+        "--model needs no config": ["detect", image, "--model", model, "--name", "clip"],
+        "model.safetensors is damaged or cut short": ["detect", image, "--model", str(cut)],
+        "holds no CLIP model": ["export", "student", "--model", str(tmp_path), "--out", "x"],
+        "a CLIP model has no names": ["detect", image, "--model", f"{model}/text"],
+        "has no proposal network": ["detect", image, "--model", f"{model}/text", "--classes", "a"],
+        "no model there. Expected": ["detect", image, "--model", str(artifact(run.workspace, "finetune"))],
+        "is a detector folder already": ["export", "detector", "--model", model, "--out", "x"],
+        "--rpn: nowhere is not there": ["detect", image, *config, "--rpn", "nowhere"],
         "--objectness much: expected one of": ["detect", image, *config, "--objectness", "much"],
         "--nms-kind soft: expected one of": ["detect", image, *config, "--nms-kind", "soft"],
         "--device gpu: expected auto, cpu": ["detect", image, *config, "--device", "gpu"],
@@ -305,6 +337,19 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: 
     for message, answer in zip(mistakes, said, strict=True):
         assert message in " ".join(answer.split()), answer
     assert sorted(tmp_path.iterdir()) == []
+
+
+def test_images_that_cant_be_read_are_said_before_torch_is_loaded(model: str, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    code = "import sys\nsys.modules['torch'] = None\nfrom stages.cli import app\napp(sys.argv[1:])\n"
+    command = [sys.executable, "-c", code, "detect", str(images / "notes.txt"), "empty.jpg", "--model", model]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "notes.txt: not read: bad_image: no image of a known format; it begins with b'no image'" in done.stdout
+    assert "empty.jpg: not read: bad_image: empty file" in done.stdout
+    assert "no image could be done, the reasons are above; expected JPEG, PNG, WebP" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.jpg"]
 
 
 def test_zero_shot_with_the_student_alone(run: Run, images: Path, tmp_path: Path) -> None:
@@ -367,7 +412,7 @@ def test_photographs_are_searched_at_a_reduced_size(model: str, tmp_path: Path) 
         (["--classes", " , "], "names no category"),
         (["--config", "tiny", "--workspace", "nothing", "--classes", "a"], "detect needs the finished stage finetune"),
         (["--model", "{model}", "--classes", "a,b,a"], "names ['a'] more than once"),
-        (["--model", "{model}", "--rpn", "{images}"], "no folder of a proposal network"),
+        (["--model", "{model}", "--rpn", "{images}"], "--rpn"),
         (["--model", "{model}", "--objectness", "much"], "expected one of none, sigmoid, raw_logit"),
         (["--model", "{model}", "--device", "cuda"], "--device is cuda, but torch"),
     ],

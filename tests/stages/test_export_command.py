@@ -101,6 +101,7 @@ def test_a_folder_can_be_exported_again(run: Run, tmp_path: Path) -> None:
         (["detector", "--name", "best"], "--name best: expected one of regionclip, clip, oracle"),
         (["detector", "--set", "finetune.steps=77"], "export needs the finished stage finetune, which is stale"),
         (["student", "--model", "x"], "--model needs no config"),
+        (["student", "--name", "clip"], "--name clip is of detectors, and this exports the student"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_and_nothing_is_written(
@@ -112,13 +113,22 @@ def test_what_a_user_gets_wrong_is_said_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_is_not_called_like_a_file(run: Run, tmp_path: Path) -> None:
+    result = run("export", "detector", "--out", str(tmp_path / "model.pth"))
+    assert result.exit_code == 2 and "detector is a folder; name one, or take --format official" in result.stderr
+    (tmp_path / "model.pth").write_text("mine")
+    result = run("export", "detector", "--format", "official", "--out", str(tmp_path / "model.pth"))
+    assert result.exit_code == 2 and "one new file, such as model.pth, and this is there already" in result.stderr
+    assert (tmp_path / "model.pth").read_text() == "mine"
+
+
 def test_a_full_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     result = run("export", "detector", "--out", str(tmp_path))
     assert result.exit_code == 2 and "is there already and not empty" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
     for arguments, message in (
-        (("detector", "--model", str(tmp_path), "--out", str(tmp_path / "o")), "is made of a workspace's detector"),
+        (("detector", "--model", str(tmp_path), "--out", str(tmp_path / "o")), "holds no detector"),
         (("student", "--model", str(tmp_path), "--out", str(tmp_path / "o")), "holds no CLIP model"),
         (
             ("detector", "--model", str(tmp_path), "--format", "official", "--out", str(tmp_path / "o.pth")),

@@ -25,7 +25,7 @@ from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.passes import FINETUNED, PROPOSED, finetuned, zero_shot
 from regionclip_core.models.clip import save_clip
-from regionclip_core.models.prompts import prompt_templates
+from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts, write_prompts
 from regionclip_core.ops.image_batch import batch_images
 from regionclip_core.proposals.network import build_network

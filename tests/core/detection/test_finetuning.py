@@ -33,7 +33,7 @@ from regionclip_core.detection.finetuning import (
     finetune_detector,
 )
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.prompts import SHORT
+from regionclip_core.models.prompt_templates import SHORT
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.boxed_images import box_batches

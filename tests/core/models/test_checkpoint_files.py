@@ -246,7 +246,7 @@ def test_bytes_that_were_changed_are_noticed(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "git lfs pull"),
         (b'{"model": 1}', "JSON"),
         (b"just some text, long enough", "no file of weights: it starts with"),
-        (struct.pack("<Q", 1 << 40) + b"{}", "damaged or cut-short"),
+        (struct.pack("<Q", 1 << 40) + b"{}", "damaged or cut short"),
     ],
 )
 def test_what_is_no_file_of_weights_is_told(tmp_path: Path, content: bytes, match: str) -> None:

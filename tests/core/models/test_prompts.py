@@ -8,7 +8,8 @@ from places import GOLDEN as GOLDEN_FOLDER
 
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.models.clip import create_clip
-from regionclip_core.models.prompts import embed_texts, fill_template, prompt_templates
+from regionclip_core.models.prompt_templates import prompt_templates
+from regionclip_core.models.prompts import embed_texts, fill_template
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "tokenizer.json").read_text())
 

@@ -17,7 +17,8 @@ from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, build_clip, small_architecture
-from regionclip_core.models.prompts import SHORT, embed_texts, prompt_templates
+from regionclip_core.models.prompt_templates import SHORT, prompt_templates
+from regionclip_core.models.prompts import embed_texts
 from regionclip_core.models.text_embeddings import (
     check_rows,
     embed_names,

@@ -27,7 +27,7 @@ from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import save_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
 from regionclip_core.models.clip import create_clip, load_clip, save_clip
-from regionclip_core.models.prompts import prompt_templates
+from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.proposals.network import ProposalNetwork

@@ -292,6 +292,15 @@ def test_tensors_that_share_their_memory_are_imported(tmp_path: Path) -> None:
     assert report.kind == "detector"
 
 
+def test_what_says_nothing_about_the_file_is_not_passed_over(tmp_path: Path) -> None:
+    torch.save({"proposal_generator.rpn_head.conv.weight": torch.ones(1)}, tmp_path / "rpn.pth")
+    with pytest.raises(ValueError, match="is imported as rpn, whose rows have no names; leave --names out"):
+        import_checkpoint(str(tmp_path / "rpn.pth"), str(tmp_path / "out"), names="coco_ovd")
+    torch.save({"detector.encoder.conv1.weight": torch.ones(1)}, tmp_path / "own.pth")
+    with pytest.raises(ValueError, match="is of a folder that `import` or `export` made; `detect --model` takes"):
+        import_checkpoint(str(tmp_path / "own.pth"), str(tmp_path / "out"))
+
+
 def test_targets_that_are_taken(tmp_path: Path) -> None:
     file = save(tmp_path / "w.pth", detector_state())
     model = write_model_json(tmp_path / "m.json")
@@ -301,8 +310,9 @@ def test_targets_that_are_taken(tmp_path: Path) -> None:
         import_checkpoint(file, str(tmp_path / "full"), model=model)
     assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
-    with pytest.raises(ValueError, match="is there already"):
-        import_checkpoint(file, file, model=model)
+    for place in (file, f"{file}/inside"):
+        with pytest.raises(ValueError, match=r"expected a local folder, but .*w\.pth is no folder"):
+            import_checkpoint(file, place, model=model)
     with pytest.raises(ValueError, match="expected a local folder"):
         import_checkpoint(file, "s3://bucket/model", model=model)
     (tmp_path / "empty").mkdir()

@@ -41,7 +41,8 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.clip import load_clip
-from regionclip_core.models.prompts import embed_texts, prompt_templates
+from regionclip_core.models.prompt_templates import prompt_templates
+from regionclip_core.models.prompts import embed_texts
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.weights.import_options import KINDS
