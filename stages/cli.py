@@ -177,8 +177,7 @@ def check(
     from stages.engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
-    names = planner.closure(stages)
-    to_run = look_ahead(planner.config, names, planner.current())
+    to_run = look_ahead(planner.config, planner.closure(stages), planner.current())
     typer.echo(f"nothing is wrong; to run: {', '.join(to_run) or 'nothing, all is up to date'}")
 
 

@@ -112,11 +112,10 @@ class ListedSource(Source):
             except BadImage as error:
                 problem = problem or f"none of the first {len(names)} images is there: {error.reason}"
         if problem:
-            gone = not is_remote(folder) and not os.path.isdir(folder)
-            raise FileNotFoundError(
-                f"data.splits.{self._name}.images: {f'no folder {folder}' if gone else problem}; give the folder in "
-                "which the file names start"
-            )
+            if not is_remote(folder) and not os.path.isdir(folder):
+                problem = f"no folder {folder}"
+            where = f"data.splits.{self._name}.images"
+            raise FileNotFoundError(f"{where}: {problem}; give the folder in which the file names start")
 
     def _documents(self, piece: Piece) -> Iterator[Any]:
         """Yield the parsed document of each image of a shard."""

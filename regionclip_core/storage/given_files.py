@@ -47,11 +47,9 @@ def clip_files(where: str, part: ClipPart) -> list[str]:
     folder = clip_folder(where, part)
     model = [folder.path(name) for name in clip_layout(folder)]
     if not model and os.path.isdir(where):
-        other = "student" if part == "teacher" else "teacher"
-        has = f"only a {other}/" if folder.exists(other) else "no CLIP model"
         raise FileNotFoundError(
-            f"{where} holds {has}; expected a CLIP folder (open_clip_config.json, or an artifact's clip.json), or one "
-            f"from `regionclip import` with a {part}/ in it"
+            f"{where} holds no CLIP model; expected a CLIP folder (open_clip_config.json, or an artifact's clip.json), "
+            f"or one from `regionclip import` with a {part}/ in it"
         )
     beside = folder if model else Folder(posixpath.dirname(where) or ".")
     tokenizer = [beside.path(name) for name in TOKENIZER_FILES if beside.exists(name)]
@@ -86,9 +84,7 @@ def detector_files(where: str) -> list[str]:
 
 def rpn_files(where: str) -> list[str]:
     """Return the files behind `rpn.weights`: of an RPN folder, alone or in a pretrained folder, or the file itself.
-
-    Raises FileNotFoundError for another folder on this machine.
-    """
+    Raises FileNotFoundError for another folder."""
     folder = Folder(where)
     for inside in (folder, folder.child("rpn")):
         if inside.exists("rpn.json"):

@@ -49,7 +49,7 @@ class Set:
         assert len({one.stderr for one in found}) == 1
         assert not list(self.workspace.rglob("plan.json"))
         lines = found[0].stderr.removeprefix("error: ").splitlines()
-        if lines[0].endswith(" wrong, nothing is run:"):
+        if lines[0].endswith(" wrong; fix them and run again:"):
             assert int(lines.pop(0).split()[0]) == len(lines)
         return [line.removeprefix("  ") for line in lines]
 
@@ -123,6 +123,14 @@ def test_weights_and_a_tokenizer_that_only_a_name_says(small_set: Set, monkeypat
     small_set.sections |= {"teacher": {"model": "RN50", "weights": "openai"}, "execution": {"device": "cuda"}}
     small_set.sections["execution"] |= {"backend": "ray", "address": "10.0.0.1:6379"}
     assert small_set.cli("check", "teacher").exit_code == 0
+
+
+def test_prompts_without_a_place_for_the_name(small_set: Set) -> None:
+    (small_set.root / "prompts.txt").write_text("a photo of a {}.\na photo\n")
+    small_set.sections["teacher"] = {"prompts": str(small_set.root / "prompts.txt")}
+    [line] = small_set.wrong("labels")
+    assert line.startswith("teacher.prompts: ") and "'a photo' must hold {} exactly once" in line
+    assert small_set.cli("check", "proposals").exit_code == 0
 
 
 def test_what_is_done_needs_its_inputs_no_more(small_set: Set) -> None:
