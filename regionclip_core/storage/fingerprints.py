@@ -141,7 +141,10 @@ def _remote_digest(url: str) -> str:
         elif fs.isdir(path):
             found = fs.find(path, detail=True)
         else:
-            found = {path: fs.info(path)}
+            try:
+                found = {path: fs.info(path)}
+            except FileNotFoundError as error:  # which names the path alone
+                raise FileNotFoundError(f"input {url!r} is not there") from error
             if not _etag(found[path]):
                 with fs.open(path, "rb") as stream:
                     return hashlib.file_digest(stream, "sha256").hexdigest()

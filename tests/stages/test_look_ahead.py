@@ -81,7 +81,7 @@ def test_all_that_is_wrong_is_one_list(small_set: Set, monkeypatch: pytest.Monke
         "proposals": {"method": "rpn"},
         "rpn": {"weights": str(place / "empty")},
         "pretrain": {"init": "gs://bucket/student"},
-        "finetune": {"weights": "nowhere"},
+        "finetune": {"weights": "memory://nowhere/detector"},
     }
     begins = [
         f"data.splits.val.instances: input '{place}/val/instance.json' is not there (looked from ",
@@ -89,7 +89,7 @@ def test_all_that_is_wrong_is_one_list(small_set: Set, monkeypatch: pytest.Monke
         f"rpn.weights: {place}/empty holds no rpn.json; expected a folder",
         f"teacher.prompts: input '{place}/prompts.txt' is not there",
         "pretrain.init: gs://bucket/student/student: Please install gcsfs",
-        "finetune.weights: input 'nowhere/config.json' is not there",
+        "finetune.weights: input 'memory://nowhere/detector/config.json' is not there",
         f"data.splits.train.images: no folder {place}/train/imagse; give the folder in which the file names start; "
         "nearest: images",
         "data.splits.val.images: foo://bucket/val: foo:// is no protocol that fsspec knows; expected a path, or a URL",
