@@ -175,6 +175,7 @@ def run(
     from regionclip_core.report.results import format_results
     from regionclip_core.storage.records import Folder
     from stages.commands.show import plan_table
+    from stages.engine.look_ahead import look_ahead
     from stages.engine.plan import Planner
     from stages.engine.runner import Pipeline
 
@@ -184,7 +185,9 @@ def run(
         planner = Planner(loaded)
         wanted = planner.closure(stages, force)
         lines = [line for line in planner.lines() if line.stage in wanted]
-        typer.echo(plan_table(lines, forced=(stages or ()) if force else ()))
+        forced = (stages or ()) if force else ()
+        typer.echo(plan_table(lines, forced=forced))
+        look_ahead(loaded, wanted, planner.current(), forced)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
     result = Pipeline(loaded).run(stages, force)
@@ -200,6 +203,23 @@ def run(
         typer.echo(f"no results shown: {error}", err=True)
     if not result.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
+def check(
+    stages: Annotated[list[str] | None, typer.Argument(help="Stages that are to run.  [default: all]")] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Look for what would stop a run: settings, files, weights, the device. `run` does the same first."""
+    from stages.engine.look_ahead import look_ahead
+    from stages.engine.plan import Planner
+
+    planner = Planner(load(config, overrides, workspace))
+    to_run = look_ahead(planner.config, planner.closure(stages), planner.current())
+    typer.echo(f"nothing is wrong; to run: {', '.join(to_run) or 'nothing, all is up to date'}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import numpy as np
 from regionclip_core.config.tree import TarsSplit
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.category_match import unmatched
-from regionclip_core.datasets.index import images_name, index_name, write_index
+from regionclip_core.datasets.index import images_name, index_name, read_index, write_index
 from regionclip_core.datasets.shard_plan import open_source, plan_shards
 from regionclip_core.datasets.source import ShardPlan, Source
 from regionclip_core.datasets.vocabulary import Vocabulary
@@ -89,7 +89,8 @@ class DataWork(ShardWork):
         return ShardResult(len(rows), dict(sorted(counts.items())) | source.lost(plan), plan.split)
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Write which shards make a split; the summary has their boxes, and which names of categories match nothing.
+        """Write which shards make a split; the summary has their boxes, which names of categories match nothing, and
+        which splits have a caption file, and no caption.
 
         Raises:
             ValueError: a split of tars has no sample, which only reading them shows (the other sources refuse to be
@@ -117,7 +118,14 @@ class DataWork(ShardWork):
         ctx.out.write_json("categories.json", {**state.vocabulary.to_json(), **({"ids": ids} if ids else {})})
         ctx.out.child(SCRATCH).remove_all()
         categories = {"base": len(state.vocabulary.base_ids), "novel": len(state.vocabulary.novel_ids)}
-        return {"images": images, "categories": categories, "boxes": boxes, **unmatched(annotated, state.vocabulary)}
+        found = {"images": images, "categories": categories, "boxes": boxes, **unmatched(annotated, state.vocabulary)}
+        without = [  # the first shard mostly shows that there are some
+            name
+            for name, split in ctx.config.data.splits.items()
+            if getattr(split, "captions", None)
+            and not any(row.ok and row.captions for shard in shards[name] for row in read_index(ctx.out, shard))
+        ]
+        return {**found, **({"without_captions": without} if without else {})}
 
 
 WORK = DataWork()

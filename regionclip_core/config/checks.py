@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Collection, Iterator, Sequence
 
 from regionclip_core.config.architectures import RESNET_STRIDE, model_config, tower_of, why_not_buildable
@@ -120,12 +121,12 @@ def _processes(config: Config) -> Iterator[str]:
         trained["pretrain"] = config.pretrain
     if config.finetune.weights == "train":
         trained["finetune"] = config.finetune
-    for section, settings in trained.items():
-        if settings.batch_size % workers:
-            yield (
-                f"execution.train_workers: expected a number that divides {section}.batch_size, {settings.batch_size} "
-                f"(came: {workers})"
-            )
+    sizes = {section: settings.batch_size for section, settings in trained.items()}
+    if any(size % workers for size in sizes.values()):
+        shown = ", ".join(f"{section}.batch_size {size}" for section, size in sizes.items())
+        shared = math.gcd(*sizes.values())
+        fits = max(number for number in range(1, workers) if shared % number == 0)
+        yield f"execution.train_workers: expected a number that divides {shown} (came: {workers}); nearest: {fits}"
 
 
 def _architecture(config: Config) -> Iterator[str]:

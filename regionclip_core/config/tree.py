@@ -67,6 +67,11 @@ class ExecutionConfig(Section):
     max_error_rate: Share = 0.1
     """A stage stops when more than this share of its samples is bad; a sample that lost a box or caption is not bad."""
 
+    @property
+    def on_cluster(self) -> bool:
+        """Whether other machines do the work, whose disks and GPUs this one can't look at."""
+        return self.backend == "ray" and self.address is not None
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
@@ -121,7 +126,7 @@ class Config(Section):
             return workspace
         scheme, colon, rest = workspace.partition(":")
         if colon and re.fullmatch(r"[A-Za-z][\w+.-]+", scheme):
-            from fsspec import available_protocols  # slow to import, and a plain path does without
+            from fsspec import available_protocols, get_filesystem_class  # slow, and a plain path does without
 
             known = available_protocols()
             if not rest.startswith("//"):
@@ -138,6 +143,11 @@ class Config(Section):
             elif scheme != "file" and set("*?[") & set(rest):  # fsspec would remove what it matches
                 raise ValueError(f"expected a URL without *, ? and [, which fsspec takes for a pattern {came}")
             if scheme != "file":
+                try:
+                    get_filesystem_class(scheme)
+                except ImportError as error:  # "Install s3fs to access S3"
+                    package = getattr(error.__cause__, "name", None) or "'fsspec[full]'"
+                    raise ValueError(f"{error}: `pip install {package}`, on every machine of the run {came}") from error
                 return workspace
         path = os.path.expanduser(workspace)
         if path.startswith("~"):

@@ -7,7 +7,6 @@ of a category that it neither lists nor has a box of, nothing is known.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -21,12 +20,12 @@ from regionclip_core.datasets.annotation_files import Image, hashable, join_anno
 from regionclip_core.datasets.category_match import refuse_near_names
 from regionclip_core.datasets.cleaning import clean_box, clean_captions, reasons
 from regionclip_core.datasets.image_list import ListedSource
-from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE, BadImage, read_image_file
+from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE
 from regionclip_core.datasets.index import WHOLE_FILE, IndexRow
 from regionclip_core.datasets.source import Piece, ShardPlan
 from regionclip_core.datasets.vocabulary import Vocabulary, clean_lvis_name
 from regionclip_core.storage.folder import Folder
-from regionclip_core.storage.locations import absolute, file_in, is_remote, printable, unsafe_name
+from regionclip_core.storage.locations import absolute, file_in, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
 
 _MAX_AREA = 2.0**53  # square pixels; a larger or infinite area is no area
@@ -102,21 +101,8 @@ class CocoSource(ListedSource):
 
     def check(self, first: Piece) -> None:
         self._category_names()
-        names = [self._file_name(_as_object(found["image"])) or "" for found in islice(self._documents(first), 20)]
-        problem = ""
-        for name in names:
-            try:
-                if unsafe_name(name) is None:
-                    read_image_file(file_in(self._images, name))
-                    return  # the folder is right; a later stage finds the images that are missing
-            except BadImage as error:
-                problem = problem or f"none of the first {len(names)} images is there: {error.reason}"
-        if problem:
-            gone = not is_remote(self._images) and not os.path.isdir(self._images)
-            raise FileNotFoundError(
-                f"data.splits.{self._name}.images: {f'no folder {self._images}' if gone else problem}; give the folder "
-                "in which the file names start"
-            )
+        found = islice(self._documents(first), 20)
+        self._check_images(self._images, [self._file_name(_as_object(one["image"])) or "" for one in found])
 
     def categories(self) -> dict[str, int]:
         boxes = Counter(dict(self._facts["boxes"].get("instances", ())))

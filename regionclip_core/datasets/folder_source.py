@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
@@ -20,7 +20,7 @@ from regionclip_core.datasets.cleaning import clean_captions, reasons
 from regionclip_core.datasets.image_list import ListedSource, Spool, by_image
 from regionclip_core.datasets.images import BadImage, check_image, read_image_file
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.datasets.source import ShardPlan
+from regionclip_core.datasets.source import Piece, ShardPlan
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.locations import absolute, file_in, open_location, printable, unsafe_name
 from regionclip_core.storage.tars import TarWriter
@@ -39,6 +39,9 @@ class FolderSource(ListedSource):
 
     def _read_files(self) -> tuple[Iterator[bytes], dict[str, Any]]:
         return caption_rows_by_image(self._captions), {}
+
+    def check(self, first: Piece) -> None:
+        self._check_images(self._images, [rows[0][0] for rows in islice(self._documents(first), 20) if not rows[0][2]])
 
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
         for number, rows in enumerate(self._documents(plan.piece), start=plan.piece.start):

@@ -22,9 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from regionclip_core.datasets.images import BadImage, read_image_file
 from regionclip_core.datasets.source import Piece, Source, even_pieces
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.local_files import full_disk_named
+from regionclip_core.storage.locations import file_in, is_remote, unsafe_name
 
 _SCHEMA = pa.schema([pa.field("image", pa.binary(), nullable=False)])  # one JSON document per image
 _FORMAT = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
@@ -98,6 +100,22 @@ class ListedSource(Source):
             where = f"data.splits.{self._name}: no images are listed in {self._named}"
             raise ValueError(f"{where}; give another file or drop it")
         return even_pieces(footer.num_rows, shard_size)
+
+    def _check_images(self, folder: str, names: list[str]) -> None:
+        """Raise FileNotFoundError if none of the first images, `names`, is in the folder."""
+        problem = ""
+        for name in names:
+            try:
+                if unsafe_name(name) is None:
+                    read_image_file(file_in(folder, name))
+                    return  # the folder is right; images that are missing cost their rows
+            except BadImage as error:
+                problem = problem or f"none of the first {len(names)} images is there: {error.reason}"
+        if problem:
+            if not is_remote(folder) and not os.path.isdir(folder):
+                problem = f"no folder {folder}"
+            where = f"data.splits.{self._name}.images"
+            raise FileNotFoundError(f"{where}: {problem}; give the folder in which the file names start")
 
     def _documents(self, piece: Piece) -> Iterator[Any]:
         """Yield the parsed document of each image of a shard."""

@@ -93,7 +93,7 @@ class _Window:
                     break
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at > LARGEST_VALUE or not self._more():
-                    raise self.error(error.msg, error.pos) from error
+                    raise self.error(error.msg.removesuffix(" at"), error.pos) from error
             except (ValueError, RecursionError) as error:  # thousands of digits, or of lists inside each other
                 raise self.error(str(error)) from error
         text = self._text[self._at : end]

@@ -72,7 +72,9 @@ class TarsSource(Source):
                         yield IndexRow(f"{key}#{number}", number, piece.url, status="bad_duplicate_key", reason=again)
                         number += 1
             except BadTar as error:
-                yield IndexRow(f"{piece.name}/#damaged", number, piece.url, status="bad_tar", reason=str(error))
+                whole_name = printable(piece.url.rsplit("/", 1)[-1])  # with .tar.gz, which is what may be wrong
+                key = whole_name if whole_name.startswith(piece.name) else f"{piece.name}/{whole_name}"
+                yield IndexRow(f"{key}#damaged", number, piece.url, status="bad_tar", reason=str(error))
 
 
 def _row(sample: TarSample, file: BinaryIO, piece: Piece, key: str, number: int) -> IndexRow:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from regionclip_core.storage.folder import Folder, canonical_json, file_sha256
-from regionclip_core.storage.locations import is_remote, remote
+from regionclip_core.storage.locations import is_remote, nearest_file, remote
 
 SHORT = 12
 """Characters of the fingerprint that name the artifact's folder."""
@@ -79,7 +79,7 @@ class InputDigests:
         if os.path.isdir(path):
             return _listing_digest(path, [p for p in Path(path).rglob("*") if p.is_file()], Path(path))
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"input {path!r} is not there (looked from {os.getcwd()})")
+            raise FileNotFoundError(f"input {path!r} is not there (looked from {os.getcwd()}){nearest_file(path)}")
         if self._known is None:
             try:
                 found = self._cache.read_json(self.NAME)
@@ -141,7 +141,10 @@ def _remote_digest(url: str) -> str:
         elif fs.isdir(path):
             found = fs.find(path, detail=True)
         else:
-            found = {path: fs.info(path)}
+            try:
+                found = {path: fs.info(path)}
+            except FileNotFoundError as error:  # which names the path alone
+                raise FileNotFoundError(f"input {url!r} is not there") from error
             if not _etag(found[path]):
                 with fs.open(path, "rb") as stream:
                     return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,6 +5,7 @@ Nothing heavy is imported here: the planner needs the files for their digests.
 
 from __future__ import annotations
 
+import os
 import posixpath
 from typing import Any, Literal
 
@@ -40,10 +41,16 @@ def clip_folder(where: str, part: ClipPart) -> Folder:
 def clip_files(where: str, part: ClipPart) -> list[str]:
     """Return the files whose content is the CLIP model at `where`; `where` itself if it is a file or not there.
 
-    A tokenizer beside the weights is one of them, as it is used before any other.
+    A tokenizer beside the weights is one of them, as it is used before any other. Raises FileNotFoundError for a folder
+    on this machine without a CLIP model.
     """
     folder = clip_folder(where, part)
     model = [folder.path(name) for name in clip_layout(folder)]
+    if not model and os.path.isdir(where):
+        raise FileNotFoundError(
+            f"{where} holds no CLIP model; expected a CLIP folder (open_clip_config.json, or an artifact's clip.json), "
+            f"or one from `regionclip import` with a {part}/ in it"
+        )
     beside = folder if model else Folder(posixpath.dirname(where) or ".")
     tokenizer = [beside.path(name) for name in TOKENIZER_FILES if beside.exists(name)]
     return (model or [where]) + tokenizer
@@ -73,16 +80,22 @@ def holds_detector(where: str) -> bool:
 
 
 def detector_files(where: str) -> list[str]:
-    """Return the files whose content is the detector in the folder `where`."""
-    return [Folder(where).path(name) for name in DETECTOR_FILES]
+    """Return the files whose content is the detector in the folder `where`; the first of them if it is not there."""
+    folder = Folder(where)
+    return [folder.path(name) for name in (DETECTOR_FILES if folder.exists(DETECTOR_FILES[0]) else DETECTOR_FILES[:1])]
 
 
 def rpn_files(where: str) -> list[str]:
-    """Return the files behind `rpn.weights`: of an RPN folder, alone or in a pretrained folder, or the file itself."""
+    """Return the files behind `rpn.weights`: of an RPN folder, alone or in a pretrained folder, or the file itself.
+    Raises FileNotFoundError for another folder."""
     folder = Folder(where)
     for inside in (folder, folder.child("rpn")):
         if inside.exists("rpn.json"):
             return [inside.path("rpn.json"), inside.path("rpn.safetensors")]
+    if os.path.isdir(where):
+        raise FileNotFoundError(
+            f"{where} holds no rpn.json; expected a folder that `regionclip import` made, or a file of weights"
+        )
     return [where]
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
+from regionclip_core.config.nearest import nearest_hint
+
 
 def is_remote(url: str) -> bool:
     """Return whether the url names something that is not a file or folder of this machine."""
@@ -40,7 +42,7 @@ def remote(url: str) -> Iterator[tuple[Any, str]]:
     """Yield the file system behind a URL, and the path in it.
 
     An error of the block that is a client library's own (no connection, no credentials) becomes a ConnectionError.
-    Raises ValueError where the client library is not installed.
+    Raises ValueError for an unknown protocol, and where the client library is not installed.
     """
     import fsspec  # not needed for local files, and slow to import
 
@@ -50,6 +52,11 @@ def remote(url: str) -> Iterator[tuple[Any, str]]:
         package = getattr(error.__cause__, "name", None) or "'fsspec[full]'"
         raise ValueError(f"{url}: {error}: `pip install {package}`, on every machine of the run") from error
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("Protocol not known"):
+            scheme = f"{url.partition('://')[0]}://"
+            raise ValueError(
+                f"{url}: {scheme} is no protocol that fsspec knows; expected a path, or a URL such as s3://BUCKET/KEY"
+            ) from error
         if type(error).__module__ == "builtins":
             raise
         raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
@@ -65,6 +72,12 @@ def open_location(url: str, block_size: int | None = None) -> BinaryIO:
         return open(url, "rb")
     with remote(url) as (filesystem, path):
         return cast(BinaryIO, filesystem.open(path, "rb", block_size=block_size))
+
+
+def nearest_file(path: str) -> str:
+    """Return `; nearest: NAME` for the message that a local path is not there; empty if its folder has none like it."""
+    folder, name = os.path.split(absolute(path).rstrip("/"))
+    return nearest_hint(name, os.listdir(folder) if os.path.isdir(folder) else ())
 
 
 def exists(url: str) -> bool:

@@ -73,9 +73,10 @@ class ErrorBudget:
             too_many = total >= (1 if final else ENOUGH_TO_JUDGE) and sum(bad.values()) / total > self._rate
             if too_many or (final and bad and not counts["ok"]):
                 named = ", ".join(f"{n} {status}" for status, n in bad.items())
+                limit = f"; execution.max_error_rate is {self._rate:g}" if counts["ok"] else ", and none is good"
+                advice = ", or raise the limit (--max-error-rate)" if counts["ok"] else ""  # no limit lets none pass
                 raise ErrorRateExceeded(
                     f"{sum(bad.values()) / total:.1%} of {total} samples{f' of split {split!r}' if split else ''} are "
-                    f"bad ({named}); execution.max_error_rate is {self._rate:g}. Fix the input (shards with bad "
-                    "samples are then done again), or raise the limit (--max-error-rate)",
+                    f"bad ({named}){limit}. Fix the input (shards with bad samples are then done again){advice}",
                     split,
                 )

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from regionclip_core.config.checks import check_stages
+from regionclip_core.config.checks import check_config, check_stages
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.fingerprints import SHORT, InputDigests, fingerprint, is_mark
@@ -29,7 +30,12 @@ from regionclip_core.storage.records import (
 from stages import declarations
 from stages.base import JobStage
 
+T = TypeVar("T")
+
 ACTIONS = {"done": "skip", "partial": "resume", "failed": "retry", "blocked": "wait"}
+_PLACES = (".images", ".instances", ".captions", ".categories", ".weights", ".init", ".prompts", ".embeddings")
+"""Settings whose values are places even where they look like words."""
+_OF_THE_USER = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 LOOKS_INTO = {True: 1000, False: 64}
 """Records that are opened one by one to add up what a stage has so far, in a local and in a remote workspace."""
 
@@ -72,6 +78,8 @@ class PlanLine:
     raw_inputs: dict[str, str] = field(default_factory=dict)
     upstream: dict[str, str] = field(default_factory=dict)
     """URL of each upstream artifact."""
+    wrong: tuple[str, ...] = ()
+    """What is wrong with its settings and outside inputs, which only the user can change: a run is refused."""
 
     @property
     def action(self) -> str:
@@ -121,6 +129,8 @@ class Planner:
         """Return one line per stage, in pipeline order; unfinished ones with what their finished shards add up to."""
         lines = list(self._lines(self.line).values())
         for at, line in enumerate(lines):
+            if line.state != "done" and (lacking := check_config(self.config, (line.stage,))):
+                lines[at] = replace(line, state="missing", reason=f"not in the config: {'; '.join(lacking)}")
             if line.listing is not None and line.listing.done:
                 folder = Folder(str(line.path))
                 # The next run reports damaged records; those that are gone were removed by a run just now.
@@ -133,7 +143,11 @@ class Planner:
 
     def finished(self) -> dict[str, PlanLine]:
         """Return the lines of the stages that are done, by name. Reads their manifests, and lists nothing."""
-        return {name: line for name, line in self._lines(self._current).items() if line.state == "done"}
+        return {name: line for name, line in self.current().items() if line.state == "done"}
+
+    def current(self) -> dict[str, PlanLine]:
+        """Return all lines as far as manifests and inputs alone tell: done, blocked, failed, or else missing."""
+        return self._lines(self._current)
 
     def _lines(self, look: Callable[[str, dict[str, PlanLine]], PlanLine]) -> dict[str, PlanLine]:
         known: dict[str, PlanLine] = {}
@@ -163,18 +177,28 @@ class Planner:
         return replace(line, state="stale", reason="; ".join([*_changes(previous, line), after]), previous=previous)
 
     def _current(self, name: str, known: Mapping[str, PlanLine]) -> PlanLine:
-        """Return the line of a stage by its manifest alone; one that is not done is "missing", without a reason."""
+        """Return the line of a stage by its inputs and manifest alone; one that is "missing" has no reason yet."""
         stage = declarations.STAGES[name]
         needs = stage.needs(self.config)
-        settings: dict[str, Any] = {}
-        try:  # what a stage says about itself may look at inputs, which may be gone or away
-            settings = stage.settings(self.config)
-            upstream = {need: manifest for need in needs if (manifest := known[need].manifest) is not None}
-            if len(upstream) < len(needs):
-                return PlanLine(name, "missing", "", settings=settings)
-            raw = {path: self.digests.digest(path) for path in stage.raw_inputs(self.config)}
-        except OSError as error:
-            return PlanLine(name, "blocked", _with_key(self.config, error), settings=settings)
+        problems: dict[str, bool] = {}
+        """By text, whether it stays until the user changes something."""
+
+        def looked(look: Callable[[], T], otherwise: T) -> T:
+            try:  # what a stage says about itself may look at inputs, which may be gone, odd or away
+                return look()
+            except (OSError, ValueError) as error:
+                problems[_with_key(self.config, error)] = isinstance(error, (ValueError, *_OF_THE_USER))
+                return otherwise
+
+        settings = looked(partial(stage.settings, self.config), {})
+        paths = looked(partial(stage.raw_inputs, self.config), [])
+        raw = {path: looked(partial(self.digests.digest, path), "") for path in paths}
+        if problems:
+            wrong = tuple(text for text, stays in problems.items() if stays)
+            return PlanLine(name, "blocked", "; ".join(problems), settings=settings, wrong=wrong)
+        upstream = {need: manifest for need in needs if (manifest := known[need].manifest) is not None}
+        if len(upstream) < len(needs):
+            return PlanLine(name, "missing", "", settings=settings)
         inputs = {need: manifest.content_digest for need, manifest in upstream.items()}
         mark = fingerprint(name, stage.version, settings, inputs, raw)
         folder = self.workspace.child(name).child(mark[:SHORT])
@@ -269,17 +293,22 @@ def latest_manifest(stage_folder: Folder) -> Manifest | None:
 # ---------------------------------------------------------------- reasons
 
 
-def _with_key(config: Config, error: OSError) -> str:
+def _with_key(config: Config, error: OSError | ValueError) -> str:
     """Return the error, led by the key of the config whose path it names, if it doesn't name a key itself."""
-    text = str(error) if error.filename is None or error.errno is None else f"{error.strerror}: {error.filename}"
-    for key, value in _leaves(config.model_dump(mode="json")):
-        if key in text:
-            return text
+    file = error.filename if isinstance(error, OSError) else None
+    text = f"{error.strerror}: {file}" if isinstance(error, OSError) and file and error.errno else str(error)
+    named = text.removeprefix("input '")
+    leaves = list(_leaves(config.model_dump(mode="json")))
+    if any(text.startswith(f"{key}:") for key, _ in leaves):
+        return text
+    several = [(key, one) for key, value in leaves for one in (value if key.endswith(".embeddings") else [value])]
+    for key, value in several:
         # Of a pattern, the part before its first sign; a path may be named as it is from the root.
         begins = re.split(r"[{*?\[]", value)[0].removeprefix("./") if isinstance(value, str) else ""
-        if key == "workspace" or not ("/" in begins or "." in begins):
+        is_place = "/" in begins or "." in begins or (key.endswith(_PLACES) and begins and named.startswith(begins))
+        if key == "workspace" or not is_place:
             continue
-        if begins in text or (error.filename and f"/{begins}".rstrip("/").endswith(str(error.filename).rstrip("/"))):
+        if begins in text or (file and f"/{begins}".rstrip("/").endswith(str(file).rstrip("/"))):
             return f"{key}: {text}"
     return text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ from stages import declarations
 from stages.base import JobStage, ShardStage
 from stages.engine.backend import Backend, LocalBackend
 from stages.engine.lock import hold
+from stages.engine.look_ahead import look_ahead, refuse, unusable_splits
 from stages.engine.plan import PlanLine, Planner
 from stages.engine.progress import BarReporter, Reporter
 from stages.engine.provenance import provenance
@@ -50,6 +51,9 @@ from stages.engine.work import StageOutcome, StageTask, failure
 
 ROLL_UP_AFTER = 1000
 """How many new records, at least, make a running stage roll up all of them: a resume opens the others one by one."""
+
+
+_OF_THE_INPUT = {"ValueError", "ErrorRateExceeded", "FileNotFoundError", "IsADirectoryError", "NotADirectoryError"}
 
 
 class StageFailed(Exception):
@@ -86,12 +90,13 @@ class Pipeline:
         """Bring the targets (None: every stage) and all they need up to date.
 
         force: throw the targets' own results away first. A stage that fails blocks what needs it; the others go on.
-        A missing input blocks its stage. Raises WorkspaceLocked, and ValueError for an unknown stage, and for one that
-        is among the targets and that the data has no boxes for.
+        Raises WorkspaceLocked; ValueError for an unknown stage, and for all that is known to stop a stage that is to
+        run, before the first one starts or, where only the data shows it, when `data` is done.
         """
         self.planner, self.result = Planner(self.config), RunResult()
         names = self.planner.closure(targets, force)
-        if self.planner.finished().keys() >= set(names) and not force:
+        to_run = look_ahead(self.config, names, self.planner.current(), (targets or ()) if force else ())
+        if not to_run:
             self.report.say(f"nothing to do: {', '.join(names)} up to date in {self.workspace.url}")
             return RunResult(dict.fromkeys(names, "skipped"))
         with hold(self.workspace) as left:
@@ -105,7 +110,7 @@ class Pipeline:
                 for name in names:  # one after the other, each with the whole machine
                     known[name] = self._stage(name, known, force and name in (targets or ()))
                     if name == "data" and (manifest := known[name].manifest) is not None:
-                        check_boxes(self.config, names, manifest.summary["boxes"])
+                        refuse(unusable_splits(self.config, to_run, manifest.summary))
             finally:
                 self.report.stop()
                 if self._backend is not None:
@@ -271,7 +276,7 @@ class Pipeline:
                 where = out.path(shard_failure_name(failed[0].shard or 0))
                 raise StageFailed(
                     f"{len(failed)} of {len(shards)} shards failed; the others are kept. First, shard "
-                    f"{failed[0].shard}: {failed[0].error}\n           traceback in {where}; run again to retry"
+                    f"{failed[0].shard}: {failed[0].error}\n           traceback in {where}{_retry(failed[0])}"
                 )
         except BaseException as error:  # an interrupt too: the next run then opens one file, not one per shard
             self._attempt("the roll-up of the records", lambda: _roll_up(out, records))
@@ -337,7 +342,7 @@ class Pipeline:
         """Write why a stage failed; returns the exception to raise."""
         try:
             write_failure(out, reason)
-            kept = f"traceback in {out.path(FAILURE)}; run again to retry"
+            kept = f"traceback in {out.path(FAILURE)}{_retry(reason)}"
         except OSError as error:
             kept = f"the traceback could not be written: {_text(error)}; fix the problem and run again"
         return StageFailed(f"{reason.error}\n           {kept}")
@@ -386,29 +391,17 @@ class Pipeline:
         return self._backend
 
 
-def check_boxes(config: Config, stages: Sequence[str], boxes: Mapping[str, Mapping[str, int]]) -> None:
-    """Raise ValueError if a stage that is to run finds no box to use in its split, before the stages that it needs run.
-
-    boxes: counts by split, from the summary of `data`.
-    """
-    for stage, kinds in (("rpn", ["base"]), ("finetune", ["base"]), ("evaluate", ["base", "novel"])):
-        split = getattr(config, stage).split
-        there = boxes.get(split, {})
-        reads = stage in stages and "data" in declarations.STAGES[stage].needs(config)
-        if reads and not any(there.get(f"{kind}_boxes") for kind in kinds):
-            shown = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in there.items()) or "none at all"
-            raise ValueError(
-                f"{stage}.split: {stage} needs boxes of {' or '.join(kinds)} categories, and split {split!r} has "
-                f"{shown}. Fix its annotations or give another split; stages that need no boxes can be run by name"
-            )
-
-
 def _roll_up(out: Folder, records: dict[int, ShardRecord]) -> None:
     """Make `records.json` hold these shards and no other."""
     if records:
         write_records(out, [records[shard] for shard in sorted(records)])
     else:
         out.remove(RECORDS)
+
+
+def _retry(reason: Failure) -> str:
+    """Return the advice to try again, unless the input or a setting is wrong: the message says what to change."""
+    return "" if reason.error.split(":")[0] in _OF_THE_INPUT else "; run again to retry"
 
 
 def _text(error: OSError) -> str:

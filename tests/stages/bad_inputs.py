@@ -146,9 +146,9 @@ def write_bad_tars(folder: Folder) -> tuple[str, dict[str, tuple[str, str]]]:
     folder.write_bytes("kinds.tar", tar_bytes(members))
     whole = tar_bytes([("a.jpg", jpeg[1]), ("a.txt", b"a tree"), ("b.jpg", jpeg[1])])
     folder.write_bytes("short.tar", whole[: whole.index(b"b.jpg") + 1000])
-    expected |= {"short/a": ("ok", ""), "short/#damaged": ("bad_tar", "in the middle of 'b.jpg'")}
+    expected |= {"short/a": ("ok", ""), "short.tar#damaged": ("bad_tar", "in the middle of 'b.jpg'")}
     folder.write_bytes("broken.tar", whole[: whole.index(b"b.jpg")] + b"no header" * 600)
-    expected |= {"broken/a": ("ok", ""), "broken/#damaged": ("bad_tar", "broken header at byte")}
+    expected |= {"broken/a": ("ok", ""), "broken.tar#damaged": ("bad_tar", "broken header at byte")}
     return folder.path("{kinds,short,broken}.tar"), expected
 
 

@@ -34,7 +34,12 @@ def folder_of(toy: Toy, stage: str) -> Path:
 
 
 def test_a_missing_outside_input_blocks_its_stage_and_no_other(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is refused, since it stays missing until somebody changes something; not so a store that is away."""
+    away = False
+
     def looks(self: Any, config: Any) -> dict[str, Any]:
+        if away:
+            raise ConnectionError(f"{config.evaluate.split}: no answer")
         with open(config.evaluate.split):
             return {}
 
@@ -46,6 +51,10 @@ def test_a_missing_outside_input_blocks_its_stage_and_no_other(toy: Toy, monkeyp
     lines = toy.plan(**settings)
     assert {name: line.state for name, line in lines.items()}["lonely"] == "blocked"
     assert lines["lonely"].reason == f"evaluate.split: No such file or directory: {where}"
+    with pytest.raises(ValueError, match=r"^evaluate\.split: No such file or directory: /"):
+        toy.run(**settings)
+    assert not toy.calls()
+    away = True
     assert toy.run(**settings).outcomes == {
         **dict.fromkeys(("numbers", "scaled", "total"), "done"),
         "lonely": "blocked",

@@ -123,15 +123,15 @@ def test_a_store_that_goes_away_fails_the_stages_one_by_one(
     toy.calls()
     with hold(toy.workspace):
         Folder(str(toy.plan()["numbers"].path)).remove_all()
-    finished = Planner.finished
+    current = Planner.current
 
     def then_away(self: Planner) -> Any:  # what a run does first, before it begins
-        lines = finished(self)
+        lines = current(self)
         away(at)
         return lines
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Planner, "finished", then_away)
+        patch.setattr(Planner, "current", then_away)
         result = toy.run()
     away("")
     assert result.outcomes == {"numbers": "failed", "scaled": "blocked", "total": "blocked", "lonely": "failed"}

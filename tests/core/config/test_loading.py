@@ -377,8 +377,8 @@ def test_raw_objectness_needs_a_proposal_network(file: str, key: str) -> None:
         (
             ["execution.train_workers=3"],
             [
-                "execution.train_workers: expected a number that divides pretrain.batch_size, 16 (came: 3)",
-                "execution.train_workers: expected a number that divides finetune.batch_size, 16 (came: 3)",
+                "execution.train_workers: expected a number that divides pretrain.batch_size 16, "
+                "finetune.batch_size 16 (came: 3); nearest: 2"
             ],
         ),
         (["execution.train_workers=3", "finetune.batch_size=6", "pretrain.weights=x/"], []),
