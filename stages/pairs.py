@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from regionclip_core.datasets.index import split_shards
-from regionclip_core.pretraining.pairs import labels_digest, pairs_name, stored_probabilities, write_meta, write_pairs
+from regionclip_core.pretraining.pairs import labels_digest, stored_probabilities, write_meta, write_pairs
 from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardWork, StageContext
 
 
 class PairsWork(ShardWork):
-    """Writes `pairs-00007.tar`, and at the end `pairs.json`: samples per shard and the concept pool's digest."""
+    """Writes `pairs-00007.tar` with its index `pairs-00007.idx`, and at the end `pairs.json`: samples per shard and the
+    concept pool's digest."""
 
     def shards(self, ctx: StageContext) -> list[int]:
         """Return the labelled shards."""
@@ -19,8 +20,7 @@ class PairsWork(ShardWork):
 
     def process(self, ctx: StageContext, state: None, shard: int) -> ShardResult:
         """Join the images and labels of one shard."""
-        with ctx.out.write(pairs_name(shard)) as file:
-            counts = write_pairs(file, ctx.inputs["data"], ctx.inputs["labels"], shard, ctx.config.pairs)
+        counts = write_pairs(ctx.out, ctx.inputs["data"], ctx.inputs["labels"], shard, ctx.config.pairs)
         return ShardResult(counts["ok"], counts)
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
