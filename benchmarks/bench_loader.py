@@ -6,8 +6,8 @@ reads them as `pretrain` does. Two kinds:
 small: drawn noise of 128 x 128 pixels, PNG, not resized, batches of 96. Images/s: batches taken as fast as they come.
 Waiting: share of the time that a step waits for its batch, where the step takes 0.35 s (a sleep in place of a GPU).
 
-JPEG: 640 x 480 pixels with files as large as a photo's, resized to 800 pixels, batches of 8. CPU time per image is
-that of all processes, with the way through shared memory where there are workers.
+JPEG: 640 x 480 and 640 x 427 pixels with files as large as a photo's, resized to 800 pixels, batches of 8. CPU
+time per image is that of all processes, with the way through shared memory where there are workers.
 
 The first batch, for which the workers start, has a column of its own and is not counted in the others. Medians over
 rounds, least and most in brackets; the numbers of workers alternate within a round.
@@ -74,7 +74,7 @@ def picture(rng: np.random.Generator, width: int, height: int, kind: str) -> byt
     return buffer.getvalue()
 
 
-def pack(root: Path, images: int, width: int, height: int, kind: str) -> Folder:
+def pack(root: Path, images: int, width: int, heights: tuple[int, ...], kind: str) -> Folder:
     """Pairs of `images` pictures, written by the pairs stage's own function."""
     data, labels, pairs = (Folder(str(root / name)) for name in ("data", "labels", "pairs"))
     rng, written = np.random.default_rng(0), []
@@ -82,6 +82,7 @@ def pack(root: Path, images: int, width: int, height: int, kind: str) -> Folder:
         rows, labelled = [], []
         with data.write(f"images-{shard:05d}.tar") as file, TarWriter(file) as tar:
             for number in range(start, min(images, start + SHARD)):
+                height = heights[number % len(heights)]
                 content, key = picture(rng, width, height, kind), str(number)
                 offset = tar.add(f"{number}.{kind.lower()}", content)
                 rows.append(
@@ -150,8 +151,8 @@ def main() -> None:
     torch.set_num_threads(1)
     counts = (0, 1, 2, 4)
     with tempfile.TemporaryDirectory() as folder:
-        world = pack(Path(folder) / "world", arguments.images, 128, 128, "PNG")
-        photos = pack(Path(folder) / "photos", arguments.images // 4, 640, 480, "JPEG")
+        world = pack(Path(folder) / "world", arguments.images, 128, (128,), "PNG")
+        photos = pack(Path(folder) / "photos", arguments.images // 4, 640, (480, 427), "JPEG")
         found: dict[tuple[int, str], list[dict[str, float]]] = {}
         for _ in range(arguments.rounds):
             for workers in counts:
