@@ -182,7 +182,7 @@ class Pairs(ShardStage):
     """Images and their pseudo labels as WebDataset tars, ready to stream into training."""
 
     name = "pairs"
-    version = 2
+    version = 3
     for_pretraining = True
 
     def needs(self, config: Config) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class FinetuneWork(JobWork):
             progress=lambda step, steps, note: ctx.progress(done * steps + step, of * steps, f"{name}: {note}"),
             rank=ctx.rank,
             world_size=ctx.world_size,
+            loader_workers=ctx.loader_workers,
         )
         if ctx.rank == 0:
             save_detector(detector, ctx.out, clip.architecture, stem=name)

@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from regionclip_core.datasets.index import split_shards, splits_of_shards
-from regionclip_core.pretraining.pairs import labels_digest, pairs_name, stored_probabilities, write_meta, write_pairs
+from regionclip_core.pretraining.pairs import labels_digest, stored_probabilities, write_meta, write_pairs
 from regionclip_core.storage.records import ShardRecord
 from regionclip_core.storage.tables import UNREADABLE
 from stages.base import ShardResult, ShardWork, StageContext
 
 
 class PairsWork(ShardWork):
-    """Writes `pairs-00007.tar`, where images can't be read `unreadable-00007.parquet` with the reasons, and at the end
-    `pairs.json`: samples per shard and the concept pool's digest.
+    """Writes `pairs-00007.tar` with its index `pairs-00007.idx`, where images can't be read
+    `unreadable-00007.parquet` with the reasons, and at the end `pairs.json`: samples per shard and the concept pool's
+    digest.
     """
 
     def shards(self, ctx: StageContext) -> list[int]:
@@ -30,8 +31,7 @@ class PairsWork(ShardWork):
 
     def process(self, ctx: StageContext, state: dict[int, str], shard: int) -> ShardResult:
         """Join the images and labels of one shard."""
-        with ctx.out.write(pairs_name(shard)) as file:
-            counts, unreadable = write_pairs(file, ctx.inputs["data"], ctx.inputs["labels"], shard, ctx.config.pairs)
+        counts, unreadable = write_pairs(ctx.out, ctx.inputs["data"], ctx.inputs["labels"], shard, ctx.config.pairs)
         name = f"unreadable-{shard:05d}.parquet"
         ctx.out.remove(name)  # from an earlier try, whose images are repaired now
         if unreadable:

@@ -40,6 +40,7 @@ class PretrainWork(JobWork):
             progress=ctx.progress,
             rank=ctx.rank,
             world_size=ctx.world_size,
+            loader_workers=ctx.loader_workers,
         )
         if ctx.rank == 0:
             clip.model.visual.load_state_dict(student.state_dict())

@@ -30,6 +30,7 @@ class RpnWork(JobWork):
                 checkpoints=ctx.out.child("checkpoints"),
                 progress=ctx.progress,
                 max_error_rate=ctx.config.execution.max_error_rate,
+                loader_workers=ctx.loader_workers,
             )
             ctx.out.write_json("history.json", result.history)
             summary |= {"steps": result.steps, "loss": result.history[-1]["loss"], **unreadable.summary()}

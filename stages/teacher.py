@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from regionclip_core.models.clip import create_clip, save_clip
-from regionclip_core.pretraining.teacher import ClipTrainer, captioned_images, clip_batches
+from regionclip_core.pretraining.captioned_images import ClipBatches, captioned_images
+from regionclip_core.pretraining.teacher import ClipTrainer
 from regionclip_core.training.fit import fit
 from regionclip_core.training.unreadable_images import UnreadableImages
 from stages.base import JobWork, StageContext
@@ -24,12 +25,22 @@ class TeacherWork(JobWork):
         if settings.weights == "train":
             training = settings.training
             assert training is not None  # the config refuses `train` without it
-            pairs = captioned_images(ctx.inputs["data"], training.splits)
+            pairs = captioned_images(ctx.inputs["data"], training.splits, max(1, ctx.loader_workers))
             unreadable = UnreadableImages(len(pairs), ctx.config.execution.max_error_rate)
             clip.model.to(ctx.device, memory_format=torch.channels_last)
             result = fit(
                 ClipTrainer(clip).train(),
-                clip_batches(pairs, clip, training, ctx.config.seed, ctx.rank, ctx.world_size, unreadable),
+                ClipBatches(
+                    images=pairs,
+                    training=training,
+                    image_size=clip.image_size,
+                    mean=clip.mean,
+                    std=clip.std,
+                    seed=ctx.config.seed,
+                    rank=ctx.rank,
+                    world_size=ctx.world_size,
+                    unreadable=unreadable,
+                ),
                 optim=training.optim,
                 steps=training.steps,
                 seed=ctx.config.seed,
@@ -38,6 +49,8 @@ class TeacherWork(JobWork):
                 progress=ctx.progress,
                 rank=ctx.rank,
                 world_size=ctx.world_size,
+                loader_workers=ctx.loader_workers,
+                unreadable=unreadable,
             )
             clip.model.eval().cpu()
             if ctx.rank == 0:

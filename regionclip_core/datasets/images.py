@@ -263,6 +263,10 @@ class ImageReader:
         """Return `read`'s image as a tensor, uint8 [3, H, W]."""
         return to_tensor(self.read(row))
 
+    def __reduce__(self) -> tuple[type[ImageReader], tuple[Folder]]:
+        """Pickle as a reader that has no file open."""
+        return ImageReader, (self._folder,)
+
     def close(self) -> None:
         """Close the open file, if any."""
         if self._file is not None:

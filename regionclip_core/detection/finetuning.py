@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.boxed_images import BoxBatch, BoxedImage, BoxedImages, box_batches, boxed_images
+from regionclip_core.training.boxed_images import BoxBatch, BoxBatches, BoxedImage, BoxedImages, boxed_images
 from regionclip_core.training.distributed import common_canvas
 from regionclip_core.training.fit import FitResult, Progress, fit
 from regionclip_core.training.sampling import repeat_factors
@@ -104,12 +104,13 @@ def finetune_detector(
     progress: Progress,
     rank: int = 0,
     world_size: int = 1,
+    loader_workers: int = 0,
 ) -> FitResult:
     """Train `detector` in place; afterwards it is on the CPU in evaluation mode."""
     settings = config.finetune
-    batches: Callable[[int], BoxBatch] = box_batches(
-        training.images,
-        ImageReader(data),
+    batches = BoxBatches(
+        images=training.images,
+        reader=ImageReader(data),
         batch_size=settings.batch_size,
         image_size=settings.image_size,
         max_size=settings.max_size,
@@ -140,6 +141,8 @@ def finetune_detector(
         rank=rank,
         world_size=world_size,
         lr_factors={"detector.background_logit": BACKGROUND_LR_FACTOR},
+        loader_workers=loader_workers,
+        unreadable=training.unreadable,
     )
     detector.cpu().eval()
     return result

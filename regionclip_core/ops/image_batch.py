@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -18,22 +18,48 @@ from torch import Tensor
 from regionclip_core.config.tree import Resize
 
 _T = TypeVar("_T")
+_SMALL = 2**14  # elements
 _INTERPOLATION: dict[Resize, str] = {"detection": "bilinear", "pretraining": "bicubic"}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Base of the dataclasses that a training or a model takes."""
+    """Base of the dataclasses that a training or a model takes; their tensors may be in lists and in inner batches."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same batch with its tensors on `device`, those in lists and in inner batches too."""
+        """Return the same batch with its tensors on `device`."""
+        # From pinned memory a GPU copies while the CPU goes on. A copy to the CPU has to be there when it is read.
+        ahead = torch.device(device).type == "cuda"
+        return self._with(lambda tensor: tensor.to(device, non_blocking=ahead))
 
-        def moved(value: Any) -> Any:
-            if isinstance(value, list):
-                return [moved(item) for item in value]
-            return value.to(device) if isinstance(value, (Tensor, Batch)) else value
+    def pin_memory(self) -> Self:
+        """Return the same batch in page-locked memory, from which a GPU copies by itself."""
+        return self._with(Tensor.pin_memory)
 
-        return replace(self, **{field.name: moved(getattr(self, field.name)) for field in fields(self)})
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        def changed(found: Tensor | Batch) -> Tensor | Batch:
+            return found._with(change) if isinstance(found, Batch) else change(found)
+
+        return replace(self, **{name: _each(value, (Tensor, Batch), changed) for name, value in self.__dict__.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, small tensors as arrays: between processes torch gives each tensor shared memory of its
+        own, and a hundred of them cost more time and open files than the images."""
+        return {name: _each(value, Tensor, _array_if_small) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: _each(value, np.ndarray, torch.from_numpy) for name, value in state.items()})
+
+
+def _each(value: Any, kind: Any, change: Callable[[Any], Any]) -> Any:
+    """Return `value`, or a list like it, with `change` applied to what is of a kind."""
+    if isinstance(value, list):
+        return [_each(item, kind, change) for item in value]
+    return change(value) if isinstance(value, kind) else value
+
+
+def _array_if_small(tensor: Tensor) -> Any:
+    return tensor.numpy() if tensor.numel() <= _SMALL and tensor.device.type == "cpu" else tensor
 
 
 @dataclass(frozen=True)
@@ -160,9 +186,10 @@ def normalize_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequ
         stacked = torch.stack(list(images)).float().div_(255).sub_(offset).div_(factor)
         return stacked.contiguous(memory_format=torch.channels_last)
     shape = (len(images), 3, max(heights), max(widths))
-    batch = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+    batch = torch.empty(shape, device=device, memory_format=torch.channels_last).zero_()
     for canvas, image in zip(batch, images, strict=True):
-        canvas[:, : image.shape[1], : image.shape[2]] = image.float().div_(255).sub_(offset).div_(factor)
+        # In place: fresh memory costs more than the arithmetic (12 ms instead of 20 for an image of 800 x 1067).
+        canvas[:, : image.shape[1], : image.shape[2]].copy_(image).div_(255).sub_(offset).div_(factor)
     return batch
 
 

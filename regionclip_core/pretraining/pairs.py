@@ -7,7 +7,8 @@ A sample is two members, `00007-000012.jpg`, the image's unchanged bytes, and `0
 
 Names are running numbers, since WebDataset ends a key at the first dot and the real keys may hold dots and slashes.
 `vocabulary` is the digest of the concept pool that the ids point into. `pairs.json` beside the tars says how many
-samples each shard has.
+samples each shard has. `pairs-00007.idx` says where they are in the tar (`storage.tars.tar_index`), so that each can be
+read by itself.
 
 R regions of one image, K stored teacher probabilities per region, H and W of the image, N samples per epoch. Boxes are
 xyxy pixels in the original image.
@@ -18,32 +19,33 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, islice
+from itertools import chain
 from operator import attrgetter
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from webdataset.filters import shuffle
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from regionclip_core.config.tree import PairsConfig
-from regionclip_core.datasets.images import EXTENSIONS, BadImage, ImageReader, decode_image, read_header, to_tensor
+from regionclip_core.datasets.images import BadImage, ImageReader, decode_image, read_header, to_tensor
 from regionclip_core.datasets.index import VOCABULARY_DIGEST, read_index, require_same_images
 from regionclip_core.ops.boxes import shortest
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tars import TarWriter
-from regionclip_core.training.sampling import first_readable
+from regionclip_core.storage.tars import TarWriter, read_tar_index, tar_index
+from regionclip_core.training.sampling import EpochOrder, first_readable
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 PAIRS_META = "pairs.json"
 REGION_FIELDS = ("boxes", "concept_id", "score", "top_concepts", "top_probabilities", "residual_mass")
 _FLOATS = frozenset({"boxes", "score", "top_probabilities", "residual_mass"})
+_INDICES = 256  # indices of shards kept in memory; a shuffle buffer of 1,000 samples spans a few shards
 _ROWS_AT_ONCE = 256  # bounds the memory that label rows take as Python objects
 
 
@@ -52,13 +54,18 @@ def pairs_name(shard: int) -> str:
     return f"pairs-{shard:05d}.tar"
 
 
+def index_name(shard: int) -> str:
+    """Return the file name of the index of a shard's tar."""
+    return f"pairs-{shard:05d}.idx"
+
+
 # ---------------------------------------------------------------- writing
 
 
 def write_pairs(
-    file: BinaryIO, data: Folder, labels: Folder, shard: int, settings: PairsConfig
+    out: Folder, data: Folder, labels: Folder, shard: int, settings: PairsConfig
 ) -> tuple[dict[str, int], list[dict[str, str]]]:
-    """Write one shard's samples as a WebDataset tar; return the number of images by outcome, and UNREADABLE rows.
+    """Write one shard's samples as a WebDataset tar with its index; return images by outcome, and UNREADABLE rows.
 
     Outcomes: `ok` (written), `few_regions` (fewer kept regions than settings.min_regions), `no_caption` (a pair needs
     one: the image-text loss would contrast an empty text), `not_labelled` (their row in the labels says why),
@@ -73,7 +80,8 @@ def write_pairs(
     counts: Counter[str] = Counter(ok=0)
     unreadable: list[dict[str, str]] = []
     digest = labels_digest(labels, shard)
-    with TarWriter(file) as tar, ImageReader(data) as reader:
+    places: list[list[tuple[str, int, int]]] = []
+    with out.write(pairs_name(shard)) as file, TarWriter(file) as tar, ImageReader(data) as reader:
         for row, label in zip(images, _label_rows(labels, shard), strict=True):
             if label["status"] != "ok":
                 counts["not_labelled"] += 1
@@ -102,9 +110,10 @@ def write_pairs(
                 **regions,
             }
             name = f"{shard:05d}-{counts['ok']:06d}"
-            tar.add(f"{name}.{extension}", image)
-            tar.add(f"{name}.json", encode_body(body))
+            members = ((f"{name}.{extension}", image), (f"{name}.json", encode_body(body)))
+            places.append([(member, tar.add(member, part), len(part)) for member, part in members])
             counts["ok"] += 1
+    out.write_bytes(index_name(shard), tar_index(places))
     return dict(counts), unreadable
 
 
@@ -184,13 +193,41 @@ class RegionSample:
         return to_tensor(decode_image(self.image_bytes))
 
 
-class RegionPairs:
-    """Shuffled samples of a pairs artifact, in an order that depends on (seed, epoch) alone.
+class _Place(NamedTuple):
+    """Where a sample is: its tar, and the first byte and the number of bytes of the image and of the JSON."""
 
-    Shards come in a new order each epoch, and their samples go through a shuffle buffer. The order is the same for any
-    number of ranks: rank r of w takes the samples whose position in the endless stream is r modulo w, so one process
-    and two see the same global batches. Reaching a later position decodes no image and reads no shard that ends
-    before it.
+    tar: str
+    image: int
+    image_size: int
+    body: int
+    body_size: int
+
+
+class _PairsOrder(EpochOrder):
+    """Shards come in a new order each epoch, and their samples go through a shuffle buffer, as webdataset does it.
+
+    Neither looks at a sample's content, so the order is that of their numbers.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, buffer: int) -> None:
+        super().__init__(sum(sizes), seed)
+        self._sizes, self._buffer = sizes, buffer
+
+    def shuffled(self, epoch: int) -> npt.NDArray[np.int64]:
+        ends = np.cumsum(self._sizes).tolist()
+        shards = [range(end - size, end) for size, end in zip(self._sizes, ends, strict=True)]
+        random.Random(f"{self.seed} {epoch} shards").shuffle(shards)
+        rng = random.Random(f"{self.seed} {epoch} buffer")
+        numbers = shuffle(self._buffer, initial=self._buffer, rng=rng)(chain.from_iterable(shards))
+        return np.fromiter(numbers, np.int64, self.count)
+
+
+class RegionPairs:
+    """Shuffled samples of a pairs artifact, endless, in an order that depends on (seed, epoch) alone.
+
+    A sample is read by itself, in one piece, wherever it is in its tar: processes that read different positions read
+    nothing twice but the small indices. The order is the same for any number of ranks: rank r of w takes the samples
+    whose position is r modulo w, so one process and two see the same global batches.
     """
 
     def __init__(
@@ -200,7 +237,7 @@ class RegionPairs:
 
         Args:
             vocabulary: digest of the concept pool that the caller has embeddings of; None skips the check.
-            buffer: samples in the shuffle buffer, encoded (memory: that many image files).
+            buffer: samples in the shuffle buffer.
             max_error_rate: share of the images that may be unreadable.
 
         Raises:
@@ -209,111 +246,93 @@ class RegionPairs:
         meta = pairs.read_json(PAIRS_META)
         if vocabulary is not None:
             _require_pool(pairs.url, meta["vocabulary"], vocabulary)
-        self._samples = {entry["shard"]: entry["samples"] for entry in meta["shards"] if entry["samples"]}
-        if not self._samples:
+        samples = sorted((entry["shard"], entry["samples"]) for entry in meta["shards"] if entry["samples"])
+        if not samples:
             raise ValueError(f"{pairs.url} has no region-text pairs; lower labels.threshold or pairs.min_regions")
-        self._pairs, self._seed, self._buffer = pairs, seed, buffer
-        self._vocabulary, self._top_k = meta["vocabulary"], meta["top_k"]
+        self._shards, sizes = zip(*samples, strict=True)
+        self._starts = np.cumsum([0, *sizes])
+        self._order = _PairsOrder(sizes, seed, buffer)
+        self._pairs, self._vocabulary, self._top_k = pairs, meta["vocabulary"], meta["top_k"]
+        self._indices: dict[int, npt.NDArray[np.int64]] = {}
         self.unreadable = UnreadableImages(len(self), max_error_rate)
 
     def __len__(self) -> int:
         """N, samples per epoch on all ranks together."""
-        return sum(self._samples.values())
+        return self._order.count
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[RegionSample]:
-        """Yield the samples of one epoch at positions >= skip."""
-        return map(self._decoded, self._members(epoch, skip))
+    def __getitem__(self, position: int) -> RegionSample:
+        """Return the sample at a position in the endless stream.
 
-    def batches_at(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Callable[[int], list[RegionSample]]:
-        """Return a function from the step to this rank's share of its batch, images decoded.
+        Raises:
+            ValueError: if it is of another concept pool than `pairs.json` says, or not where its index has it.
+        """
+        return self._decoded(self._read(self._place(position)))
 
-        Steps that rise by one are cheap; for any other step the stream is opened again at its position. Ranks take
-        every `world_size`-th sample of the whole stream, not of each epoch, so a batch may span two epochs.
+    def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[RegionSample]:
+        """Return this rank's share of the batch of a step, images decoded.
+
+        Ranks take every `world_size`-th sample of the whole stream, not of each epoch, so a batch may span two epochs.
 
         Args:
             batch_size: images per step, all ranks together.
 
         Raises:
             ValueError: if batch_size is not a multiple of world_size.
+            ErrorRateExceeded: if too many images can't be read.
         """
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
-        expected = -1
-        stream: Iterator[dict[str, Any]] = iter(())
-        upcoming: list[dict[str, Any]] = []  # the batch, and samples after it that replaced unreadable images
+        positions = range(step * batch_size + rank, (step + 1) * batch_size, world_size)
+        places = [self._place(position) for position in positions]
+        ready = dict(zip(positions, self._pairs.at_once(self._read, places), strict=True))
 
-        def at(step: int) -> list[RegionSample]:
-            nonlocal expected, stream, upcoming
-            if step != expected:
-                stream, upcoming = self._endless(step * batch_size), []
-            expected = step + 1
+        def sample_at(position: int) -> RegionSample:
+            # One that replaces an unreadable one is not ready; one may replace several.
+            return self._decoded(ready[position]) if position in ready else self[position]
 
-            def sample_at(place: int) -> RegionSample:
-                upcoming.extend(islice(stream, max(0, place + 1 - len(upcoming))))
-                return self._decoded(upcoming[place])
+        return [first_readable(sample_at, place, attrgetter("image"), self.unreadable)[0] for place in positions]
 
-            places = range(rank, batch_size, world_size)
-            batch = [first_readable(sample_at, place, attrgetter("image"), self.unreadable)[0] for place in places]
-            upcoming.extend(islice(stream, max(0, batch_size - len(upcoming))))  # other ranks' last samples
-            del upcoming[:batch_size]
-            return batch
+    def _place(self, position: int) -> _Place:
+        """Return where the sample at a position is."""
+        number = self._order[position]
+        row = int(np.searchsorted(self._starts, number, "right")) - 1
+        shard, samples = self._shards[row], int(self._starts[row + 1] - self._starts[row])
+        index = self._indices.get(shard)
+        if index is None:
+            rows = read_tar_index(self._pairs.read_bytes(index_name(shard), small=True))
+            index = np.array(rows, np.int64).reshape(-1, 4)
+            if len(index) != samples:
+                raise ValueError(
+                    f"{self._pairs.path(pairs_name(shard))} has {len(index)} samples, expected {samples}; run the "
+                    "pairs stage over: `regionclip run pairs --force`"
+                )
+            while len(self._indices) >= _INDICES:
+                del self._indices[next(iter(self._indices))]
+            self._indices[shard] = index
+        return _Place(pairs_name(shard), *index[number - int(self._starts[row])].tolist())
 
-        return at
+    def _read(self, place: _Place) -> tuple[_Place, bytes]:
+        """Return the bytes of both members, and the header between them."""
+        return place, self._pairs.read_range(place.tar, place.image, place.body + place.body_size)
 
-    def _decoded(self, members: dict[str, Any]) -> RegionSample:
-        """Return a sample from its members by extension; ValueError if one is missing, or the pool is another."""
-        extension = next((name for name in members if name in EXTENSIONS), None)
-        if extension is None or "json" not in members:
-            raise ValueError(f"sample {members['__key__']}: expected .json and an image, found {sorted(members)}")
-        body = json.loads(members["json"])
-        _require_pool(f"sample {members['__key__']}", body["vocabulary"], self._vocabulary)
+    def _decoded(self, found: tuple[_Place, bytes]) -> RegionSample:
+        """Return a sample from its bytes; ValueError if they are none, or the pool is another."""
+        place, data = found
+        where = f"{self._pairs.path(place.tar)}, byte {place.body}"
+        try:
+            body = json.loads(data[place.body - place.image :])
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: not the sample that the index beside it has; do it over: `regionclip run pairs --force`"
+            ) from error
+        _require_pool(where, body["vocabulary"], self._vocabulary)
         # K isn't visible in a sample without regions.
         shapes = {"boxes": (4,), "top_concepts": (self._top_k,), "top_probabilities": (self._top_k,)}
         columns: dict[str, Any] = {}
         for name in REGION_FIELDS:
             values = torch.tensor(body[name], dtype=torch.float32 if name in _FLOATS else torch.int64)
             columns[name] = values.reshape(len(body["boxes"]), *shapes.get(name, ()))
-        return RegionSample(body["key"], members[extension], tuple(body["captions"]), **columns)
-
-    def _endless(self, position: int) -> Iterator[dict[str, Any]]:
-        """Yield undecoded samples of endless epochs from a position on."""
-        first, skip = divmod(position, len(self))
-        for epoch in count(first):
-            yield from self._members(epoch, skip if epoch == first else 0)
-
-    def _members(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        """Yield undecoded samples of one epoch at positions >= skip."""
-        order = sorted(self._samples)
-        random.Random(f"{self._seed} {epoch} shards").shuffle(order)
-        needed = set(order)
-        if skip:
-            # The buffer's choices depend on how many samples pass, not on their content: shuffling placeholders with a
-            # shard's number shows which shards the samples from `skip` on come from.
-            bare = self._shuffled(epoch, self._read(order, set()))
-            needed = {members["shard"] for members in islice(bare, skip, None)}
-        return islice(self._shuffled(epoch, self._read(order, needed)), skip, None)
-
-    def _shuffled(self, epoch: int, samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        rng = random.Random(f"{self._seed} {epoch} buffer")
-        shuffled: Iterator[dict[str, Any]] = shuffle(self._buffer, initial=self._buffer, rng=rng)(samples)
-        return shuffled
-
-    def _read(self, order: list[int], needed: set[int]) -> Iterator[dict[str, Any]]:
-        """Yield undecoded samples shard by shard; for shards not in `needed`, as many placeholders."""
-        for shard in order:
-            if shard not in needed:
-                yield from ({"shard": shard} for _ in range(self._samples[shard]))
-                continue
-            found = 0
-            with self._pairs.open(pairs_name(shard)) as stream:
-                for members in group_by_keys(tar_file_expander([{"url": pairs_name(shard), "stream": stream}])):
-                    yield members
-                    found += 1
-            if found != self._samples[shard]:
-                raise ValueError(
-                    f"{self._pairs.url}/{pairs_name(shard)} has {found} samples, expected {self._samples[shard]}; do "
-                    "it over: `regionclip run pairs --force`"
-                )
+        return RegionSample(body["key"], data[: place.image_size], tuple(body["captions"]), **columns)
 
 
 def _require_pool(what: str, found: str, expected: str) -> None:

@@ -5,10 +5,8 @@ B images, R regions (all images together), C concepts, D embedding, K stored tea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,27 +15,12 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.region_encoder import RegionEncoder
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
-from regionclip_core.ops.boxes import flip_horizontal
-from regionclip_core.ops.image_batch import Batch, ImageBatch, batch_images
 from regionclip_core.pretraining.losses import image_text_contrastive, region_concept_contrastive, region_distillation
-from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
+from regionclip_core.pretraining.pairs import RegionPairs
+from regionclip_core.pretraining.region_batches import RegionBatch, RegionBatches
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.distributed import common_canvas, gather_rows, rank_count, sum_ranks
-from regionclip_core.training.fit import FitResult, Progress, fit, step_seed
-
-
-@dataclass(frozen=True)
-class RegionBatch(Batch):
-    """One rank's part of a step: images with their labelled regions and one caption each."""
-
-    images: ImageBatch
-    boxes: list[Tensor]
-    """One float32[R_i, 4] per image, xyxy, pixels of the network's input."""
-    concept_id_R: Tensor
-    top_concepts_RK: Tensor
-    top_probabilities_RK: Tensor
-    residual_mass_R: Tensor
-    captions: list[str]
+from regionclip_core.training.fit import FitResult, Progress, fit
 
 
 class RegionPretrainer(nn.Module):
@@ -116,49 +99,6 @@ class RegionPretrainer(nn.Module):
         }
 
 
-def collate(
-    samples: Sequence[RegionSample],
-    settings: PretrainConfig,
-    clip: ClipModel,
-    seed: int,
-    step: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> RegionBatch:
-    """Return a batch of samples: decoded, flipped and resized, with a random subset of regions if there are too many.
-
-    `samples` have every `world_size`-th position of the global batch from `rank` on. What is drawn for a sample
-    depends on its position alone, so it is the same for any number of ranks.
-    """
-    images, boxes, picks, captions = [], [], [], []
-    for number, sample in enumerate(samples):
-        rng = np.random.default_rng(step_seed(seed, step, number * world_size + rank))
-        image = sample.image
-        pick = np.sort(rng.permutation(len(sample.boxes))[: settings.regions_per_image])
-        box = sample.boxes[pick]
-        if rng.uniform() < settings.flip:
-            image = torch.flip(image, [2])
-            box = flip_horizontal(box, image.shape[2])
-        images.append(image)
-        boxes.append(box)
-        picks.append(pick)
-        captions.append(sample.captions[rng.integers(len(sample.captions))])
-    batch = batch_images(images, settings.image_size, settings.max_size, clip.mean, clip.std, settings.resize)
-
-    def regions(name: str) -> Tensor:
-        return torch.cat([getattr(s, name)[p] for s, p in zip(samples, picks, strict=True)])
-
-    return RegionBatch(
-        images=batch,
-        boxes=[batch.to_input(i, b) for i, b in enumerate(boxes)],
-        concept_id_R=regions("concept_id"),
-        top_concepts_RK=regions("top_concepts"),
-        top_probabilities_RK=regions("top_probabilities"),
-        residual_mass_R=regions("residual_mass"),
-        captions=captions,
-    )
-
-
 def make_student(clip: ClipModel, settings: PretrainConfig) -> RegionEncoder:
     """Return the student: a copy of the teacher's visual encoder with its first parts frozen."""
     student = region_encoder(clip)
@@ -178,6 +118,7 @@ def pretrain_student(
     progress: Progress,
     rank: int = 0,
     world_size: int = 1,
+    loader_workers: int = 0,
 ) -> tuple[FitResult, RegionPairs]:
     """Train `student` in place; afterwards it is on the CPU in evaluation mode. Return the result and the pairs used.
 
@@ -188,13 +129,12 @@ def pretrain_student(
     settings = config.pretrain
     pool, embeddings_CD = load_embeddings(labels)
     samples = RegionPairs(pairs, config.seed, pool.digest, max_error_rate=config.execution.max_error_rate)
-    samples_at = samples.batches_at(settings.batch_size, rank, world_size)
     temperature = settings.temperature or 1 / clip.logit_scale
     trainer = RegionPretrainer(student, clip, embeddings_CD, temperature, settings).to(device)
     student.train()
     result = fit(
         trainer,
-        lambda step: collate(samples_at(step), settings, clip, config.seed, step, rank, world_size),
+        RegionBatches(samples, settings, clip.mean, clip.std, config.seed, rank, world_size),
         optim=settings.optim,
         steps=settings.steps,
         seed=config.seed,
@@ -203,6 +143,8 @@ def pretrain_student(
         progress=progress,
         rank=rank,
         world_size=world_size,
+        loader_workers=loader_workers,
+        unreadable=samples.unreadable,
     )
     student.cpu().eval()
     clip.model.cpu()

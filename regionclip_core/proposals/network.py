@@ -16,7 +16,7 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.proposals.backbones import TorchvisionFpn, make_backbone
 from regionclip_core.proposals.rpn import AnchorLayout, Proposals, RegionProposalNetwork, RpnSampling
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.boxed_images import BoxBatch, box_batches, boxed_images
+from regionclip_core.training.boxed_images import BoxBatch, BoxBatches, boxed_images
 from regionclip_core.training.fit import FitResult, Progress, fit
 from regionclip_core.training.unreadable_images import UnreadableImages
 
@@ -76,6 +76,7 @@ def train_network(
     checkpoints: Folder,
     progress: Progress,
     max_error_rate: float = 1.0,
+    loader_workers: int = 0,
 ) -> tuple[FitResult, UnreadableImages]:
     """Train on the base boxes of `settings.split`; afterwards the network is on the CPU in evaluation mode.
 
@@ -85,9 +86,9 @@ def train_network(
     vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
     images = boxed_images(data, settings.split, set(vocabulary.base_ids))
     unreadable = UnreadableImages(len(images), max_error_rate)
-    batches = box_batches(
-        images,
-        ImageReader(data),
+    batches = BoxBatches(
+        images=images,
+        reader=ImageReader(data),
         batch_size=settings.batch_size,
         image_size=settings.image_size,
         max_size=settings.max_size,
@@ -107,6 +108,8 @@ def train_network(
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         progress=progress,
+        loader_workers=loader_workers,
+        unreadable=unreadable,
     )
     network.cpu().eval()
     return result, unreadable

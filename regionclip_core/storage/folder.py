@@ -194,6 +194,15 @@ class Folder:
             one = {"max_concurrency": 1} if small and _takes(fs, "_cat_file", "max_concurrency") else {}
             return bytes(fs.cat_file(f"{root}/{name}", **one))
 
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes from `start` to `end` of the file `name`, in one request; fewer where it ends before."""
+        if self.is_local:
+            with self.open(name) as f:
+                f.seek(start)
+                return f.read(end - start)
+        with remote(self.url) as (fs, root):
+            return bytes(fs.cat_file(f"{root}/{name}", start=start, end=end))
+
     def read_json(self, name: str) -> Any:
         """Content of the JSON file `name`. Raises ValueError with the path when it does not parse."""
         data = self.read_bytes(name, small=True)

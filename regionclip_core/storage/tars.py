@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -46,6 +46,27 @@ class TarWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self._tar.close()  # writes the end marker
+
+
+def tar_index(samples: Sequence[Sequence[tuple[str, int, int]]]) -> bytes:
+    """Return an index of a tar, in the form of DALI's `wds2idx`.
+
+    `samples`: of each the (name, offset of the data, bytes) of its members. After a line with the version and the
+    number of samples, each has one line: `jpg OFFSET BYTES NAME json OFFSET BYTES NAME`.
+    """
+    lines = [f"v1.2 {len(samples)}"]
+    for members in samples:
+        lines.append(" ".join(f"{name.split('.', 1)[1]} {offset} {size} {name}" for name, offset, size in members))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def read_tar_index(data: bytes) -> list[list[tuple[int, int]]]:
+    """Return (offset, bytes) of the members of each sample from what `tar_index` gave; names must be without blanks."""
+    found = []
+    for line in data.decode().splitlines()[1:]:
+        fields = line.split(" ")
+        found.append([(int(offset), int(size)) for offset, size in zip(fields[1::4], fields[2::4], strict=True)])
+    return found
 
 
 @dataclass

@@ -5,8 +5,8 @@ B images of one rank's batch, n objects of one image, G of them that training ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import INDEX, PROPOSED, read_proposal_table
 from regionclip_core.training.fit import step_seed
 from regionclip_core.training.row_table import RowTable
-from regionclip_core.training.sampling import EpochOrder, RepeatOrder, first_readable
+from regionclip_core.training.sampling import EpochOrder, RepeatOrder, first_readable, rank_positions
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 
@@ -168,60 +168,58 @@ class BoxBatch(Batch):
     """One per image, if the images have masks; coded until a loss needs them."""
 
 
-def box_batches(
-    images: BoxedImages | Sequence[BoxedImage],
-    reader: ImageReader,
-    *,
-    batch_size: int,
-    image_size: int,
-    max_size: int,
-    flip: float,
-    mean: Sequence[float],
-    std: Sequence[float],
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    train_sizes: Sequence[int] = (),
-    factors: npt.NDArray[np.float64] | None = None,
-    unreadable: UnreadableImages | None = None,
-) -> Callable[[int], BoxBatch]:
-    """Return a function of the step that reads this rank's share of a global batch.
+@dataclass(kw_only=True)
+class BoxBatches:
+    """Reads this rank's share of the global batch of a step: `batches(step)`. Small when pickled.
 
     What is drawn for an image depends on its place in the global batch, not on the rank that has it.
-
-    Args:
-        image_size: shorter side of the input in pixels; with `train_sizes` each image draws one of those instead.
-        flip: probability that an image is mirrored.
-        factors: how often each image comes in an epoch, see `repeat_factors`; None is once.
-        unreadable: takes the images that can't be read.
 
     Raises:
         ValueError: if `batch_size`, images of all ranks together, is not a multiple of `world_size`.
     """
-    if batch_size % world_size:
-        raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
-    positions = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-    order = EpochOrder(len(images), seed) if factors is None else RepeatOrder(factors, seed)
-    unreadable = unreadable or UnreadableImages(len(images))
 
-    def at(step: int) -> BoxBatch:
+    images: BoxedImages | Sequence[BoxedImage]
+    reader: ImageReader
+    batch_size: int
+    image_size: int
+    """Shorter side of the input in pixels; with `train_sizes` each image draws one of those instead."""
+    max_size: int
+    flip: float
+    """Probability that an image is mirrored."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    train_sizes: Sequence[int] = ()
+    factors: InitVar[npt.NDArray[np.float64] | None] = None
+    """How often each image comes in an epoch, see `repeat_factors`; None is once."""
+    unreadable: UnreadableImages = field(default_factory=UnreadableImages)
+    """Takes the images that can't be read."""
+
+    def __post_init__(self, factors: npt.NDArray[np.float64] | None) -> None:
+        self._positions = rank_positions(self.batch_size, self.rank, self.world_size)
+        self._order = EpochOrder(len(self.images), self.seed) if factors is None else RepeatOrder(factors, self.seed)
+
+    def __call__(self, step: int) -> BoxBatch:
+        """Return the batch of a 0-based step."""
         chosen, pixels, boxes, extra, flips, sizes = [], [], [], [], [], []
-        for position in positions:
+        for position in self._positions:
             image, tensor = first_readable(
-                lambda place: images[order[place]],
-                step * batch_size + position,
-                lambda image: reader.read_tensor(image.row),
-                unreadable,
+                lambda place: self.images[self._order[place]],
+                step * self.batch_size + position,
+                lambda image: self.reader.read_tensor(image.row),
+                self.unreadable,
             )
-            rng = np.random.default_rng(step_seed(seed, step, position))
-            flipped = bool(rng.uniform() < flip)
+            rng = np.random.default_rng(step_seed(self.seed, step, position))
+            flipped = bool(rng.uniform() < self.flip)
             chosen.append(image)
             flips.append(flipped)
-            sizes.append(int(rng.choice(train_sizes)) if train_sizes else image_size)
+            sizes.append(int(rng.choice(self.train_sizes)) if self.train_sizes else self.image_size)
             pixels.append(torch.flip(tensor, [2]) if flipped else tensor)
             boxes.append(flip_horizontal(image.boxes, tensor.shape[2]) if flipped else image.boxes)
             extra.append(flip_horizontal(image.extra, tensor.shape[2]) if flipped else image.extra)
-        batch = batch_images(pixels, sizes, max_size, mean, std)
+        batch = batch_images(pixels, sizes, self.max_size, self.mean, self.std)
         masks = [
             ImageMasks(image.masks, batch.original_sizes[i], batch.sizes[i], flips[i])
             for i, image in enumerate(chosen)
@@ -233,8 +231,6 @@ def box_batches(
             labels=[image.labels for image in chosen],
             extra=[batch.to_input(i, b) for i, b in enumerate(extra)],
             # Not the augmentation's seeds, so that a change in what one of them draws leaves the other as it is.
-            seeds=[step_seed(seed + 1, step, position) for position in positions],
+            seeds=[step_seed(self.seed + 1, step, position) for position in self._positions],
             masks=masks if len(masks) == len(chosen) else None,
         )
-
-    return at

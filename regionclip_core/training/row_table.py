@@ -7,9 +7,11 @@ that is mapped into memory: the kernel keeps the pages in use and can drop the o
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from multiprocessing.reduction import DupFd
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ class RowTable:
     """N index rows in the order in which they were added, with further columns.
 
     The file has no name, so it disappears with the object, or with the process, also if that is killed. It is in the
-    folder for temporary files (`TMPDIR`); every process of a training has its own.
+    folder for temporary files (`TMPDIR`); every process of a training has its own, which its loader's workers share.
     """
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
@@ -33,19 +35,30 @@ class RowTable:
 
         They have one schema: columns of tables.INDEX, `key` and `image_id` among them, and any others.
         """
-        self._table = pa.table({})
-        with tempfile.TemporaryFile(prefix="regionclip-rows-") as file:
-            writer: pa.RecordBatchFileWriter | None = None
-            for table in tables:
-                plain = table.replace_schema_metadata(None)
-                writer = writer or pa.ipc.new_file(file, plain.schema)
-                writer.write_table(plain, max_chunksize=_BATCH_ROWS)
-            if writer is not None:
-                writer.close()
-                file.flush()
-                # The mapping has its own descriptor, which keeps the nameless file alive.
-                whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(whole))).read_all()
+        self._file: BinaryIO = tempfile.TemporaryFile(prefix="regionclip-rows-")  # noqa: SIM115 (open as long as the object)
+        writer: pa.RecordBatchFileWriter | None = None
+        for table in tables:
+            plain = table.replace_schema_metadata(None)
+            writer = writer or pa.ipc.new_file(self._file, plain.schema)
+            writer.write_table(plain, max_chunksize=_BATCH_ROWS)
+        if writer is not None:
+            writer.close()
+            self._file.flush()
+        self._table = self._mapped()
+
+    def _mapped(self) -> pa.Table:
+        if not os.fstat(self._file.fileno()).st_size:
+            return pa.table({})
+        whole = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(whole))).read_all()
+
+    def __getstate__(self) -> Any:
+        """Return the open file, for a process that is being started: it maps the same pages, and no row is copied."""
+        return DupFd(self._file.fileno())
+
+    def __setstate__(self, file: Any) -> None:
+        self._file = os.fdopen(file.detach(), "rb")
+        self._table = self._mapped()
 
     def __len__(self) -> int:
         """N."""

@@ -30,6 +30,17 @@ Item = TypeVar("Item", bound=Keyed)
 Result = TypeVar("Result")
 
 
+def rank_positions(batch_size: int, rank: int, world_size: int) -> range:
+    """Return the positions in a global batch of `batch_size` images that a rank reads.
+
+    Raises:
+        ValueError: if `batch_size` is not a multiple of `world_size`.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"batch_size {batch_size} does not divide among {world_size} workers")
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
 class EpochOrder:
     """Maps a position to a sample's number: epoch e is one permutation of N, seeded by (seed, e)."""
 
@@ -43,9 +54,13 @@ class EpochOrder:
     def __getitem__(self, position: int) -> int:
         epoch, offset = divmod(position, self.count)
         if epoch != self._epoch:  # positions rise, so it is enough to keep one permutation
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            self._permutation = self.shuffled(epoch)
             self._epoch = epoch
         return int(self._permutation[offset])
+
+    def shuffled(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the permutation of an epoch, int64[N]."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.count)
 
 
 def repeat_factors(

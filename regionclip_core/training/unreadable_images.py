@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, TypeVar
 
 from regionclip_core.datasets.images import BadImage
@@ -32,6 +33,15 @@ class UnreadableImages:
         self._keys: set[str] = set()
         self._first: dict[str, str] = {}
         """Reasons of the first unreadable images, by key."""
+        self._notes: list[tuple[str, str | None]] | None = None
+
+    def take_notes(self) -> list[tuple[str, str | None]]:
+        """Return a new list that from now on gets the arguments of each `count`, which then neither counts nor raises.
+
+        For a process that reads for another one, which passes the notes to its own object's `count`.
+        """
+        self._notes = []
+        return self._notes
 
     def read(self, key: str, read: Callable[[Item], Result], item: Item) -> Result | None:
         """Return `read(item)`, or None after a warning if that raises BadImage.
@@ -40,27 +50,37 @@ class UnreadableImages:
             ErrorRateExceeded: if more than `max_error_rate` of all images are unreadable, or, after
                 ENOUGH_TO_JUDGE of them, that share of the images read so far. Names the first and their reasons.
         """
-        self._read += 1
         try:
-            return read(item)
+            found = read(item)
         except BadImage as error:
-            if key in self._keys:  # it comes again in every epoch
-                return None
-            self._keys.add(key)
-            if len(self._first) < SHOWN:
-                self._first[key] = error.reason
-            _log.warning("going on without image %s: %s", key, error.reason)
+            self.count(key, error.reason)
+            return None
+        self.count(key)
+        return found
+
+    def count(self, key: str, reason: str | None = None) -> None:
+        """Count an image that was read, or why it couldn't be; raises as `read` does."""
+        if self._notes is not None:
+            self._notes.append((key, reason))
+            return
+        self._read += 1
+        if reason is None or key in self._keys:  # a bad one comes again in every epoch
+            return
+        self._keys.add(key)
+        if len(self._first) < SHOWN:
+            self._first[key] = reason
+        _log.warning("going on without image %s: %s", key, reason)
         bad = len(self._keys)
         # The first is certain, however the training goes on. The second stops soon where half a large split is missing;
         # with a hundred unreadable images, their share so far is near enough to that of the split.
         certain = bad > self._rate * self._images
         if self._rate < 1 and (certain or (bad > ENOUGH_TO_JUDGE and bad > self._rate * self._read)):
             raise self.exceeded(f"{bad} of {self._images if certain else self._read} images can't be read")
-        return None
 
     def exceeded(self, what: str) -> ErrorRateExceeded:
         """Return the error to raise: `what` is wrong, what to do, and the first images with their reasons."""
-        first = "; ".join(f"{key}: {reason}" for key, reason in self._first.items())
+        noted = islice(((key, reason) for key, reason in self._notes or () if reason), SHOWN)
+        first = "; ".join(f"{key}: {reason}" for key, reason in self._first.items() or noted)
         return ErrorRateExceeded(
             f"{what}; execution.max_error_rate is {self._rate:g}. Fix the input and do the stage over (run it with "
             f"--force), or raise the limit (--max-error-rate). The first: {first}"

@@ -40,7 +40,7 @@ from regionclip_core.storage.records import (
     read_shard_records,
     shard_record_name,
 )
-from regionclip_core.storage.tars import scan_tar
+from regionclip_core.storage.tars import read_tar_index, scan_tar
 from regionclip_core.training.error_budget import is_bad
 from stages import declarations
 from stages.engine.plan import PlanLine
@@ -304,7 +304,7 @@ def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upst
 
 
 def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
-    """Each tar has the samples that its record and pairs.json say, all with the vocabulary of the labels."""
+    """Each tar has the samples that its record, index and pairs.json say, all with the vocabulary of the labels."""
     listing = folder.path("pairs.json")
     meta = folder.read_json("pairs.json") if "pairs.json" in names else None
     listed = {entry["shard"]: entry["samples"] for entry in meta["shards"]} if meta is not None else {}
@@ -312,7 +312,8 @@ def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstr
         path, digests = folder.path(f"pairs-{record.shard:05d}.tar"), Counter[str]()
         try:
             with folder.open(f"pairs-{record.shard:05d}.tar") as stream:
-                for sample in list(scan_tar(stream)):
+                samples = list(scan_tar(stream))
+                for sample in samples:
                     if len(sample.members) != 2 or "json" not in sample.members:
                         members = sorted(sample.members)
                         raise ValueError(f"sample {sample.key} has the members {members}, not an image and json")
@@ -324,6 +325,9 @@ def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstr
             continue
         if digests.total() != record.rows:
             yield f"{path}: {digests.total()} samples, its record says {record.rows}"
+        index = f"pairs-{record.shard:05d}.idx"
+        if read_tar_index(folder.read_bytes(index)) != [list(sample.members.values()) for sample in samples]:
+            yield f"{folder.path(index)}: the samples of {path} are elsewhere"
         if meta is not None:
             if listed.get(record.shard) != record.rows:
                 samples = listed.get(record.shard)

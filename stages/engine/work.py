@@ -43,6 +43,9 @@ R = TypeVar("R")
 PROGRESS_EVERY = 1.0
 """Seconds between two progress files of a job in a local workspace; ten times that in a remote one."""
 
+LOADER_WORKERS = 8
+"""Most processes that read for one training beside a GPU, where the config names no number."""
+
 
 @dataclass(frozen=True)
 class StageTask:
@@ -172,9 +175,12 @@ def merge(task: StageTask) -> StageOutcome:
 @failures_returned
 def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> StageOutcome:
     """Run a job in this process; with world_size > 1 torch.distributed is initialised already."""
-    threads = task.config.execution.threads or max(1, available_cpus() // local_world_size)
-    work, ctx = begin(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress)
+    execution, cpus = task.config.execution, max(1, available_cpus() // local_world_size)
+    work, ctx = begin(task, execution.threads or cpus, ProgressFile(Folder(task.out)) if rank == 0 else no_progress)
     ctx.rank, ctx.world_size = rank, world_size
+    ctx.loader_workers = execution.loader_workers or 0
+    if execution.loader_workers is None and ctx.device != "cpu":
+        ctx.loader_workers = min(LOADER_WORKERS, cpus)
     return _outcome(task, ctx, work.run(ctx))
 
 

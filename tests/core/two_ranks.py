@@ -26,9 +26,11 @@ from regionclip_core.config.tree import Config, OptimConfig
 from regionclip_core.detection.finetuning import DetectorTrainer, build_detector
 from regionclip_core.ops.image_batch import ImageBatch
 from regionclip_core.ops.masks import ImageMasks
+from regionclip_core.pretraining.captioned_images import ClipBatch
 from regionclip_core.pretraining.losses import image_text_contrastive
-from regionclip_core.pretraining.student import RegionBatch, RegionPretrainer, make_student
-from regionclip_core.pretraining.teacher import ClipBatch, ClipTrainer
+from regionclip_core.pretraining.region_batches import RegionBatch
+from regionclip_core.pretraining.student import RegionPretrainer, make_student
+from regionclip_core.pretraining.teacher import ClipTrainer
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.boxed_images import BoxBatch
 from regionclip_core.training.distributed import common_canvas, gather_rows

@@ -84,7 +84,7 @@ def test_pairs_are_the_labelled_split(tmp_path, inputs) -> None:
     assert [record.shard for record in records] == [0, 1]
     assert summary == {"samples": 7, "vocabulary": "pool"}
     rows = {row.key: row for shard in (0, 1) for row in read_index(inputs["data"], shard)}
-    samples = list(RegionPairs(out, 0, "pool").epoch(0))
+    samples = RegionPairs(out, 0, "pool").batch(0, 7)
     assert len(samples) == 7
     with ImageReader(inputs["data"]) as reader:
         for sample in samples:
@@ -103,14 +103,14 @@ def test_same_bytes_again(tmp_path, inputs) -> None:
         run_all(WORK, StageContext(make_config(), out, inputs))
         digests.append({w.name: w.sha256 for w in out.written})
     assert digests[0] == digests[1]
-    assert set(digests[0]) == {"pairs-00000.tar", "pairs-00001.tar", "pairs.json"}
+    assert set(digests[0]) == {*(f"pairs-0000{n}.{kind}" for n in (0, 1) for kind in ("tar", "idx")), "pairs.json"}
 
 
 def test_settings(tmp_path, inputs) -> None:
     out = Folder(str(tmp_path / "pairs"))
     _, summary = run_all(WORK, StageContext(make_config(max_regions=2, min_regions=2), out, inputs))
     assert summary["samples"] <= 7
-    assert {len(s.boxes) for s in RegionPairs(out, 0).epoch(0)} == {2}
+    assert {len(s.boxes) for s in RegionPairs(out, 0).batch(0, summary["samples"])} == {2}
     assert STAGES["pairs"].settings(make_config(max_regions=2)) != STAGES["pairs"].settings(make_config())
 
 

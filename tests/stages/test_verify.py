@@ -179,6 +179,8 @@ SPOILT = {
                        r"its concepts differ from .*concepts.txt"),
     "sample gone": ("pairs", spoil_tar(PAIRS, lambda m: m[2:]), r"pairs-00001.tar: 3 samples, its record says 4"),
     "half a sample": ("pairs", spoil_tar(PAIRS, lambda m: m[1:]), r"pairs-00001.tar: sample 00001-000000 has the mem"),
+    "index of pairs": ("pairs", lambda f: (f / "pairs-00001.idx").write_bytes((f / "pairs-00000.idx").read_bytes()),
+                       r"pairs-00001.idx: the samples of .*pairs-00001.tar are elsewhere"),
     "sample of others": ("pairs", spoil_tar(PAIRS, other_pool), r"pairs-00001.tar, 1 samples: of the vocabulary 0000"),
     "pairs.json": ("pairs", spoil_json("pairs.json", lambda v: {**v, "vocabulary": "d" * 64}), r"pairs.json: .*dddd"),
     "pairs counts": ("pairs", spoil_json("pairs.json", lambda v: {**v, "shards": v["shards"][:1]}),

@@ -36,7 +36,7 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.prompt_templates import SHORT
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.boxed_images import box_batches
+from regionclip_core.training.boxed_images import BoxBatches
 from regionclip_core.training.fit import FitResult
 from regionclip_core.training.sampling import RepeatOrder
 
@@ -108,11 +108,11 @@ def test_sampling_and_sizes_reach_the_training(
 ) -> None:
     seen = []
 
-    def watched(*args: Any, **values: Any) -> Any:
-        at = box_batches(*args, **values)
+    def watched(**values: Any) -> Any:
+        at = BoxBatches(**values)
         return lambda step: seen.append(at(step)) or seen[-1]
 
-    monkeypatch.setattr("regionclip_core.detection.finetuning.box_batches", watched)
+    monkeypatch.setattr("regionclip_core.detection.finetuning.BoxBatches", watched)
     changes = {"train_sizes": [40, 56], "sampling": "repeat_factor", "repeat_threshold": 1.0, "background": "zero"}
     config = tiny_config(finetune={**changes, "steps": 6, "flip": 0.0})
     finetuned(boxes_data, tmp_path, "run", config)
@@ -157,7 +157,7 @@ def test_a_new_detector_is_the_clip_model_and_a_seed() -> None:
 
 def training_batches(training: FinetuneData, data: Folder, clip: ClipModel, **values: Any) -> Any:
     places = {"image_size": 64, "max_size": 1333, "mean": clip.mean, "std": clip.std}
-    return box_batches(training.images, ImageReader(data), **places, **values)
+    return BoxBatches(images=training.images, reader=ImageReader(data), **places, **values)
 
 
 def finetuned(

@@ -24,7 +24,7 @@ from regionclip_core.detection.finetuning import (
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.boxed_images import BoxBatch, box_batches
+from regionclip_core.training.boxed_images import BoxBatch, BoxBatches
 from regionclip_core.training.fit import FitResult
 
 
@@ -51,8 +51,8 @@ def masked(**values: object) -> Config:
 
 def first_batch(training: FinetuneData, data: Folder, size: int, flip: float = 0.5) -> BoxBatch:
     clip = masked_clip()
-    return box_batches(
-        training.images, ImageReader(data), batch_size=size, image_size=64, max_size=200, flip=flip,
+    return BoxBatches(
+        images=training.images, reader=ImageReader(data), batch_size=size, image_size=64, max_size=200, flip=flip,
         mean=clip.mean, std=clip.std, seed=0,
     )(0)  # fmt: skip
 

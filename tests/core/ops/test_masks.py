@@ -14,7 +14,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.ops.boxes import flip_horizontal
 from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.boxed_images import box_batches, boxed_images
+from regionclip_core.training.boxed_images import BoxBatches, boxed_images
 
 SIZE = (60, 80)
 
@@ -122,8 +122,8 @@ def test_images_bring_the_masks_of_the_boxes_that_training_may_see(data: Folder)
 def test_masks_of_a_batch_are_where_its_boxes_are(data: Folder, flip: float) -> None:
     """Each box holds its triangle, mirrored where the image was."""
     images = boxed_images(data, "train", set(BASE_IDS), masks=True)
-    at = box_batches(
-        images, ImageReader(data), batch_size=5, image_size=96, max_size=130, flip=flip,
+    at = BoxBatches(
+        images=images, reader=ImageReader(data), batch_size=5, image_size=96, max_size=130, flip=flip,
         mean=(0.5,) * 3, std=(0.25,) * 3, seed=0,
     )  # fmt: skip
     batch = at(0)
@@ -142,8 +142,8 @@ def test_masks_of_a_batch_are_where_its_boxes_are(data: Folder, flip: float) -> 
 
 def test_a_batch_without_masks_says_so(boxes_data: Folder) -> None:
     images = boxed_images(boxes_data, "train", set(BASE_IDS))
-    at = box_batches(
-        images, ImageReader(boxes_data), batch_size=2, image_size=48, max_size=99, flip=0.5,
+    at = BoxBatches(
+        images=images, reader=ImageReader(boxes_data), batch_size=2, image_size=48, max_size=99, flip=0.5,
         mean=(0.5,) * 3, std=(0.25,) * 3, seed=0,
     )  # fmt: skip
     assert at(0).masks is None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import webdataset as wds
 
 from regionclip_core.config.tree import PairsConfig
 from regionclip_core.datasets.images import encode_png
@@ -19,6 +22,7 @@ from regionclip_core.datasets.index import IndexRow, index_name, write_index
 from regionclip_core.pretraining.pairs import (
     REGION_FIELDS,
     RegionPairs,
+    RegionSample,
     best_regions,
     encode_body,
     labels_digest,
@@ -84,8 +88,7 @@ def make_pairs(folders: tuple[Folder, Folder, Folder], sizes: list[int], **setti
     for shard, size in enumerate(sizes):
         rows = [label_row(rng, f"{shard}/a.b.{i}", 4, 1 + i % 4) for i in range(size)]
         write_inputs(data, labels, shard, rows)
-        with pairs.write(pairs_name(shard)) as file:
-            counts, _ = write_pairs(file, data, labels, shard, PairsConfig(**settings))
+        counts, _ = write_pairs(pairs, data, labels, shard, PairsConfig(**settings))
         written.append((shard, counts["ok"]))
         everything += rows
     write_meta(pairs, written, stored_probabilities(labels, list(range(len(sizes)))), DIGEST)
@@ -94,7 +97,7 @@ def make_pairs(folders: tuple[Folder, Folder, Folder], sizes: list[int], **setti
 
 def test_samples_come_back_to_the_bit(folders) -> None:
     rows = {row["key"]: row for row in make_pairs(folders, [5, 3])}
-    samples = list(RegionPairs(folders[2], 0, DIGEST).epoch(0))
+    samples = epoch(RegionPairs(folders[2], 0, DIGEST))
     assert {sample.key for sample in samples} == set(rows)
     for sample in samples:
         row = rows[sample.key]
@@ -111,18 +114,15 @@ def test_samples_come_back_to_the_bit(folders) -> None:
 
 
 def test_image_bytes_are_copied(folders) -> None:
-    data, labels, _ = folders
+    data, labels, pairs = folders
     images = write_inputs(data, labels, 0, [label_row(np.random.default_rng(0), "x", 2, 2)])
-    buffer = io.BytesIO()
-    write_pairs(buffer, data, labels, 0, PairsConfig())
-    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
+    write_pairs(pairs, data, labels, 0, PairsConfig())
+    with tarfile.open(pairs.path(pairs_name(0))) as tar:
         assert tar.getnames() == ["00000-000000.png", "00000-000000.json"]
         assert tar.extractfile("00000-000000.png").read() == images["x"]
 
 
 def test_webdataset_reads_the_tars_by_itself(folders) -> None:
-    import webdataset as wds
-
     make_pairs(folders, [4])
     path = folders[2].path(pairs_name(0))
     samples = list(wds.WebDataset(path, shardshuffle=False).decode("rgb8"))
@@ -132,7 +132,7 @@ def test_webdataset_reads_the_tars_by_itself(folders) -> None:
 
 
 def test_what_is_left_out_is_counted(folders) -> None:
-    data, labels, _ = folders
+    data, labels, pairs = folders
     rng = np.random.default_rng(0)
     rows = [
         label_row(rng, "good", 5, 4),
@@ -142,10 +142,9 @@ def test_what_is_left_out_is_counted(folders) -> None:
         label_row(rng, "silent", 5, 4),  # has no caption
     ]
     write_inputs(data, labels, 0, rows)
-    buffer = io.BytesIO()
-    counts, _ = write_pairs(buffer, data, labels, 0, PairsConfig(max_regions=3, min_regions=2))
+    counts, _ = write_pairs(pairs, data, labels, 0, PairsConfig(max_regions=3, min_regions=2))
     assert counts == {"ok": 1, "few_regions": 2, "not_labelled": 1, "no_caption": 1}
-    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
+    with tarfile.open(pairs.path(pairs_name(0))) as tar:
         body = json.loads(tar.extractfile("00000-000000.json").read())
     assert len(body["boxes"]) == 3
     assert body["score"] == sorted(body["score"], reverse=True)
@@ -155,36 +154,35 @@ def test_images_without_regions_can_be_kept(folders) -> None:
     data, labels, pairs = folders
     rng = np.random.default_rng(0)
     write_inputs(data, labels, 0, [label_row(rng, "none", 2, 0), label_row(rng, "two", 2, 2)])
-    with pairs.write(pairs_name(0)) as file:
-        assert write_pairs(file, data, labels, 0, PairsConfig(min_regions=0))[0]["ok"] == 2
+    assert write_pairs(pairs, data, labels, 0, PairsConfig(min_regions=0))[0]["ok"] == 2
     write_meta(pairs, [(0, 2)], TOP_K, DIGEST)
-    samples = {s.key: s for s in RegionPairs(pairs, 0).epoch(0)}
+    samples = {s.key: s for s in epoch(RegionPairs(pairs, 0))}
     assert samples["none"].boxes.shape == (0, 4)
     assert samples["none"].top_concepts.shape == (0, TOP_K)
     assert torch.cat([s.top_probabilities for s in samples.values()]).shape == (2, TOP_K)
 
 
 def test_unreadable_image_costs_itself(folders) -> None:
-    data, labels, _ = folders
+    data, labels, pairs = folders
     rng = np.random.default_rng(0)
     write_inputs(data, labels, 0, [label_row(rng, "a", 2, 2), label_row(rng, "b", 2, 2)])
     tar = bytearray(data.read_bytes("images-00000.tar"))
     tar[512:520] = bytes(8)  # the first image's signature
     data.write_bytes("images-00000.tar", bytes(tar))
-    counts, [bad] = write_pairs(io.BytesIO(), data, labels, 0, PairsConfig())
+    counts, [bad] = write_pairs(pairs, data, labels, 0, PairsConfig())
     assert counts == {"ok": 1, "bad_image": 1}
     assert (bad["key"], bad["status"]) == ("a", "bad_image") and bad["reason"].startswith("bad_image: ")
 
 
 def test_artifacts_of_two_runs_do_not_mix(folders) -> None:
-    data, labels, _ = folders
+    data, labels, pairs = folders
     rng = np.random.default_rng(0)
     write_inputs(data, labels, 0, [label_row(rng, "a", 2, 2)])
     rows = [label_row(rng, "unknown", 2, 2)]
     with labels.write("labels-00000.parquet") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=LABELS.with_metadata({"vocabulary": DIGEST})), file)
     with pytest.raises(ValueError, match=r"labels of shard 0: row 0 is of image 'unknown', in the data index of 'a'"):
-        write_pairs(io.BytesIO(), data, labels, 0, PairsConfig())
+        write_pairs(pairs, data, labels, 0, PairsConfig())
     with labels.write("labels-00000.parquet") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=LABELS), file)
     with pytest.raises(ValueError, match="no vocabulary digest"):
@@ -209,45 +207,69 @@ def test_floats_are_short_and_exact() -> None:
 # ---------------------------------------------------------------- the loader's order
 
 
-def keys(samples: Any, count: int | None = None) -> list[str]:
-    from itertools import islice
+def epoch(pairs: RegionPairs, number: int = 0) -> list[RegionSample]:
+    return [pairs[number * len(pairs) + place] for place in range(len(pairs))]
 
-    return [sample.key for sample in islice(samples, count)]
+
+def keys(samples: list[RegionSample]) -> list[str]:
+    return [sample.key for sample in samples]
+
+
+def streamed(pairs: Folder, seed: int, buffer: int, epoch: int) -> list[str]:
+    """The keys of an epoch as webdataset streams and shuffles whole tars."""
+    order = sorted(entry["shard"] for entry in pairs.read_json("pairs.json")["shards"])
+    random.Random(f"{seed} {epoch} shards").shuffle(order)
+    urls = [pairs.path(pairs_name(shard)) for shard in order]
+    rng = random.Random(f"{seed} {epoch} buffer")
+    stream = wds.DataPipeline(
+        wds.SimpleShardList(urls), wds.tarfile_to_samples(), wds.shuffle(buffer, initial=buffer, rng=rng)
+    )
+    return [json.loads(sample["json"])["key"] for sample in stream]
 
 
 @pytest.mark.parametrize("buffer", [1, 4, 1000])
-def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(folders, buffer: int) -> None:
+def test_the_order_is_that_of_webdatasets_stream(folders, buffer: int) -> None:
     rows = make_pairs(folders, [7, 5, 9])
-    pairs = RegionPairs(folders[2], 0, buffer=buffer)
+    pairs = RegionPairs(folders[2], 3, buffer=buffer)
     assert len(pairs) == 21
-    first, again, second = (keys(pairs.epoch(e)) for e in (0, 0, 1))
-    assert first == again
-    assert first != second
-    assert first != keys(RegionPairs(folders[2], 1, buffer=buffer).epoch(0))
-    for order in (first, second):
+    orders = [keys(epoch(pairs, number)) for number in range(3)]
+    assert orders == [streamed(folders[2], 3, buffer, number) for number in range(3)]
+    other = RegionPairs(folders[2], 4, buffer=buffer)
+    assert len({tuple(order) for order in orders}) > 1
+    assert orders != [keys(epoch(other, number)) for number in range(3)]
+    for order in orders:
         assert sorted(order) == sorted(row["key"] for row in rows)
 
 
-@pytest.mark.parametrize("buffer", [1, 3, 8, 1000])
-def test_skip_is_exact(folders, buffer: int) -> None:
-    make_pairs(folders, [3, 4, 5, 2])
-    pairs = RegionPairs(folders[2], 5, buffer=buffer)
-    whole = keys(pairs.epoch(2))
-    for skip in range(15):
-        assert keys(pairs.epoch(2, skip)) == whole[skip:]
-
-
-def test_skip_does_not_open_what_lies_before(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_one_read_and_an_index_is_read_once(folders, monkeypatch: pytest.MonkeyPatch) -> None:
     make_pairs(folders, [4] * 6)
     pairs = RegionPairs(folders[2], 0, buffer=2)
     opened: list[str] = []
     plain_open = Folder.open
     monkeypatch.setattr(Folder, "open", lambda self, name: opened.append(name) or plain_open(self, name))
-    keys(pairs.epoch(0))
-    assert len(opened) == 6
-    opened.clear()
-    assert len(keys(pairs.epoch(0, skip=20))) == 4
-    assert len(opened) <= 2
+    for step in range(1, 6, 3):  # what one of three workers reads
+        pairs.batch(step, 4)
+    assert len([name for name in opened if name.endswith(".tar")]) == 8
+    indices = [name for name in opened if name.endswith(".idx")]
+    assert len(indices) == len(set(indices)) <= 6
+
+
+def test_few_indices_are_kept(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pairs(folders, [3, 4, 5, 2])
+    whole = keys(epoch(RegionPairs(folders[2], 0)))
+    monkeypatch.setattr("regionclip_core.pretraining.pairs._INDICES", 2)
+    pairs = RegionPairs(folders[2], 0)
+    assert keys(epoch(pairs)) == whole
+    assert len(pairs._indices) == 2
+
+
+def test_the_index_is_what_tar_says_in_the_form_of_wds2idx(folders) -> None:
+    make_pairs(folders, [3])
+    first, *lines = folders[2].read_bytes("pairs-00000.idx").decode().splitlines()
+    assert first == "v1.2 3"
+    with tarfile.open(folders[2].path(pairs_name(0))) as tar:
+        members = [f"{m.name[13:]} {m.offset_data} {m.size} {m.name}" for m in tar.getmembers()]
+    assert lines == [" ".join(members[i : i + 2]) for i in (0, 2, 4)]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -255,13 +277,11 @@ def test_ranks_share_the_same_global_batches(folders, world_size: int) -> None:
     make_pairs(folders, [7, 6])  # 13: no multiple of either
     pairs = RegionPairs(folders[2], 0, buffer=4)
     batch = 6
-    alone = pairs.batches_at(batch)
-    shares = [pairs.batches_at(batch, rank, world_size) for rank in range(world_size)]
     for step in range(7):  # more than three epochs
-        parts = [keys(share(step)) for share in shares]
+        parts = [keys(pairs.batch(step, batch, rank, world_size)) for rank in range(world_size)]
         assert {len(part) for part in parts} == {batch // world_size}
         merged = [parts[i % world_size][i // world_size] for i in range(batch)]
-        assert merged == keys(alone(step))
+        assert merged == keys(pairs.batch(step, batch))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -278,48 +298,39 @@ def test_the_next_readable_sample_stands_in_for_a_bad_one(folders, world_size: i
                     data[member.offset_data + 20 : member.offset_data + member.size] = bytes(member.size - 20)
         pairs.write_bytes(pairs_name(shard), bytes(data))
     plain = RegionPairs(pairs, 0, buffer=4)
-    order = [key for epoch in range(7) for key in keys(plain.epoch(epoch))]
+    order = [key for number in range(7) for key in keys(epoch(plain, number))]
     expected = [next(key for key in order[place:] if key not in torn) for place in range(42)]
     loader = RegionPairs(pairs, 0, buffer=4)
-    shares = [loader.batches_at(6, rank, world_size) for rank in range(world_size)]
-    for step in (0, 1, 2, 5, 6, 3):  # also a place that is gone to at once
-        parts = [keys(share(step)) for share in shares]
+    for step in (0, 1, 2, 5, 6, 3):
+        parts = [keys(loader.batch(step, 6, rank, world_size)) for rank in range(world_size)]
         merged = [parts[i % world_size][i // world_size] for i in range(6)]
         assert merged == expected[6 * step : 6 * step + 6]
     assert loader.unreadable.counts() == {"bad_image": 3}
     assert set(loader.unreadable.summary()["unreadable"]["first"]) == torn
-    strict = RegionPairs(pairs, 0, buffer=4, max_error_rate=0.2).batches_at(13)
+    strict = RegionPairs(pairs, 0, buffer=4, max_error_rate=0.2)
     with pytest.raises(ErrorRateExceeded, match="3 of 13 images can't be read"):
-        strict(0)
+        strict.batch(0, 13)
 
 
 def test_pairs_without_a_readable_image_say_so(folders) -> None:
     make_pairs(folders, [3])
     loader = RegionPairs(folders[2], 0)
-    plain = loader._endless
-    loader._endless = lambda position: ({**members, "png": b"torn"} for members in plain(position))
+    plain = loader._decoded
+    loader._decoded = lambda found: replace(plain(found), image_bytes=b"torn")
     with pytest.raises(ErrorRateExceeded, match=r"100 images in a row can't be read.*--force.*0/a\.b\.[012]: "):
-        loader.batches_at(2)(0)
-
-
-def test_stream_from_any_position(folders) -> None:
-    make_pairs(folders, [3, 2])
-    pairs = RegionPairs(folders[2], 0, buffer=3)
-    whole = [key for epoch in range(4) for key in keys(pairs.epoch(epoch))]
-    for position in range(12):
-        at = pairs.batches_at(1)
-        assert [key for step in range(position, position + 5) for key in keys(at(step))] == whole[position:][:5]
+        loader.batch(0, 2)
 
 
 def test_batches_at_any_step(folders) -> None:
     make_pairs(folders, [5, 4])
-    steady = RegionPairs(folders[2], 0).batches_at(4)
-    in_order = [keys(steady(step)) for step in range(8)]
-    jumping = RegionPairs(folders[2], 0).batches_at(4)
+    pairs = RegionPairs(folders[2], 0)
+    in_order = [keys(pairs.batch(step, 4)) for step in range(8)]
+    assert [key for batch in in_order for key in batch] == [pairs[position].key for position in range(32)]
+    jumping = RegionPairs(folders[2], 0)
     for step in (5, 6, 2, 2, 7, 0):
-        assert keys(jumping(step)) == in_order[step]
+        assert keys(jumping.batch(step, 4)) == in_order[step]
     with pytest.raises(ValueError, match="batch_size 5 does not divide among 2 workers"):
-        RegionPairs(folders[2], 0).batches_at(5, 0, 2)
+        pairs.batch(0, 5, 0, 2)
 
 
 def test_another_pool_is_refused_with_both_digests(folders) -> None:
@@ -327,8 +338,8 @@ def test_another_pool_is_refused_with_both_digests(folders) -> None:
     with pytest.raises(ValueError, match=r"d{12}, expected e{12}"):
         RegionPairs(folders[2], 0, "e" * 64)
     write_meta(folders[2], [(0, 3)], TOP_K, "e" * 64)  # a meta file that doesn't fit its tars
-    with pytest.raises(ValueError, match=r"sample 00000-000000 .*d{12}, expected e{12}"):
-        list(RegionPairs(folders[2], 0, "e" * 64, buffer=1).epoch(0))
+    with pytest.raises(ValueError, match=r"pairs-00000.tar, byte \d+ .*d{12}, expected e{12}"):
+        epoch(RegionPairs(folders[2], 0, "e" * 64, buffer=1))
 
 
 def test_a_wrong_count_is_refused(folders) -> None:
@@ -336,7 +347,18 @@ def test_a_wrong_count_is_refused(folders) -> None:
     for claimed in (2, 4):
         write_meta(folders[2], [(0, claimed)], TOP_K, DIGEST)
         with pytest.raises(ValueError, match=f"has 3 samples, expected {claimed}"):
-            list(RegionPairs(folders[2], 0).epoch(0))
+            epoch(RegionPairs(folders[2], 0))
+
+
+def test_a_tar_that_the_index_does_not_fit_is_refused(folders) -> None:
+    make_pairs(folders, [3, 3])
+    whole = folders[2].read_bytes(pairs_name(0))
+    for wrong in (whole[512:], whole[:2000]):
+        folders[2].write_bytes(pairs_name(0), wrong)
+        with pytest.raises(
+            ValueError, match=r"pairs-00000\.tar, byte \d+: not the sample .* run the pairs stage again"
+        ):
+            epoch(RegionPairs(folders[2], 0))
 
 
 def test_no_pairs_at_all(folders) -> None:
@@ -350,4 +372,4 @@ def test_remote_tars(folders, tmp_path) -> None:
     remote = Folder(f"memory://{tmp_path.name}/pairs")
     for name in folders[2].names():
         remote.write_bytes(name, folders[2].read_bytes(name))
-    assert keys(RegionPairs(remote, 0).epoch(0)) == keys(RegionPairs(folders[2], 0).epoch(0))
+    assert keys(RegionPairs(remote, 0).batch(0, 5)) == keys(RegionPairs(folders[2], 0).batch(0, 5))

@@ -16,14 +16,15 @@ from small_artifacts import tiny_clip, unnormalised
 from regionclip_core.config.tree import TeacherTraining
 from regionclip_core.datasets.images import BadImage
 from regionclip_core.datasets.index import IndexRow
-from regionclip_core.pretraining.teacher import (
+from regionclip_core.models.clip import ClipModel
+from regionclip_core.pretraining.captioned_images import (
     CaptionedImage,
     CaptionedImages,
     ClipBatch,
-    ClipTrainer,
+    ClipBatches,
     augment,
-    clip_batches,
 )
+from regionclip_core.pretraining.teacher import ClipTrainer
 
 
 def training(**values: Any) -> TeacherTraining:
@@ -103,6 +104,11 @@ def numbered(count: int, bad: tuple[int, ...] = ()) -> list[CaptionedImage]:
     return [CaptionedImage(str(n), partial(read, n), (f"one {n}", f"two {n}")) for n in range(count)]
 
 
+def batches_of(images: list[CaptionedImage], clip: ClipModel, **values: Any) -> ClipBatches:
+    sizes = {"image_size": clip.image_size, "mean": clip.mean, "std": clip.std}
+    return ClipBatches(images=images, training=training(), **sizes, **values)
+
+
 def levels(batch: ClipBatch) -> list[int]:
     """Which pictures a batch holds."""
     return [
@@ -112,7 +118,7 @@ def levels(batch: ClipBatch) -> list[int]:
 
 def test_epochs_are_permutations_and_captions_stay_with_their_images() -> None:
     clip = tiny_clip()
-    at = clip_batches(numbered(12), clip, training(), seed=1)
+    at = batches_of(numbered(12), clip, seed=1)
     batches = [at(step) for step in range(30)]
     seen = [n for batch in batches for n in levels(batch)]
     captions = [caption for batch in batches for caption in batch.captions]
@@ -128,8 +134,8 @@ def test_epochs_are_permutations_and_captions_stay_with_their_images() -> None:
 
 def test_ranks_share_the_global_batch() -> None:
     clip = tiny_clip()
-    whole = clip_batches(numbered(10), clip, training(), seed=1)
-    parts = [clip_batches(numbered(10), clip, training(), seed=1, rank=rank, world_size=2) for rank in (0, 1)]
+    whole = batches_of(numbered(10), clip, seed=1)
+    parts = [batches_of(numbered(10), clip, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
     for step in range(6):
         assert levels(whole(step)) == levels(parts[0](step)) + levels(parts[1](step))
         assert len(parts[0](step).captions) == 2
@@ -137,17 +143,17 @@ def test_ranks_share_the_global_batch() -> None:
 
 def test_a_batch_depends_on_its_step_alone() -> None:
     clip = tiny_clip()
-    straight = clip_batches(numbered(10), clip, training(), seed=1)
+    straight = batches_of(numbered(10), clip, seed=1)
     expected = [straight(step) for step in range(5)][4]
-    again = clip_batches(numbered(10), clip, training(), seed=1)(4)
-    other = clip_batches(numbered(10), clip, training(), seed=2)(4)
+    again = batches_of(numbered(10), clip, seed=1)(4)
+    other = batches_of(numbered(10), clip, seed=2)(4)
     assert torch.equal(again.images, expected.images)
     assert again.captions == expected.captions != other.captions
 
 
 def test_a_torn_image_is_replaced_together_with_its_caption() -> None:
-    at = clip_batches(numbered(8, bad=(3,)), tiny_clip(), training(), seed=0)
-    whole = clip_batches(numbered(8), tiny_clip(), training(), seed=0)
+    at = batches_of(numbered(8, bad=(3,)), tiny_clip(), seed=0)
+    whole = batches_of(numbered(8), tiny_clip(), seed=0)
     batches = [at(step) for step in range(2)]
     order = [n for step in range(3) for n in levels(whole(step))]
     assert [n for batch in batches for n in levels(batch)] == [
@@ -159,9 +165,9 @@ def test_a_torn_image_is_replaced_together_with_its_caption() -> None:
 
 def test_impossible_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size 4 exceeds the 3 captioned images"):
-        clip_batches(numbered(3), tiny_clip(), training(), seed=0)
+        batches_of(numbered(3), tiny_clip(), seed=0)
     with pytest.raises(ValueError, match="batch_size 4 does not divide among 3 workers"):
-        clip_batches(numbered(9), tiny_clip(), training(), seed=0, world_size=3)
+        batches_of(numbered(9), tiny_clip(), seed=0, world_size=3)
 
 
 @pytest.mark.parametrize(("log_scale", "scale"), [(2.0, np.exp(2.0)), (9.0, 100.0)])

@@ -26,7 +26,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import Folder
-from regionclip_core.training.boxed_images import BoxBatch, BoxedImage, box_batches, boxed_images, labelled_boxes
+from regionclip_core.training.boxed_images import BoxBatch, BoxBatches, BoxedImage, boxed_images, labelled_boxes
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
@@ -41,7 +41,7 @@ def naive_boxes(row: IndexRow, allowed: tuple[int, ...]) -> list[tuple[list[floa
 
 def batches(data: Folder, images: list[BoxedImage], **settings: Any) -> Any:
     defaults: dict[str, Any] = {"batch_size": 2, "image_size": 48, "max_size": 200, "flip": 0.0, "seed": 5}
-    return box_batches(images, ImageReader(data), mean=MEAN, std=STD, **{**defaults, **settings})
+    return BoxBatches(images=images, reader=ImageReader(data), mean=MEAN, std=STD, **{**defaults, **settings})
 
 
 def assert_same(one: BoxBatch, other: BoxBatch) -> None:

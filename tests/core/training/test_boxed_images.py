@@ -20,7 +20,7 @@ from torch import Tensor
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.detection.finetuning import FinetuneData, build_detector, finetune_data, finetune_detector
-from regionclip_core.pretraining.teacher import CaptionedImage, captioned_images
+from regionclip_core.pretraining.captioned_images import CaptionedImage, captioned_images
 from regionclip_core.proposals import recall
 from regionclip_core.proposals.network import build_network, train_network
 from regionclip_core.proposals.proposers import read_proposals
@@ -189,7 +189,7 @@ def test_a_proposal_network_from_lists_is_the_same(
     assert any(not torch.equal(start[name], results[0][name]) for name in start)
 
 
-def captioned_list(data: Folder, splits: Sequence[str]) -> list[CaptionedImage]:
+def captioned_list(data: Folder, splits: Sequence[str], readers: int = 1) -> list[CaptionedImage]:
     """`captioned_images`, all in memory."""
     reader = ImageReader(data)
     usable = [row for row in rows_of(data, *splits) if row.status == "ok" and row.captions]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,27 +13,8 @@ from two_ranks import job_config, run_jobs
 
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.records import Folder
-from regionclip_core.training import fit as training
 from stages.base import StageContext
 from stages.declarations import STAGES
-
-
-class Inline:
-    """An executor whose work is done at once, in the caller's thread."""
-
-    def __init__(self, **_: Any) -> None:
-        pass
-
-    def __enter__(self) -> Inline:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, call: Any, *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(call(*arguments))
-        return future
 
 
 def config() -> Config:
@@ -76,11 +55,9 @@ def test_the_second_device_is_seen() -> None:
             a.numpy()
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 @pytest.mark.parametrize("name", ["teacher", "rpn", "pretrain", "finetune"])
-def test_a_training_is_the_same_on_another_device(
-    jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(training, "ThreadPoolExecutor", Inline)
+def test_a_training_is_the_same_on_another_device(jobs: Path, tmp_path: Path, name: str) -> None:
     with second_device() as there:
         train(jobs, name, tmp_path, str(DEVICE))
         assert there.count > 100

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from regionclip_core.config.tree import OptimConfig
 from regionclip_core.storage.records import Folder
 from regionclip_core.training import fit as training
-from regionclip_core.training.fit import FitResult, NonFiniteLoss, _batches, fit, save_checkpoint, step_seed
+from regionclip_core.training.fit import FitResult, NonFiniteLoss, fit, save_checkpoint, step_seed
 
 OPTIM = OptimConfig(lr=0.02, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)
 
@@ -247,35 +246,6 @@ def test_single_parameters_can_learn_faster(tmp_path: Path) -> None:
         lr_factors={"fast": 10.0},
     )
     assert (model.slow.item(), model.fast.item()) == (pytest.approx(0.99), pytest.approx(0.9))
-
-
-class Placed(NamedTuple):
-    """A batch that says where it is, and in which thread it was put there."""
-
-    name: str
-    device: torch.device | None = None
-    thread: str = ""
-
-    def to(self, device: torch.device) -> Placed:
-        return Placed(self.name, device, threading.current_thread().name)
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_batches_come_in_order_from_the_first_asked_for(ahead: bool) -> None:
-    """On the very GPU that is asked for: another thread's "cuda" may be another one."""
-    asked: list[int] = []
-
-    def at(step: int) -> Placed:
-        asked.append(step)
-        return Placed(f"batch {step}")
-
-    device = torch.device("cuda", 1)
-    found = list(_batches(at, 3, 7, device, ahead))
-    assert [(step, batch.name) for step, batch in found] == [(step, f"batch {step}") for step in range(3, 7)]
-    assert {batch.device for _, batch in found} == {device}
-    assert {batch.thread.startswith("batches") for _, batch in found} == {ahead}
-    assert asked == [3, 4, 5, 6]
-    assert list(_batches(at, 7, 7, device, ahead)) == []
 
 
 def test_checkpoints_that_cannot_be_read_do_not_push_out_new_ones(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""The batches of pretraining: pairs decoded, flipped and resized, with a random subset of regions where there are many.
+
+B images, R regions (all images together), K stored teacher probabilities per region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regionclip_core.config.tree import PretrainConfig
+from regionclip_core.ops.boxes import flip_horizontal
+from regionclip_core.ops.image_batch import Batch, ImageBatch, batch_images
+from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
+from regionclip_core.training.fit import step_seed
+
+
+@dataclass(frozen=True)
+class RegionBatch(Batch):
+    """One rank's part of a step: images with their labelled regions and one caption each."""
+
+    images: ImageBatch
+    boxes: list[Tensor]
+    """One float32[R_i, 4] per image, xyxy, pixels of the network's input."""
+    concept_id_R: Tensor
+    top_concepts_RK: Tensor
+    top_probabilities_RK: Tensor
+    residual_mass_R: Tensor
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class RegionBatches:
+    """Reads this rank's share of the global batch of a step: `batches(step)`. Small when pickled."""
+
+    samples: RegionPairs
+    settings: PretrainConfig
+    mean: Sequence[float]
+    std: Sequence[float]
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __call__(self, step: int) -> RegionBatch:
+        """Return the batch of a 0-based step."""
+        samples = self.samples.batch(step, self.settings.batch_size, self.rank, self.world_size)
+        return collate(samples, self.settings, self.mean, self.std, self.seed, step, self.rank, self.world_size)
+
+
+def collate(
+    samples: Sequence[RegionSample],
+    settings: PretrainConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    step: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> RegionBatch:
+    """Return a batch of samples: decoded, flipped and resized, with a random subset of regions if there are too many.
+
+    `samples` have every `world_size`-th position of the global batch from `rank` on. What is drawn for a sample
+    depends on its position alone, so it is the same for any number of ranks.
+    """
+    images, boxes, picks, captions = [], [], [], []
+    for number, sample in enumerate(samples):
+        rng = np.random.default_rng(step_seed(seed, step, number * world_size + rank))
+        image = sample.image
+        pick = np.sort(rng.permutation(len(sample.boxes))[: settings.regions_per_image])
+        box = sample.boxes[pick]
+        if rng.uniform() < settings.flip:
+            image = torch.flip(image, [2])
+            box = flip_horizontal(box, image.shape[2])
+        images.append(image)
+        boxes.append(box)
+        picks.append(pick)
+        captions.append(sample.captions[rng.integers(len(sample.captions))])
+    batch = batch_images(images, settings.image_size, settings.max_size, mean, std, settings.resize)
+
+    def regions(name: str) -> Tensor:
+        return torch.cat([getattr(s, name)[p] for s, p in zip(samples, picks, strict=True)])
+
+    return RegionBatch(
+        images=batch,
+        boxes=[batch.to_input(i, b) for i, b in enumerate(boxes)],
+        concept_id_R=regions("concept_id"),
+        top_concepts_RK=regions("top_concepts"),
+        top_probabilities_RK=regions("top_probabilities"),
+        residual_mass_R=regions("residual_mass"),
+        captions=captions,
+    )
