@@ -272,7 +272,7 @@ class OpenVocabularyDetector(nn.Module):
     def classify_proposals(self, batch: ImageBatch, proposals: Sequence[Tensor]) -> ClassifiedProposals:
         """Run the networks: the first half of `detect`."""
         features = self.encoder.features(batch.tensor, batch.sizes)
-        return ClassifiedProposals(features, self._head(self.encoder.pool(self.encoder.regions(features, proposals))))
+        return ClassifiedProposals(features, self._head(self.encoder.embed(features, proposals)))
 
     @torch.no_grad()
     def choose(

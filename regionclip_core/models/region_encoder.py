@@ -7,13 +7,17 @@ here; a size is (height, width) in input pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
+
+from regionclip_core.ops.roi_align import roi_align
 
 Sizes = Sequence[tuple[int, int]]
 Part = list[nn.Module | nn.Parameter]
+ALIGNED_AT_ONCE = 256  # regions whose aligned maps are in memory at once where no gradient needs them
 
 
 class RegionEncoder(nn.Module, ABC):
@@ -47,20 +51,22 @@ class RegionEncoder(nn.Module, ABC):
 
         `boxes`: per image [R_i, 4] float32, input pixels; they are not clipped, and may have no area.
         """
-        assert len(boxes) == len(features)  # roi_align itself would not notice
-        aligned = roi_align(
-            features,
-            list(boxes),
-            output_size=self.roi_size,
-            spatial_scale=1.0 / self.stride,
-            sampling_ratio=self.sampling_ratio,
-            aligned=True,
-        )
-        return self.refine(aligned)
+        return torch.cat(list(self.region_maps(features, _rois(features, boxes))))
 
-    def refine(self, aligned: Tensor) -> Tensor:
-        """Compute what comes between RoIAlign and pooling; by default nothing."""
-        return aligned
+    def embed(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Return `pool(regions(features, boxes))`, [R, D], without having the maps of all regions at once."""
+        return torch.cat([self.pool(maps) for maps in self.region_maps(features, _rois(features, boxes))])
+
+    def region_maps(self, features: Tensor, rois: Tensor) -> Iterator[Tensor]:
+        """Yield `regions` in parts of any length, at least one; by default what RoIAlign gives.
+
+        `rois`: float32[R, 5], number of the image and box.
+        """
+        yield from (self.align(features, some) for some in torch.split(rois, ALIGNED_AT_ONCE))
+
+    def align(self, features: Tensor, rois: Tensor, mean_of: int = 1) -> Tensor:
+        """RoIAlign regions [R, 5] to [R, C, k', k'], k' = roi_size / mean_of bins per side."""
+        return roi_align(features, rois, self.roi_size, 1.0 / self.stride, self.sampling_ratio, mean_of)
 
     @abstractmethod
     def pool(self, region_maps: Tensor) -> Tensor:
@@ -68,7 +74,7 @@ class RegionEncoder(nn.Module, ABC):
 
     def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> Tensor:
         """Return the embeddings [R, D], not normalised, of the boxes of images [B, 3, H, W]."""
-        return self.pool(self.regions(self.features(images, sizes), boxes))
+        return self.embed(self.features(images, sizes), boxes)
 
     @abstractmethod
     def parts(self) -> list[Part]:
@@ -90,3 +96,9 @@ class RegionEncoder(nn.Module, ABC):
                 item.requires_grad_(False)
         for parameter in self.never_trained():
             parameter.requires_grad_(False)
+
+
+def _rois(features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """Return [R, 5], each box after the number of its image."""
+    assert len(boxes) == len(features)
+    return torch.cat([F.pad(b.to(torch.float32), (1, 0), value=number) for number, b in enumerate(boxes)])

@@ -7,7 +7,7 @@ tokens of a map [h, w], A heads of d channels (C = A*d).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,12 @@ from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
 from regionclip_core.config.architectures import RESNET_STRIDE
-from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
+from regionclip_core.models.folded_convolutions import FoldedBottleneck, FoldedConv
+from regionclip_core.models.region_encoder import ALIGNED_AT_ONCE, Part, RegionEncoder, Sizes
 
 # The official names, which are the keys of every checkpoint, in the order in which they run.
 _STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
+_AT_ONCE_ON_CPU = 32  # regions in stage 4
 _SMALLEST_SIDE = 15  # pixels of which the four halvings up to stage 3 leave one
 
 
@@ -28,6 +30,18 @@ class ResNetEncoder(RegionEncoder):
     Batch norms are always frozen: statistics and affine parameters stay as they are, in `.train()` too.
     """
 
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    bn3: nn.BatchNorm2d
+    avgpool: nn.AvgPool2d
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+    attnpool: AttentionPool2d
     stride = RESNET_STRIDE  # nominal: odd sizes lose their last row and column
 
     def __init__(self, visual: ModifiedResNet) -> None:
@@ -53,17 +67,43 @@ class ResNetEncoder(RegionEncoder):
         if min(height, width) < _SMALLEST_SIDE:
             images = F.pad(images, (0, max(0, _SMALLEST_SIDE - width), 0, max(0, _SMALLEST_SIDE - height)))
         x = images
-        for name in (*_STEM, "layer1", "layer2", "layer3"):
-            x = self.get_submodule(name)(x)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = FoldedConv(conv, norm)(x).relu_()
+        x = self.avgpool(x)
+        for block in (*self.layer1, *self.layer2, *self.layer3):
+            x = FoldedBottleneck(block)(x)
         return x
 
-    def refine(self, aligned: Tensor) -> Tensor:
-        """Run stage 4, per region: [R, feature_dim, roi_size/2, roi_size/2]."""
-        return self.get_submodule("layer4")(aligned)  # type: ignore[no-any-return]
+    def region_maps(self, features: Tensor, rois: Tensor) -> Iterator[Tensor]:
+        """Yield stage 4's output for some regions at a time: [n, feature_dim, roi_size/2, roi_size/2].
+
+        RoIAlign and a 1x1 convolution without bias are both linear, one over cells and one over channels, so their
+        order is free: the first block's two run on whichever has fewer cells, the map or the regions. Its shift comes
+        after RoIAlign, where cells outside the image count as zeros.
+        """
+        first, *others = [FoldedBottleneck(block) for block in self.layer4]
+        assert first.shortcut is not None
+        cells = features.shape[0] * features.shape[2] * features.shape[3]
+        hidden_first = cells < len(rois) * self.roi_size**2
+        identity_first = cells < len(rois) * (self.roi_size // 2) ** 2
+        for_hidden = first.conv1(features, bias=False) if hidden_first else features
+        for_identity = first.shortcut(features, bias=False) if identity_first else features
+        for some in torch.split(rois, ALIGNED_AT_ONCE):
+            hidden = self.align(for_hidden, some)
+            identity = self.align(for_identity, some, mean_of=2)
+            # On a CPU a few regions at a time stay in its caches.
+            at_once = _AT_ONCE_ON_CPU if features.device.type == "cpu" else ALIGNED_AT_ONCE
+            for h, i in zip(torch.split(hidden, at_once), torch.split(identity, at_once), strict=True):
+                h = h + first.conv1.bias.view(-1, 1, 1) if hidden_first else first.conv1(h)
+                i = i + first.shortcut.bias.view(-1, 1, 1) if identity_first else first.shortcut(i)
+                x = first.finish(h, i)
+                for block in others:
+                    x = block(x)
+                yield x
 
     def pool(self, region_maps: Tensor) -> Tensor:
         """Attention-pool [R, feature_dim, roi_size/2, roi_size/2] to [R, D], not normalised."""
-        return pool_single_query(self.get_submodule("attnpool"), region_maps)
+        return pool_single_query(self.attnpool, region_maps)
 
     def parts(self) -> list[Part]:
         """List the stem (its batch norms never train anyway) and the four stages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
@@ -29,18 +30,17 @@ def run() -> dict[str, Tensor]:
     images = normalize_and_pad([golden["image0_rgb_u8"], golden["image1_rgb_u8"]], MEAN, STD)
     sizes = [(int(h), int(w)) for h, w in golden["image_sizes"]]
     canvas = ImageBatch(images, sizes, sizes).global_boxes("padded")
-    aligned: list[Tensor] = []
-    hook = encoder.layer4.register_forward_pre_hook(lambda _, args: aligned.append(args[0]))
     features = encoder.features(images)
-    maps = encoder.regions(features, [golden["boxes0"], golden["boxes1"]])
-    hook.remove()
+    boxes = [golden["boxes0"], golden["boxes1"]]
+    aligned = encoder.align(features, torch.cat([F.pad(b, (1, 0), value=number) for number, b in enumerate(boxes)]))
+    maps = encoder.regions(features, boxes)
     pooled = encoder.pool(maps)
     (pooled * golden["probe"]).sum().backward()
     return {
         "input_tensor": images,
         "res4": features,
-        "roi_aligned_first16ch": aligned[0][:, :16],
-        "roi_aligned_full_box0to3": aligned[0][:4],
+        "roi_aligned_first16ch": aligned[:, :16],
+        "roi_aligned_full_box0to3": aligned[:4],
         "res5": maps,
         "region_feats": pooled,
         "region_feats_meanpool": maps.mean((2, 3)),
@@ -71,7 +71,7 @@ ROWS = [
     Row(
         FILE,
         "roi_aligned_*",
-        "resnet_encoder.ResNetEncoder.regions, before stage 4",
+        "region_encoder.RegionEncoder.align",
         5e-6,
         lambda: errors("roi_aligned_first16ch", "roi_aligned_full_box0to3"),
     ),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from places import GOLDEN as GOLDEN_FOLDER
 from torch import nn
@@ -79,8 +80,8 @@ def test_roi_align_matches_the_official_one(encoder):
     features = golden("res4")
     if encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last):
         features = features.contiguous(memory_format=torch.channels_last)
-    encoder.layer4 = nn.Identity()
-    aligned = encoder.regions(features, boxes())
+    rois = torch.cat([F.pad(b, (1, 0), value=number) for number, b in enumerate(boxes())])
+    aligned = encoder.align(features, rois)
     assert aligned.shape == (20, 128, 14, 14)
     torch.testing.assert_close(aligned[:, :16], golden("roi_aligned_first16ch"), **FEATURE_TOLERANCE)
     torch.testing.assert_close(aligned[:4], golden("roi_aligned_full_box0to3"), **FEATURE_TOLERANCE)
@@ -243,3 +244,45 @@ def test_global_boxes():
     batch = batch_images(images, 64, 200, MEAN, STD)
     assert [b.tolist() for b in batch.global_boxes()] == [[[0, 0, 96, 64]], [[0, 0, 64, 80]]]
     assert [b.tolist() for b in batch.global_boxes("padded")] == [[[0, 0, 96, 80]]] * 2
+
+
+@pytest.mark.parametrize("count", [2, 40, 300])
+def test_embeddings_and_gradients_are_those_of_the_plain_modules(count):
+    """Few regions: convolved after RoIAlign; many: before it, in several parts. Stage 4 is wide enough for Winograd."""
+    config = ClipArchitecture(vision_width=32, embed_dim=16, text_width=16, text_heads=2, image_size=64)
+    visual = create_clip(TeacherConfig(weights="random", architecture=config), seed=1).model.visual.eval()
+    generator = torch.Generator().manual_seed(count)
+    for module in visual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(std=0.1, generator=generator)
+            module.running_mean.normal_(std=0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    encoder = ResNetEncoder(visual).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 96, 128, generator=generator)
+    low = torch.rand(count, 2, generator=generator) * 90
+    box = torch.cat([low, low + torch.rand(count, 2, generator=generator) * 60], dim=1)  # some leave the image
+    boxes = [box[: count // 2], box[count // 2 :]]
+
+    found = encoder(images, boxes)
+    x = visual.act1(visual.bn1(visual.conv1(images)))
+    x = visual.act2(visual.bn2(visual.conv2(x)))
+    x = visual.avgpool(visual.act3(visual.bn3(visual.conv3(x))))
+    x = visual.layer3(visual.layer2(visual.layer1(x)))
+    expected = visual.attnpool(visual.layer4(roi_align(x, boxes, 4, 1 / 16, 0, aligned=True)))
+
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-4)
+    with torch.no_grad():  # no graph: other parts, the same result
+        torch.testing.assert_close(
+            encoder(images, boxes), found, atol=1e-6 * float(found.detach().abs().max()), rtol=1e-5
+        )
+        maps = encoder.regions(encoder.features(images), boxes)
+        torch.testing.assert_close(encoder.pool(maps), found, atol=1e-6 * float(found.detach().abs().max()), rtol=1e-5)
+    probe = torch.randn(found.shape, generator=generator)
+    (found * probe).sum().backward()
+    (expected * probe).sum().backward()
+    plain = dict(visual.named_parameters())
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad and name != "attnpool.k_proj.bias":  # its gradient is zero but for rounding
+            wanted = plain[name].grad
+            torch.testing.assert_close(parameter.grad, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=1e-3)
