@@ -303,8 +303,8 @@ class RegionPairs:
             index = np.array(rows, np.int64).reshape(-1, 4)
             if len(index) != samples:
                 raise ValueError(
-                    f"{self._pairs.path(pairs_name(shard))} has {len(index)} samples, expected {samples}; run the "
-                    "pairs stage over: `regionclip run pairs --force`"
+                    f"{self._pairs.path(pairs_name(shard))} has {len(index)} samples, expected {samples}; do "
+                    "it over: `regionclip run pairs --force`"
                 )
             while len(self._indices) >= _INDICES:
                 del self._indices[next(iter(self._indices))]

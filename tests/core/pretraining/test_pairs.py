@@ -356,7 +356,7 @@ def test_a_tar_that_the_index_does_not_fit_is_refused(folders) -> None:
     for wrong in (whole[512:], whole[:2000]):
         folders[2].write_bytes(pairs_name(0), wrong)
         with pytest.raises(
-            ValueError, match=r"pairs-00000\.tar, byte \d+: not the sample .* run the pairs stage again"
+            ValueError, match=r"pairs-00000\.tar, byte \d+: not the sample .* do it over"
         ):
             epoch(RegionPairs(folders[2], 0))
 
