@@ -21,6 +21,7 @@ import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -29,6 +30,8 @@ from regionclip_core.config.architectures import model_config, why_not_buildable
 from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.models.checkpoint_files import load_strictly, read_checkpoint, read_safetensors
 from regionclip_core.models.official_keys import is_constant
+from regionclip_core.models.resnet_encoder import pool_single_query
+from regionclip_core.models.text_encoder import encode_tokens
 from regionclip_core.models.tokenization import LocalTokenizer, make_tokenizer
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder, clip_layout
@@ -85,11 +88,18 @@ class ClipModel:
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Return embeddings [B, D], not normalised, one batch."""
-        return self.model.encode_text(self.tokenizer(list(texts)).to(self.device))  # type: ignore[no-any-return]
+        return encode_tokens(self.model, self.tokenizer(list(texts)).to(self.device))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Return embeddings [B, D], not normalised, of normalised images [B, 3, S, S]."""
-        return self.model.encode_image(images)  # type: ignore[no-any-return]
+        visual = self.model.visual
+        if not isinstance(visual, ModifiedResNet):
+            return self.model.encode_image(images)  # type: ignore[no-any-return]
+        # As the tower's own forward, but with the cheaper attention pool.
+        x = visual.stem(images)
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = stage(x)
+        return pool_single_query(visual.attnpool, x)
 
 
 # ---------------------------------------------------------------- building

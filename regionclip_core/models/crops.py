@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from regionclip_core.models.clip import ClipModel
-from regionclip_core.models.resnet_encoder import pool_single_query
 from regionclip_core.ops.image_batch import resize_uint8
 
 
@@ -38,20 +36,14 @@ class CropEncoder(nn.Module):
             images: uint8 [3, h, w], on the CPU.
             boxes: per image [R_i, 4].
         """
-        clip, visual = self.clip, self.clip.model.visual
+        clip = self.clip
         mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (clip.mean, clip.std))
         fill = [round(255 * value) for value in clip.mean]
         crops = [cut_crops(i, b, self.context, clip.image_size, fill) for i, b in zip(images, boxes, strict=True)]
         found = [torch.zeros((0, clip.embed_dim), device=clip.device)]
         for some in torch.split(torch.cat(crops), self.batch_size) if any(map(len, crops)) else ():
             x = some.to(clip.device).float().div_(255).sub_(mean).div_(std)
-            if isinstance(visual, ModifiedResNet):  # as the tower's own forward, but with the cheaper attention pool
-                x = visual.stem(x)
-                for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-                    x = stage(x)
-                found.append(pool_single_query(visual.attnpool, x))
-            else:
-                found.append(clip.encode_images(x))
+            found.append(clip.encode_images(x))
         return torch.cat(found)
 
 

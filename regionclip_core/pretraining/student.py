@@ -45,8 +45,8 @@ class RegionPretrainer(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
+        self.clip = clip
         self.text_model = clip.model.requires_grad_(False).eval()
-        self.tokenizer = clip.tokenizer
         self.register_buffer("concept_embeddings_CD", concept_embeddings_CD, persistent=False)
         self.temperature = temperature
         self.settings = settings
@@ -66,7 +66,7 @@ class RegionPretrainer(nn.Module):
 
         # The text encoder stays the teacher's: student regions keep being comparable with the pool's embeddings.
         with torch.no_grad():
-            texts_BD = self.text_model.encode_text(self.tokenizer(batch.captions).to(features.device))
+            texts_BD = self.clip.encode_text(batch.captions)
 
         # Over all ranks: regions per concept of the global batch, and the mean number of regions per rank. A column of
         # the contrast is the embedding of a concept, which every rank has, so no features need to be exchanged.

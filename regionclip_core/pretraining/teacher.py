@@ -29,7 +29,6 @@ class ClipTrainer(nn.Module):
 
     def forward(self, batch: ClipBatch) -> Mapping[str, Tensor]:
         """Return the image-text loss of the global batch (CLIP, section 2.3)."""
-        image_BD = self.model.encode_image(batch.images)
-        text_BD = self.model.encode_text(self.clip.tokenizer(batch.captions).to(image_BD.device))
+        image_BD, text_BD = self.clip.encode_images(batch.images), self.clip.encode_text(batch.captions)
         scale = self.model.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
         return {"loss_image_text": image_text_contrastive(image_BD, text_BD, 1 / scale, gather=gather_rows)}

@@ -102,7 +102,7 @@ def test_encoder_is_clip_on_the_crops(batch_size):
         for box in image_boxes:
             crop = cut_crops(image, box[None], 1.5, 64, fill).numpy().astype(np.float64) / 255
             crop = (crop - np.reshape(clip.mean, (1, 3, 1, 1))) / np.reshape(clip.std, (1, 3, 1, 1))
-            rows.append(clip.encode_images(torch.from_numpy(crop).float()))
+            rows.append(clip.model.encode_image(torch.from_numpy(crop).float()))
     actual = CropEncoder(clip, context=1.5, batch_size=batch_size)(images, boxes)
     assert not actual.requires_grad
     torch.testing.assert_close(actual, torch.cat(rows).detach(), atol=1e-5, rtol=1e-5)
@@ -118,7 +118,7 @@ def test_a_vit_works_too():
     crop = cut_crops(image, box, 1.2, 32, [round(255 * value) for value in clip.mean]).float() / 255
     crop = (crop - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(clip.std).view(3, 1, 1)
     actual = CropEncoder(clip)([image], [box])
-    torch.testing.assert_close(actual, clip.encode_images(crop).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, clip.model.encode_image(crop).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_to_encode():
