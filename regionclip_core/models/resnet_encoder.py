@@ -20,7 +20,7 @@ from regionclip_core.models.region_encoder import ALIGNED_AT_ONCE, Part, RegionE
 
 # The official names, which are the keys of every checkpoint, in the order in which they run.
 _STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
-_AT_ONCE_ON_CPU = 32  # regions in stage 4
+_CACHED = 32 * 2048 * 7 * 7  # numbers of stage 4's output: 32 regions of RN50
 _SMALLEST_SIDE = 15  # pixels of which the four halvings up to stage 3 leave one
 
 
@@ -91,8 +91,9 @@ class ResNetEncoder(RegionEncoder):
         for some in torch.split(rois, ALIGNED_AT_ONCE):
             hidden = self.align(for_hidden, some)
             identity = self.align(for_identity, some, mean_of=2)
-            # On a CPU a few regions at a time stay in its caches.
-            at_once = _AT_ONCE_ON_CPU if features.device.type == "cpu" else ALIGNED_AT_ONCE
+            # On a CPU a few regions at a time stay in its caches; of a small tower more do, and cost fewer calls.
+            per_region = self.feature_dim * (self.roi_size // 2) ** 2
+            at_once = max(32, _CACHED // per_region) if features.device.type == "cpu" else ALIGNED_AT_ONCE
             for h, i in zip(torch.split(hidden, at_once), torch.split(identity, at_once), strict=True):
                 h = h + first.conv1.bias.view(-1, 1, 1) if hidden_first else first.conv1(h)
                 i = i + first.shortcut.bias.view(-1, 1, 1) if identity_first else first.shortcut(i)

@@ -9,12 +9,16 @@ Shapes: B images, C channels, (H, W) cells of a map, R regions, k bins per side.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
+
+_SMALL = 2**19  # products of one region with a whole map
 
 
 def roi_align(maps: Tensor, rois: Tensor, bins: int, scale: float, sampling_ratio: int = 0, mean_of: int = 1) -> Tensor:
@@ -71,7 +75,7 @@ def axis_weights(low: Tensor, high: Tensor, bins: int, size: int, sampling_ratio
 
 
 class _Separable(torch.autograd.Function):
-    """Aligned regions [R, k, k, C] of maps [B, H, W, C], each region on the cells that its weights touch."""
+    """Aligned regions [R, k, k, C] of maps [B, H, W, C], n at a time on the cells that their weights touch."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
@@ -79,11 +83,11 @@ class _Separable(torch.autograd.Function):
         ctx.shape, ctx.given = maps.shape, (images, rows, columns)
         channels, bins = maps.shape[3], rows.shape[1]
         out = maps.new_empty(len(images), bins, bins, channels)
-        for r, (image, (y0, y1), (x0, x1)) in enumerate(zip(images, _windows(rows), _windows(columns), strict=True)):
-            cells = maps[image, y0:y1, x0:x1]
-            flat = cells.as_strided((y1 - y0, (x1 - x0) * channels), (cells.stride(0), 1), cells.storage_offset())
-            part = torch.mm(rows[r, :, y0:y1].to(maps.dtype), flat).view(bins, x1 - x0, channels)
-            torch.matmul(columns[r, :, x0:x1].to(maps.dtype), part, out=out[r])
+        for some, image, y, x in _groups(ctx.shape, images, rows, columns):
+            cells = maps[image, y, x]
+            flat = cells.as_strided((len(cells), cells[0].numel()), (cells.stride(0), 1), cells.storage_offset())
+            part = torch.mm(rows[some, :, y].flatten(0, 1).to(maps.dtype), flat).view(-1, bins, *cells.shape[1:])
+            torch.matmul(columns[some, None, :, x].to(maps.dtype), part, out=out[some])  # [n, k, k, C]
         return out
 
     @staticmethod
@@ -91,20 +95,37 @@ class _Separable(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, rows, columns = ctx.given
         gradient = gradients[0].contiguous()
-        channels, bins = ctx.shape[3], rows.shape[1]
         total = gradient.new_zeros(ctx.shape)
-        for r, (image, (y0, y1), (x0, x1)) in enumerate(zip(images, _windows(rows), _windows(columns), strict=True)):
-            part = torch.matmul(columns[r, :, x0:x1].T.to(gradient.dtype), gradient[r])  # [k, x1 - x0, C]
-            cells = total[image, y0:y1, x0:x1]
-            flat = cells.as_strided((y1 - y0, (x1 - x0) * channels), (cells.stride(0), 1), cells.storage_offset())
-            flat.addmm_(rows[r, :, y0:y1].T.to(gradient.dtype), part.view(bins, -1))
+        for some, image, y, x in _groups(ctx.shape, images, rows, columns):
+            part = torch.matmul(columns[some, None, :, x].mT.to(gradient.dtype), gradient[some])  # [n, k, x, C]
+            cells = total[image, y, x]
+            flat = cells.as_strided((len(cells), cells[0].numel()), (cells.stride(0), 1), cells.storage_offset())
+            flat.addmm_(rows[some, :, y].flatten(0, 1).T.to(gradient.dtype), part.view(-1, flat.shape[1]))
         return total, None, None, None
 
 
-def _windows(weights: Tensor) -> list[tuple[int, int]]:
+def _groups(
+    shape: torch.Size, images: list[int], rows: Tensor, columns: Tensor
+) -> Iterator[tuple[slice, int, slice, slice]]:
+    """Yield regions with the number of their map, and the rows and columns of its cells that their weights touch.
+
+    One region at a time; with small maps all neighbours of one image, on the whole map: calls cost more than cells.
+    """
+    if shape[1:].numel() * rows.shape[1] <= _SMALL:
+        start = 0
+        for image, same in itertools.groupby(images):
+            end = start + len(list(same))
+            yield slice(start, end), image, slice(None), slice(None)
+            start = end
+    else:
+        for r, (image, y, x) in enumerate(zip(images, _windows(rows), _windows(columns), strict=True)):
+            yield slice(r, r + 1), image, y, x
+
+
+def _windows(weights: Tensor) -> list[slice]:
     """Return the range of cells that each region's weights [R, k, size] touch; the first cell where it is none."""
     touched = (weights != 0).any(1)
     touched[:, 0] |= ~touched.any(1)
     first = touched.int().argmax(1)
     end = touched.shape[1] - touched.flip(1).int().argmax(1)
-    return list(zip(first.tolist(), end.tolist(), strict=True))
+    return [slice(*window) for window in zip(first.tolist(), end.tolist(), strict=True)]

@@ -27,7 +27,7 @@ def regions(count: int, height: int, width: int, generator: torch.Generator) -> 
 def test_values_and_gradients_are_torchvisions(bins: int, mean_of: int, sampling_ratio: int) -> None:
     generator = torch.Generator().manual_seed(bins)
     for height, width in [(1, 1), (1, 9), (5, 4), (12, 30), (50, 76)]:
-        maps = torch.randn(2, 5, height, width, generator=generator, requires_grad=True)
+        maps = torch.randn(2, 40, height, width, generator=generator, requires_grad=True)
         rois = regions(20, height, width, generator)
         found = roi_align(maps, rois, bins, 1 / STRIDE, sampling_ratio, mean_of)
         expected = torchvision.ops.roi_align(maps, rois, bins, 1 / STRIDE, sampling_ratio, aligned=True)
