@@ -77,7 +77,7 @@ class Teacher(JobStage):
     """The CLIP whose knowledge of whole images is carried to regions."""
 
     name = "teacher"
-    version = 2
+    version = 3
     uses_gpu = True
     distributed = True
 
@@ -158,7 +158,7 @@ class Labels(ShardStage):
     """The teacher matches proposals to concepts, once, offline (paper section 3.3, equation 1)."""
 
     name = "labels"
-    version = 3
+    version = 4
     uses_gpu = True
     for_pretraining = True
 
@@ -198,7 +198,7 @@ class Pretrain(JobStage):
     """The student learns regions from the teacher's pseudo labels (paper section 3.3)."""
 
     name = "pretrain"
-    version = 3
+    version = 4
     uses_gpu = True
     distributed = True
 
@@ -228,7 +228,7 @@ class Finetune(JobStage):
     """Open-vocabulary detectors from base boxes, one from each init, and an oracle that sees every box."""
 
     name = "finetune"
-    version = 3
+    version = 4
     uses_gpu = True
     distributed = True
 
@@ -253,7 +253,7 @@ class Evaluate(JobStage):
     """Average precision by COCO's or LVIS's rules: zero-shot and finetuned, CLIP beside RegionCLIP."""
 
     name = "evaluate"
-    version = 5
+    version = 6
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from regionclip_core.datasets.vocabulary import clean_lvis_name
 from regionclip_core.models.clip import ClipModel, build_clip, small_architecture
 from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.models.prompts import embed_texts, fill_template
+from regionclip_core.models.text_encoder import encode_tokens
 
 ENCODER, TOKENS = "text_encoder.npz", "tokenizer.json"
 _SPECIAL = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}
@@ -50,7 +51,7 @@ def encoder_errors() -> Errors:
     # The pooled row is the one at the end token: find it again among all positions.
     distance = (every - features[:, None]).abs().amax(2)
     return {
-        "text_features": error(features, golden["text_features"]),
+        "text_features": error(encode_tokens(model, golden["tokens"]), golden["text_features"]),
         "all_token_features_first3": error(every[:3], golden["all_token_features_first3"]),
         "eot_index": error(distance.argmin(1), golden["eot_index"]),
     }
@@ -166,7 +167,7 @@ ROWS = [
     Row(
         ENCODER,
         "text_features all_token_features_first3 eot_index",
-        "clip.ClipModel.encode_text",
+        "text_encoder.encode_tokens",
         5e-6,
         encoder_errors,
         "row 7 has no end token: its largest id is picked by either",
@@ -191,7 +192,7 @@ ROWS = [
     Row(
         TOKENS,
         "n_templates first_templates prompt_engineering_examples/result hot_dog_sausage_all_templates_ids",
-        "prompts.prompt_templates, fill_template",
+        "prompt_templates.prompt_templates, prompts.fill_template",
         0.0,
         prompt_errors,
         "`teacher.prompts: clip81`",
