@@ -58,6 +58,10 @@ class ExecutionConfig(Section):
     """Processes per training; more than one goes through Ray Train (DDP)."""
     threads: int | None = Field(None, ge=1, le=4096)
     """Torch threads of a training; null takes every available CPU."""
+    loader_workers: int | None = Field(None, ge=0, le=1024)
+    """Processes that read and resize images ahead, per training process; 0 reads in the training's own. Null takes 0 on
+    CPUs, which the training itself uses, and beside a GPU one per CPU, at most 8. Results don't depend on it. In
+    proposals, labels and evaluate: threads, per worker."""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`, `cuda:1`."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1000)
