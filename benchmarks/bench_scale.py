@@ -294,10 +294,9 @@ def write_rows(folder: str, shards: int, shard_size: int, proposals: int) -> Non
             "key": keys,
             "status": ["ok"] * shard_size,
             "reason": [None] * shard_size,
-            "boxes": ragged_column(boxes, "boxes", PROPOSALS.field("boxes").type),
+            "boxes": ragged_column(boxes, PROPOSALS.field("boxes").type),
             "objectness_logit": ragged_column(
                 [np.zeros(proposals, np.float32)] * shard_size,
-                "objectness_logit",
                 PROPOSALS.field("objectness_logit").type,
             ),
         }

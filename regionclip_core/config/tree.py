@@ -60,7 +60,8 @@ class ExecutionConfig(Section):
     """Torch threads of a training; null takes every available CPU."""
     loader_workers: int | None = Field(None, ge=0, le=1024)
     """Processes that read and resize images ahead, per training process; 0 reads in the training's own. Null takes 0 on
-    CPUs, which the training itself uses, and beside a GPU one per CPU, at most 8. Results don't depend on it."""
+    CPUs, which the training itself uses, and beside a GPU one per CPU, at most 8. Results don't depend on it. In
+    proposals, labels and evaluate: threads, per worker."""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`, `cuda:1`."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1000)

@@ -191,7 +191,7 @@ ROWS = [
     Row(
         TOKENS,
         "n_templates first_templates prompt_engineering_examples/result hot_dog_sausage_all_templates_ids",
-        "prompts.prompt_templates, fill_template",
+        "prompt_templates.prompt_templates, prompts.fill_template",
         0.0,
         prompt_errors,
         "`teacher.prompts: clip81`",
