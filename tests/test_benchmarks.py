@@ -34,3 +34,13 @@ def test_every_part_runs_and_agrees_with_its_reference(tmp_path: Path) -> None:
     assert len(table(page, "Throughput")) == len(table(page, "Growth")) == 3
     assert all(f"## {title}\n\n```\n" in page for title in ("Loader", "Captions", "Start-up"))
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gpus_turn_runs_on_a_cpu() -> None:
+    page = run("benchmarks/gpu.py", "--tiny")
+    rows = [
+        line.split(" | ") for line in page.splitlines() if line.startswith(("| labels", "| pretrain", "| finetune"))
+    ]
+    expected = [(work, kind) for work in ("labels", "pretrain", "finetune") for kind in ("float32", "bf16")]
+    assert [(row[0].strip("| "), row[1]) for row in rows] == expected
+    assert "The loader by itself" in page
