@@ -253,8 +253,8 @@ class ImageReader:
         height, width = image.shape[:2]
         if (width, height) != (row.width, row.height):
             reason = (
-                f"{row.key} decoded to {width} x {height} pixels, the index says {row.width} x {row.height}; the file "
-                "may have been resized or turned after the annotations were made"
+                f"decoded to {width} x {height} pixels, the index says {row.width} x {row.height}; the file may have "
+                "been resized or turned after the annotations were made"
             )
             raise BadImage("bad_image", reason)
         return image

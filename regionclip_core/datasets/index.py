@@ -51,7 +51,8 @@ class IndexRow:
     status: str = "ok"
     reason: str | None = None
     lost: tuple[str, ...] = ()
-    """`lost_box`, `lost_caption`, `lost_image_labels`: what a good row lacks; its `reason` says why. Not stored."""
+    """`lost_box`, `lost_caption`, `lost_image_labels`: what a good row lacks; and one
+    of `source.ODD_BOXES` for each such box. Its `reason` says why. Not stored."""
 
     @property
     def ok(self) -> bool:

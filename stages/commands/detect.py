@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -173,7 +174,13 @@ def image_files(arguments: Sequence[str]) -> list[str]:
             inside = sorted(p for p in Path(argument).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not inside:
                 advice = "a model is given with --model" if is_model_folder(Folder(argument)) else "name another"
-                raise ValueError(f"{argument} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); {advice}")
+                others = Counter(p.suffix.lower() or "others" for p in Path(argument).rglob("*") if p.is_file())
+                came = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(5)) or "no file"
+                if others.keys() & {".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".jxl"}:
+                    advice = "convert them to JPEG or PNG"
+                raise ValueError(
+                    f"{argument} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) but {came}; {advice}"
+                )
             found += map(str, inside)
         elif os.path.exists(argument) or argument.startswith(("http://", "https://")):  # a web server's ? is no glob
             found.append(argument)
