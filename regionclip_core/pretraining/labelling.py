@@ -24,6 +24,7 @@ from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import batch_images, by_input_size
+from regionclip_core.precision import networks
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS, PROPOSALS, read_proposal_table
@@ -114,8 +115,9 @@ def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> Emb
         def embed_some(numbers: list[int]) -> Sequence[Tensor]:
             batch = batch_images([images[n] for n in numbers], size, limit, clip.mean, clip.std, resize)
             scaled = [batch.to_input(i, boxes[n]).to(device) for i, n in enumerate(numbers)]
-            features: Tensor = encoder(batch.tensor.to(device), scaled, batch.sizes)
-            return torch.split(features, [len(boxes[n]) for n in numbers])
+            with networks(device):
+                features: Tensor = encoder(batch.tensor.to(device), scaled, batch.sizes)
+            return torch.split(features.float(), [len(boxes[n]) for n in numbers])
 
         if settings.canvas == "image":
             return torch.cat(by_input_size(images, size, limit, embed_some, resize))

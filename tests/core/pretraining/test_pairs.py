@@ -355,9 +355,7 @@ def test_a_tar_that_the_index_does_not_fit_is_refused(folders) -> None:
     whole = folders[2].read_bytes(pairs_name(0))
     for wrong in (whole[512:], whole[:2000]):
         folders[2].write_bytes(pairs_name(0), wrong)
-        with pytest.raises(
-            ValueError, match=r"pairs-00000\.tar, byte \d+: not the sample .* do it over"
-        ):
+        with pytest.raises(ValueError, match=r"pairs-00000\.tar, byte \d+: not the sample .* do it over"):
             epoch(RegionPairs(folders[2], 0))
 
 
