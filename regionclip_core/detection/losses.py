@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from regionclip_core.detection.inference import BOX_WEIGHTS
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.precision import in_float32
 from regionclip_core.training.distributed import mean_over_ranks
 
 
@@ -54,7 +53,6 @@ def box_loss(deltas: Tensor, labels: Tensor, background: int, proposals: Tensor,
     return mean_over_ranks((deltas[foreground] - wanted).abs().sum(), len(labels))
 
 
-@in_float32
 def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """Return the binary cross entropy averaged over all cells of all foreground masks (of all ranks); 0 without any.
 
