@@ -375,6 +375,9 @@ def detect(
     ] = None,
     max_size: Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="auto, float32, tf32 or bf16.  [default: the workspace's, or auto]")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help=f"{NAMES}; or student or teacher: zero-shot.  [default: regionclip]")
     ] = None,
@@ -393,7 +396,7 @@ def detect(
     size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
     rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
     common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
-    worked = run_detect(images, source, parts=parts, device=device, **common, **size, **rules)
+    worked = run_detect(images, source, parts=parts, device=device, precision=precision, **common, **size, **rules)
     if not worked:
         usable = "expected JPEG, PNG, WebP, GIF, BMP or TIFF files (convert others) of 8 x 8 to 67 million pixels"
         typer.echo(f"error: no image could be done, the reasons are above; {usable}", err=True)

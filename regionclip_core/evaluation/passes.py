@@ -23,6 +23,7 @@ from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import ImageBatch, Resized, batch_resized, by_input_size, resize_image
+from regionclip_core.precision import networks
 
 GIVEN, PROPOSED = "zero_shot_gt", "zero_shot_rpn"
 FINETUNED = "finetuned"
@@ -67,7 +68,8 @@ def zero_shot(
     def results(images: Sequence[EvaluationImage], batch: ImageBatch) -> list[ImageResult]:
         both = (torch.cat([i.boxes, i.proposals.boxes]) for i in images)  # they share the forward pass
         boxes = [batch.to_input(i, own).to(device) for i, own in enumerate(both)]
-        logits = detector.classify(detector.encoder(batch.tensor, boxes, batch.sizes)).cpu()
+        with networks(device):
+            logits = detector.classify(detector.encoder(batch.tensor, boxes, batch.sizes)).cpu()
         if settings.zero_shot_background == "none":  # all probability goes to the categories
             logits[:, -1] = float("-inf")
         done = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.resnet_encoder import pool_single_query
 from regionclip_core.ops.image_batch import resize_uint8
+from regionclip_core.precision import networks
 
 
 class CropEncoder(nn.Module):
@@ -52,13 +53,15 @@ class CropEncoder(nn.Module):
         found = [torch.zeros((0, clip.embed_dim), device=clip.device)]
         for some in torch.split(torch.cat(crops), self.batch_size) if any(map(len, crops)) else ():
             x = some.to(clip.device).float().div_(255).sub_(mean).div_(std)
-            if isinstance(visual, ModifiedResNet):  # as the tower's own forward, but with the cheaper attention pool
-                x = visual.stem(x)
-                for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-                    x = stage(x)
-                found.append(pool_single_query(visual.attnpool, x))
-            else:
-                found.append(clip.encode_images(x))
+            with networks(clip.device):
+                if isinstance(visual, ModifiedResNet):  # as the tower's own forward, but with a cheaper attention pool
+                    x = visual.stem(x)
+                    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+                        x = stage(x)
+                    x = pool_single_query(visual.attnpool, x)
+                else:
+                    x = clip.encode_images(x)
+            found.append(x.float())
         return torch.cat(found)
 
 

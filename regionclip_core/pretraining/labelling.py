@@ -35,6 +35,7 @@ from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import Resized, batch_resized, by_input_size, resize_image
+from regionclip_core.precision import networks
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS, PROPOSALS, read_proposal_table
@@ -163,8 +164,9 @@ class PooledRegions:
         def embed_some(numbers: list[int]) -> Sequence[Tensor]:
             batch = batch_resized([prepared[n] for n in numbers], self.clip.mean, self.clip.std, self.device)
             scaled = [batch.to_input(i, boxes[n]).to(self.device) for i, n in enumerate(numbers)]
-            features: Tensor = self.encoder(batch.tensor, scaled, batch.sizes)
-            return torch.split(features, [len(boxes[n]) for n in numbers])
+            with networks(self.device):
+                features: Tensor = self.encoder(batch.tensor, scaled, batch.sizes)
+            return torch.split(features.float(), [len(boxes[n]) for n in numbers])
 
         if self.settings.canvas == "image":
             return torch.cat(by_input_size(prepared, embed_some))

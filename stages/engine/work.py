@@ -14,7 +14,7 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -144,7 +144,8 @@ class ShardWorker:
                 start = time.perf_counter()
                 result = work.process(ctx, loaded[1], shard)
                 seconds = round(time.perf_counter() - start, 3)
-                record = ShardRecord(shard, result.rows, dict(result.counts), ctx.out.written, seconds, result.split)
+                counts = result.counts | ({"in_" + used: result.rows} if (used := _lowered(task)) else {})
+                record = ShardRecord(shard, result.rows, counts, ctx.out.written, seconds, result.split)
                 write_shard_record(ctx.out, record)  # the commit: all files of the shard are in place
                 return record
             except Committed:
@@ -179,7 +180,15 @@ def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: i
     threads = task.config.execution.threads or cpus
     work, ctx = begin(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress, cpus=cpus)
     ctx.rank, ctx.world_size = rank, world_size
-    return _outcome(task, ctx, work.run(ctx))
+    outcome = _outcome(task, ctx, work.run(ctx))
+    return replace(outcome, summary=outcome.summary | {"precision": used}) if (used := _lowered(task)) else outcome
+
+
+def _lowered(task: StageTask) -> str | None:
+    """Return in which precision networks ran, if it was another than float32."""
+    from regionclip_core.precision import precision_used
+
+    return used if task.uses_gpu and (used := precision_used()) != "float32" else None
 
 
 def _outcome(task: StageTask, ctx: StageContext, summary: dict[str, Any]) -> StageOutcome:
@@ -231,6 +240,10 @@ def begin(
     work = load_work(task.work)
     set_threads(threads)  # again: the import may have brought torch
     device = resolve_device(task.config.execution.device) if task.uses_gpu else "cpu"
+    if task.uses_gpu:
+        from regionclip_core.precision import set_precision  # torch is there by now
+
+        set_precision(task.config.execution.precision, device)
     readers = task.config.execution.loader_workers
     if readers is None:  # on the CPU the network itself uses it
         readers = 0 if device == "cpu" else min(LOADER_WORKERS, cpus)
