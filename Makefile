@@ -39,8 +39,8 @@ lint: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every benchmark, ratios measured side by side
-	for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+bench: $(READY)  ## ratios measured side by side, into docs/BENCHMARKS.md (25 minutes); QUICK=1: toy sizes, only prints
+	$(BIN)/python benchmarks $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,6 @@
 """How fast a training's batches come from 0, 1, 2 and 4 worker processes, and how long a GPU would wait for them.
 
-`python benchmarks/bench_loader.py [--images 960] [--rounds 3]` packs images as pairs with 20 regions each and
+`python benchmarks/bench_loader.py [--images 960] [--rounds 3] [--quick]` packs images as pairs with 20 regions each and
 reads them as `pretrain` does. Two kinds:
 
 small: drawn noise of 128 x 128 pixels, PNG, not resized, batches of 96. Images/s: batches taken as fast as they come.
@@ -109,7 +109,8 @@ def pack(root: Path, images: int, width: int, heights: tuple[int, ...], kind: st
             write_index(file, rows, "categories")
         with labels.write(f"labels-{shard:05d}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(labelled, LABELS.with_metadata({"vocabulary": "d" * 64})), file)
-        written.append((shard, write_pairs(pairs, data, labels, shard, PairsConfig(max_regions=20))["ok"]))
+        outcomes, _ = write_pairs(pairs, data, labels, shard, PairsConfig(max_regions=20))
+        written.append((shard, outcomes["ok"]))
     write_meta(pairs, written, TOP_K, "d" * 64)
     return pairs
 
@@ -147,9 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="toy sizes: shows that everything runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    counts = (0, 1, 2, 4)
+    counts, batch, steps = (0, 1, 2, 4), BATCH, (30, 15, 12)
+    if arguments.quick:
+        arguments.images, arguments.rounds, counts, batch, steps = 8, 1, (0, 1), 2, (2, 2, 2)
     with tempfile.TemporaryDirectory() as folder:
         world = pack(Path(folder) / "world", arguments.images, 128, (128,), "PNG")
         photos = pack(Path(folder) / "photos", arguments.images // 4, 640, (480, 427), "JPEG")
@@ -157,9 +161,9 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for workers in counts:
                 for name, values in {
-                    "fast": (world, BATCH, 128, workers, 30, 0.0),
-                    "step": (world, BATCH, 128, workers, 15, STEP),
-                    "jpeg": (photos, 8, 800, workers, 12, 0.0),
+                    "fast": (world, batch, 128, workers, steps[0], 0.0),
+                    "step": (world, batch, 128, workers, steps[1], STEP),
+                    "jpeg": (photos, min(8, batch), 800, workers, steps[2], 0.0),
                 }.items():
                     found.setdefault((workers, name), []).append(run(*values))
     print(f"{available_cpus()} CPUs, load {os.getloadavg()[0]:.1f}, {arguments.rounds} rounds")

@@ -294,10 +294,9 @@ def write_rows(folder: str, shards: int, shard_size: int, proposals: int) -> Non
             "key": keys,
             "status": ["ok"] * shard_size,
             "reason": [None] * shard_size,
-            "boxes": ragged_column(boxes, "boxes", PROPOSALS.field("boxes").type),
+            "boxes": ragged_column(boxes, PROPOSALS.field("boxes").type),
             "objectness_logit": ragged_column(
                 [np.zeros(proposals, np.float32)] * shard_size,
-                "objectness_logit",
                 PROPOSALS.field("objectness_logit").type,
             ),
         }
@@ -340,33 +339,36 @@ def bench_rows(folder: str, shards: int, shard_size: int, times: int) -> None:
 # ---------------------------------------------------------------- average precision
 
 
-def evaluate_boxes(images: int) -> None:
-    """Average precision of random boxes near the objects and anywhere."""
+def scored_image(number: int) -> tuple[Any, Any]:
+    """An image of COCO's kind: 7 objects, and 100 detections near them and anywhere."""
     import numpy as np
 
+    from regionclip_core.evaluation.image_boxes import ImageDetections, ImageTruth, xywh
+
+    rng = np.random.default_rng(number)
+    corners, sides = rng.uniform(0, 400, (93, 2)), np.exp(rng.uniform(2, 5.5, (93, 2)))
+    boxes = np.concatenate((corners, corners + sides), axis=1)
+    labels = rng.choice(80, 93, p=np.array([0.25, *[0.75 / 79] * 79]))
+    found = np.concatenate((boxes[:7], boxes + rng.uniform(0, 3, (93, 4))))
+    scores = rng.random(100).astype(np.float32).astype(np.float64)
+    area = np.prod(sides[:7], axis=1)
+    return (
+        ImageTruth(number, 640, 640, boxes[:7], labels[:7], area=area),
+        ImageDetections(number, xywh(found), scores, np.concatenate((labels[:7], labels))),
+    )
+
+
+def evaluate_boxes(images: int) -> None:
+    """Average precision of random boxes near the objects and anywhere."""
     from regionclip_core.datasets.vocabulary import Vocabulary
     from regionclip_core.evaluation.average_precision import Evaluator
-    from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth, xywh
-
-    share = np.array([0.25, *[0.75 / 79] * 79])
-
-    def image(number: int) -> tuple[ImageTruth, ImageDetections]:
-        rng = np.random.default_rng(number)
-        corners, sides = rng.uniform(0, 400, (93, 2)), np.exp(rng.uniform(2, 5.5, (93, 2)))
-        boxes = np.concatenate((corners, corners + sides), axis=1)
-        labels = rng.choice(80, 93, p=share)
-        found = np.concatenate((boxes[:7], boxes + rng.uniform(0, 3, (93, 4))))
-        scores = rng.random(100).astype(np.float32).astype(np.float64)
-        return (
-            ImageTruth(number, 640, 640, boxes[:7], labels[:7]),
-            ImageDetections(number, xywh(found), scores, np.concatenate((labels[:7], labels))),
-        )
+    from regionclip_core.evaluation.image_boxes import CategoryRows
 
     evaluator, detections = Evaluator(Vocabulary(tuple(f"class {n}" for n in range(80))), "coco"), CategoryRows()
     for number in range(images):
-        evaluator.add_truth(image(number)[0])
+        evaluator.add_truth(scored_image(number)[0])
     for number in range(images):
-        evaluator.add(detections, image(number)[1])
+        evaluator.add(detections, scored_image(number)[1])
     assert evaluator.evaluate(detections)["all"]["boxes"] == 7 * images
 
 

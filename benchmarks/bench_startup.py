@@ -1,6 +1,6 @@
 """How fast the command line answers, Ray starts, and 40,000 shards are planned.
 
-    python benchmarks/bench_startup.py [--skip-ray]
+    python benchmarks/bench_startup.py [--skip-ray] [--shards 40000] [--rounds 5]
 
 Prints one line per measurement with its target; medians, wall seconds.
 """
@@ -28,10 +28,9 @@ proposals: {splits: [train]}
 labels: {splits: [train]}
 evaluate: {split: train}
 """
-SHARDS = 40_000
 
 
-def median(call: Callable[[], object], rounds: int = 5) -> float:
+def median(call: Callable[[], object], rounds: int) -> float:
     """Median wall seconds of a call."""
     seconds = []
     for _ in range(rounds):
@@ -53,8 +52,8 @@ def report(what: str, seconds: float, target: float) -> None:
     print(f"{what:<52} {seconds:7.2f} s   target {target:g} s   {'ok' if seconds <= target else 'MISSED'}", flush=True)
 
 
-def many_shards(folder: str) -> Callable[[], object]:
-    """A workspace whose first stage has 40,000 shard records; returns what plans it."""
+def many_shards(folder: str, shards: int) -> Callable[[], object]:
+    """A workspace whose first stage has many shard records; returns what plans it."""
     from regionclip_core.config.loading import load_config
     from regionclip_core.storage.records import PLAN, FileRecord, Folder, ShardRecord, shard_record_name, write_records
     from stages.engine.plan import Planner
@@ -62,11 +61,11 @@ def many_shards(folder: str) -> Callable[[], object]:
     config = load_config(f"{folder}/c.yaml", [f"workspace={folder}/many"])
     workspace = Folder(config.workspace)
     artifact = Folder(str(Planner(config, workspace).lines()[0].path))
-    artifact.write_json(PLAN, {"total": SHARDS})
-    for shard in range(SHARDS - 1):  # plain writes: only the listing is measured
+    artifact.write_json(PLAN, {"total": shards})
+    for shard in range(shards - 1):  # plain writes: only the listing is measured
         (Path(artifact.url) / shard_record_name(shard)).write_bytes(b"{}")
     files = [FileRecord("index-00000.parquet", 100, "0" * 64)]
-    write_records(artifact, [ShardRecord(s, 10_000, {"ok": 10_000}, files, 1.0) for s in range(SHARDS - 1)])
+    write_records(artifact, [ShardRecord(s, 10_000, {"ok": 10_000}, files, 1.0) for s in range(shards - 1)])
     return lambda: Planner(config, workspace).lines()
 
 
@@ -100,16 +99,19 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--skip-ray", action="store_true")
+    parser.add_argument("--shards", type=int, default=40_000)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "c.yaml").write_text(CONFIG)
         common = ["--config", f"{folder}/c.yaml", "--workspace", f"{folder}/ws"]
-        report("regionclip --help", median(command("--help")), 0.7)
-        report("regionclip status", median(command("status", *common)), 0.7)
-        report("regionclip run --dry-run", median(command("run", "--dry-run", *common)), 0.7)
-        plan = many_shards(folder)
-        report(f"plan over {SHARDS} shard records", median(plan), 2)
-        report(f"reading {SHARDS} rolled-up records to resume", median(resume(folder), 3), 5)
+        rounds, shards = options.rounds, options.shards
+        report("regionclip --help", median(command("--help"), rounds), 0.7)
+        report("regionclip status", median(command("status", *common), rounds), 0.7)
+        report("regionclip run --dry-run", median(command("run", "--dry-run", *common), rounds), 0.7)
+        plan = many_shards(folder, shards)
+        report(f"plan over {shards} shard records", median(plan, rounds), 2)
+        report(f"reading {shards} rolled-up records to resume", median(resume(folder), rounds), 5)
     if not options.skip_ray:
         bench_ray()
 

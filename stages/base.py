@@ -88,7 +88,7 @@ class StageContext:
     world_size: int = 1
     """Processes of this job; above 1 torch.distributed is initialised."""
     loader_workers: int = 0
-    """Processes that read ahead for this process's training; 0: it reads by itself."""
+    """Processes that read ahead for this process's training, threads in the other stages; 0: it reads by itself."""
     counts: dict[str, int] = field(default_factory=dict)
     """Samples by status, as in ShardResult, over all processes; a job's `run` fills it in."""
 

@@ -97,6 +97,7 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        from stages.engine.advice import advice
         from stages.engine.lock import WorkspaceLocked
 
         for name in ("stdin", "stdout", "stderr"):  # closed, as by `>&-`: the next file opened would take its number
@@ -113,12 +114,12 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("REGIONCLIP_TRACEBACK"):
                 raise
             of_the_user = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
-            what_to_do = "fix the problem and run again; finished work is kept"
+            what_to_do = advice(str(error))
             if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
                 what_to_do = "give a place that can be written to (--workspace, --out), and run again"
-            elif "NoCredentialsError" in str(error):
-                what_to_do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and run again; finished work is kept"
-            typer.echo(f"error: {error}" + ("" if of_the_user else f"\n{what_to_do}"), err=True)
+            elif not of_the_user:
+                what_to_do = what_to_do or "fix the problem and run again; finished work is kept"
+            typer.echo(f"error: {error}" + (f"\n{what_to_do}" if what_to_do else ""), err=True)
             raise typer.Exit(2 if of_the_user else 1) from error
         except KeyboardInterrupt as error:
             typer.echo("stopped; finished work is kept, run again to go on", err=True)
@@ -214,10 +215,13 @@ def check(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Look for what would stop a run: settings, files, weights, the device. `run` does the same first."""
+    from regionclip_core.config.checks import same_images
     from stages.engine.look_ahead import look_ahead
     from stages.engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
+    for note in same_images(planner.config.data.splits):
+        typer.echo(f"note: {note}")
     to_run = look_ahead(planner.config, planner.closure(stages), planner.current())
     typer.echo(f"nothing is wrong; to run: {', '.join(to_run) or 'nothing, all is up to date'}")
 
@@ -371,6 +375,9 @@ def detect(
     ] = None,
     max_size: Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="auto, float32, tf32 or bf16.  [default: the workspace's, or auto]")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help=f"{NAMES}; or student or teacher: zero-shot.  [default: regionclip]")
     ] = None,
@@ -389,9 +396,9 @@ def detect(
     size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
     rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
     common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
-    worked = run_detect(images, source, parts=parts, device=device, **common, **size, **rules)
+    worked = run_detect(images, source, parts=parts, device=device, precision=precision, **common, **size, **rules)
     if not worked:
-        usable = "expected JPEG, PNG, WebP, GIF, BMP or TIFF files of 8 x 8 to 67 million pixels"
+        usable = "expected JPEG, PNG, WebP, GIF, BMP or TIFF files (convert others) of 8 x 8 to 67 million pixels"
         typer.echo(f"error: no image could be done, the reasons are above; {usable}", err=True)
         raise typer.Exit(1)
 

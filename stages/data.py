@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from regionclip_core.config.checks import same_images
 from regionclip_core.config.tree import TarsSplit
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.category_match import unmatched
 from regionclip_core.datasets.index import images_name, index_name, read_index, write_index
 from regionclip_core.datasets.shard_plan import open_source, plan_shards
-from regionclip_core.datasets.source import ShardPlan, Source
+from regionclip_core.datasets.source import ODD_BOXES, ShardPlan, Source
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
 from regionclip_core.storage.tars import TarWriter
@@ -43,7 +44,8 @@ class DataWork(ShardWork):
     A bad sample costs its row, never the shard: it is counted as bad_image, bad_caption, bad_duplicate_key,
     bad_unsafe_member or bad_tar. lost_box, lost_caption and lost_image_labels count good images that lost a part,
     lost_annotations the entries of annotation files that belong to no image, and base_boxes, novel_boxes, crowd_boxes
-    (`iscrowd`) and other_boxes (of a category in neither set) the boxes that are kept.
+    (`iscrowd`) and other_boxes (of a category in neither set) the boxes that are kept; those of ODD_BOXES among them
+    may be wrong.
     """
 
     def shards(self, ctx: StageContext) -> list[int]:
@@ -61,7 +63,7 @@ class DataWork(ShardWork):
     def setup(self, ctx: StageContext) -> State:
         """Open the sources and number the shards."""
         data, scratch = ctx.config.data, ctx.out.child(SCRATCH)
-        vocabulary = load_categories(data.categories)
+        vocabulary = replace(load_categories(data.categories), source=f"data.categories ({data.categories})")
         sources = {n: open_source(n, split, ctx.config.seed, vocabulary, scratch) for n, split in data.splits.items()}
         plans = plan_shards(sources, data.shard_size)
         return State(vocabulary, sources, {plan.shard: plan for plan in plans})
@@ -111,6 +113,14 @@ class DataWork(ShardWork):
             if counts[name]["lost_box"] and not boxes[name]:
                 first = first_reasons(ctx.out, [r for r in records if r.shard in shards[name]], "lost_")
                 raise ValueError(f"data.splits.{name}.instances: none of its boxes can be used. The first: {first}")
+            kept = sum(boxes[name].values())
+            for kind, what in ODD_BOXES.items():
+                if 2 * counts[name][kind] > kept:
+                    first = first_reasons(ctx.out, [r for r in records if r.shard in shards[name]], "odd_")
+                    raise ValueError(
+                        f"data.splits.{name}.instances: {counts[name][kind]} of {kept} boxes {what}, and `bbox` is "
+                        f"[x, y, width, height] in pixels. Write them so. The first: {first}"
+                    )
             annotated.update(state.sources[name].categories())
         images = {name: found["ok"] for name, found in counts.items()}
         ctx.out.write_json("splits.json", {n: {"shards": shards[n], "images": images[n]} for n in shards})
@@ -119,6 +129,8 @@ class DataWork(ShardWork):
         ctx.out.child(SCRATCH).remove_all()
         categories = {"base": len(state.vocabulary.base_ids), "novel": len(state.vocabulary.novel_ids)}
         found = {"images": images, "categories": categories, "boxes": boxes, **unmatched(annotated, state.vocabulary)}
+        if shared := same_images(ctx.config.data.splits):
+            found["notes"] = [*shared, *found.get("notes", ())]
         without = [  # the first shard mostly shows that there are some
             name
             for name, split in ctx.config.data.splits.items()

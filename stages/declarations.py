@@ -90,7 +90,8 @@ class Teacher(JobStage):
         training = {"checkpoint_every"} if config.teacher.weights == "train" else True
         unread = {"prompts": True, "normalize_prompts": True, "embeddings": True, "training": training}
         seed = {"seed": config.seed} if config.teacher.weights in ("train", "random") else {}
-        return {"teacher": config.teacher.model_dump(mode="json", exclude=unread), **seed}
+        precision = _precision(config) if config.teacher.weights == "train" else {}
+        return {"teacher": config.teacher.model_dump(mode="json", exclude=unread), **seed, **precision}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """A local file or folder of weights counts by its content."""
@@ -118,7 +119,8 @@ class Rpn(JobStage):
         if config.proposals.method != "rpn":
             return {"unused": config.proposals.method}
         if config.rpn.weights == "train":
-            return {"rpn": config.rpn.model_dump(mode="json", exclude={"checkpoint_every"}), "seed": config.seed}
+            section = config.rpn.model_dump(mode="json", exclude={"checkpoint_every"})
+            return {"rpn": section, "seed": config.seed, **_precision(config)}
         section = config.rpn.model_dump(mode="json", include={"weights", *RPN_FIELDS})
         return {"rpn": section, **({"seed": config.seed} if config.rpn.weights == "random" else {})}
 
@@ -150,7 +152,8 @@ class Proposals(ShardStage):
         }
         section = config.proposals.model_dump(mode="json", include={"splits", "method", *read[method]})
         if method == "rpn":
-            return {"proposals": section, "rpn": config.rpn.model_dump(mode="json", include=set(RPN_FIELDS))}
+            network = config.rpn.model_dump(mode="json", include=set(RPN_FIELDS))
+            return {"proposals": section, "rpn": network, **_precision(config)}
         return {"proposals": section, **({"seed": config.seed} if method == "random" else {})}
 
 
@@ -171,7 +174,7 @@ class Labels(ShardStage):
         unread = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}
         unpadded = {"canvas", "images_per_canvas"} if config.labels.canvas == "image" else set()
         section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded)
-        return {"labels": section, "teacher": text_settings(config.teacher)}
+        return {"labels": section, "teacher": text_settings(config.teacher), **_precision(config)}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings count by their content."""
@@ -214,9 +217,10 @@ class Pretrain(JobStage):
         if config.pretrain.weights != "train":
             return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
         settings = {"pretrain": config.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})}
+        execution = _precision(config).get("execution", {})
         if not config.pretrain.gather_regions:
-            settings["execution"] = {"train_workers": config.execution.train_workers}
-        return {**settings, "seed": config.seed}
+            execution["train_workers"] = config.execution.train_workers
+        return {**settings, "seed": config.seed, **({"execution": execution} if execution else {})}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """A student that is given, or started from, counts by its content."""
@@ -241,7 +245,8 @@ class Finetune(JobStage):
         if config.finetune.weights != "train":
             return {"finetune": {"weights": config.finetune.weights}}
         section = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
-        return {"finetune": section, "teacher": text_settings(config.teacher), "seed": config.seed}
+        teacher = text_settings(config.teacher)
+        return {"finetune": section, "teacher": teacher, "seed": config.seed, **_precision(config)}
 
     def raw_inputs(self, config: Config) -> list[str]:
         """Files of prompts and of published embeddings, or of a given detector, count by their content."""
@@ -267,6 +272,7 @@ class Evaluate(JobStage):
             "teacher": text_settings(config.teacher),
             "labels": config.labels.model_dump(mode="json", include={"context", "batch_size"}),
             "finetune": config.finetune.model_dump(mode="json", include={"temperature"}),
+            **_precision(config),
         }
 
     def raw_inputs(self, config: Config) -> list[str]:
@@ -288,6 +294,15 @@ class Report(JobStage):
     def settings(self, config: Config) -> dict[str, Any]:
         """The whole config but where it runs: the page prints settings, so it is made again when one changes."""
         return config.model_dump(mode="json", exclude={"execution", "workspace"})
+
+
+def _precision(config: Config) -> dict[str, Any]:
+    """Return the precision of the networks where the config names one: `auto` follows the device, which counts nowhere.
+
+    The manifest says what it was.
+    """
+    precision = config.execution.precision
+    return {"execution": {"precision": precision}} if precision != "auto" else {}
 
 
 def _listing_digest(name: str, urls: str) -> str:

@@ -38,7 +38,7 @@ class EvaluateWork(JobWork):
             ErrorRateExceeded: too many images could not be read.
         """
         config, data = ctx.config, ctx.inputs["data"]
-        evaluation = EvaluationData(config, data, ctx.inputs["proposals"])
+        evaluation = EvaluationData(config, data, ctx.inputs["proposals"], ctx.loader_workers)
         detectors = [n for n in ("clip", "regionclip", "oracle") if ctx.inputs["finetune"].exists(f"{n}.json")]
         done, total = 0, evaluation.count * (len(_INITS) + len(detectors))
 

@@ -30,7 +30,7 @@ class LabelsWork(ShardWork):
 
     def setup(self, ctx: StageContext) -> tuple[Labeller, dict[int, str]]:
         """Load teacher and concept embeddings, and find the split of each shard."""
-        labeller = Labeller(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device)
+        labeller = Labeller(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device, ctx.loader_workers)
         return labeller, splits_of_shards(ctx.inputs["data"])
 
     def process(self, ctx: StageContext, state: tuple[Labeller, dict[int, str]], shard: int) -> ShardResult:

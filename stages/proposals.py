@@ -29,7 +29,7 @@ class ProposalsWork(ShardWork):
     def process(self, ctx: StageContext, state: Any, shard: int) -> ShardResult:
         """Propose for every readable image of the shard."""
         proposer, split_of = state
-        counts, table = propose_shard(proposer, ctx.inputs["data"], shard)
+        counts, table = propose_shard(proposer, ctx.inputs["data"], shard, ctx.loader_workers)
         with ctx.out.write(f"proposals-{shard:05d}.parquet") as file:
             pq.write_table(table, file)
         return ShardResult(table.num_rows, counts, split_of[shard])

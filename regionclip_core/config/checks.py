@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Collection, Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from regionclip_core.config.architectures import RESNET_STRIDE, model_config, tower_of, why_not_buildable
 from regionclip_core.config.nearest import nearest_hint
-from regionclip_core.config.tree import Config, FinetuneConfig, PretrainConfig, TeacherTraining
+from regionclip_core.config.tree import Config, FinetuneConfig, PretrainConfig, Split, TeacherTraining
 
 
 def check_config(config: Config, stages: Collection[str] = ()) -> list[str]:
@@ -22,6 +23,21 @@ def check_config(config: Config, stages: Collection[str] = ()) -> list[str]:
         if found := [line for check in checks for line in check(config) if line.split(".")[0] in read]:
             return found
     return []
+
+
+def same_images(splits: Mapping[str, Split]) -> list[str]:
+    """Return a sentence per annotation file, caption file or set of tars that several splits take their images from."""
+    named: dict[str, list[str]] = {}
+    for name, split in splits.items():
+        lists = [getattr(split, key, None) for key in ("urls", "instances", "captions")]
+        if file := next(filter(None, lists), None):
+            named.setdefault(file if "://" in file else os.path.abspath(os.path.expanduser(file)), []).append(name)
+    return [
+        f"the splits {' and '.join(map(repr, names))} have the same images (of {file}): a score on images that a model "
+        "was trained on says little about others"
+        for file, names in named.items()
+        if len(names) > 1
+    ]
 
 
 def _unknown_splits(config: Config) -> Iterator[str]:

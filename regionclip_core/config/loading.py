@@ -32,7 +32,8 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     """Load and check a configuration.
 
     path: a YAML file, the name of a preset, or None for pipeline.yaml in the working directory.
-    overrides: "a.b=c", applied in order; c is parsed as YAML, so `a.b=null`, `a.b=[x, y]` and `a.b=1.5` work.
+    overrides: "a.b=c", applied in order, each key once; c is parsed as YAML, so `a.b=null`, `a.b=[x, y]` and `a.b=1.5`
+        work.
 
     Raises FileNotFoundError when there is no such file, ValueError when something in it is wrong; the message holds
     the full path of each wrong key, the value that came and the nearest valid key.
@@ -41,12 +42,16 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     raw = parse_yaml(decode_text(file.read_bytes(), str(file)), str(file))
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: expected a mapping of sections at the top, got {type(raw).__name__}")
+    given: dict[str, Any] = {}
     for override in overrides:
         dotted, separator, text = override.partition("=")
         keys = dotted.strip().split(".")
         if not separator or not all(keys):
             raise ValueError(f"override {override!r}: expected a.b=value; write {dotted}=VALUE")
         value = parse_yaml(text, f"override {override if len(override) <= 100 else override[:97] + '...'!r}")
+        if given.setdefault(".".join(keys), value) != value:
+            both = f"{given['.'.join(keys)]!r} and {value!r}"
+            raise ValueError(f"{'.'.join(keys)} is given twice, as {both} (--set or its own option): give it once")
         node = raw
         for depth, key in enumerate(keys[:-1]):
             inner = {} if node.get(key) is None else node[key]  # None: "section:" with nothing under it

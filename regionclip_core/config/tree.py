@@ -1,8 +1,8 @@
 """The configuration tree: one frozen, typed model for every setting of every stage.
 
 A stage's name is its key here, in pipeline.yaml, on the command line and in the workspace. Every section but
-`workspace` and `execution` enters the fingerprints of the stages that read it (one key of `execution` can: see
-docs/decisions.md, 39). The sections of the stages are declared by subject in `data.py`, `regions.py` and
+`workspace` and `execution` enters the fingerprints of the stages that read it (two keys of `execution` can: see
+docs/decisions.md, 39 and 54). The sections of the stages are declared by subject in `data.py`, `regions.py` and
 `training.py`; `X as X` marks what other files import from here. `loading.py` loads and overrides a configuration.
 """
 
@@ -41,8 +41,8 @@ from regionclip_core.config.training import TeacherTraining as TeacherTraining
 
 
 class ExecutionConfig(Section):
-    """Where and with what the run executes. It is no part of a fingerprint, with one exception: `train_workers` where
-    `pretrain.gather_regions` is false."""
+    """Where and with what the run executes. It is no part of a fingerprint, with two exceptions: `train_workers` where
+    `pretrain.gather_regions` is false, and a `precision` other than `auto`."""
 
     backend: Literal["ray", "local"] = "ray"
     """`ray`: workers that live through the run. `local`: everything in this process, for a debugger."""
@@ -60,9 +60,16 @@ class ExecutionConfig(Section):
     """Torch threads of a training; null takes every available CPU."""
     loader_workers: int | None = Field(None, ge=0, le=1024)
     """Processes that read and resize images ahead, per training process; 0 reads in the training's own. Null takes 0 on
-    CPUs, which the training itself uses, and beside a GPU one per CPU, at most 8. Results don't depend on it."""
+    CPUs, which the training itself uses, and beside a GPU one per CPU, at most 8. Results don't depend on it. In
+    proposals, labels and evaluate: threads, per worker."""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`, `cuda:1`."""
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """In which networks run, in trainings too. `float32`: exactly, without TF32. `tf32`, `bf16`: products of fewer
+    bits; weights, losses and boxes stay float32. `auto`: bf16 on GPUs that have it, else float32."""
+    recompute_activations: bool = False
+    """Student and detector train with less memory: each stage of the image encoder is computed again for its gradient,
+    which takes a third more time. Results don't depend on it."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1000)
     """GPUs that one worker of a stage with a model asks Ray for."""
     shard_retries: int = Field(2, ge=0, le=1000)

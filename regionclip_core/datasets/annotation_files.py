@@ -37,6 +37,8 @@ class _File:
     """Name by category id."""
     boxes: Counter[Any] = field(default_factory=Counter)
     """Annotations by category id."""
+    captions: int = 0
+    """Annotations with a caption."""
 
 
 def join_annotations(
@@ -64,6 +66,15 @@ def join_annotations(
     spool = Spool()
     ids: dict[Any, int] = {}
     files = {kind: _read_file(url, spool, ids, file_name) for kind, url in urls.items()}
+    for kind, file in files.items():
+        if kind == "instances" and not file.categories:
+            seen = ", and its annotations have captions: this looks like a captions file" if file.captions else ""
+            raise ValueError(f"instances: {urls[kind]} names no `categories`{seen}; give an instances file")
+        if kind == "captions" and file.boxes and not file.captions:
+            raise ValueError(
+                f"captions: none of the {len(file.owners)} annotations of {urls[kind]} has a `caption`, and they have "
+                "a `category_id`: this looks like an instances file; give a captions file"
+            )
 
     # One more place than there are ids: -1, the owner of an annotation that names no image, leads there.
     listed = np.zeros(len(ids) + 1, np.bool_)
@@ -135,6 +146,7 @@ def _read_file(url: str, spool: Spool, ids: dict[Any, int], file_name: Callable[
             found.annotations.append(spool.append(text))
             if isinstance(value, dict) and "category_id" in value:
                 found.boxes[hashable(value["category_id"])] += 1
+            found.captions += isinstance(value, dict) and "caption" in value
         elif key == "categories":
             if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "id" not in value:
                 raise ValueError(f"{url}: expected categories with `id` and `name`, found {str(value)[:200]}")

@@ -8,11 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 from regionclip_core.config.encodings import as_utf_8, decode_text
+from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.datasets.json_lists import list_entries
 from regionclip_core.datasets.names import checked_names, names_in
 from regionclip_core.datasets.vocabulary import DATA_FOLDER, Vocabulary, clean_lvis_name
-from regionclip_core.storage.locations import exists, open_location, read_location
+from regionclip_core.storage.locations import exists, nearest_file, open_location, read_location
 
 _TAIL = 1 << 22  # bytes of the end in which `categories` is looked for; LVIS's take half a MiB
 _LISTS = (".json", ".yaml", ".yml")
@@ -111,8 +112,11 @@ def load_categories(spec: str, option: str | None = None) -> Vocabulary:
     url = spec if os.path.splitext(spec)[1] else str(DATA_FOLDER / f"{spec}.yaml")
     if not exists(url):
         known = sorted(file.stem for file in DATA_FOLDER.glob("*.yaml"))
-        what = option or "data.categories"
-        raise FileNotFoundError(f"{what}: {spec!r} is not `world`, one of {known}, or a file that is there")
+        near = nearest_file(spec) if url == spec else nearest_hint(spec, ["world", *known])
+        raise FileNotFoundError(
+            f"{option or 'data.categories'}: {spec!r} is not `world`, one of {known}, or a file that is there (looked "
+            f"from {os.getcwd()}){near}"
+        )
     is_json = url.lower().endswith(".json")
     if is_json and (found := annotation_vocabulary(url)) is not None:
         return found if found.groups or not option else Vocabulary(found.names)

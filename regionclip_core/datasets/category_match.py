@@ -23,9 +23,21 @@ def refuse_near_names(where: str, names: Collection[str], vocabulary: Vocabulary
     others = sorted(set(names) - set(vocabulary.names))
     if meant := [f"{lacking[_plain(name)]!r} for {name!r}" for name in others if _plain(name) in lacking]:
         raise ValueError(
-            f"{where}: data.categories has {_listed(meant)}. They differ only in case or spaces, and boxes are matched "
-            "by name: write the names as the annotation file has them"
+            f"{where}: {vocabulary.source} has {_listed(meant)}. They differ only in case or spaces, and boxes are "
+            "matched by name: write the names as the annotation file has them"
         )
+
+
+def refuse_other_names(where: str, names: Collection[str], vocabulary: Vocabulary) -> None:
+    """Raise ValueError if none of a file's categories, `names`, is in the vocabulary; `where` names the file."""
+    if set(names) & set(vocabulary.names):
+        return
+    near = _listed([f"{one!r} for {name!r}" for name in sorted(names) for one in nearest(name, vocabulary.names)])
+    raise ValueError(
+        f"{where}: none of its categories ({_listed([*map(repr, sorted(names))])}) is in {vocabulary.source} "
+        f"({_listed([*map(repr, vocabulary.names)])}). Boxes are matched by name: give the category file of this data "
+        f"set, or write its names as the annotation file has them{f'; nearest: {near}' if near else ''}"
+    )
 
 
 def unmatched(boxes: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, Any]:

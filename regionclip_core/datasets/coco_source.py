@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from regionclip_core.config.tree import CocoSplit, LvisSplit
 from regionclip_core.datasets.annotation_files import Image, hashable, join_annotations, whole
-from regionclip_core.datasets.category_match import refuse_near_names
+from regionclip_core.datasets.category_match import refuse_near_names, refuse_other_names
 from regionclip_core.datasets.cleaning import clean_box, clean_captions, reasons
 from regionclip_core.datasets.image_list import ListedSource
 from regionclip_core.datasets.images import MAX_PIXELS, MIN_SIDE
@@ -79,7 +79,7 @@ class CocoSource(ListedSource):
                 continue
             assert name is not None
             captions, bad_captions = clean_captions(_as_object(a).get("caption") for a in found.get("captions", ()))
-            boxes, bad_boxes = self._boxes(image, found.get("instances", ()), categories)
+            boxes, bad_boxes, odd_boxes = self._boxes(image, found.get("instances", ()), categories)
             labels, bad_labels = self._image_labels(image, categories) if self._is_lvis else ({}, [])
             lost = {"lost_caption": bad_captions, "lost_box": bad_boxes, "lost_image_labels": bad_labels}
             yield IndexRow(
@@ -90,8 +90,8 @@ class CocoSource(ListedSource):
                 width=image["width"],
                 height=image["height"],
                 captions=captions,
-                reason=reasons([*bad_captions, *bad_boxes, *bad_labels]),
-                lost=tuple(status for status, why in lost.items() if why),
+                reason=reasons([*bad_captions, *bad_boxes, *bad_labels, *(why for _, why in odd_boxes)]),
+                lost=(*(status for status, why in lost.items() if why), *(kind for kind, _ in odd_boxes)),
                 **boxes,
                 **labels,
             )
@@ -100,7 +100,7 @@ class CocoSource(ListedSource):
         return {name: number for number, name in self._category_names().items() if name in self._row_of}
 
     def check(self, first: Piece) -> None:
-        self._category_names()
+        self._refuse_shifted_ids()
         found = islice(self._documents(first), 20)
         self._check_images(self._images, [self._file_name(_as_object(one["image"])) or "" for one in found])
 
@@ -128,19 +128,29 @@ class CocoSource(ListedSource):
                     f"{' once cleaned' if self._is_lvis else ''}; boxes are matched by name, so rename all but one"
                 )
         refuse_near_names(f"data.splits.{self._name}.instances", set(names.values()), self._vocabulary)
-        if not set(names.values()) & set(self._row_of):
-            raise ValueError(
-                f"data.splits.{self._name}.instances: none of the categories in {self._split.instances} "
-                f"({sorted(set(names.values()))[:5]} ...) is in data.categories "
-                f"({list(self._vocabulary.names[:5])} ...)"
-            )
+        where = f"data.splits.{self._name}.instances: {self._split.instances}"
+        refuse_other_names(where, set(names.values()), self._vocabulary)
         return names
+
+    def _refuse_shifted_ids(self) -> None:
+        """Raise ValueError if boxes, one in a hundred or more, have the id before the file's first, and none its last.
+
+        The boxes then count their categories from another number than the file, and most have a wrong category.
+        """
+        ids = [key for key in self._category_names() if isinstance(key, int)] or [0]
+        boxes = Counter(dict(self._facts["boxes"].get("instances", ())))
+        if boxes[before := min(ids) - 1] * 100 >= boxes.total() > 0 and not boxes[max(ids)]:
+            raise ValueError(
+                f"data.splits.{self._name}.instances: {boxes[before]} of {boxes.total()} boxes have the category_id "
+                f"{before}, and none has {max(ids)}: the ids look shifted by one, as {self._split.instances} names "
+                f"{min(ids)} to {max(ids)}. Give each box the `id` of its category"
+            )
 
     def _boxes(
         self, image: Image, annotations: list[Any], categories: dict[Any, str]
-    ) -> tuple[dict[str, Any], list[str]]:
-        """Return the box columns of the image's row, and why boxes were dropped."""
-        boxes, labels, crowd, areas, masks, dropped = [], [], [], [], [], []
+    ) -> tuple[dict[str, Any], list[str], list[tuple[str, str]]]:
+        """Return the box columns of the image's row, why boxes were dropped, and which are odd: (of ODD_BOXES, why)."""
+        boxes, labels, crowd, areas, masks, dropped, odd = [], [], [], [], [], [], []
         for one in map(_as_object, annotations):
             bbox = one.get("bbox")
             four = bbox if isinstance(bbox, list) and len(bbox) == 4 else []
@@ -151,8 +161,11 @@ class CocoSource(ListedSource):
             x, y, w, h = numbers
             category = hashable(one.get("category_id"))
             if category not in categories:
-                named = ", ".join(map(repr, islice(categories, 3)))
-                dropped.append(f"box of category {category!r:.60}, which the file does not name ({named}, ...)")
+                named = ", ".join([*map(repr, islice(categories, 3)), *["..."] * (len(categories) > 3)])
+                dropped.append(
+                    f"box of category {category!r:.60}, which the file does not name ({named}); add it to its "
+                    "`categories`, or correct the box"
+                )
                 continue
             box, problem = clean_box((x, y, x + w, y + h), image["width"], image["height"])
             if box is None:
@@ -164,19 +177,26 @@ class CocoSource(ListedSource):
                 except BadMask as error:
                     dropped.append(f"box dropped: {error}")
                     continue
+            past = max(-x, -y, x + w - image["width"], y + h - image["height"]) > 1  # more than rounding does
+            if past or max(w, h) <= 1:
+                size = f"{image['width']} x {image['height']}"
+                what = f"reaches past the edge of {size}" if past else "is of a pixel or less"
+                shown = ", ".join(f"{number:g}" for number in numbers)
+                odd.append(("odd_past_edge" if past else "odd_under_pixel", f"box [{shown}] {what}"))
             boxes.append(box)
             labels.append(self._row_of.get(categories[category], -1))
             crowd.append(bool(whole(one.get("iscrowd"))))
             area = _number(one.get("area"))
             given = area is not None and 0 < area < _MAX_AREA
             areas.append(area if given else float((box[2] - box[0]) * (box[3] - box[1])))
-        return {
+        columns = {
             "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
             "box_labels": np.asarray(labels, np.int32),
             "box_crowd": np.asarray(crowd, np.bool_),
             "box_area": np.asarray(areas, np.float32),
             "box_masks": masks,
-        }, dropped
+        }
+        return columns, dropped, odd
 
     def _image_labels(self, image: Image, categories: dict[Any, str]) -> tuple[dict[str, Any], list[str]]:
         """Return LVIS's columns about the image as a whole, and what was wrong with its lists.

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, BinaryIO, TextIO
@@ -28,6 +29,7 @@ from regionclip_core.storage.tars import TarWriter
 LARGEST_FIELD = 1 << 26
 """Characters of one field of a .csv. A quote that is left open reaches it and is an error before memory is full."""
 _DIGEST = 16  # bytes
+_LINES = 'one object per line, {"file": "a.jpg", "caption": "a cat"}'
 
 
 class FolderSource(ListedSource):
@@ -89,14 +91,14 @@ def caption_rows_by_image(url: str) -> Iterator[bytes]:
     """
     kind = url.rsplit(".", 1)[-1].lower()
     if kind not in ("jsonl", "csv", "tsv", "parquet"):
-        raise ValueError(f"caption file {url} ends in .{kind}, expected .jsonl, .csv, .tsv or .parquet")
+        raise ValueError(f"caption file {url} ends in .{kind}, expected .jsonl ({_LINES}), .csv, .tsv or .parquet")
     spool, digests = Spool(), bytearray()
     with open_location(url) as file:
         # In a .csv, any line end inside quotes belongs to the text; elsewhere a row ends with "\n" alone.
         newline = "" if kind == "csv" else "\n"
         text = io.TextIOWrapper(as_utf_8(file, url), "utf-8-sig", "surrogateescape", newline=newline)
         table = _csv(text, url) if kind == "csv" else _tsv(text) if kind == "tsv" else _parquet(file, url)
-        for line, name, caption, problem in _jsonl(text) if kind == "jsonl" else _columns(table, url):
+        for line, name, caption, problem in _jsonl(text, url) if kind == "jsonl" else _columns(table, url):
             if not problem and not (isinstance(name, str) and name):
                 problem = "field `file` is empty or no text"
             if problem:
@@ -127,9 +129,11 @@ def _parquet(file: BinaryIO, url: str) -> Iterator[tuple[int, list[Any], str | N
         raise ValueError(f"{url}: no whole Parquet file ({error})") from error
 
 
-def _jsonl(file: TextIO) -> Iterator[tuple[int, Any, Any, str | None]]:
-    """Yield (line, file, caption, problem); one object per line."""
+def _jsonl(file: TextIO, url: str) -> Iterator[tuple[int, Any, Any, str | None]]:
+    """Yield (line, file, caption, problem); one object per line. ValueError for a file that is one JSON value."""
     for number, line in enumerate(file, start=1):
+        if number == 1 and re.match(r"\s*(\[\s*({|$)|{\s*$)", line):
+            raise ValueError(f"{url} begins with {line[:20].strip()!r}, as one JSON list or object; expected {_LINES}")
         if not line.strip():
             continue
         try:

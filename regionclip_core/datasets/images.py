@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ MAX_BYTES = 2**28
 # Only these parsers of Pillow are offered the bytes: fewer doors for hostile files, and no vector formats.
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+
+# Pillow warns about odd metadata, and of large images: MAX_PIXELS is lower. Once for the process, since
+# `warnings.catch_warnings` changes the filters of all threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 REMOTE_BLOCK = 2**23  # bytes fetched at a time from a remote tar; a stage reads the images of a shard in order
 
@@ -182,9 +187,7 @@ def _load(data: bytes, small: bool = False) -> Image.Image:
 def _refusing(what: str) -> Iterator[None]:
     """Raise BadImage for what Pillow raises on corrupt bytes, which is any of the built-in exceptions."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata, and large images: MAX_PIXELS is lower
-            yield
+        yield
     except (MemoryError, BadImage):
         raise
     except Exception as error:
@@ -207,7 +210,7 @@ class ImageReader:
     """Reads the images of index rows from a data folder, local files or any fsspec URL.
 
     Rows of one file are best read in order: the file stays open between calls, and a remote one is fetched in large
-    ranges.
+    ranges. Several threads may read with one reader.
 
     Args:
         data_folder: the finished data artifact, which relative urls of rows refer to.
@@ -217,6 +220,7 @@ class ImageReader:
         self._folder = data_folder
         self._url: str | None = None
         self._file: BinaryIO | None = None
+        self._lock = threading.Lock()  # of the open file and its position
 
     def read_bytes(self, row: IndexRow) -> bytes:
         """Return the encoded bytes of the row's image, unmodified.
@@ -232,13 +236,14 @@ class ImageReader:
             if row.size >= 0 and len(data) != row.size:
                 raise BadImage("bad_image", f"{row.url} has {len(data)} bytes, the index says {row.size}")
             return data
-        if self._file is None or self._url != row.url:
-            self.close()
-            inside = "://" not in row.url and not os.path.isabs(row.url)
-            self._file = open_location(self._folder.path(row.url) if inside else row.url, REMOTE_BLOCK)
-            self._url = row.url
-        self._file.seek(row.offset)
-        data = self._file.read(row.size)
+        with self._lock:
+            if self._file is None or self._url != row.url:
+                self.close()
+                inside = "://" not in row.url and not os.path.isabs(row.url)
+                self._file = open_location(self._folder.path(row.url) if inside else row.url, REMOTE_BLOCK)
+                self._url = row.url
+            self._file.seek(row.offset)
+            data = self._file.read(row.size)
         if len(data) != row.size:
             raise BadImage("bad_image", f"{row.url} ends {row.size - len(data)} bytes before the image does")
         return data
@@ -253,8 +258,8 @@ class ImageReader:
         height, width = image.shape[:2]
         if (width, height) != (row.width, row.height):
             reason = (
-                f"{row.key} decoded to {width} x {height} pixels, the index says {row.width} x {row.height}; the file "
-                "may have been resized or turned after the annotations were made"
+                f"decoded to {width} x {height} pixels, the index says {row.width} x {row.height}; the file may have "
+                "been resized or turned after the annotations were made"
             )
             raise BadImage("bad_image", reason)
         return image

@@ -51,7 +51,8 @@ class IndexRow:
     status: str = "ok"
     reason: str | None = None
     lost: tuple[str, ...] = ()
-    """`lost_box`, `lost_caption`, `lost_image_labels`: what a good row lacks; its `reason` says why. Not stored."""
+    """`lost_box`, `lost_caption`, `lost_image_labels`: what a good row lacks; and one
+    of `source.ODD_BOXES` for each such box. Its `reason` says why. Not stored."""
 
     @property
     def ok(self) -> bool:
@@ -76,7 +77,7 @@ def write_index(file: BinaryIO, rows: Sequence[IndexRow], vocabulary_digest: str
         values, kind = [getattr(row, name) for row in rows], INDEX.field(name).type
         if name in ("captions", "box_masks"):
             values = [list(value) for value in values]
-        columns[name] = ragged_column(values, name, kind) if name in _RAGGED else pa.array(values, kind)
+        columns[name] = ragged_column(values, kind) if name in _RAGGED else pa.array(values, kind)
     table = pa.table(columns, schema=INDEX.with_metadata({VOCABULARY_DIGEST: vocabulary_digest.encode()}))
     pq.write_table(table, file, compression="zstd")
 
@@ -175,16 +176,23 @@ def split_rows(data: Folder, splits: Iterable[str]) -> int:
     return rows
 
 
-def ragged_column(values: Sequence[npt.NDArray[Any]], name: str, kind: pa.DataType) -> pa.Array:
-    """Build a column of lists from flat arrays, without an object per number: the inverse of `split_ragged`."""
+def ragged_column(values: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
+    """Build a column of lists, of one array per row, without an object per number: the inverse of `split_ragged`.
+
+    Lists of boxes and of other lists of one length take arrays of two dimensions.
+    """
     if not values:
         return pa.array([], kind)
-    offsets = pa.array(np.cumsum([0, *(len(v) for v in values)]), pa.int32())
-    flat = np.concatenate(values)
-    if name == "boxes":
-        inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1).astype(np.float32)), 4)
-        return pa.ListArray.from_arrays(offsets, inner).cast(kind)
-    return pa.ListArray.from_arrays(offsets, pa.array(flat, kind.value_type))
+    flat, inner = np.concatenate(values), kind.value_type
+    if flat.ndim == 1:
+        items = pa.array(flat, inner)
+    elif pa.types.is_fixed_size_list(inner):
+        items = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), inner.value_type), inner.list_size)
+    else:
+        bounds = pa.array(np.arange(len(flat) + 1) * flat.shape[1], pa.int32())
+        items = pa.ListArray.from_arrays(bounds, pa.array(flat.reshape(-1), inner.value_type))
+    offsets = pa.array(np.cumsum([0, *map(len, values)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, items).cast(kind)
 
 
 def split_ragged(column: pa.ChunkedArray, name: str) -> list[npt.NDArray[Any]]:

@@ -13,6 +13,12 @@ from typing import Any, ClassVar
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.storage.tars import TarWriter
 
+ODD_BOXES = {
+    "odd_past_edge": "reach past the edge of their image. They look like corners [x1, y1, x2, y2]",
+    "odd_under_pixel": "are of a pixel or less. They look like shares of the image, 0 to 1",
+}
+"""Kinds of boxes that are kept and counted, and what it means if most boxes of a split are like that."""
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,17 @@ class Vocabulary:
     groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Further groups of names that evaluation reports on, such as LVIS's (`rare`, ...); no part of the digest. Kept in
     the alphabetical order of their names, so that a vocabulary that was stored equals itself."""
+    source: str = field(default="data.categories", compare=False)
+    """Where the names are from, for messages; not stored."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(sorted(self.groups)))
-        for field, values in [("names", self.names), ("base", self.base)]:
-            checked_names([*values], f"Vocabulary.{field}")
-        for field, values in [("base", self.base), *((f"groups {name}", members) for name, members in self.groups)]:
+        for part, values in [("names", self.names), ("base", self.base)]:
+            checked_names([*values], f"Vocabulary.{part}")
+        for part, values in [("base", self.base), *((f"groups {name}", members) for name, members in self.groups)]:
             unknown = sorted(set(values) - set(self.names))
             if unknown:
-                raise ValueError(f"Vocabulary.{field} holds {unknown[:5]}, which are not among the names")
+                raise ValueError(f"Vocabulary.{part} holds {unknown[:5]}, which are not among the names")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -27,6 +27,7 @@ from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.boxes import FOREGROUND, match, sample
 from regionclip_core.ops.image_batch import ImageBatch
 from regionclip_core.ops.masks import ImageMasks, encode_masks
+from regionclip_core.precision import in_float32, networks
 from regionclip_core.storage.folder import Folder
 from regionclip_core.training.distributed import sum_ranks
 
@@ -142,10 +143,12 @@ class OpenVocabularyDetector(nn.Module):
         """
         return self._head(self.encoder(images, boxes, sizes))
 
+    @in_float32
     def _head(self, features: Tensor) -> HeadOutput:
         # The regressor sees the raw embedding, as in the official code: its norm carries signal.
         return HeadOutput(self.classify(features), self.box_regressor(features))
 
+    @in_float32
     def classify(self, features: Tensor) -> Tensor:
         """Return logits [R, K + 1] of region embeddings [R, D] (any norm): cosine / temperature, then the background's.
 
@@ -271,8 +274,9 @@ class OpenVocabularyDetector(nn.Module):
     @torch.no_grad()
     def classify_proposals(self, batch: ImageBatch, proposals: Sequence[Tensor]) -> ClassifiedProposals:
         """Run the networks: the first half of `detect`."""
-        features = self.encoder.features(batch.tensor, batch.sizes)
-        return ClassifiedProposals(features, self._head(self.encoder.embed(features, proposals)))
+        with networks(batch.tensor.device):
+            features = self.encoder.features(batch.tensor, batch.sizes)
+            return ClassifiedProposals(features, self._head(self.encoder.embed(features, proposals)))
 
     @torch.no_grad()
     def choose(
@@ -324,7 +328,9 @@ class OpenVocabularyDetector(nn.Module):
             return []
         boxes = detections.boxes[list(first.values())]
         regions = box_ops.clip(batch.to_input(image, boxes), batch.sizes[image])
-        probabilities = torch.sigmoid(head(self.encoder.regions(features[image : image + 1], [regions])))
+        with networks(features.device):
+            logits = head(self.encoder.regions(features[image : image + 1], [regions])).float()
+        probabilities = torch.sigmoid(logits)
         coded = dict(zip(first, encode_masks(probabilities, boxes, batch.original_sizes[image]), strict=True))
         return [coded[proposal] for proposal in detections.proposal.tolist()]
 

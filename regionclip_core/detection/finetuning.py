@@ -80,6 +80,7 @@ def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> O
     """Return an untrained detector with the CLIP model's visual encoder and seeded random weights elsewhere."""
     encoder = region_encoder(clip)
     encoder.freeze(config.finetune.freeze_at)
+    encoder.recompute_activations = config.execution.recompute_activations
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return OpenVocabularyDetector(

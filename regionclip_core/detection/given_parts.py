@@ -31,7 +31,11 @@ def check_model(place: str, has_names: bool, has_rpn: bool) -> None:
 def check_parts(rpn: str | None, text: str | None, prompts: str | None, embeddings: str | None) -> None:
     """Raise FileNotFoundError or ValueError if a part of a model, see `with_parts`, is not there or not whole."""
     if rpn is not None:
-        _check_files("--rpn", given_files.rpn_files(rpn))
+        try:
+            files = given_files.rpn_files(rpn)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"--rpn: {error}") from error
+        _check_files("--rpn", files)
     if text is not None:
         _check_files("--text", given_files.clip_files(text, "student"))
     if prompts is not None:

@@ -27,6 +27,7 @@ from regionclip_core.detection.inference import Detections, InferenceSettings
 from regionclip_core.models.clip import ClipModel, Triple
 from regionclip_core.models.text_embeddings import NamePrompts
 from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.precision import networks
 from regionclip_core.proposals.proposers import NetworkBoxes, proposer_row
 
 ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -110,7 +111,9 @@ class RegionModel:
         for image, some in zip(several, boxes if several is images else [boxes], strict=True):
             batch = self._batch(to_tensor(pixels_of(image)))
             regions = batch.to_input(0, torch.as_tensor(some, dtype=torch.float32).reshape(-1, 4)).to(self.device)
-            found.append(F.normalize(self.detector.encoder(batch.tensor, [regions], batch.sizes), dim=1).cpu())
+            with networks(self.device):
+                features = self.detector.encoder(batch.tensor, [regions], batch.sizes)
+            found.append(F.normalize(features.float(), dim=1).cpu())
         return torch.cat(found)
 
     def embed(self, names: Sequence[str]) -> Tensor:

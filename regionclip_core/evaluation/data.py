@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from regionclip_core.datasets.index import (
     require_same_images,
     split_shards,
 )
+from regionclip_core.datasets.read_ahead import read_ahead
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.average_precision import Evaluator
 from regionclip_core.evaluation.image_boxes import ImageTruth
@@ -35,7 +37,7 @@ class EvaluationImage:
 
     row: IndexRow
     pixels: Tensor
-    """uint8[3, H, W]"""
+    """uint8[3, H, W], or resized, as `batches` was asked for."""
     boxes: Tensor
     """float32[G, 4]: annotated, no crowds, categories of the vocabulary only."""
     labels: Tensor
@@ -49,14 +51,14 @@ class EvaluationData:
     In memory at once: one shard's rows and proposals, and one batch with its pixels.
     """
 
-    def __init__(self, config: Config, data: Folder, proposals: Folder) -> None:
-        """Read the index once, and add all objects to `evaluator`.
+    def __init__(self, config: Config, data: Folder, proposals: Folder, readers: int = 0) -> None:
+        """Read the index once, and add all objects to `evaluator`. `readers`: threads that read images ahead.
 
         Raises:
             ValueError: no image, boxes of another vocabulary, or annotations that don't fit `evaluate.protocol`.
         """
         settings = config.evaluate
-        self.data, self.proposals = data, proposals
+        self.data, self.proposals, self.readers = data, proposals, readers
         self.vocabulary = Vocabulary.from_json(data.read_json("categories.json"))
         self.category_ids = category_ids(data, settings.split)
         """Of each row of the vocabulary, in what is written for others."""
@@ -91,21 +93,28 @@ class EvaluationData:
         # The official COCO open-vocabulary file, too, leaves out images without an object of the vocabulary.
         return [row for row in rows if (row.box_labels >= 0).any()] if self._annotated_only else rows
 
-    def batches(self, size: int) -> Iterator[list[EvaluationImage]]:
+    def batches(self, size: int, resize: Callable[[Tensor], Tensor] | None = None) -> Iterator[list[EvaluationImage]]:
         """Yield images with their pixels, at most `size` at a time; unreadable ones are left out and counted."""
-        reader, batch = ImageReader(self.data), []
-        for shard in self.shards:
-            proposals = read_proposals(self.proposals, shard)
-            for row in self._shard_rows(shard, set(proposals)):
-                pixels = self.unreadable.read(row.key, reader.read_tensor, row)
-                if pixels is None:  # its objects stay in the ground truth, as missed ones
-                    continue
-                use = (row.box_labels >= 0) & ~row.box_crowd
-                boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
-                batch.append(EvaluationImage(row, pixels, boxes, labels, proposals[row.key]))
-                if len(batch) == size:
-                    yield batch
-                    batch = []
+        found = ((shard, read_proposals(self.proposals, shard)) for shard in self.shards)
+        rows = ((row, own[row.key]) for shard, own in found for row in self._shard_rows(shard, set(own)))
+        batch: list[EvaluationImage] = []
+        with ImageReader(self.data) as reader:
+
+            def read(item: tuple[IndexRow, Proposals]) -> Tensor:
+                pixels = reader.read_tensor(item[0])
+                return pixels if resize is None else resize(pixels)
+
+            with closing(read_ahead(read, rows, self.readers, size)) as ahead:
+                for (row, proposals), image in ahead:
+                    pixels = self.unreadable.read(row.key, lambda get: get(), image)
+                    if pixels is None:  # its objects stay in the ground truth, as missed ones
+                        continue
+                    use = (row.box_labels >= 0) & ~row.box_crowd
+                    boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
+                    batch.append(EvaluationImage(row, pixels, boxes, labels, proposals))
+                    if len(batch) == size:
+                        yield batch
+                        batch = []
         if batch:
             yield batch
 

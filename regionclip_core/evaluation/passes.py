@@ -22,7 +22,8 @@ from regionclip_core.evaluation.data import EvaluationData, EvaluationImage
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
-from regionclip_core.ops.image_batch import ImageBatch, batch_images, by_input_size
+from regionclip_core.ops.image_batch import ImageBatch, Resized, batch_resized, by_input_size, resize_image
+from regionclip_core.precision import networks
 
 GIVEN, PROPOSED = "zero_shot_gt", "zero_shot_rpn"
 FINETUNED = "finetuned"
@@ -67,7 +68,8 @@ def zero_shot(
     def results(images: Sequence[EvaluationImage], batch: ImageBatch) -> list[ImageResult]:
         both = (torch.cat([i.boxes, i.proposals.boxes]) for i in images)  # they share the forward pass
         boxes = [batch.to_input(i, own).to(device) for i, own in enumerate(both)]
-        logits = detector.classify(detector.encoder(batch.tensor, boxes, batch.sizes)).cpu()
+        with networks(device):
+            logits = detector.classify(detector.encoder(batch.tensor, boxes, batch.sizes)).cpu()
         if settings.zero_shot_background == "none":  # all probability goes to the categories
             logits[:, -1] = float("-inf")
         done = []
@@ -156,12 +158,18 @@ def _in_batches(
 ) -> Iterator[ImageResult]:
     """Yield the results of all images in order; only images of one input size share a batch."""
     settings = config.evaluate
-    sides = settings.image_size, settings.max_size
-    for images in evaluation.batches(settings.batch_size):
 
-        def some(numbers: list[int], images: Sequence[EvaluationImage] = images) -> list[ImageResult]:
-            chosen = [images[number] for number in numbers]
-            return results(chosen, batch_images([i.pixels for i in chosen], *sides, clip.mean, clip.std).to(device))
+    def resize(image: Tensor) -> Tensor:
+        return resize_image(image, settings.image_size, settings.max_size).pixels
 
-        yield from by_input_size([i.pixels for i in images], *sides, some)
+    for images in evaluation.batches(settings.batch_size, resize):
+        resized = [Resized(image.pixels, (image.row.height, image.row.width)) for image in images]
+
+        def some(
+            numbers: list[int], images: Sequence[EvaluationImage] = images, resized: Sequence[Resized] = resized
+        ) -> list[ImageResult]:
+            batch = batch_resized([resized[number] for number in numbers], clip.mean, clip.std, device)
+            return results([images[number] for number in numbers], batch)
+
+        yield from by_input_size(resized, some)
         tick(len(images))

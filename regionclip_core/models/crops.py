@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.ops.image_batch import resize_uint8
+from regionclip_core.precision import networks
 
 
 class CropEncoder(nn.Module):
@@ -28,7 +29,6 @@ class CropEncoder(nn.Module):
         self.context = context
         self.batch_size = batch_size
 
-    @torch.no_grad()
     def forward(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return embeddings [R, D], not normalised, image by image in the order of the boxes.
 
@@ -36,14 +36,23 @@ class CropEncoder(nn.Module):
             images: uint8 [3, h, w], on the CPU.
             boxes: per image [R_i, 4].
         """
+        return self.encode([self.cut(image, own) for image, own in zip(images, boxes, strict=True)])
+
+    def cut(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Return one image's crops, uint8 [R, 3, S, S]: the first half of `forward`, on the CPU."""
+        fill = [round(255 * value) for value in self.clip.mean]
+        return cut_crops(image, boxes, self.context, self.clip.image_size, fill)
+
+    @torch.no_grad()
+    def encode(self, crops: list[Tensor]) -> Tensor:
+        """Return embeddings [R, D] of the crops of each image: the second half of `forward`."""
         clip = self.clip
         mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (clip.mean, clip.std))
-        fill = [round(255 * value) for value in clip.mean]
-        crops = [cut_crops(i, b, self.context, clip.image_size, fill) for i, b in zip(images, boxes, strict=True)]
         found = [torch.zeros((0, clip.embed_dim), device=clip.device)]
         for some in torch.split(torch.cat(crops), self.batch_size) if any(map(len, crops)) else ():
             x = some.to(clip.device).float().div_(255).sub_(mean).div_(std)
-            found.append(clip.encode_images(x))
+            with networks(clip.device):
+                found.append(clip.encode_images(x).float())
         return torch.cat(found)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from regionclip_core.config.encodings import decode_text
+from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.datasets.vocabulary import DATA_FOLDER
-from regionclip_core.storage.locations import exists, read_location
+from regionclip_core.storage.locations import exists, nearest_file, read_location
 
 SINGLE = ("a photo of a {}.",)
 SHORT = ("{}.", "a {}.", "a photo of a {}.", "a picture of a {}.", "a small {}.", "a large {}.", "there is a {} here.")
@@ -26,7 +29,11 @@ def prompt_templates(spec: str, setting: str = "teacher.prompts") -> tuple[str, 
         return SINGLE if spec == "single" else SHORT
     path = str(DATA_FOLDER / "prompts_clip81.txt") if spec == "clip81" else spec
     if not exists(path):
-        raise FileNotFoundError(f"{setting}: {spec!r} is not `single`, `short`, `clip81` or a text file")
+        near = nearest_hint(spec, ("single", "short", "clip81")) or nearest_file(spec)
+        raise FileNotFoundError(
+            f"{setting}: {spec!r} is not `single`, `short` or `clip81`, and no such file is there (looked from "
+            f"{os.getcwd()}); expected a text file with one template per line{near}"
+        )
     lines = [line.strip() for line in decode_text(read_location(path), path).splitlines()]
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     for template in templates:

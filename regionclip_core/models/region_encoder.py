@@ -7,11 +7,12 @@ here; a size is (height, width) in input pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from regionclip_core.ops.roi_align import roi_align
 
@@ -37,6 +38,18 @@ class RegionEncoder(nn.Module, ABC):
     """Bins per side of a RoI-aligned map."""
     sampling_ratio: int = 0
     """RoIAlign's samples per bin and axis; 0 is adaptive, as in the official code."""
+
+    recompute_activations: bool = False
+    """Whether `part` keeps no activations."""
+
+    def part(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return `run(*inputs)`, a part of the network that changes nothing in its inputs.
+
+        With `recompute_activations` it runs again for its gradient, instead of keeping what it computed meanwhile.
+        """
+        if not self.recompute_activations:
+            return run(*inputs)
+        return checkpoint(run, *inputs, use_reentrant=False)
 
     @abstractmethod
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:

@@ -7,6 +7,7 @@ tokens of a map [h, w], A heads of d channels (C = A*d).
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -70,8 +71,8 @@ class ResNetEncoder(RegionEncoder):
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = FoldedConv(conv, norm)(x).relu_()
         x = self.avgpool(x)
-        for block in (*self.layer1, *self.layer2, *self.layer3):
-            x = FoldedBottleneck(block)(x)
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = self.part(functools.partial(_run_stage, layer), x)
         return x
 
     def region_maps(self, features: Tensor, rois: Tensor) -> Iterator[Tensor]:
@@ -82,12 +83,22 @@ class ResNetEncoder(RegionEncoder):
         after RoIAlign, where cells outside the image count as zeros.
         """
         first, *others = [FoldedBottleneck(block) for block in self.layer4]
-        assert first.shortcut is not None
+        shortcut = first.shortcut
+        assert shortcut is not None
         cells = features.shape[0] * features.shape[2] * features.shape[3]
         hidden_first = cells < len(rois) * self.roi_size**2
         identity_first = cells < len(rois) * (self.roi_size // 2) ** 2
         for_hidden = first.conv1(features, bias=False) if hidden_first else features
-        for_identity = first.shortcut(features, bias=False) if identity_first else features
+        for_identity = shortcut(features, bias=False) if identity_first else features
+
+        def stage4(hidden: Tensor, identity: Tensor) -> Tensor:
+            hidden = hidden + first.conv1.bias.view(-1, 1, 1) if hidden_first else first.conv1(hidden)
+            identity = identity + shortcut.bias.view(-1, 1, 1) if identity_first else shortcut(identity)
+            x = first.finish(hidden, identity)
+            for block in others:
+                x = block(x)
+            return x
+
         for some in torch.split(rois, ALIGNED_AT_ONCE):
             hidden = self.align(for_hidden, some)
             identity = self.align(for_identity, some, mean_of=2)
@@ -95,12 +106,7 @@ class ResNetEncoder(RegionEncoder):
             per_region = self.feature_dim * (self.roi_size // 2) ** 2
             at_once = max(32, _CACHED // per_region) if features.device.type == "cpu" else ALIGNED_AT_ONCE
             for h, i in zip(torch.split(hidden, at_once), torch.split(identity, at_once), strict=True):
-                h = h + first.conv1.bias.view(-1, 1, 1) if hidden_first else first.conv1(h)
-                i = i + first.shortcut.bias.view(-1, 1, 1) if identity_first else first.shortcut(i)
-                x = first.finish(h, i)
-                for block in others:
-                    x = block(x)
-                yield x
+                yield self.part(stage4, h, i)
 
     def pool(self, region_maps: Tensor) -> Tensor:
         """Attention-pool [R, feature_dim, roi_size/2, roi_size/2] to [R, D], not normalised."""
@@ -122,6 +128,12 @@ class ResNetEncoder(RegionEncoder):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+def _run_stage(layer: nn.Sequential, x: Tensor) -> Tensor:
+    for block in layer:
+        x = FoldedBottleneck(block)(x)
+    return x
 
 
 def pool_single_query(pool: AttentionPool2d, maps: Tensor) -> Tensor:

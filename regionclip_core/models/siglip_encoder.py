@@ -61,8 +61,10 @@ class SiglipEncoder(RegionEncoder):
         x = trunk.patch_embed.norm(x.flatten(2).transpose(1, 2))  # [n, N, C]
         assert trunk.pos_embed is not None
         x = trunk.pos_drop(x + resize_positions(trunk.pos_embed[0], self.grid, grid))
-        x = trunk.norm(trunk.blocks(trunk.norm_pre(x)))
-        return x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
+        x = trunk.norm_pre(x)
+        for block in trunk.blocks:
+            x = self.part(block, x)
+        return trunk.norm(x).transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
     def pool(self, region_maps: Tensor) -> Tensor:
         """Attention-pool the bins of [R, C, k, k] to [R, D], not normalised."""

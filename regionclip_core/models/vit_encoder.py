@@ -70,9 +70,9 @@ class VitEncoder(RegionEncoder):
         x = self.ln_pre(torch.cat([token, x], dim=1))  # [n, 1 + N, C]
         *blocks, last = self._blocks()
         for block in blocks:
-            x = block(x)
+            x = self.part(block, x)
         # The class token is not needed any more: in the blocks, patches have attended to it.
-        x = self.ln_post(value_path(last, x[:, 1:]))
+        x = self.ln_post(self.part(lambda patches: value_path(last, patches), x[:, 1:]))
         return x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
     def pool(self, region_maps: Tensor) -> Tensor:

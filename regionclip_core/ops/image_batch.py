@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -120,23 +120,36 @@ def resized_shape(
     return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
 
 
-def by_input_size(
-    images: Sequence[Tensor],
-    short_side: int,
-    max_side: int,
-    compute: Callable[[list[int]], Sequence[_T]],
-    resize: Resize = "detection",
-) -> list[_T]:
+class Resized(NamedTuple):
+    """An image as a network takes it, but not yet normalised."""
+
+    pixels: Tensor
+    """uint8 [3, h, w], on the CPU."""
+    original_size: tuple[int, int]
+    """(h, w) of the image as it came."""
+
+
+def resize_image(image: Tensor, short_side: int, max_side: int, resize: Resize = "detection") -> Resized:
+    """Resize an RGB image (uint8 [3, h, w], values 0..255, on the CPU) by the rule of `resized_shape`.
+
+    `detection` interpolates bilinearly, `pretraining` bicubically; both to Pillow's pixels.
+    """
+    assert image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3, (image.dtype, image.shape)
+    original = (int(image.shape[1]), int(image.shape[2]))
+    shape = resized_shape(*original, short_side, max_side, resize)
+    return Resized(image if shape == original else resize_uint8(image, shape, _INTERPOLATION[resize]), original)
+
+
+def by_input_size(images: Sequence[Resized], compute: Callable[[list[int]], Sequence[_T]]) -> list[_T]:
     """Return a model's result for each image, in their order; each batch has only images of one input size.
 
     `compute` takes the numbers of such images and returns one result for each. Padding is convolved like pixels, so it
     changes the features near it: with other sizes in the batch an image's results would depend on its neighbours. The
     official code avoids this by testing one image at a time.
     """
-    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    groups: defaultdict[torch.Size, list[int]] = defaultdict(list)
     for number, image in enumerate(images):
-        height, width = int(image.shape[1]), int(image.shape[2])
-        groups[resized_shape(height, width, short_side, max_side, resize)].append(number)
+        groups[image.pixels.shape].append(number)
     found: dict[int, _T] = {}
     for numbers in groups.values():
         found.update(zip(numbers, compute(numbers), strict=True))
@@ -151,26 +164,26 @@ def batch_images(
     std: Sequence[float],
     resize: Resize = "detection",
 ) -> ImageBatch:
-    """Resize, normalise and pad RGB images (uint8 [3, h, w], values 0..255, on the CPU).
+    """Resize, normalise and pad RGB images, see `resize_image` and `batch_resized`.
 
-    Args:
-        short_side: pixels, of all images, or one number per image.
-        mean: of values in 0..1, like `std`.
-        resize: `detection` interpolates bilinearly, `pretraining` bicubically; both to
-            Pillow's pixels. See also `resized_shape`.
-
-    Normalisation comes before padding, so the padding (right and bottom only) is 0 in normalised space.
+    `short_side`: pixels, of all images, or one number per image.
     """
-    resized, original_sizes = [], []
-    short_sides = [short_side] * len(images) if isinstance(short_side, int) else short_side
-    for image, side in zip(images, short_sides, strict=True):
-        assert image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3, (image.dtype, image.shape)
-        original = (int(image.shape[1]), int(image.shape[2]))
-        shape = resized_shape(*original, side, max_side, resize)
-        resized.append(image if shape == original else resize_uint8(image, shape, _INTERPOLATION[resize]))
-        original_sizes.append(original)
-    sizes = [(int(image.shape[1]), int(image.shape[2])) for image in resized]
-    return ImageBatch(normalize_and_pad(resized, mean, std), sizes, original_sizes)
+    sides = [short_side] * len(images) if isinstance(short_side, int) else short_side
+    resized = [resize_image(image, side, max_side, resize) for image, side in zip(images, sides, strict=True)]
+    return batch_resized(resized, mean, std)
+
+
+def batch_resized(
+    images: Sequence[Resized], mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+) -> ImageBatch:
+    """Normalise and pad images on `device`, where they go as bytes: a fourth of what their normalised values take.
+
+    `mean` and `std` are of values in 0..1. Normalisation comes before padding, so the padding (right and bottom only)
+    is 0 in normalised space.
+    """
+    sizes = [(int(image.pixels.shape[1]), int(image.pixels.shape[2])) for image in images]
+    batch = normalize_and_pad([image.pixels.to(device) for image in images], mean, std)
+    return ImageBatch(batch, sizes, [image.original_size for image in images])
 
 
 def normalize_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -6,9 +6,13 @@ R regions of one image, C concepts, D embedding.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from itertools import groupby
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,37 +21,47 @@ from torchvision.ops import box_iou
 
 from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
-from regionclip_core.datasets.index import read_index, require_same_images, split_shards
+from regionclip_core.datasets.index import (
+    ragged_column,
+    read_index,
+    require_same_images,
+    split_ragged,
+    split_shards,
+)
+from regionclip_core.datasets.read_ahead import read_ahead
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
-from regionclip_core.ops.image_batch import batch_images, by_input_size
+from regionclip_core.ops.image_batch import Resized, batch_resized, by_input_size, resize_image
+from regionclip_core.precision import networks
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS, PROPOSALS, read_proposal_table
 from regionclip_core.training.boxed_images import labelled_boxes
 
 _IMAGES_AT_ONCE = 16  # bounds memory: crops or feature maps of about this many images
-EmbedRegions = Callable[[list[Tensor], list[Tensor]], Tensor]
-"""(images uint8[3, H, W], boxes float32[R, 4] in original pixels) -> float32[sum R, D]"""
 
 
 class Labeller:
     """What labels a shard: the teacher, the concepts' embeddings and the settings."""
 
-    def __init__(self, config: Config, teacher: Folder, labels: Folder, device: str) -> None:
-        """Load the teacher, and the pool's embeddings that the labels stage has written into its own artifact."""
+    def __init__(self, config: Config, teacher: Folder, labels: Folder, device: str, readers: int = 0) -> None:
+        """Load the teacher, and the pool's embeddings that the labels stage has written into its own artifact.
+
+        `readers`: threads that read ahead, see `read_ahead`.
+        """
         clip = load_clip(teacher)
         clip.model.to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
         pool, embeddings_CD = load_embeddings(labels)
         self.settings = config.labels
-        self.embed = region_embedder(config.labels, clip, device)
+        self.embedder = region_embedder(config.labels, clip, device)
         self.embeddings_CD = embeddings_CD.to(device)
         self.digest = pool.digest
         # CLIP's own temperature unless the settings say another: with it the scores are CLIP's probabilities.
         self.temperature = config.labels.temperature or 1 / clip.logit_scale
+        self.readers = readers
 
     def label_shard(self, data: Folder, proposals: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
         """Return one LABELS row for each proposals row of the shard, and counts by status.
@@ -56,74 +70,114 @@ class Labeller:
         that a reader can refuse another pool.
         """
         images = read_index(data, shard)
-        rows = read_proposal_table(proposals, shard, PROPOSALS.names).to_pylist()
-        require_same_images([row["key"] for row in rows], [i.key for i in images], f"the proposals of shard {shard}")
-        lists = [field.name for field in LABELS if pa.types.is_list(field.type)]
-        labelled: list[dict[str, Any]] = [
-            {"key": row["key"], "status": row["status"], "reason": row["reason"], **{name: [] for name in lists}}
-            for row in rows
-        ]
+        table = read_proposal_table(proposals, shard, PROPOSALS.names)
+        keys, status, reasons = (table[name].to_pylist() for name in ("key", "status", "reason"))
+        require_same_images(keys, [image.key for image in images], f"the proposals of shard {shard}")
+        regions = {
+            name: [one[: self.settings.max_regions] for one in split_ragged(table[name], name)]
+            for name in ("boxes", "objectness_logit")
+        }
+        # Arrays, not lists: the labels of a shard as Python numbers would fill gigabytes.
+        nothing = self._labels(self.embeddings_CD[:0], [0])
+        columns = {name: [array] * len(keys) for name, array in nothing.items()}
+        shared = self.settings.images_per_canvas if self.settings.canvas == "padded" else 1
+        at_once = max(1, _IMAGES_AT_ONCE // shared) * shared  # whole canvases
+        usable = [number for number, one in enumerate(status) if one == "ok"]
         with ImageReader(data) as reader:
-            shared = self.settings.images_per_canvas if self.settings.canvas == "padded" else 1
-            at_once = max(1, _IMAGES_AT_ONCE // shared) * shared  # whole canvases
-            for start in range(0, len(rows), at_once):
-                pixels, boxes, numbers = [], [], []
-                for number, row in enumerate(rows[start : start + at_once], start):
-                    if row["status"] != "ok":
+
+            def read(number: int) -> Tensor | Resized:
+                boxes = torch.from_numpy(regions["boxes"][number])
+                return self.embedder.prepare(reader.read_tensor(images[number]), boxes)
+
+            with closing(read_ahead(read, usable, self.readers, at_once)) as ahead:
+                for _, some in groupby(ahead, key=lambda pair: pair[0] // at_once):
+                    numbers: list[int] = []
+                    prepared: list[Any] = []
+                    for number, image in some:
+                        try:
+                            prepared.append(image())
+                            numbers.append(number)
+                        except BadImage as error:
+                            status[number], reasons[number] = error.status, str(error)
+                    if not numbers:
                         continue
-                    try:
-                        pixels.append(reader.read_tensor(images[number]))
-                    except BadImage as error:
-                        labelled[number] |= {"status": error.status, "reason": str(error)}
-                        continue
-                    boxes.append(torch.tensor(row["boxes"][: self.settings.max_regions]).reshape(-1, 4))
-                    numbers.append(number)
-                if not numbers:
-                    continue
-                with torch.inference_mode():
-                    features_RD = self.embed(pixels, boxes)
-                by_image = torch.split(features_RD, [len(b) for b in boxes])
-                for number, box, features in zip(numbers, boxes, by_image, strict=True):
-                    labels = pseudo_labels(
-                        features, self.embeddings_CD, self.temperature, self.settings.threshold, self.settings.top_k
-                    )
-                    labelled[number] |= {
-                        "boxes": box.tolist(),
-                        "objectness_logit": rows[number]["objectness_logit"][: len(box)],
-                        **{name: tensor.tolist() for name, tensor in vars(labels).items()},
-                    }
-        table = pa.Table.from_pylist(labelled, schema=LABELS.with_metadata({"vocabulary": self.digest}))
-        counts = Counter(row["status"] for row in labelled)
-        counts["regions"] = sum(len(row["kept"]) for row in labelled)
-        counts["regions_kept"] = sum(sum(row["kept"]) for row in labelled)
-        return table, counts
+                    boxes = [torch.from_numpy(regions["boxes"][number]) for number in numbers]
+                    counts = [len(own) for own in boxes]
+                    with torch.inference_mode():
+                        labels = self._labels(self.embedder.embed(prepared, boxes), counts)
+                    for name, array in labels.items():
+                        for number, own in zip(numbers, np.split(array, np.cumsum(counts)[:-1]), strict=True):
+                            columns[name][number] = own
+        good = [one == "ok" for one in status]
+        for name, values in regions.items():
+            columns[name] = [own if ok else own[:0] for own, ok in zip(values, good, strict=True)]
+        arrays = {name: ragged_column(values, LABELS.field(name).type) for name, values in columns.items()}
+        schema = LABELS.with_metadata({"vocabulary": self.digest})
+        found = pa.table({"key": keys, "status": status, "reason": reasons, **arrays}, schema=schema)
+        totals = Counter(status)
+        totals["regions"] = sum(map(len, columns["kept"]))
+        totals["regions_kept"] = sum(int(kept.sum()) for kept in columns["kept"])
+        return found, totals
+
+    def _labels(self, features_RD: Tensor, counts: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+        """Return the fields of PseudoLabels as arrays; `counts`: regions per image."""
+        settings = self.settings
+        labels = pseudo_labels(
+            features_RD, self.embeddings_CD, self.temperature, settings.threshold, settings.top_k, counts
+        )
+        return {name: tensor.cpu().numpy() for name, tensor in vars(labels).items()}
 
 
-def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> EmbedRegions:
-    """Return how the teacher embeds regions: `roi` pools them from the whole image's features, `crop` cuts them out.
+class CroppedRegions:
+    """labels.mode `crop`: every region is cut out, and goes through the teacher as an image of its own."""
 
-    With `roi` only images of one input size share a batch, so that no label depends on another image's size; unless
-    `canvas` is `padded`, as in the official code.
+    def __init__(self, settings: LabelsConfig, clip: ClipModel) -> None:
+        self.encoder = CropEncoder(clip, settings.context, settings.batch_size)
+
+    def prepare(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Return what `embed` takes of an image uint8[3, H, W] with boxes [R, 4]: the crops."""
+        return self.encoder.cut(image, boxes)
+
+    def embed(self, prepared: list[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return float32[sum R, D]; boxes per image [R, 4]."""
+        return self.encoder.encode(prepared)
+
+
+class PooledRegions:
+    """labels.mode `roi`: regions are pooled from the features of the whole image.
+
+    Only images of one input size share a batch, so that no label depends on another image's size; unless `canvas` is
+    `padded`, as in the official code.
     """
-    if settings.mode == "crop":
-        return CropEncoder(clip, settings.context, settings.batch_size)
-    encoder = region_encoder(clip).to(device).eval()
-    size, limit, resize = settings.image_size, settings.max_size, settings.resize
 
-    def embed(images: list[Tensor], boxes: list[Tensor]) -> Tensor:
+    def __init__(self, settings: LabelsConfig, clip: ClipModel, device: str) -> None:
+        self.settings, self.clip, self.device = settings, clip, device
+        self.encoder = region_encoder(clip).to(device).eval()
+
+    def prepare(self, image: Tensor, boxes: Tensor) -> Resized:
+        """Return what `embed` takes of an image uint8[3, H, W]: the image at the size of the network's input."""
+        return resize_image(image, self.settings.image_size, self.settings.max_size, self.settings.resize)
+
+    def embed(self, prepared: Sequence[Resized], boxes: Sequence[Tensor]) -> Tensor:
+        """Return float32[sum R, D]; boxes per image [R, 4] in original pixels."""
+
         def embed_some(numbers: list[int]) -> Sequence[Tensor]:
-            batch = batch_images([images[n] for n in numbers], size, limit, clip.mean, clip.std, resize)
-            scaled = [batch.to_input(i, boxes[n]).to(device) for i, n in enumerate(numbers)]
-            features: Tensor = encoder(batch.tensor.to(device), scaled, batch.sizes)
-            return torch.split(features, [len(boxes[n]) for n in numbers])
+            batch = batch_resized([prepared[n] for n in numbers], self.clip.mean, self.clip.std, self.device)
+            scaled = [batch.to_input(i, boxes[n]).to(self.device) for i, n in enumerate(numbers)]
+            with networks(self.device):
+                features: Tensor = self.encoder(batch.tensor, scaled, batch.sizes)
+            return torch.split(features.float(), [len(boxes[n]) for n in numbers])
 
-        if settings.canvas == "image":
-            return torch.cat(by_input_size(images, size, limit, embed_some, resize))
-        every = list(range(len(images)))
-        canvases = (every[n : n + settings.images_per_canvas] for n in every[:: settings.images_per_canvas])
+        if self.settings.canvas == "image":
+            return torch.cat(by_input_size(prepared, embed_some))
+        every, shared = list(range(len(prepared))), self.settings.images_per_canvas
+        canvases = (every[n : n + shared] for n in every[::shared])
         return torch.cat([features for numbers in canvases for features in embed_some(numbers)])
 
-    return embed
+
+def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> CroppedRegions | PooledRegions:
+    """Return how the teacher embeds regions, by `labels.mode`. `prepare` may run ahead, in a thread."""
+    return CroppedRegions(settings, clip) if settings.mode == "crop" else PooledRegions(settings, clip, device)
 
 
 def label_quality(data: Folder, labels: Folder, splits: Iterable[str]) -> dict[str, Any]:

@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regionclip_core.precision import in_float32
 
+
+@in_float32
 def region_concept_contrastive(
     student: Tensor,
     concept_embeddings: Tensor,
@@ -51,6 +54,7 @@ def region_concept_contrastive(
     return F.cross_entropy(logits, own_column, reduction="sum") / (len(student) if divisor is None else divisor)
 
 
+@in_float32
 def region_distillation(
     student: Tensor,
     concept_embeddings: Tensor,
@@ -88,6 +92,7 @@ def region_distillation(
     return divergence.sum() / (len(student) if divisor is None else divisor)
 
 
+@in_float32
 def image_text_contrastive(
     image: Tensor, text: Tensor, temperature: float, gather: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:

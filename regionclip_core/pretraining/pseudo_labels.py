@@ -5,6 +5,7 @@ Shapes: R regions, C concepts, D embedding size, k concepts stored per region.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ def pseudo_labels(
     temperature: float,
     threshold: float,
     top_k: int,
+    counts: Sequence[int] | None = None,
     chunk: int = 1024,
 ) -> PseudoLabels:
     """Return the softmax of the cosines between regions and concepts, cut to the best k = min(top_k, C).
@@ -46,7 +48,8 @@ def pseudo_labels(
         concept_embeddings: [C, D], of any norm.
         temperature: divides the cosines (the official teacher: 0.01).
         threshold: a region is kept if its best probability is above.
-        chunk: regions computed at once; chunk x C probabilities are in memory.
+        counts: regions per image, in order; None: all are of one image. A label doesn't depend on the other images.
+        chunk: regions computed at once, or one image's if it has more; chunk x C probabilities are in memory.
 
     Raises:
         ValueError: if features are not finite.
@@ -56,11 +59,15 @@ def pseudo_labels(
         raise ValueError("region features hold NaN or infinity: check the teacher's weights and the input images")
     k = min(top_k, len(concept_embeddings))
     concepts = F.normalize(concept_embeddings.float(), dim=1)
+    counts = [len(region_features)] if counts is None else counts
+    images = torch.split(F.normalize(region_features.float(), dim=1), list(counts))
+    at_once = max(1, chunk // max([1, *counts]))
     ids, probabilities = [], []
-    for part in torch.split(region_features.float(), chunk):
+    for start in range(0, len(images), at_once):
         # Equation 1: CLIP's zero-shot classification, of a region instead of an image, among the pool's concepts.
-        scores = torch.softmax(F.normalize(part, dim=1) @ concepts.T / temperature, dim=1)
-        part_ids, part_probabilities = _stable_top_k(scores, k)
+        # One product per image: its last bits depend on the number of rows.
+        cosines = torch.cat([image @ concepts.T for image in images[start : start + at_once]])
+        part_ids, part_probabilities = _stable_top_k(torch.softmax(cosines / temperature, dim=1), k)
         ids.append(part_ids)
         probabilities.append(part_probabilities)
     top_concepts, top_probabilities = torch.cat(ids), torch.cat(probabilities)

@@ -132,6 +132,7 @@ def pretrain_student(
     temperature = settings.temperature or 1 / clip.logit_scale
     trainer = RegionPretrainer(student, clip, embeddings_CD, temperature, settings).to(device)
     student.train()
+    student.recompute_activations = config.execution.recompute_activations
     result = fit(
         trainer,
         RegionBatches(samples, settings, clip.mean, clip.std, config.seed, rank, world_size),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from regionclip_core.config.tree import RpnConfig
 from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.precision import networks
 from regionclip_core.proposals.backbones import TorchvisionFpn, make_backbone
 from regionclip_core.proposals.rpn import AnchorLayout, Proposals, RegionProposalNetwork, RpnSampling
 from regionclip_core.storage.records import Folder
@@ -56,7 +57,8 @@ class ProposalNetwork(nn.Module):
 
         `images`: [B, 3, H, W], normalised and padded; `sizes`: the unpadded sizes.
         """
-        return self.rpn.propose(self.backbone(images), sizes, pre_nms, post_nms, nms)
+        with networks(images.device):
+            return self.rpn.propose(self.backbone(images), sizes, pre_nms, post_nms, nms)
 
 
 def build_network(settings: RpnConfig, seed: int) -> ProposalNetwork:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,8 @@ from torch import Tensor
 from regionclip_core.config.tree import Config, ProposalsConfig, RpnConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
 from regionclip_core.datasets.index import IndexRow, ragged_column, read_index, split_ragged
-from regionclip_core.ops.image_batch import batch_images, by_input_size
+from regionclip_core.datasets.read_ahead import read_ahead
+from regionclip_core.ops.image_batch import Resized, batch_resized, by_input_size, resize_image
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn import Proposals
 from regionclip_core.proposals.rpn_folder import load_network
@@ -67,12 +70,21 @@ class NetworkBoxes:
 
     def __call__(self, rows: Sequence[IndexRow], images: Sequence[Tensor]) -> list[Proposals]:
         """Return the proposals in each image, uint8[3, H, W]; only images of one input size share a batch."""
-        size, limit, settings = self.rpn.image_size, self.rpn.max_size, self.settings
+        return self.propose([self.resize(image) for image in images])
 
-        def propose(numbers: list[int]) -> list[Proposals]:
-            batch = batch_images([images[n] for n in numbers], size, limit, self.network.mean, self.network.std)
+    def resize(self, image: Tensor) -> Resized:
+        """Return an image, uint8[3, H, W], at the size of the network's input."""
+        return resize_image(image, self.rpn.image_size, self.rpn.max_size)
+
+    def propose(self, images: Sequence[Resized]) -> list[Proposals]:
+        """Return the proposals in each image, in original pixels."""
+        settings = self.settings
+
+        def propose_some(numbers: list[int]) -> list[Proposals]:
+            chosen = [images[number] for number in numbers]
+            batch = batch_resized(chosen, self.network.mean, self.network.std, self.device)
             proposed = self.network.propose(
-                batch.tensor.to(self.device), batch.sizes, settings.pre_nms, settings.max_regions, settings.nms
+                batch.tensor, batch.sizes, settings.pre_nms, settings.max_regions, settings.nms
             )
             found = []
             for i, (boxes, logits) in enumerate(proposed):
@@ -80,7 +92,7 @@ class NetworkBoxes:
                 found.append(Proposals(batch.to_original(i, boxes[kept].cpu()), logits[kept].cpu()))
             return found
 
-        return by_input_size(images, size, limit, propose)
+        return by_input_size(images, propose_some)
 
 
 def grid_boxes(width: int, height: int, scales: Sequence[float], max_regions: int) -> Proposals:
@@ -135,8 +147,11 @@ def make_proposer(config: Config, rpn: Folder | None, device: str) -> Proposer:
     return NetworkBoxes(load_network(rpn, config.rpn), config.rpn, config.proposals, device)
 
 
-def propose_shard(proposer: Proposer, data: Folder, shard: int) -> tuple[Counter[str], pa.Table]:
-    """Return counts by status, and one PROPOSALS row for each index row of the shard, in its order."""
+def propose_shard(proposer: Proposer, data: Folder, shard: int, readers: int = 0) -> tuple[Counter[str], pa.Table]:
+    """Return counts by status, and one PROPOSALS row for each index row of the shard, in its order.
+
+    `readers`: threads that read ahead, see `read_ahead`.
+    """
     rows = read_index(data, shard)
     status, reasons = [row.status for row in rows], [row.reason for row in rows]
     # Arrays, not lists: a thousand proposals per image as Python floats would fill gigabytes per shard.
@@ -144,17 +159,25 @@ def propose_shard(proposer: Proposer, data: Folder, shard: int) -> tuple[Counter
     logits = [np.zeros(0, np.float32)] * len(rows)
     usable = [number for number, row in enumerate(rows) if row.status == "ok"]
     with ImageReader(data) as reader:
-        for start in range(0, len(usable), _IMAGES_AT_ONCE):
-            good, images = [], []
-            for number in usable[start : start + _IMAGES_AT_ONCE]:
-                try:
-                    images += [] if isinstance(proposer, RowBoxes) else [reader.read_tensor(rows[number])]
-                    good.append(number)
-                except BadImage as error:
-                    status[number], reasons[number] = error.status, str(error)
-            found = proposer([rows[number] for number in good], images) if good else []
-            for number, proposals in zip(good, found, strict=True):
-                boxes[number], logits[number] = proposals.boxes.numpy(), proposals.logits.numpy()
+
+        def read(number: int) -> Resized | None:
+            return None if isinstance(proposer, RowBoxes) else proposer.resize(reader.read_tensor(rows[number]))
+
+        with closing(read_ahead(read, usable, readers, _IMAGES_AT_ONCE)) as ahead:
+            while some := list(islice(ahead, _IMAGES_AT_ONCE)):
+                good, images = [], []
+                for number, image in some:
+                    try:
+                        images.append(image())
+                        good.append(number)
+                    except BadImage as error:
+                        status[number], reasons[number] = error.status, str(error)
+                if isinstance(proposer, RowBoxes):
+                    found = proposer([rows[number] for number in good], [])
+                else:
+                    found = proposer.propose([image for image in images if image is not None])
+                for number, proposals in zip(good, found, strict=True):
+                    boxes[number], logits[number] = proposals.boxes.numpy(), proposals.logits.numpy()
     counts = Counter(status)
     counts["proposals"] = sum(map(len, boxes))
     # Given boxes of categories outside the vocabulary propose, too, but nothing is measured on them.
@@ -165,8 +188,8 @@ def propose_shard(proposer: Proposer, data: Folder, shard: int) -> tuple[Counter
         "key": [row.key for row in rows],
         "status": status,
         "reason": reasons,
-        "boxes": ragged_column(boxes, "boxes", PROPOSALS.field("boxes").type),
-        "objectness_logit": ragged_column(logits, "objectness_logit", PROPOSALS.field("objectness_logit").type),
+        "boxes": ragged_column(boxes, PROPOSALS.field("boxes").type),
+        "objectness_logit": ragged_column(logits, PROPOSALS.field("objectness_logit").type),
     }
     return counts, pa.table(columns, schema=PROPOSALS)
 

@@ -16,6 +16,7 @@ from torchvision.ops import batched_nms
 
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.boxes import FOREGROUND, match, sample
+from regionclip_core.precision import in_float32
 
 RPN_WEIGHTS: box_ops.Weights = (1.0, 1.0, 1.0, 1.0)
 TORCHVISION_MIN_SIDE = 1e-3  # pixels; torchvision drops thinner boxes, the official network empty ones only
@@ -94,6 +95,10 @@ class RpnHead(nn.Module):
         """Feature [B, C, H, W] -> logits [B, H*W*A] and deltas [B, H*W*A, 4], anchors in AnchorLayout's order."""
         for conv in self.convs:
             feature = F.relu(conv(feature))
+        return self._predict(feature)
+
+    @in_float32  # in bf16 many of the best logits would be equal, and boxes be off by pixels
+    def _predict(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.objectness(feature).permute(0, 2, 3, 1).flatten(1)
         deltas = self.deltas(feature).permute(0, 2, 3, 1)
         return logits, deltas.reshape(deltas.shape[0], -1, 4)

@@ -50,6 +50,17 @@ def weight_layout(path: Path) -> Layout:
     raise ValueError(f"{path} is a zip archive without weights in it (it holds {names[:3]}); unpack it first")
 
 
+def names_tensor(path: Path, layout: Layout, part: str) -> bool:
+    """Return whether a tensor's name holds `part`; True also where only reading the whole file would show it."""
+    if layout == "safetensors":
+        with safe_open(path, "np") as file:
+            return any(part in name for name in file.keys())  # noqa: SIM118 (no mapping)
+    if layout == "torch" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(part.encode() in archive.read(one) for one in archive.namelist() if one.endswith("data.pkl"))
+    return True
+
+
 def check_claim(path: Path, claimed: int) -> None:
     """Raise ValueError if what a file unpacks to is far more than it can hold, shared and compressed parts counted."""
     if claimed > 8 * (size := path.stat().st_size) + 2**20:

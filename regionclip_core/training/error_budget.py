@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from regionclip_core.storage.records import Folder, ShardRecord
 
@@ -11,6 +11,8 @@ ENOUGH_TO_JUDGE = 1000
 """Samples after which the error rate may stop a shard stage before its end."""
 SHOWN = 3
 """Reasons in a message."""
+PARTLY = ("lost_", "odd_")
+"""Beginnings of the counts of good samples that lost a part, or have one that is hardly right."""
 
 
 def is_bad(status: str) -> bool:
@@ -18,14 +20,22 @@ def is_bad(status: str) -> bool:
     return status.startswith("bad_")
 
 
-def first_reasons(folder: Folder, records: Sequence[ShardRecord], *kinds: str) -> str:
-    """Return "KEY: REASON; ..." of the first samples of each kind, `bad_` or `lost_`, in an artifact's shards.
+def each_reason_once(samples: Iterable[tuple[str, str]]) -> str:
+    """Return "KEY, KEY: REASON; ..." of samples and their reasons."""
+    keys: dict[str, list[str]] = {}
+    for key, reason in samples:
+        keys.setdefault(reason, []).append(key)
+    return "; ".join(f"{', '.join(of_one)}: {reason}" for reason, of_one in keys.items())
+
+
+def first_reasons(folder: Folder, records: Sequence[ShardRecord], *kinds: str | tuple[str, ...]) -> str:
+    """Return "KEY: REASON; ..." of the first samples of each kind, `bad_` or PARTLY, in an artifact's shards.
 
     Empty where its tables say nothing.
     """
     import pyarrow.parquet as pq  # `status` needs none of it
 
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
     for kind in kinds:
         for record in records:
             if len(found) >= SHOWN or not any(n and status.startswith(kind) for status, n in record.counts.items()):
@@ -35,8 +45,8 @@ def first_reasons(folder: Folder, records: Sequence[ShardRecord], *kinds: str) -
                     rows = pq.read_table(file, columns=["key", "status", "reason"]).to_pylist()
                 for key, status, reason in (row.values() for row in rows if row["reason"]):
                     if is_bad(status) == (kind == "bad_"):
-                        found.append(f"{key:.100}: {reason.removeprefix(f'{status}: '):.200}")
-    return "; ".join(found[:SHOWN])
+                        found.append((f"{key:.100}", f"{reason.removeprefix(f'{status}: '):.200}"))
+    return each_reason_once(found[:SHOWN])
 
 
 class ErrorRateExceeded(ValueError):

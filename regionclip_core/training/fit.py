@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from regionclip_core.config.tree import OptimConfig
+from regionclip_core.precision import networks
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.distributed import all_ranks, data_parallel, rank_count, sum_ranks
 from regionclip_core.training.loader import read_batches
@@ -74,7 +75,7 @@ def fit(
 
     Args:
         model: `model(batch)` returns the named losses (scalars), whose sum is minimised. Frozen parameters are
-            neither optimised nor checkpointed.
+            neither optimised nor checkpointed. It runs in the precision of the process: losses must be `in_float32`.
         batch_at: this rank's batch of a 0-based step, whose `to(device)` moves its tensors. It must depend on the
             step's number alone, and survive pickling where there are `loader_workers`.
         checkpoints: folder of this job's checkpoints; only rank 0 writes.
@@ -109,7 +110,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
 
-        losses: Mapping[str, Tensor] = wrapped(batch)
+        with networks(device):
+            losses: Mapping[str, Tensor] = wrapped(batch)
         # The mean over ranks is the loss of the global batch. Every rank has it, so all stop at one that isn't finite.
         means = sum_ranks(torch.stack([value.detach().double() for value in losses.values()])) / rank_count()
         values = dict(zip(losses, means.tolist(), strict=True))

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from regionclip_core.datasets.images import BadImage
-from regionclip_core.training.error_budget import ErrorRateExceeded
+from regionclip_core.training.error_budget import ErrorRateExceeded, each_reason_once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,18 +69,18 @@ class UnreadableImages:
         self._keys.add(key)
         if len(self._first) < SHOWN:
             self._first[key] = reason
-        _log.warning("going on without image %s: %s", key, reason)
         bad = len(self._keys)
         # The first is certain, however the training goes on. The second stops soon where half a large split is missing;
         # with a hundred unreadable images, their share so far is near enough to that of the split.
         certain = bad > self._rate * self._images
         if self._rate < 1 and (certain or (bad > ENOUGH_TO_JUDGE and bad > self._rate * self._read)):
             raise self.exceeded(f"{bad} of {self._images if certain else self._read} images can't be read")
+        _log.warning("going on without image %s: %s", key, reason)
 
     def exceeded(self, what: str) -> ErrorRateExceeded:
         """Return the error to raise: `what` is wrong, what to do, and the first images with their reasons."""
         noted = islice(((key, reason) for key, reason in self._notes or () if reason), SHOWN)
-        first = "; ".join(f"{key}: {reason}" for key, reason in self._first.items() or noted)
+        first = each_reason_once(self._first.items() or noted)
         return ErrorRateExceeded(
             f"{what}; execution.max_error_rate is {self._rate:g}. Fix the input and do the stage over (run it with "
             f"--force), or raise the limit (--max-error-rate). The first: {first}"
@@ -94,6 +94,6 @@ class UnreadableImages:
         """Return what a stage's summary says: how many were unreadable, the first and why; empty if none were."""
         if not self._keys:
             return {}
-        first = "; ".join(f"{key}: {reason}" for key, reason in list(self._first.items())[:3])
+        first = each_reason_once(list(self._first.items())[:3])
         notes = [f"{len(self._keys)} unreadable images, the first: {first}"]
         return {"unreadable": {"images": len(self._keys), "first": dict(self._first)}, "notes": notes}

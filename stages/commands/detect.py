@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from regionclip_core.config.nearest import nearest
-from regionclip_core.config.tree import Config, EvaluateConfig
+from regionclip_core.config.tree import Config, EvaluateConfig, ExecutionConfig
 from regionclip_core.datasets.images import BadImage, check_image, decode_image, read_image_file
 from regionclip_core.detection.given_parts import check_model, check_parts
 from regionclip_core.storage.folder import Folder, writable_target
@@ -40,6 +41,7 @@ def detect(
     name: str = "regionclip",
     parts: Mapping[str, str | None],
     device: str = "auto",
+    precision: str | None = None,
     **settings: Any,
 ) -> bool:
     """Write each image with its boxes and masks, and `detections.json`, into `out`; prints one line per image.
@@ -55,6 +57,7 @@ def detect(
         out: a folder; None: the first of detections, detections2, ... that is not there.
         name: which of the workspace's detectors, or its student or teacher, not finetuned.
         parts: rpn, text, prompts and embeddings of `with_parts`.
+        precision: as `execution.precision`; None: the config's, or `auto`.
         settings: see `RegionModel.adjusted`; None leaves a setting to the model.
 
     Raises:
@@ -72,6 +75,9 @@ def detect(
         raise ValueError("--nms is an IoU, and gaussian soft-NMS uses none: leave it out, or take --nms-kind linear")
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
         raise ValueError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
+    known = get_args(ExecutionConfig.model_fields["precision"].annotation)
+    if precision not in (None, *known):
+        raise ValueError(f"--precision {precision}: expected one of {', '.join(known)}")
     check_parts(**parts)
     if (parts["text"] or parts["prompts"]) and not classes:
         raise ValueError("--text and --prompts are for the names of --classes: give these too, or leave them out")
@@ -90,7 +96,10 @@ def detect(
     device = resolve_device(device, "--device")
     from regionclip_core.detection.assembly import open_model, with_parts
     from regionclip_core.detection.drawing import draw
+    from regionclip_core.precision import set_precision
 
+    usual = "auto" if isinstance(source, str) else source.execution.precision
+    set_precision(precision or usual, device, "--precision" if precision else "execution.precision")
     if isinstance(source, str):
         model = open_model(source, **parts, device=device, with_text=bool(classes))
     else:
@@ -173,7 +182,13 @@ def image_files(arguments: Sequence[str]) -> list[str]:
             inside = sorted(p for p in Path(argument).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not inside:
                 advice = "a model is given with --model" if is_model_folder(Folder(argument)) else "name another"
-                raise ValueError(f"{argument} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); {advice}")
+                others = Counter(p.suffix.lower() or "others" for p in Path(argument).rglob("*") if p.is_file())
+                came = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(5)) or "no file"
+                if others.keys() & {".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".jxl"}:
+                    advice = "convert them to JPEG or PNG"
+                raise ValueError(
+                    f"{argument} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) but {came}; {advice}"
+                )
             found += map(str, inside)
         elif os.path.exists(argument) or argument.startswith(("http://", "https://")):  # a web server's ? is no glob
             found.append(argument)

@@ -10,7 +10,7 @@ from typing import Any
 from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.storage.fingerprints import SHORT
 from regionclip_core.storage.records import Folder, Manifest, read_records, read_shard_records, size
-from regionclip_core.training.error_budget import first_reasons
+from regionclip_core.training.error_budget import PARTLY, first_reasons
 from stages.engine.plan import PlanLine, latest_manifest
 
 SHOWN_ROWS = 5
@@ -119,7 +119,7 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     for title, value in blocks.items():
         text = yaml_text(value).rstrip()
         sections.append(f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines()))
-    if first := first_reasons(folder, shards, "bad_", "lost_"):
+    if first := first_reasons(folder, shards, "bad_", PARTLY):
         sections.append(f"the first that are bad or lost a part\n  {first}")
     files = [f for record in shards for f in record.files] + stage_files
     shown = [("file", "size", "sha256")] + [(f.name, size(f.bytes), f.sha256[:12]) for f in files[:10]]

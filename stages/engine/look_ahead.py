@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from regionclip_core.concepts.identity import no_pipeline, pipeline_version
-from regionclip_core.config.architectures import model_config
+from regionclip_core.config.architectures import model_config, tower_of
 from regionclip_core.config.tree import Config
+from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.storage.given_files import TOKENIZER_FILES
 from regionclip_core.storage.locations import absolute, is_remote, nearest_file, remote
+from regionclip_core.storage.weight_files import names_tensor, weight_layout
 from stages import declarations
 from stages.engine.plan import PlanLine
 from stages.engine.work import resolve_device
@@ -33,6 +36,7 @@ def look_ahead(
     to_run = [name for name in names if lines[name].state != "done" or name in forced]
     data = lines["data"].manifest if "data" in lines else None
     found = [text for name in to_run for text in lines[name].wrong]
+    found += _weights(config, to_run, lines)
     found += [*_image_folders(config, to_run), *unusable_splits(config, to_run, data.summary if data else None)]
     pipeline = config.concepts.spacy_model
     if "concepts" in to_run and config.concepts.parser == "spacy" and pipeline_version(pipeline) is None:
@@ -69,8 +73,6 @@ def _not_on_this_machine(config: Config, to_run: Collection[str], lines: Mapping
 
             looks.append(("teacher.model: ", lambda: LocalTokenizer(text).files))
     if os.path.isfile(teacher.prompts) and {"labels", "finetune", "evaluate"}.intersection(to_run):
-        from regionclip_core.models.prompts import prompt_templates
-
         looks.append(("teacher.prompts: ", partial(prompt_templates, teacher.prompts)))
     if device.startswith("cuda") and any(declarations.STAGES[name].uses_gpu for name in to_run):
         looks.append(("", partial(resolve_device, device)))
@@ -79,6 +81,27 @@ def _not_on_this_machine(config: Config, to_run: Collection[str], lines: Mapping
             look()
         except (OSError, ValueError) as error:
             yield f"{setting}{error}"
+
+
+def _weights(config: Config, to_run: Collection[str], lines: Mapping[str, PlanLine]) -> Iterator[str]:
+    """Yield which files of weights on this machine are none, or not of the teacher's kind, by their first bytes."""
+    pretrain = "pretrain.init" if config.pretrain.weights == "train" else "pretrain.weights"
+    settings = {"teacher": "teacher.weights", "rpn": "rpn.weights", "pretrain": pretrain}
+    if config.finetune.weights != "train":
+        settings["finetune"] = "finetune.weights"
+    model, towers = config.teacher.model, {"resnet": "visual.layer1.", "vit": "visual.transformer."}
+    tower = towers["resnet"] if model == "small" else towers.get(tower_of(model_config(model)).kind, "visual.trunk.")
+    for name in [one for one in settings if one in to_run and not lines[one].wrong]:
+        files = [file.removeprefix("file://") for file in declarations.STAGES[name].raw_inputs(config)]
+        for path in [Path(file) for file in files if not is_remote(file) and not file.endswith(".json")]:
+            try:
+                if not names_tensor(path, weight_layout(path), tower if name == "teacher" else ""):
+                    yield (
+                        f"teacher.weights: {path} has no tensor {tower}...: no CLIP model of teacher.model: {model}. "
+                        "Set teacher.model to the architecture that the file was made with, or give another file"
+                    )
+            except (OSError, ValueError) as error:
+                yield f"{settings[name]}: {error}"
 
 
 def _reads(config: Config, stages: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:

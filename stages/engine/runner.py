@@ -38,9 +38,10 @@ from regionclip_core.storage.records import (
     write_plan,
     write_records,
 )
-from regionclip_core.training.error_budget import ErrorBudget, ErrorRateExceeded, first_reasons, is_bad
+from regionclip_core.training.error_budget import PARTLY, ErrorBudget, ErrorRateExceeded, first_reasons, is_bad
 from stages import declarations
 from stages.base import JobStage, ShardStage
+from stages.engine.advice import advice
 from stages.engine.backend import Backend, LocalBackend
 from stages.engine.lock import hold
 from stages.engine.look_ahead import look_ahead, refuse, unusable_splits
@@ -54,6 +55,7 @@ ROLL_UP_AFTER = 1000
 
 
 _OF_THE_INPUT = {"ValueError", "ErrorRateExceeded", "FileNotFoundError", "IsADirectoryError", "NotADirectoryError"}
+_FIX = "fix the problem and run again"
 
 
 class StageFailed(Exception):
@@ -128,13 +130,13 @@ class Pipeline:
                 Folder(line.path).remove_all()
                 line = self.planner.line(name, known)
         except OSError as error:  # a store that is away
-            return self._note(PlanLine(name, "failed", _text(error)))
+            return self._note(PlanLine(name, "failed", f"{_text(error)}{_advised(_text(error))}"))
         if line.state == "done":
             self.result.outcomes[name] = "skipped"
             self.report.say(f"{name:<10} skip    {line.reason}")
             return line
         if line.fingerprint is None:
-            return self._note(replace(line, state="blocked"))
+            return self._note(replace(line, state="blocked", reason=line.reason + _advised(line.reason)))
         backend = self._started_backend()  # one that doesn't start ends the run, not one stage after the other
         self.report.say(f"{name:<10} {line.action:<7} {line.reason}")
         self.report.start(name)
@@ -149,10 +151,10 @@ class Pipeline:
         self.report.stop()
         self.result.outcomes[name] = "done"
         seconds = time.perf_counter() - start
-        lost = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", "lost_")))
+        lost = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", *PARTLY)))
         bad = "".join(f", {n} {status}" for status, n in lost)
         self.report.say(f"{name:<10} done    {seconds:.1f} s, {manifest.rows} rows, {size(manifest.bytes)}{bad}")
-        first = [f"the first: {one}" for one in [first_reasons(out, read_records(out)[0], "bad_", "lost_")] if one]
+        first = [f"the first: {one}" for one in [first_reasons(out, read_records(out)[0], "bad_", PARTLY)] if one]
         for note in (*first, *manifest.summary.get("notes", ())):
             self.report.say(f"{name:<10} note    {note}")
         return replace(line, state="done", manifest=manifest)
@@ -344,7 +346,7 @@ class Pipeline:
             write_failure(out, reason)
             kept = f"traceback in {out.path(FAILURE)}{_retry(reason)}"
         except OSError as error:
-            kept = f"the traceback could not be written: {_text(error)}; fix the problem and run again"
+            kept = f"the traceback could not be written: {_text(error)}{_advised(_text(error), _FIX)}"
         return StageFailed(f"{reason.error}\n           {kept}")
 
     def _keep_failure(self, out: Folder, reason: Failure) -> None:
@@ -353,8 +355,8 @@ class Pipeline:
             write_failure(out, reason)
         except OSError as error:
             raise StageFailed(
-                f"shard {reason.shard}: {reason.error}\n           its traceback could not be written: {_text(error)}; "
-                "fix the problem and run again"
+                f"shard {reason.shard}: {reason.error}\n           its traceback could not be written: {_text(error)}"
+                f"{_advised(_text(error), _FIX)}"
             ) from error
 
     def _note(self, line: PlanLine) -> PlanLine:
@@ -401,7 +403,12 @@ def _roll_up(out: Folder, records: dict[int, ShardRecord]) -> None:
 
 def _retry(reason: Failure) -> str:
     """Return the advice to try again, unless the input or a setting is wrong: the message says what to change."""
-    return "" if reason.error.split(":")[0] in _OF_THE_INPUT else "; run again to retry"
+    return _advised(reason.error, "" if reason.error.split(":")[0] in _OF_THE_INPUT else "run again to retry")
+
+
+def _advised(error: str, otherwise: str = "") -> str:
+    """Return what to do about an error, `otherwise` where nothing special is known, for the end of a message."""
+    return f"; {said}" if (said := advice(error) or otherwise) else ""
 
 
 def _text(error: OSError) -> str:

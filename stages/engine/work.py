@@ -14,7 +14,7 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ PROGRESS_EVERY = 1.0
 """Seconds between two progress files of a job in a local workspace; ten times that in a remote one."""
 
 LOADER_WORKERS = 8
-"""Most processes that read for one training beside a GPU, where the config names no number."""
+"""Most that read ahead beside one GPU, where the config names no number."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ShardWorker:
         """
         name = shard_record_name(shard)
         try:
-            work, ctx = begin(task, commit=name)
+            work, ctx = begin(task, commit=name, cpus=available_cpus())
             wanted, loaded = (task.out, task.gpu), self._loaded
             if loaded is None or loaded[0] != wanted:
                 self._loaded = None  # the last stage's model leaves memory before the next one is loaded
@@ -144,7 +144,8 @@ class ShardWorker:
                 start = time.perf_counter()
                 result = work.process(ctx, loaded[1], shard)
                 seconds = round(time.perf_counter() - start, 3)
-                record = ShardRecord(shard, result.rows, dict(result.counts), ctx.out.written, seconds, result.split)
+                counts = result.counts | ({"in_" + used: result.rows} if (used := _lowered(task)) else {})
+                record = ShardRecord(shard, result.rows, counts, ctx.out.written, seconds, result.split)
                 write_shard_record(ctx.out, record)  # the commit: all files of the shard are in place
                 return record
             except Committed:
@@ -175,13 +176,19 @@ def merge(task: StageTask) -> StageOutcome:
 @failures_returned
 def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> StageOutcome:
     """Run a job in this process; with world_size > 1 torch.distributed is initialised already."""
-    execution, cpus = task.config.execution, max(1, available_cpus() // local_world_size)
-    work, ctx = begin(task, execution.threads or cpus, ProgressFile(Folder(task.out)) if rank == 0 else no_progress)
+    cpus = max(1, available_cpus() // local_world_size)
+    threads = task.config.execution.threads or cpus
+    work, ctx = begin(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress, cpus=cpus)
     ctx.rank, ctx.world_size = rank, world_size
-    ctx.loader_workers = execution.loader_workers or 0
-    if execution.loader_workers is None and ctx.device != "cpu":
-        ctx.loader_workers = min(LOADER_WORKERS, cpus)
-    return _outcome(task, ctx, work.run(ctx))
+    outcome = _outcome(task, ctx, work.run(ctx))
+    return replace(outcome, summary=outcome.summary | {"precision": used}) if (used := _lowered(task)) else outcome
+
+
+def _lowered(task: StageTask) -> str | None:
+    """Return in which precision networks ran, if it was another than float32."""
+    from regionclip_core.precision import precision_used
+
+    return used if task.uses_gpu and (used := precision_used()) != "float32" else None
 
 
 def _outcome(task: StageTask, ctx: StageContext, summary: dict[str, Any]) -> StageOutcome:
@@ -220,10 +227,12 @@ def begin(
     threads: int = 1,
     progress: Callable[[int, int, str], None] = no_progress,
     commit: str = MANIFEST,
+    cpus: int = 1,
 ) -> tuple[Any, StageContext]:
     """Make this process ready for one call; return the stage's work and its context.
 
     The context's `out` remembers only what this call writes. commit: the record after which the call may write nothing.
+    cpus: that this process may use, for reading ahead beside a GPU.
     """
     if os.path.isdir(task.directory):  # a machine that has no such folder can be given absolute paths only
         os.chdir(task.directory)
@@ -231,12 +240,20 @@ def begin(
     work = load_work(task.work)
     set_threads(threads)  # again: the import may have brought torch
     device = resolve_device(task.config.execution.device) if task.uses_gpu else "cpu"
+    if task.uses_gpu:
+        from regionclip_core.precision import set_precision  # torch is there by now
+
+        set_precision(task.config.execution.precision, device)
+    readers = task.config.execution.loader_workers
+    if readers is None:  # on the CPU the network itself uses it
+        readers = 0 if device == "cpu" else min(LOADER_WORKERS, cpus)
     return work, StageContext(
         config=task.config,
         out=OpenFolder(task.out, commit),
         inputs={name: Folder(url) for name, url in task.inputs.items()},
         device=device if task.gpu is None or device == "cpu" else f"cuda:{task.gpu}",
         progress=progress,
+        loader_workers=readers,
     )
 
 

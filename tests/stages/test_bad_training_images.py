@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,8 @@ def test_a_split_with_no_readable_image_says_what_to_do(tmp_path: Path) -> None:
     """Where `data` found images, and they are gone since."""
     split = write_coco(tmp_path / "coco")
     assert run_small(config(tmp_path / "ws", split), "data").ok
-    shutil.rmtree(tmp_path / "coco" / "images")
+    for image in (tmp_path / "coco" / "images").iterdir():
+        image.unlink()
     message = run_small(config(tmp_path / "ws", split), "rpn").messages["rpn"]
     for part in ("no file", "100 images in a row can't be read", "--force"):
         assert part in message

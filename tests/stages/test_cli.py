@@ -102,14 +102,39 @@ def test_a_full_disk_is_a_message_a_stage(toy: Toy, cli: Cli, monkeypatch: pytes
     result = cli("run")
     assert result.exit_code == 1
     failed = "FAILED  OSError: [Errno 28] No space left on device: '/there/x'\n"
+    assert result.stderr.count("/failed.json; free space there and run again, finished work is kept; or give") == 2
     assert [f"{stage:<10} {failed}" in result.stderr for stage in ("numbers", "lonely")] == [True, True]
     assert result.stderr.endswith("\nblocked    2 waiting for numbers: scaled, total\n")
     assert result.stderr.count("\n") == 5 and "Traceback" not in result.output  # two of two lines, and the blocked
 
 
 @pytest.mark.parametrize(
+    ("error", "what_to_do"),
+    [
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/there/x"), "free space there and run again"),
+        (ConnectionError("s3://b/x: NoCredentialsError: Unable to"), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (
+            ValueError("Invalid endpoint: localhost:9000"),
+            "set AWS_ENDPOINT_URL to a URL, such as http://localhost:9000",
+        ),
+    ],
+)
+def test_what_to_do_about_the_machine_or_a_store(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception, what_to_do: str
+) -> None:
+    """In a stage, and before the first one."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.engine.work.begin", Mock(side_effect=error))
+        assert f"/failed.json; {what_to_do}" in cli("run", "numbers").stderr
+    monkeypatch.setattr("stages.engine.runner.hold", Mock(side_effect=error))
+    assert f"error: {error}\n{what_to_do}" in cli("run", "numbers").stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run", "-w", "a", "--set", "workspace=b"], "workspace is given twice, as 'b' and 'a'"),
         (["run", "--set", "labels.treshold=1"], "nearest valid key: labels.threshold"),
         (["run", "nothing"], "no stage 'nothing'"),
         (["run", "totl"], "nearest: total"),

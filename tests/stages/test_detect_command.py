@@ -97,7 +97,15 @@ def test_files_folders_and_globs_are_read_once_each_and_bad_ones_named(
     assert [Path(row["image"]).name for row in rows] == ["wide.png", "tall.jpg", "notes.txt"]
     assert "error" in rows[2] and rows[2]["detections"] == []
     (tmp_path / "empty").mkdir()
-    for argument, message in ((tmp_path / "empty", "holds no image"), (images / "*.tif", "nothing matches")):
+    (tmp_path / "phone").mkdir()
+    for name in ("1.HEIC", "2.heic"):
+        (tmp_path / "phone" / name).write_bytes(b"....ftypheic")
+    for argument, message in (
+        (tmp_path / "empty", ") but no file; name another"),
+        (tmp_path / "phone", "holds no image (.bmp, "),
+        (tmp_path / "phone", ") but 2 .heic; convert them to JPEG or PNG"),
+        (images / "*.tif", "nothing matches"),
+    ):
         refused = free("detect", str(argument), "--model", model, "--out", str(tmp_path / "none"))
         assert refused.exit_code == 2 and message in refused.stderr
     assert not (tmp_path / "none").exists()
@@ -297,8 +305,16 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: 
         "this run has no detector 'oracle', only": ["detect", image, *config, "--name", "oracle"],
         "detect needs the finished stage finetune": ["detect", image, *config, "--workspace", str(tmp_path)],
         "nowhere: no model there": ["detect", image, "--model", "nowhere"],
-        "--prompts: 'shrt' is not `single`, `short`, `clip81`": ["detect", image, *config, "--prompts", "shrt"],
-        "--prompts: 'no.txt' is not `single`": ["detect", image, *config, "--prompts", "no.txt", "--classes", "a"],
+        "with one template per line; nearest: short": ["detect", image, *config, "--prompts", "shrt"],
+        f"'no.txt' is not `single`, `short` or `clip81`, and no such file is there (looked from {tmp_path})": [
+            "detect",
+            image,
+            *config,
+            "--prompts",
+            "no.txt",
+            "--classes",
+            "a",
+        ],
         "--text and --prompts are for the names of --classes": ["detect", image, *config, "--prompts", "short"],
         "--nms is an IoU, and gaussian": ["detect", image, *config, "--nms", "0.4", "--nms-kind", "gaussian"],
         "--model needs no config": ["detect", image, "--model", model, "--name", "clip"],

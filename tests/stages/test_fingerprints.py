@@ -205,6 +205,27 @@ def test_how_many_processes_train_counts_where_each_has_losses_of_its_own() -> N
     assert changes == ["execution.train_workers 1 -> 2"]
 
 
+def test_a_named_precision_counts_where_a_network_runs() -> None:
+    def follows(base: Any) -> set[str]:
+        now = {"execution": {"precision": "bf16"}}
+        return {name for name in STAGES if held(name, base, now) != held(name, base)}
+
+    everywhere = {"teacher", "rpn", "proposals", "labels", "pretrain", "finetune", "evaluate"}
+    assert follows(VARIANTS["trained"]) == everywhere
+    given = {"pretrain": {"weights": "a/student"}, "finetune": {"weights": "a/detector"}}
+    assert follows({**GIVEN, **given}) == {"proposals", "labels", "evaluate"}
+    assert follows({"proposals": {"method": "grid"}}) == everywhere - {"teacher", "rpn", "proposals"}
+    for name in STAGES:
+        assert held(name, VARIANTS["trained"], {"execution": {"precision": "auto"}}) == held(name, VARIANTS["trained"])
+    both = held("pretrain", VARIANTS["trained"], {"execution": {"precision": "bf16"}})
+    assert both["execution"] == {"precision": "bf16", "train_workers": 1}
+
+
+def test_recomputed_activations_make_nothing_stale() -> None:
+    for name in ("pretrain", "finetune"):
+        assert held(name, {}, {"execution": {"recompute_activations": True}}) == held(name)
+
+
 def test_the_detectors_temperature_is_that_of_zero_shot_too() -> None:
     taken = {"finetune": {"weights": "a/detector"}}
     change = {"finetune": {"temperature": 1.0}}

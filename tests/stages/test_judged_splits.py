@@ -91,7 +91,8 @@ def test_a_split_that_loses_all_its_boxes_stops_data(small_set: Set, changes: di
     small_set.edit("val", every(**changes))
     message = small_set.message()
     assert re.search(
-        rf"data\.splits\.val\.instances: none of its boxes can be used\. The first: 0{{12}}\.png: .*{reason}", message
+        rf"data\.splits\.val\.instances: none of its boxes can be used\. The first: 0{{12}}\.png\b.*: .*{reason}",
+        message,
     )
 
 
@@ -105,7 +106,7 @@ def test_a_split_without_a_good_image_stops_data_with_its_reason(small_set: Set)
         assert "100.0% of 6 samples of split 'val' are bad (6 bad_image), and none is good. Fix the input" in message
         assert "raise the limit" not in message and "run again to retry" not in message
         first = (
-            "The first: 000000000000.png#0: width 80.5 and height 80 must be whole numbers; 000000000001.png#1: width"
+            "The first: 000000000000.png#0, 000000000001.png#1, 000000000002.png#2: width 80.5 and height 80 must be"
         )
         assert first in message
     assert first in " ".join(small_set.cli("status").stdout.split())
@@ -125,7 +126,7 @@ def test_repaired_images_of_a_split_count_on_the_next_run(small_set: Set) -> Non
     result = run_small(config, "proposals")
     assert "100.0% of 6 samples of split 'val' are bad" in result.messages["proposals"]
     assert (
-        "000000000000.png decoded to 40 x 40 pixels, the index says 80 x 80; the file may have been resized"
+        "The first: 000000000000.png, 000000000001.png, 000000000002.png: decoded to 40 x 40 pixels, the index says 80 "
         in (result.messages["proposals"])
     )
     records = {
@@ -242,9 +243,50 @@ def test_categories_that_match_nothing_are_said(small_set: Set, capsys: pytest.C
     small_set.categories = {"base": [NAMES[0].title(), *NAMES[1:]], "novel": []}
     message = small_set.message()
     assert (
-        f"data.splits.train.instances: data.categories has {NAMES[0].title()!r} for {NAMES[0]!r}. They differ"
-        in message
+        f"data.splits.train.instances: data.categories ({small_set.root}/c.yaml) has {NAMES[0].title()!r} for "
+        f"{NAMES[0]!r}. They differ" in message
     )
+    small_set.categories = {"base": [f"{name}s" for name in NAMES], "novel": []}
+    message = small_set.message()
+    listed = ", ".join(repr(name) for name in sorted(NAMES)[:10])
+    assert f"{small_set.root}/train/instances.json: none of its categories ({listed} and " in message
+    assert f"is in data.categories ({small_set.root}/c.yaml) ('{NAMES[0]}s', " in message
+    assert f"nearest: '{sorted(NAMES)[0]}s' for {sorted(NAMES)[0]!r}, " in message and "..." not in message
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "what"),
+    [
+        (lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]], "odd_past_edge", "look like corners [x1, y1, x2, y2]"),
+        (lambda b: [value / 80 for value in b], "odd_under_pixel", "look like shares of the image, 0 to 1"),
+    ],
+)
+def test_boxes_in_another_form_stop_data(
+    small_set: Set, written: Callable[[list[float]], list[float]], kind: str, what: str, capsys: Any
+) -> None:
+    """A few of them are counted and named."""
+
+    def some(body: dict[str, Any]) -> None:
+        body["annotations"][0]["bbox"] = [70, 70, 40, 40] if kind == "odd_past_edge" else [3, 3, 0.5, 0.5]
+
+    small_set.edit("val", some)
+    assert run_small(small_set.config(), "data").ok
+    assert manifest(small_set.workspace, "data")["counts"][kind] == 1
+    assert f", 1 {kind}\ndata       note    the first: 000000000000.png: box [" in capsys.readouterr().out
+    small_set.edit("train", every(bbox=lambda one: written(one["bbox"])))
+    message = small_set.message()
+    assert what in message and "`bbox` is [x, y, width, height] in pixels" in message
+    assert "data.splits.train.instances: " in message and "The first: 000000000000.png" in message
+
+
+def test_splits_of_the_same_images_are_noted(small_set: Set, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "note" not in small_set.cli("check", "data").stdout
+    small_set.splits["val"] = {**small_set.splits["train"], "limit": 4}
+    note = f"the splits 'train' and 'val' have the same images (of {small_set.root}/train/instances.json): a score"
+    assert f"note: {note}" in small_set.cli("check", "data").stdout
+    assert run_small(small_set.config(), "data").ok
+    assert f"data       note    {note}" in capsys.readouterr().out
+    assert manifest(small_set.workspace, "data")["summary"]["notes"][0].startswith(note)
 
 
 # ---------------------------------------------------------------- boxes that nobody can learn from

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from small_inputs import NAMES, write_coco, write_tars
 from small_runs import manifest, run_small, small_tree
 from typer.testing import CliRunner, Result
@@ -123,6 +124,35 @@ def test_weights_and_a_tokenizer_that_only_a_name_says(small_set: Set, monkeypat
     small_set.sections |= {"teacher": {"model": "RN50", "weights": "openai"}, "execution": {"device": "cuda"}}
     small_set.sections["execution"] |= {"backend": "ray", "address": "10.0.0.1:6379"}
     assert small_set.cli("check", "teacher").exit_code == 0
+
+
+def test_a_file_that_is_no_weights_of_the_teacher(small_set: Set) -> None:
+    """Known by its first bytes, or by the names of its tensors, before anything runs."""
+    place = small_set.root
+    (place / "lfs.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    (place / "page.pth").write_text("<!DOCTYPE html>\n")
+    small_set.sections |= {
+        "teacher": {"model": "RN50", "weights": str(place / "lfs.pt")},
+        "proposals": {"method": "rpn"},
+        "rpn": {"weights": str(place / "page.pth")},
+    }
+    teacher, rpn = small_set.wrong()
+    assert teacher.startswith(f"teacher.weights: {place}/lfs.pt is no file of weights: it is a git-lfs pointer")
+    assert rpn.startswith(f"rpn.weights: {place}/page.pth is no file of weights: it is a web page")
+    weights = {"conv1.weight": torch.zeros(2), "layer1.0.conv1.weight": torch.ones(2)}
+    torch.save(weights, place / "resnet18.pth")
+    save_file(weights, place / "resnet18.safetensors")
+    for name in ("resnet18.pth", "resnet18.safetensors"):
+        small_set.sections["teacher"]["weights"] = str(place / name)
+        [line] = small_set.wrong("teacher")
+        assert line.startswith(
+            f"teacher.weights: {place}/{name} has no tensor visual.layer1....: no CLIP model of teacher.model: RN50"
+        )
+    torch.save({f"visual.{name}": tensor for name, tensor in weights.items()}, place / "resnet18.pth")
+    small_set.sections["teacher"]["weights"] = str(place / "resnet18.pth")
+    assert small_set.cli("check", "teacher").exit_code == 0
+    small_set.sections["teacher"]["model"] = "ViT-B-32"
+    assert "has no tensor visual.transformer." in small_set.wrong("teacher")[0]
 
 
 def test_prompts_without_a_place_for_the_name(small_set: Set) -> None:

@@ -405,6 +405,15 @@ def test_key_given_twice_is_refused(tmp_path: Path) -> None:
         load_config(str(path))
 
 
+def test_an_override_given_twice_is_refused(file: str) -> None:
+    """With one value it is no mistake."""
+    with pytest.raises(
+        ValueError, match=r"^labels\.threshold is given twice, as 0\.1 and 0\.2 \(--set or its own option"
+    ):
+        load_config(file, ["labels.threshold=0.1", "seed=3", "labels.threshold=0.2"])
+    assert load_config(file, ["seed=3", "seed=3"]).seed == 3
+
+
 def test_default_file_and_presets(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     presets = tmp_path / "presets"
     presets.mkdir()

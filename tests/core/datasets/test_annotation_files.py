@@ -111,6 +111,23 @@ def test_other_files_are_refused(tmp_path, text: str, match: str) -> None:
         joined([str(tmp_path / "x.json")])
 
 
+def test_swapped_files_are_named(tmp_path) -> None:
+    """An instances file has categories, a captions file captions; one without any annotation passes."""
+    write(tmp_path / "x.json", 0, images_first=True)
+    body = json.loads((tmp_path / "x.json").read_text())
+    instances, captions = tmp_path / "i.json", tmp_path / "c.json"
+    of_image = {"image_id": body["images"][0]["id"]}
+    captions.write_text(json.dumps({"images": body["images"], "annotations": [{**of_image, "caption": "a cat"}]}))
+    instances.write_text(json.dumps({**body, "annotations": [{**of_image, "category_id": 3}]}))
+    swapped = {"instances": str(captions), "captions": str(instances)}
+    for kind, file in swapped.items():
+        other = "captions" if kind == "instances" else "instances"
+        with pytest.raises(ValueError, match=rf"^{kind}: .*{file}.*this looks like an? {other} file"):
+            join_annotations({kind: file}, lambda image: image.get("file_name"), True)
+    right = {"instances": str(instances), "captions": str(captions)}
+    assert join_annotations(right, lambda image: image.get("file_name"), True)[1]["lost"] == 0
+
+
 def test_a_category_that_is_listed_twice_is_one(tmp_path) -> None:
     (tmp_path / "x.json").write_text(
         '{"images": [], "annotations": [], "categories": [%s, %s]}' % (('{"id": 1, "name": "a"}',) * 2)
@@ -161,7 +178,8 @@ def test_masks_take_no_memory(tmp_path) -> None:
     with path.open("w") as file:
         file.write('{"images": [' + ", ".join(f'{{"id": {i}, "file_name": "{i}"}}' for i in range(100)))
         file.write('], "annotations": [')
-        file.write(", ".join(f'{{"image_id": {i % 100}, "segmentation": [[{outline}]]}}' for i in range(12_000)) + "]}")
+        file.write(", ".join(f'{{"image_id": {i % 100}, "segmentation": [[{outline}]]}}' for i in range(12_000)))
+        file.write('], "categories": [{"id": 1, "name": "a"}]}')
     tracemalloc.start()
     documents, _ = join_annotations({"instances": str(path)}, file_name, True)
     assert sum(1 for _ in documents) == 100

@@ -117,7 +117,13 @@ def test_caption_files_that_make_no_sense(tmp_path) -> None:
     for name, text, message in [
         ("c.csv", "image,text\na,b\n", "expected a header with `file` and `caption`"),
         ("c.tsv", "", "expected a header"),
-        ("c.txt", "x", "expected .jsonl, .csv, .tsv or .parquet"),
+        (
+            "a.jsonl",
+            '[\n{"file": "a.png"}]',
+            r"a.jsonl begins with '\[', as one JSON list or object; expected one object",
+        ),
+        ("b.jsonl", '[{"file": "a.png"}]', r"begins with '\[{\"file\": \"a.png\"}\]'"),
+        ("c.txt", "x", r"expected .jsonl \(one object per line, .*\), .csv, .tsv or .parquet"),
     ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -262,8 +268,16 @@ def test_coco_source(tmp_path) -> None:
     assert seven.box_labels.tolist() == [VOCABULARY.names.index("dog"), -1]
     assert seven.box_crowd.tolist() == [False, True]
     np.testing.assert_array_equal(seven.box_area, np.float32([120.5, 3]))
-    assert found[0].lost == ("lost_caption", "lost_box")
-    for part in ["caption is empty", "zero area", "outside", "not finite", "category 1234", "box is not four"]:
+    assert found[0].lost == ("lost_caption", "lost_box", "odd_past_edge")
+    for part in [
+        "box [-5, 40, 10, 100] reaches past the edge of 100 x 50",
+        "caption is empty",
+        "zero area",
+        "outside",
+        "not finite",
+        "category 1234",
+        "box is not four",
+    ]:
         assert part in seven.reason
     assert rows["eight.jpg"].captions == []
     twelve = rows["train2017/000000000012.jpg"]
@@ -306,7 +320,9 @@ def test_coco_with_a_foreign_vocabulary_is_refused(tmp_path) -> None:
     files = write_coco(tmp_path)
     split = CocoSplit(source="coco", images="x", instances=files["instances"])
     source = opened(split, Vocabulary(("teapot",), ()))
-    with pytest.raises(ValueError, match=r"none of the categories .* is in data.categories"):
+    with pytest.raises(
+        ValueError, match=r"none of its categories \('cat', 'dog', 'submarine'\) is in data.categories \('teapot'\)\."
+    ):
         list(source.samples(plan_shards({"train": source}, 9)[0], None))
 
 
@@ -354,7 +370,38 @@ def test_a_box_of_an_unknown_category_names_both_kinds_of_id(tmp_path) -> None:
     body["annotations"] = [{"image_id": 7, "category_id": "two", "bbox": [1, 1, 5, 5]}]
     (tmp_path / "x.json").write_text(json.dumps(body))
     found = read_all(CocoSplit(source="coco", images="x", instances=str(tmp_path / "x.json")))
-    assert found[0].reason == "box of category 'two', which the file does not name (2, 5, 99, ...)"
+    assert found[0].reason == (
+        "box of category 'two', which the file does not name (2, 5, 99); add it to its `categories`, or correct the box"
+    )
+
+
+@pytest.mark.parametrize(("ids", "refused"), [([1, 2, 5], True), ([1, 2, 99], False), ([2] * 199 + [1], False)])
+def test_ids_that_are_shifted_by_one_are_refused(tmp_path, ids: list[int], refused: bool) -> None:
+    """The file's are 2, 5 and 99. A few strange ids among many boxes, or any box of the last category, are no shift."""
+    body = json.loads(Path(write_coco(tmp_path)["instances"]).read_text())
+    body["annotations"] = [{"image_id": 7, "category_id": one, "bbox": [1, 1, 5, 5]} for one in ids]
+    (tmp_path / "x.json").write_text(json.dumps(body))
+    source = opened(CocoSplit(source="coco", images=str(tmp_path), instances=str(tmp_path / "x.json")), VOCABULARY)
+    piece = source.pieces(9)[0]
+    message = "" if refused else "no file"
+    with pytest.raises(ValueError if refused else FileNotFoundError, match=message) as caught:
+        source.check(piece)
+    if refused:
+        assert "1 of 3 boxes have the category_id 1, and none has 99: " in str(caught.value)
+        assert "the ids look shifted by one" in str(caught.value)
+
+
+def test_boxes_that_are_hardly_right_are_counted(tmp_path) -> None:
+    """More than a pixel past the edge, or of a pixel or less; what rounding explains is not."""
+    body = json.loads(Path(write_coco(tmp_path)["instances"]).read_text())
+    four = [[90, 1, 11, 5], [90, 1, 12, 5], [0.1, 0.2, 0.3, 0.4], [3, 4, 1.5, 0.5]]
+    body["annotations"] = [{"image_id": 7, "category_id": 2, "bbox": one} for one in four]
+    (tmp_path / "x.json").write_text(json.dumps(body))
+    found = read_all(CocoSplit(source="coco", images="x", instances=str(tmp_path / "x.json")))[0]
+    assert (found.status, len(found.boxes), found.lost) == ("ok", 4, ("odd_past_edge", "odd_under_pixel"))
+    assert found.reason == (
+        "box [90, 1, 12, 5] reaches past the edge of 100 x 50; box [0.1, 0.2, 0.3, 0.4] is of a pixel or less"
+    )
 
 
 def test_images_that_are_not_in_their_folder_are_found_before_any_shard(tmp_path) -> None:

@@ -61,7 +61,7 @@ def test_official_modes(mode, image):
     assert found.proposal.equal(counted[expected["kept_proposal"]])
 
 
-def literal_soft_nms(boxes, scores, threshold, kind, nms, sigma, prune):
+def literal_nms(boxes, scores, threshold, kind, nms, sigma, prune):
     """Pick, decay, prune over a flat list of (box, class) pairs, until none is left."""
     pairs = [
         (scores[r, k].item(), r, k)
@@ -72,7 +72,7 @@ def literal_soft_nms(boxes, scores, threshold, kind, nms, sigma, prune):
     overlap = box_ops.iou(boxes, boxes)
     picked = []
     while pairs:
-        best = max(pairs)
+        best = max(pairs, key=lambda pair: (pair[0], -pair[1], -pair[2]))
         pairs.remove(best)
         picked.append(best)
         left = []
@@ -81,7 +81,7 @@ def literal_soft_nms(boxes, scores, threshold, kind, nms, sigma, prune):
             if kind == "gaussian":
                 score *= np.exp(-iou * iou / sigma)
             elif iou > nms:
-                score *= 1 - iou
+                score *= 1 - iou if kind == "linear" else 0
             if score > prune:
                 left.append((score, r, k))
         pairs = left
@@ -99,7 +99,7 @@ def crowded(seed, boxes=25, classes=6):
 @pytest.mark.parametrize(("threshold", "prune"), [(0.05, 0.001), (0.05, 0.1), (0.0, 0.02)])
 def test_soft_nms_equals_the_literal_loop_cut_short(kind, threshold, prune):
     boxes, scores = crowded(seed=len(kind))
-    literal = literal_soft_nms(boxes, scores, threshold, kind, 0.4, 0.5, prune)
+    literal = literal_nms(boxes, scores, threshold, kind, 0.4, 0.5, prune)
     for limit in (1, 17, 1000):
         found = suppress(boxes, scores, threshold, limit, kind, 0.4, 0.5, prune)
         expected = literal[:limit]
@@ -108,6 +108,24 @@ def test_soft_nms_equals_the_literal_loop_cut_short(kind, threshold, prune):
         torch.testing.assert_close(
             found.score, torch.tensor([s for s, _, _ in expected], dtype=torch.float32), atol=1e-6, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("nms", [0.02, 0.5])
+def test_hard_nms_equals_the_literal_loop(nms):
+    """With equal scores, boxes of an IoU of exactly 0.5, empty boxes, and many pairs for few detections."""
+    boxes, scores = crowded(seed=3, boxes=60)
+    boxes[:6] = torch.tensor(
+        [[0.0, 0, 40, 20], [0, 0, 20, 20], [0, 0, 40, 20], [7, 7, 7, 9], [7, 7, 7, 9], [1, 1, 2, 2]]
+    )
+    scores = (scores * 20).round() / 20
+    literal = literal_nms(boxes, scores, 0.0, "hard", nms, 0.5, 0.0)
+    assert len({score for score, _, _ in literal[:10]}) < 10
+    for limit in (1, 5, 25, 30, 1000):
+        found = suppress(boxes, scores, 0.0, limit, "hard", nms)
+        assert list(zip(found.box.tolist(), found.label.tolist(), strict=True)) == [
+            (r, k) for _, r, k in literal[:limit]
+        ]
+        assert found.score.tolist() == [s for s, _, _ in literal[:limit]]
 
 
 def test_soft_nms_picks_once_before_it_prunes():

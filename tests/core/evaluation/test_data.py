@@ -69,6 +69,10 @@ def test_what_is_read(tmp_path: Path) -> None:
             assert truth.area.tolist() == row.box_area[known].tolist()
             assert truth.masks is truth.neg_labels is truth.not_exhaustive_labels is None
     assert [len(batch) for batch in evaluation.batches(3)] == [3, 3, 1]
+    ahead = EvaluationData(CONFIG, data, proposals, readers=2)
+    halved = [image for batch in ahead.batches(3, lambda pixels: pixels[:, ::2]) for image in batch]
+    assert [image.row.key for image in halved] == [image.row.key for image in images]
+    assert all(torch.equal(a.pixels, b.pixels[:, ::2]) for a, b in zip(halved, images, strict=True))
     empty = Folder(str(tmp_path / "none"))
     write_proposals(empty, data, "val", {}, torch.zeros(0))
     with pytest.raises(ValueError, match=r"evaluate\.split 'val' has no readable image with proposals"):

@@ -72,6 +72,10 @@ def label(inputs: dict[str, Folder], **settings: Any) -> tuple[list[dict[str, An
     return table.to_pylist(), counts, table
 
 
+def embed(embedder: Any, images: list[Tensor], boxes: list[Tensor]) -> Tensor:
+    return embedder.embed([embedder.prepare(image, own) for image, own in zip(images, boxes, strict=True)], boxes)
+
+
 def crop_feature(clip: ClipModel, pixels: np.ndarray, box: list[float], context: float) -> Tensor:
     with torch.no_grad():
         return clip.model.encode_image(pillow_crop(pixels, box, context, clip)[None])[0]
@@ -140,7 +144,7 @@ def test_roi_features_are_of_the_image_resized_by_the_rule_of_the_settings(
     boxes = torch.tensor([[4.0, 6, 20, 30], [30, 10, 60, 26], [0, 0, 72, 48]])
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     with torch.no_grad():
-        found = region_embedder(settings, clip, "cpu")([image], [boxes])
+        found = embed(region_embedder(settings, clip, "cpu"), [image], [boxes])
     shape = (33, 50) if resize == "detection" else (33, 49)
     method = "bilinear" if resize == "detection" else "bicubic"
     resized = torch.nn.functional.interpolate(image[None], shape, mode=method, antialias=True)[0].numpy()
@@ -156,16 +160,16 @@ def test_roi_features_are_of_the_image_resized_by_the_rule_of_the_settings(
 def test_regions_feel_nothing_of_images_of_other_sizes(description: dict[str, Any] | None) -> None:
     """Padding to a shared canvas would change the features at an image's right and lower edge."""
     clip = tiny_clip() if description is None else build_clip(description, "test", seed=0)
-    embed = region_embedder(tiny_config(labels={"mode": "roi", "image_size": 64}).labels, clip, "cpu")
+    embedder = region_embedder(tiny_config(labels={"mode": "roi", "image_size": 64}).labels, clip, "cpu")
     shapes = [(48, 72), (72, 48), (48, 60), (50, 50), (48, 90)]
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator) for shape in shapes]
     boxes = [torch.tensor([[0.0, 0, w, h], [w / 2, h / 3, w, h], [3, 4, 30, 40]]) for h, w in shapes]
     boxes[3] = boxes[3][:0]
     with torch.inference_mode():
-        together = torch.split(embed(images, boxes), [len(b) for b in boxes])
+        together = torch.split(embed(embedder, images, boxes), [len(b) for b in boxes])
         for image, image_boxes, features in zip(images, boxes, together, strict=True):
-            assert torch.equal(features, embed([image], [image_boxes]))
+            assert torch.equal(features, embed(embedder, [image], [image_boxes]))
 
 
 def test_a_padded_canvas_is_shared_by_the_images_in_their_order() -> None:
@@ -181,11 +185,10 @@ def test_a_padded_canvas_is_shared_by_the_images_in_their_order() -> None:
     boxes = [torch.tensor([[0.0, 0, w, h], [w / 2, h / 3, w, h], [3, 4, 30, 40]]) for h, w in shapes]
     boxes[1] = boxes[1][:0]
     with torch.inference_mode():
-        found = region_embedder(settings.labels, clip, "cpu")(images, boxes)
+        found = embed(region_embedder(settings.labels, clip, "cpu"), images, boxes)
         assert len(found) == 12
-        alone = region_embedder(tiny_config(labels={"mode": "roi", "image_size": 64}).labels, clip, "cpu")(
-            images, boxes
-        )
+        single = region_embedder(tiny_config(labels={"mode": "roi", "image_size": 64}).labels, clip, "cpu")
+        alone = embed(single, images, boxes)
         rows = iter(found)
         for image, (h, w), (canvas_h, canvas_w), own in zip(images, shapes, canvases, boxes, strict=True):
             pixels = network_input(image.numpy().transpose(1, 2, 0), (h, w), clip.mean, clip.std)
@@ -207,10 +210,11 @@ def test_a_shard_is_cut_into_whole_canvases(
     write_proposals(proposals, data, "train", {row.key: torch.from_numpy(row.boxes) for row in rows}, LOGITS)
     padded = {"mode": "roi", "canvas": "padded", "images_per_canvas": 3, "temperature": 0.05}
     found, _, _ = label({**inputs, "data": data, "proposals": proposals}, **padded)
-    embed = region_embedder(tiny_config(labels=padded).labels, tiny_clip(), "cpu")
+    embedder = region_embedder(tiny_config(labels=padded).labels, tiny_clip(), "cpu")
     with ImageReader(data) as reader, torch.inference_mode():
         for group in (rows[:3], rows[3:6], rows[6:]):
-            features = embed([reader.read_tensor(row) for row in group], [torch.from_numpy(r.boxes) for r in group])
+            images, boxes = [reader.read_tensor(row) for row in group], [torch.from_numpy(row.boxes) for row in group]
+            features = embed(embedder, images, boxes)
             best = [naive_label(feature, inputs, 0.05)[0][0] for feature in features]
             scores = [score for row in found[: len(group)] for score in row["score"]]
             np.testing.assert_allclose(scores, best, rtol=1e-4)
@@ -335,3 +339,25 @@ def test_more_images_than_are_labelled_at_once(tmp_path: Path, inputs: dict[str,
         alone = labelled(tmp_path / str(number), [pictures[number]])[0]
         assert together[number]["boxes"] == alone["boxes"]
         np.testing.assert_allclose(together[number]["score"], alone["score"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["crop", "roi"])
+def test_readers_change_no_bit(tmp_path: Path, inputs: dict[str, Folder], mode: str) -> None:
+    """Pictures of three sizes, one of them torn, one without regions, more than go through at once."""
+    pictures = [Picture(40 + 8 * (n % 3), 48, ((n % 20, n // 2, n % 20 + 18, n // 2 + 20),), (1,)) for n in range(37)]
+    data, proposals = write_data(tmp_path / "data", {"train": [pictures]}), Folder(str(tmp_path / "proposals"))
+    rows = rows_of(data, "train")
+    boxes = {row.key: torch.from_numpy(row.boxes) for row in rows} | {rows[5].key: torch.zeros(0, 4)}
+    write_proposals(proposals, data, "train", boxes, LOGITS)
+    tear(data, rows[20])
+    config = tiny_config(labels={"temperature": 0.05, "mode": mode})
+    tables = []
+    for readers in (0, 1, 3):
+        labeller = Labeller(config, inputs["teacher"], inputs["labels"], "cpu", readers)
+        table, counts = labeller.label_shard(data, proposals, 0)
+        assert counts == {"ok": 36, "bad_image": 1, "regions": 35, "regions_kept": 35}
+        tables.append(table)
+    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+    # From Python lists, as a reader of the schema would build them.
+    assert tables[0].equals(pa.Table.from_pylist(tables[0].to_pylist(), schema=tables[0].schema))
+    assert {len(row["score"]) for row in tables[0].to_pylist()} == {0, 1}

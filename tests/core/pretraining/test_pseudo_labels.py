@@ -93,3 +93,14 @@ def test_no_regions():
 def test_features_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         pseudo_labels(torch.full((2, 4), float("nan")), torch.ones(3, 4), 0.01, 0.1, 4)
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 1024])
+def test_labels_of_several_images_are_those_of_each_in_every_bit(chunk):
+    generator = torch.Generator().manual_seed(5)
+    concepts, counts = torch.randn(300, 64, generator=generator), [7, 0, 1, 30, 5, 12]
+    features = torch.randn(sum(counts), 64, generator=generator)
+    together = pseudo_labels(features, concepts, 0.1, 0.1, 5, counts, chunk)
+    each = [pseudo_labels(image, concepts, 0.1, 0.1, 5) for image in torch.split(features, counts)]
+    for name, found in vars(together).items():
+        assert torch.equal(found, torch.cat([vars(one)[name] for one in each]))

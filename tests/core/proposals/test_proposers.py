@@ -160,6 +160,8 @@ def test_a_torn_image_is_recorded_and_the_shard_goes_on(boxes_data: Folder, rpn:
         # The batch around an image has changed, so the last bits may.
         np.testing.assert_allclose(after[number]["objectness_logit"], before[number]["objectness_logit"], atol=1e-4)
     assert torn_counts == {"ok": 2, "bad_image": 2, "proposals": sum(len(r["boxes"]) for r in after)}
+    for readers in (1, 3):
+        assert propose_shard(proposer, torn, 1, readers) == (torn_counts, torn_table)
 
 
 def test_more_images_than_go_through_at_once(rpn: Folder, tmp_path: Path) -> None:

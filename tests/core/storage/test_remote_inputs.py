@@ -101,7 +101,10 @@ def test_prompts(tmp_path: Path, put: Put) -> None:
     assert prompt_templates(url) == ("a {}.",)
     local, remote = (tiny_config(teacher={"prompts": one}) for one in (str(tmp_path / "prompts.txt"), url))
     assert digests("labels", remote, tmp_path) == digests("labels", local, tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"teacher.prompts: 'memory://.*or a text file"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"teacher.prompts: 'memory://.*no such file is there \(looked from .*one template per line",
+    ):
         prompt_templates(f"{url}.no")
 
 

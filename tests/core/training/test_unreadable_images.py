@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -73,6 +74,17 @@ def test_an_unreadable_image_is_logged_once(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING):
         read_all(UnreadableImages(10), [3, 1, 3, 3], {3})
     assert [record.getMessage() for record in caplog.records] == ["going on without image 3: no file 3.jpg"]
+
+
+def test_a_reason_that_several_images_have_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """And the image that stops the stage is none that it goes on without."""
+    unreadable = UnreadableImages(20, 0.1)
+    read = Mock(side_effect=BadImage("bad_image", "resized"))
+    assert unreadable.read("1", read, 0) is unreadable.read("2", read, 0) is None
+    with pytest.raises(ErrorRateExceeded, match=r"The first: 1, 2, 3: resized$"):
+        unreadable.read("3", read, 0)
+    assert [record.getMessage().split()[-2] for record in caplog.records] == ["1:", "2:"]
+    assert unreadable.summary()["notes"] == ["3 unreadable images, the first: 1, 2, 3: resized"]
 
 
 def test_other_errors_pass_through() -> None:
