@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from regionclip_core.config.tree import Config
 from regionclip_core.detection.finetuning import DetectorTrainer
+from regionclip_core.precision import set_precision
 from regionclip_core.pretraining.student import RegionPretrainer
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.threads import available_cpus
@@ -130,10 +131,6 @@ class Bench:
         torch.cuda.reset_peak_memory_stats(self.device)
         return peak
 
-    def precise(self, precision: str) -> torch.autocast | nullcontext[None]:
-        """Return the context in which a stage's work has this precision."""
-        return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
 
 class Enough(Exception):
     """Ends a training whose steps have been timed."""
@@ -182,15 +179,15 @@ def label(bench: Bench, config: Config, precision: str) -> Row:
     """Label the shard twice: once to count and to warm up, once against the clock."""
     work, context = load_work("stages.labels:WORK"), bench.context(config, "labels")
     assert isinstance(work, ShardWork)
-    with bench.precise(precision):
-        state = work.setup(context)
-        with FlopCounterMode(display=False) as counter:
-            work.process(context, state, 0)
-        bench.synchronize()
-        bench.memory()
-        start = time.perf_counter()
-        result = work.process(context, state, 0)
-        bench.synchronize()
+    set_precision(precision, str(bench.device))
+    state = work.setup(context)
+    with FlopCounterMode(display=False) as counter:
+        work.process(context, state, 0)
+    bench.synchronize()
+    bench.memory()
+    start = time.perf_counter()
+    result = work.process(context, state, 0)
+    bench.synchronize()
     seconds = time.perf_counter() - start
     batch = f"{result.rows} images, {config.labels.max_regions} regions each"
     return Row("labels", precision, batch, seconds, result.rows, counter.get_total_flops(), bench.memory())
@@ -247,8 +244,8 @@ def train(bench: Bench, config: Config, stage: str, precision: str) -> Row:
             context = bench.context(config.model_copy(update={stage: changed}), out)
             bench.memory()
             try:
-                with bench.precise(precision):
-                    work.run(context)
+                set_precision(precision, str(bench.device))
+                work.run(context)
             except Enough:
                 break
             except torch.OutOfMemoryError:
