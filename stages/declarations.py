@@ -173,7 +173,9 @@ class Labels(ShardStage):
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
         unread = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}
         unpadded = {"canvas", "images_per_canvas"} if config.labels.canvas == "image" else set()
-        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded)
+        # Older labels, made before there was this setting, stay good.
+        unweighted = set() if config.labels.objectness_power else {"objectness_power"}
+        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded | unweighted)
         return {"labels": section, "teacher": text_settings(config.teacher), **_precision(config)}
 
     def raw_inputs(self, config: Config) -> list[str]:

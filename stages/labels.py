@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from regionclip_core.datasets.index import split_shards, splits_of_shards
 from regionclip_core.models.clip import load_clip
 from regionclip_core.models.text_embeddings import embed_pool, save_embeddings
-from regionclip_core.pretraining.labelling import Labeller, label_quality
+from regionclip_core.pretraining.label_quality import label_quality
+from regionclip_core.pretraining.labelling import Labeller
 from regionclip_core.storage.records import ShardRecord
 from stages.base import ShardResult, ShardWork, StageContext
 
@@ -42,8 +43,8 @@ class LabelsWork(ShardWork):
         return ShardResult(table.num_rows, counts, split_of[shard])
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Say how many regions were kept, and for annotated images how many of them are right."""
-        return label_quality(ctx.inputs["data"], ctx.out, ctx.config.labels.splits)
+        """Say how many regions were kept, and for annotated splits what their labels are."""
+        return label_quality(ctx.inputs["data"], ctx.inputs["concepts"], ctx.out, ctx.config.labels.splits)
 
 
 WORK = LabelsWork()

@@ -67,7 +67,10 @@ class LabelsConfig(Section):
     max_regions: Count = 16
     """Proposals labelled per image, highest objectness first."""
     threshold: float = Field(0.1, ge=0, lt=1)
-    """Regions whose best probability is not above this are stored, but not used."""
+    """Regions whose score is not above this are stored, but not used."""
+    objectness_power: float = Field(0.0, ge=0, le=100)
+    """A region's score is its best probability times its objectness, the sigmoid of the logit, to this power; 0, as in
+    the paper: the probability alone. Proposals without an objectness (any method but `rpn`) count as 1."""
     temperature: Temperature | None = None
     """Temperature of the softmax over concepts; null takes the teacher's own, 1 / exp(logit_scale)."""
     top_k: Count = 16

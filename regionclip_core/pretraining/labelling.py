@@ -1,4 +1,4 @@
-"""Pseudo labels for the proposals of a shard, and how good they are where boxes are annotated (paper section 3.3).
+"""Pseudo labels for the proposals of a shard (paper section 3.3).
 
 R regions of one image, C concepts, D embedding.
 """
@@ -6,7 +6,7 @@ R regions of one image, C concepts, D embedding.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import groupby
 from typing import Any
@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
@@ -26,10 +24,8 @@ from regionclip_core.datasets.index import (
     read_index,
     require_same_images,
     split_ragged,
-    split_shards,
 )
 from regionclip_core.datasets.read_ahead import read_ahead
-from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import load_embeddings
@@ -39,7 +35,6 @@ from regionclip_core.precision import networks
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import LABELS, PROPOSALS, read_proposal_table
-from regionclip_core.training.boxed_images import labelled_boxes
 
 _IMAGES_AT_ONCE = 16  # bounds memory: crops or feature maps of about this many images
 
@@ -62,6 +57,9 @@ class Labeller:
         # CLIP's own temperature unless the settings say another: with it the scores are CLIP's probabilities.
         self.temperature = config.labels.temperature or 1 / clip.logit_scale
         self.readers = readers
+        # Only the proposal network gives an objectness; with other boxes the score is the probability alone.
+        power = config.labels.objectness_power
+        self.power = power if power and config.proposals.method == "rpn" else 0.0
 
     def label_shard(self, data: Folder, proposals: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
         """Return one LABELS row for each proposals row of the shard, and counts by status.
@@ -78,7 +76,7 @@ class Labeller:
             for name in ("boxes", "objectness_logit")
         }
         # Arrays, not lists: the labels of a shard as Python numbers would fill gigabytes.
-        nothing = self._labels(self.embeddings_CD[:0], [0])
+        nothing = self._labels(self.embeddings_CD[:0], [0], np.zeros(0, np.float32))
         columns = {name: [array] * len(keys) for name, array in nothing.items()}
         shared = self.settings.images_per_canvas if self.settings.canvas == "padded" else 1
         at_once = max(1, _IMAGES_AT_ONCE // shared) * shared  # whole canvases
@@ -104,7 +102,8 @@ class Labeller:
                     boxes = [torch.from_numpy(regions["boxes"][number]) for number in numbers]
                     counts = [len(own) for own in boxes]
                     with torch.inference_mode():
-                        labels = self._labels(self.embedder.embed(prepared, boxes), counts)
+                        logits = np.concatenate([regions["objectness_logit"][number] for number in numbers])
+                        labels = self._labels(self.embedder.embed(prepared, boxes), counts, logits)
                     for name, array in labels.items():
                         for number, own in zip(numbers, np.split(array, np.cumsum(counts)[:-1]), strict=True):
                             columns[name][number] = own
@@ -119,11 +118,21 @@ class Labeller:
         totals["regions_kept"] = sum(int(kept.sum()) for kept in columns["kept"])
         return found, totals
 
-    def _labels(self, features_RD: Tensor, counts: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
-        """Return the fields of PseudoLabels as arrays; `counts`: regions per image."""
-        settings = self.settings
+    def _labels(
+        self, features_RD: Tensor, counts: Sequence[int], logits_R: npt.NDArray[np.float32]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the fields of PseudoLabels as arrays; `counts`: regions per image, `logits_R`: their objectness."""
+        settings, weights = self.settings, None
+        if self.power:  # in float64, so that no label depends on its place in the batch
+            weights = (torch.from_numpy(logits_R).double().sigmoid() ** self.power).float().to(features_RD.device)
         labels = pseudo_labels(
-            features_RD, self.embeddings_CD, self.temperature, settings.threshold, settings.top_k, counts
+            features_RD,
+            self.embeddings_CD,
+            self.temperature,
+            settings.threshold,
+            settings.top_k,
+            counts,
+            weights=weights,
         )
         return {name: tensor.cpu().numpy() for name, tensor in vars(labels).items()}
 
@@ -178,41 +187,3 @@ class PooledRegions:
 def region_embedder(settings: LabelsConfig, clip: ClipModel, device: str) -> CroppedRegions | PooledRegions:
     """Return how the teacher embeds regions, by `labels.mode`. `prepare` may run ahead, in a thread."""
     return CroppedRegions(settings, clip) if settings.mode == "crop" else PooledRegions(settings, clip, device)
-
-
-def label_quality(data: Folder, labels: Folder, splits: Iterable[str]) -> dict[str, Any]:
-    """Measure the share of regions kept, and how many kept regions on an object carry that object's name.
-
-    A region is on the object that it overlaps best, if by IoU >= 0.5. The second share is counted separately for base
-    and novel objects, and only for objects whose name is in the pool. For the summary; no stage reads it.
-    """
-    categories = Vocabulary.from_json(data.read_json("categories.json"))
-    base = set(categories.base)
-    pool, _ = load_embeddings(labels)
-    counts: Counter[str] = Counter()
-    for shard in split_shards(data, list(splits)):
-        images = {row.key: row for row in read_index(data, shard, categories.digest)}
-        with labels.open(f"labels-{shard:05d}.parquet") as file:
-            rows = pq.read_table(file, columns=["key", "boxes", "concept_id", "kept"]).to_pylist()
-        for row in rows:
-            counts["regions"] += len(row["kept"])
-            counts["kept"] += sum(row["kept"])
-            boxes, truth = labelled_boxes(images[row["key"]], range(len(categories)))
-            if not len(boxes) or not row["boxes"]:
-                continue
-            overlap, best = box_iou(torch.tensor(row["boxes"]), boxes).max(dim=1)
-            for region in range(len(row["kept"])):
-                name = categories.names[int(truth[best[region]])]
-                if row["kept"][region] and overlap[region] >= 0.5 and name in pool.names:
-                    group = "base" if name in base else "novel"
-                    counts[f"{group}_on_object"] += 1
-                    counts[f"{group}_right"] += pool.names[row["concept_id"][region]] == name
-    summary: dict[str, Any] = {
-        "regions": counts["regions"],
-        "kept": counts["kept"],
-        "kept_share": counts["kept"] / max(1, counts["regions"]),
-    }
-    for group in ("base", "novel"):
-        if counts[f"{group}_on_object"]:
-            summary[f"{group}_accuracy"] = counts[f"{group}_right"] / counts[f"{group}_on_object"]
-    return summary

@@ -20,7 +20,7 @@ class PseudoLabels:
     concept_id: Tensor
     """[R] int64: the most probable concept, the lowest id on a tie."""
     score: Tensor
-    """[R] float32: its probability."""
+    """[R] float32: its probability, times the region's weight where there are weights."""
     kept: Tensor
     """[R] bool: score > threshold (strictly, as in the official code)."""
     top_concepts: Tensor
@@ -40,6 +40,7 @@ def pseudo_labels(
     top_k: int,
     counts: Sequence[int] | None = None,
     chunk: int = 1024,
+    weights: Tensor | None = None,
 ) -> PseudoLabels:
     """Return the softmax of the cosines between regions and concepts, cut to the best k = min(top_k, C).
 
@@ -47,9 +48,11 @@ def pseudo_labels(
         region_features: [R, D], of any norm.
         concept_embeddings: [C, D], of any norm.
         temperature: divides the cosines (the official teacher: 0.01).
-        threshold: a region is kept if its best probability is above.
+        threshold: a region is kept if its score is above.
         counts: regions per image, in order; None: all are of one image. A label doesn't depend on the other images.
         chunk: regions computed at once, or one image's if it has more; chunk x C probabilities are in memory.
+        weights: [R], multiplies the best probability into the score; None: the score is the probability, as in the
+            paper. The concepts and their probabilities stay as they are.
 
     Raises:
         ValueError: if features are not finite.
@@ -75,10 +78,11 @@ def pseudo_labels(
     residual = (1.0 - top_probabilities.double().sum(1)).clamp(min=0.0).float()
     if k == len(concept_embeddings):
         residual = torch.zeros_like(residual)  # no other concept is left that could have a rounding error's mass
+    score = top_probabilities[:, 0].clone() if weights is None else top_probabilities[:, 0] * weights
     return PseudoLabels(
         concept_id=top_concepts[:, 0].clone(),
-        score=top_probabilities[:, 0].clone(),
-        kept=top_probabilities[:, 0] > threshold,
+        score=score,
+        kept=score > threshold,
         top_concepts=top_concepts,
         top_probabilities=top_probabilities,
         residual_mass=residual,

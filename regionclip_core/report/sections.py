@@ -16,6 +16,7 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import category_ids
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import load_embeddings
+from regionclip_core.pretraining.label_quality import concept_categories
 from regionclip_core.report.curves import charts
 from regionclip_core.report.pictures import Drawn, PictureBook
 from regionclip_core.report.results import (
@@ -268,6 +269,7 @@ def labels(run: Run) -> Values | None:
         return None
     config = run.config.labels
     pool, _ = load_embeddings(folder)
+    categories = concept_categories(run.folders["concepts"], run.vocabulary)
     samples = sample_images(run.folders["data"], config.splits[0], CROPS)
     labelled = [(sample, row) for sample, row in rows_of(folder, "labels", samples) if row["boxes"]]
     # Each image starts at another region, so that not only those of the highest objectness are seen.
@@ -285,6 +287,7 @@ def labels(run: Run) -> Values | None:
             "view": run.book.crop(sample, box, config.context, f"region labelled {name}"),
             "name": name,
             "truth": None if truth is None else run.vocabulary.names[truth],
+            "right": truth is not None and categories[row["concept_id"][region]] == truth,
             "score": row["score"][region],
             "kept": row["kept"][region],
         }

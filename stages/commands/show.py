@@ -98,7 +98,7 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
             "settings": manifest.settings,
             "inputs": manifest.inputs | manifest.raw_inputs,
             "provenance": manifest.provenance,
-            "summary": manifest.summary,
+            "summary": {key: value for key, value in manifest.summary.items() if key != "by_score"},  # 40 numbers
         }
         shards, stage_files = read_records(folder)
     elif begun:

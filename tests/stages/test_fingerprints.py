@@ -117,7 +117,8 @@ NOT_HELD = {
     "pretrain": {"pretrain.checkpoint_every"},  # a training goes on bit-equal from wherever it was cut
     "finetune": {"finetune.checkpoint_every"},
     "teacher": {"teacher.training.checkpoint_every"},
-    "labels": {"labels.canvas"},  # is held where it is not the default, `image`, so that older labels stay good
+    # Are held where they are not the defaults, `image` and 0, so that older labels stay good.
+    "labels": {"labels.canvas", "labels.objectness_power"},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }
 """What a stage reads, and its result doesn't depend on; besides where it runs."""
@@ -219,6 +220,12 @@ def test_a_named_precision_counts_where_a_network_runs() -> None:
         assert held(name, VARIANTS["trained"], {"execution": {"precision": "auto"}}) == held(name, VARIANTS["trained"])
     both = held("pretrain", VARIANTS["trained"], {"execution": {"precision": "bf16"}})
     assert both["execution"] == {"precision": "bf16", "train_workers": 1}
+
+
+def test_labels_made_before_scores_saw_boxes_stay_good() -> None:
+    assert "objectness_power" not in held("labels")["labels"]
+    changes = setting_changes(held("labels"), held("labels", {"labels": {"objectness_power": 2.0}}))
+    assert len(changes) == 1 and changes[0].startswith("labels.objectness_power ")
 
 
 def test_recomputed_activations_make_nothing_stale() -> None:

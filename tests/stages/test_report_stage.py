@@ -125,7 +125,11 @@ class Workspace:
                         pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
         recall = {"val": {"base_recall@10": 0.714, "novel_recall@10": 0.5, "base_recall@100": 0.875}}
         self.finish(proposals, "proposals", {"recall": recall}, {"ok": 28})
-        self.finish(labels, "labels", {"regions": 90, "kept": 70, "kept_share": 7 / 9, "base_accuracy": 0.681}, {})
+        kinds = {"clean": 1234, "wrong_name": 5, "loose": 6, "off_object": 7}
+        truth = dict.fromkeys(("all", "base", "novel"), kinds)
+        shares = {group: dict.fromkeys(kinds, 0.437) for group in truth}
+        summary = {"regions": 90, "kept": 70, "kept_share": 7 / 9, "base_accuracy": 0.681}
+        self.finish(labels, "labels", {**summary, "truth": truth, "truth_shares": shares}, {})
 
     def rows(self, shard: int) -> list[Any]:
         return read_index(self.inputs["data"], shard)
@@ -291,6 +295,7 @@ def test_page_says_what_the_stages_measured(workspace: Workspace) -> None:
         "71.4",  # base recall at 10
         "77.8",  # kept share
         "68.1",  # accuracy of labels
+        "1,234 (43.7)",  # clean labels
         "a <b> & c",
         "holds here",
         "Bad samples, left out: image 2.",

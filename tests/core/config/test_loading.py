@@ -166,7 +166,8 @@ def test_mistakes_name_path_value_and_nearest_key(file: str, override: str, part
 # What passes of -1, 0, NaN, infinities, 1e30, true and "1", setting by setting.
 ZERO_PASSES = {
     *("seed", "execution.gpus_per_worker", "execution.shard_retries", "execution.max_error_rate", "report.images"),
-    *("proposals.min_objectness", "labels.threshold", "pairs.min_regions", "finetune.focal_gamma"),
+    *("proposals.min_objectness", "labels.threshold", "labels.objectness_power", "pairs.min_regions"),
+    "finetune.focal_gamma",
     *("evaluate.score_threshold", "evaluate.given_score_threshold"),
     *("pretrain.contrastive_weight", "pretrain.distill_weight", "pretrain.image_text_weight"),
     *(f"{stage}.{key}" for stage in ("pretrain", "finetune") for key in ("flip", "freeze_at")),

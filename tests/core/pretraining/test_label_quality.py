@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_artifacts import TRAIN, VOCABULARY, naive_iou, rows_of
+from small_artifacts import TRAIN, VOCABULARY, Picture, naive_iou, rows_of, write_data
 
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import save_embeddings
-from regionclip_core.pretraining.labelling import label_quality
+from regionclip_core.pretraining.label_quality import KINDS, label_quality
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import LABELS
+from regionclip_core.storage.tables import CONCEPTS, LABELS
 
-# "bus", a base category, is not in the pool; the order is another one than the categories'.
-POOL = Vocabulary(("cup", "tree", "cat", "dog"))
+# "bus", a base category, is not in the pool; the order is another one than the categories', and the pool spells "cat"
+# otherwise.
+POOL = Vocabulary(("cup", "tree", "kitty", "dog"))
+SPELLED = {"kitty": "cat"}
+MEANS = [SPELLED.get(name, name) for name in POOL.names]
+
+
+@pytest.fixture
+def concepts(tmp_path: Path) -> Folder:
+    folder = Folder(str(tmp_path / "concepts"))
+    numbers = dict.fromkeys(("id", "n_words", "n_captions", "n_images", "n_mentions"), 1)
+    texts = {"head": "", "surface_forms": [], "source": "parsed", "example": None}
+    rows = [{"concept": n, "dataset_class": SPELLED.get(n), **numbers, **texts} for n in POOL.names]
+    with folder.write("concepts.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=CONCEPTS), file)
+    return folder
 
 
 def write_labels(url: Path, data: Folder, seed: int, far: float = 5.0) -> tuple[Folder, dict[str, dict[str, Any]]]:
@@ -42,7 +57,7 @@ def write_labels(url: Path, data: Folder, seed: int, far: float = 5.0) -> tuple[
                     "boxes": boxes.astype(np.float32).tolist(),
                     "objectness_logit": [0.0] * n,
                     "concept_id": rng.integers(len(POOL), size=n).tolist(),
-                    "score": [0.5] * n,
+                    "score": rng.choice([0.0, 0.05, 0.31, 0.5, 0.99, 1.0], size=n).tolist(),
                     "kept": (rng.uniform(size=n) < 0.7).tolist(),
                     "top_concepts": [[0]] * n,
                     "top_probabilities": [[0.5]] * n,
@@ -55,12 +70,14 @@ def write_labels(url: Path, data: Folder, seed: int, far: float = 5.0) -> tuple[
     return folder, written
 
 
-def naive(data: Folder, labels: dict[str, dict[str, Any]], *splits: str) -> dict[str, float]:
+def naive(data: Folder, labels: dict[str, dict[str, Any]], *splits: str) -> dict[str, Any]:
     regions = kept = 0
     judged: dict[str, list[bool]] = {"base": [], "novel": []}
+    truth = {group: dict.fromkeys(KINDS, 0) for group in ("all", "base", "novel")}
+    by_score = {kind: [0] * 10 for kind in KINDS}
     for image in rows_of(data, *splits):
         row = labels[image.key]
-        for box, concept, use in zip(row["boxes"], row["concept_id"], row["kept"], strict=True):
+        for box, concept, score, use in zip(*(row[n] for n in ("boxes", "concept_id", "score", "kept")), strict=True):
             regions += 1
             kept += use
             candidates = [
@@ -69,43 +86,73 @@ def naive(data: Folder, labels: dict[str, dict[str, Any]], *splits: str) -> dict
                 if label >= 0 and not crowd
             ]
             iou, name = max(candidates, default=(0.0, ""), key=lambda pair: pair[0])
-            if use and iou >= 0.5 and name in POOL.names:
-                judged["base" if name in VOCABULARY.base else "novel"].append(POOL.names[concept] == name)
-    result = {"regions": regions, "kept": kept, "kept_share": kept / regions}
-    return result | {f"{group}_accuracy": sum(v) / len(v) for group, v in judged.items() if v}
+            right = MEANS[concept] == name
+            kind = "off_object" if iou < 0.3 else "loose" if iou < 0.5 else "clean" if right else "wrong_name"
+            by_score[kind][min(9, int(np.float32(score) * 10))] += 1
+            if not use:
+                continue
+            group = "base" if name in VOCABULARY.base else "novel"
+            truth["all"][kind] += 1
+            if iou > 0:
+                truth[group][kind] += 1
+            if iou >= 0.5 and name in MEANS:
+                judged[group].append(right)
+    result = {"regions": regions, "kept": kept, "kept_share": kept / regions, "truth": truth, "by_score": by_score}
+    shares = {g: {k: n / max(1, sum(found.values())) for k, n in found.items()} for g, found in truth.items()}
+    accuracies = {f"{group}_accuracy": sum(v) / len(v) for group, v in judged.items() if v}
+    return result | accuracies | {"truth_shares": shares}
 
 
 @pytest.mark.parametrize("splits", [("train",), ("train", "val")])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_against_a_loop(boxes_data: Folder, tmp_path: Path, splits: tuple[str, ...], seed: int) -> None:
+def test_against_a_loop(
+    boxes_data: Folder, concepts: Folder, tmp_path: Path, splits: tuple[str, ...], seed: int
+) -> None:
     labels, rows = write_labels(tmp_path, boxes_data, seed)
     expected = naive(boxes_data, rows, *splits)
-    found = label_quality(boxes_data, labels, splits)
-    assert found == pytest.approx(expected)
+    found = label_quality(boxes_data, concepts, labels, splits)
+    assert found == expected
+    assert json.loads(json.dumps(found)) == found  # a summary is JSON
     assert {"base_accuracy", "novel_accuracy"} <= found.keys()
     assert 0 < found["base_accuracy"] < 1
+    assert min(min(counts.values()) for counts in found["truth"].values()) > 0
+    assert found["truth"]["all"]["off_object"] > sum(found["truth"][g]["off_object"] for g in ("base", "novel"))
+    assert sum(map(sum, found["by_score"].values())) == found["regions"]
 
 
-def test_a_group_that_nothing_hits_is_left_out(boxes_data: Folder, tmp_path: Path) -> None:
+def test_a_group_that_nothing_hits_has_no_accuracy(boxes_data: Folder, concepts: Folder, tmp_path: Path) -> None:
     labels, _ = write_labels(tmp_path, boxes_data, 0, far=500.0)
-    found = label_quality(boxes_data, labels, ("train",))
+    found = label_quality(boxes_data, concepts, labels, ("train",))
     assert found["regions"] > 0
-    assert set(found) == {"regions", "kept", "kept_share"}
+    assert set(found) == {"regions", "kept", "kept_share", "truth", "truth_shares", "by_score"}
+    assert found["truth"]["all"]["off_object"] == found["kept"]
 
 
-def test_right_labels_are_all_right(boxes_data: Folder, tmp_path: Path) -> None:
+def test_a_split_without_boxes_has_no_truth(concepts: Folder, tmp_path: Path) -> None:
+    bare = write_data(tmp_path / "bare", {"train": [[Picture(48, 72)]], "val": [[Picture(48, 72)]]})
+    labels, _ = write_labels(tmp_path, bare, 0)
+    assert set(label_quality(bare, concepts, labels, ("train", "val"))) == {"regions", "kept", "kept_share"}
+    boxed = Picture(48, 72, ((4, 4, 24, 24),), (0,))
+    mixed = write_data(tmp_path / "mixed", {"train": [[Picture(48, 72)]], "val": [[boxed]]})
+    labels, rows = write_labels(tmp_path, mixed, 0)
+    found = label_quality(mixed, concepts, labels, ("train", "val"))
+    assert found["truth"] == naive(mixed, rows, "val")["truth"]
+    assert sum(found["truth"]["all"].values()) < found["kept"]
+
+
+def test_right_labels_are_all_right(boxes_data: Folder, concepts: Folder, tmp_path: Path) -> None:
     labels, _ = write_labels(tmp_path, boxes_data, 0)
     for shard in split_shards(boxes_data, ("train",)):
         rows = []
         for image in read_index(boxes_data, shard):
-            use = [i for i, n in enumerate(image.box_labels) if n >= 0 and VOCABULARY.names[n] in POOL.names]
+            use = [i for i, n in enumerate(image.box_labels) if n >= 0 and VOCABULARY.names[n] in MEANS]
             n = len(use)
             rows.append(
                 {
                     "key": image.key,
                     "status": image.status,
                     "boxes": image.boxes[use].tolist(),
-                    "concept_id": [POOL.names.index(VOCABULARY.names[image.box_labels[i]]) for i in use],
+                    "concept_id": [MEANS.index(VOCABULARY.names[image.box_labels[i]]) for i in use],
                     "kept": [True] * n,
                 }
                 | {name: [0.0] * n for name in ("objectness_logit", "score", "residual_mass")}
@@ -113,6 +160,10 @@ def test_right_labels_are_all_right(boxes_data: Folder, tmp_path: Path) -> None:
             )
         with labels.write(f"labels-{shard:05d}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(rows, schema=LABELS), file)
-    found = label_quality(boxes_data, labels, ("train",))
+    found = label_quality(boxes_data, concepts, labels, ("train",))
     count = sum(sum(n in (0, 1, 3) for n in picture.labels) for shard in TRAIN for picture in shard)
+    crowd = {"clean": count - 1, "wrong_name": 0, "loose": 0, "off_object": 1}  # one is a crowd, which is no object
+    assert found.pop("truth")["all"] == crowd
+    assert found.pop("truth_shares")["novel"] == {"clean": 1, "wrong_name": 0, "loose": 0, "off_object": 0}
+    assert found.pop("by_score")["clean"] == [count - 1] + [0] * 9
     assert found == {"regions": count, "kept": count, "kept_share": 1, "base_accuracy": 1, "novel_accuracy": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     return folders
 
 
-def label(inputs: dict[str, Folder], **settings: Any) -> tuple[list[dict[str, Any]], Any, pa.Table]:
-    settings = {"temperature": 0.05, **settings}
-    labeller = Labeller(tiny_config(labels=settings), inputs["teacher"], inputs["labels"], "cpu")
+def label(
+    inputs: dict[str, Folder], method: str = "given", **settings: Any
+) -> tuple[list[dict[str, Any]], Any, pa.Table]:
+    config = tiny_config(labels={"temperature": 0.05, **settings}, proposals={"method": method})
+    labeller = Labeller(config, inputs["teacher"], inputs["labels"], "cpu")
     table, counts = labeller.label_shard(inputs["data"], inputs["proposals"], 0)
     return table.to_pylist(), counts, table
 
@@ -131,6 +134,28 @@ def test_rows_against_a_loop_over_regions(inputs: dict[str, Folder], mode: str) 
     assert len(kept) == 3 + 0 + 5 + 1
     assert 0 < sum(kept) < len(kept)
     assert counts == {"ok": 4, "regions": 9, "regions_kept": sum(kept)}
+
+
+def test_the_score_is_the_probability_times_a_power_of_the_objectness(inputs: dict[str, Folder]) -> None:
+    plain, _, before = label(inputs, "rpn", objectness_power=0.0)
+    assert before.equals(label(inputs)[2])
+    cut = 0.5
+    found, counts, _ = label(inputs, "rpn", objectness_power=2.5, threshold=cut)
+    kept = []
+    for one, old in zip(found, plain, strict=True):
+        objectness = [1 / (1 + math.exp(-logit)) for logit in one["objectness_logit"]]
+        expected = [row[0] * o**2.5 for row, o in zip(old["top_probabilities"], objectness, strict=True)]
+        np.testing.assert_allclose(one["score"], expected, rtol=1e-6)
+        assert one["kept"] == [score > cut for score in expected]
+        changed = {"score", "kept"}
+        assert {k: v for k, v in one.items() if k not in changed} == {k: v for k, v in old.items() if k not in changed}
+        kept += one["kept"]
+    assert 0 < sum(kept) < len(kept) and counts["regions_kept"] == sum(kept)
+
+
+@pytest.mark.parametrize("method", ["given", "grid", "random"])
+def test_boxes_without_an_objectness_count_as_one(inputs: dict[str, Folder], method: str) -> None:
+    assert label(inputs, method, objectness_power=2.0)[2].equals(label(inputs, "rpn")[2])
 
 
 @pytest.mark.parametrize("resize", ["detection", "pretraining"])
