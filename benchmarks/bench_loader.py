@@ -56,7 +56,7 @@ class TimedBatch(Batch):
 
 @dataclass(frozen=True)
 class Timed:
-    """Batches with the CPU time of whoever reads them."""
+    """Batches with the CPU time of the process that reads them."""
 
     batches: RegionBatches
 

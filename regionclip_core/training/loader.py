@@ -1,6 +1,6 @@
 """The batches of a training in the order of their steps, read in its own process or ahead of it in worker processes.
 
-A batch depends on the number of its step alone, so it is the same whoever reads it: with W workers, worker w reads the
+A batch depends on the number of its step alone, so it does not matter who reads it: with W workers, worker w reads the
 steps w, w + W, and so on, and torch's DataLoader hands them over in order.
 """
 
