@@ -30,17 +30,14 @@ class Batch:
         """Return the same batch with its tensors on `device`."""
         # From pinned memory a GPU copies while the CPU goes on. A copy to the CPU has to be there when it is read.
         ahead = torch.device(device).type == "cuda"
-        return self._with(lambda tensor: tensor.to(device, non_blocking=ahead))
+        return self._with(lambda part: part.to(device, **({"non_blocking": ahead} if isinstance(part, Tensor) else {})))
 
     def pin_memory(self) -> Self:
         """Return the same batch in page-locked memory, from which a GPU copies by itself."""
-        return self._with(Tensor.pin_memory)
+        return self._with(lambda part: part.pin_memory())
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
-        def changed(found: Tensor | Batch) -> Tensor | Batch:
-            return found._with(change) if isinstance(found, Batch) else change(found)
-
-        return replace(self, **{name: _each(value, (Tensor, Batch), changed) for name, value in self.__dict__.items()})
+    def _with(self, change: Callable[[Any], Any]) -> Self:
+        return replace(self, **{name: _each(value, (Tensor, Batch), change) for name, value in self.__dict__.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields, small tensors as arrays: between processes torch gives each tensor shared memory of its
@@ -93,6 +90,24 @@ class ImageBatch(Batch):
     def _ratios(self, index: int) -> list[float]:
         (h, w), (original_h, original_w) = self.sizes[index], self.original_sizes[index]
         return [w / original_w, h / original_h] * 2
+
+
+@dataclass(frozen=True)
+class PixelBatch(ImageBatch):
+    """A batch on its way to the model: `tensor` is uint8, a fourth of its normalised values; `to` normalises it there.
+
+    A batch of photos would else be a gigabyte that a reading process writes, and that is pinned and sent to the GPU.
+    """
+
+    mean: Sequence[float]
+    """Of values in 0..1."""
+    std: Sequence[float]
+
+    def to(self, device: torch.device | str) -> ImageBatch:  # type: ignore[override]
+        """Return the normalised batch on `device`."""
+        pixels = super().to(device).tensor
+        images = [one[:, :h, :w] for one, (h, w) in zip(pixels, self.sizes, strict=True)]
+        return ImageBatch(normalize_and_pad(images, self.mean, self.std), self.sizes, self.original_sizes)
 
 
 def resized_shape(
@@ -156,6 +171,24 @@ def by_input_size(images: Sequence[Resized], compute: Callable[[list[int]], Sequ
     return [found[number] for number in range(len(images))]
 
 
+def pixel_batch(
+    images: Sequence[Tensor],
+    short_side: int | Sequence[int],
+    max_side: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    resize: Resize = "detection",
+) -> PixelBatch:
+    """Resize and pad RGB images, see `resize_image` and `pad_images`; `to` a device normalises them there.
+
+    `short_side`: pixels, of all images, or one number per image.
+    """
+    sides = [short_side] * len(images) if isinstance(short_side, int) else short_side
+    return pad_images(
+        [resize_image(image, side, max_side, resize) for image, side in zip(images, sides, strict=True)], mean, std
+    )
+
+
 def batch_images(
     images: Sequence[Tensor],
     short_side: int | Sequence[int],
@@ -164,26 +197,28 @@ def batch_images(
     std: Sequence[float],
     resize: Resize = "detection",
 ) -> ImageBatch:
-    """Resize, normalise and pad RGB images, see `resize_image` and `batch_resized`.
-
-    `short_side`: pixels, of all images, or one number per image.
-    """
-    sides = [short_side] * len(images) if isinstance(short_side, int) else short_side
-    resized = [resize_image(image, side, max_side, resize) for image, side in zip(images, sides, strict=True)]
-    return batch_resized(resized, mean, std)
+    """Resize, normalise and pad RGB images on the CPU, see `pixel_batch`."""
+    return pixel_batch(images, short_side, max_side, mean, std, resize).to("cpu")
 
 
 def batch_resized(
     images: Sequence[Resized], mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
 ) -> ImageBatch:
-    """Normalise and pad images on `device`, where they go as bytes: a fourth of what their normalised values take.
+    """Pad images, and normalise them on `device`, see `pad_images`."""
+    return pad_images(images, mean, std).to(device)
 
-    `mean` and `std` are of values in 0..1. Normalisation comes before padding, so the padding (right and bottom only)
-    is 0 in normalised space.
+
+def pad_images(images: Sequence[Resized], mean: Sequence[float], std: Sequence[float]) -> PixelBatch:
+    """Put each image on a canvas of the largest height and width; `mean` and `std` are of values in 0..1.
+
+    Padding is to the right and below, and comes to 0 in normalised values.
     """
     sizes = [(int(image.pixels.shape[1]), int(image.pixels.shape[2])) for image in images]
-    batch = normalize_and_pad([image.pixels.to(device) for image in images], mean, std)
-    return ImageBatch(batch, sizes, [image.original_size for image in images])
+    shape = (len(images), 3, *(max(side) for side in zip(*sizes, strict=True)))
+    canvas = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    for part, image, (height, width) in zip(canvas, images, sizes, strict=True):
+        part[:, :height, :width] = image.pixels
+    return PixelBatch(canvas, sizes, [image.original_size for image in images], mean, std)
 
 
 def normalize_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:

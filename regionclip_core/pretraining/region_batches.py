@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regionclip_core.config.tree import PretrainConfig
 from regionclip_core.ops.boxes import flip_horizontal
-from regionclip_core.ops.image_batch import Batch, ImageBatch, batch_images
+from regionclip_core.ops.image_batch import Batch, ImageBatch, pixel_batch
 from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
 from regionclip_core.training.fit import step_seed
 
@@ -79,7 +79,7 @@ def collate(
         boxes.append(box)
         picks.append(pick)
         captions.append(sample.captions[rng.integers(len(sample.captions))])
-    batch = batch_images(images, settings.image_size, settings.max_size, mean, std, settings.resize)
+    batch = pixel_batch(images, settings.image_size, settings.max_size, mean, std, settings.resize)
 
     def regions(name: str) -> Tensor:
         return torch.cat([getattr(s, name)[p] for s, p in zip(samples, picks, strict=True)])

@@ -20,7 +20,7 @@ from regionclip_core.datasets.images import ImageReader
 from regionclip_core.datasets.index import IndexRow, read_index_table, require_same_images, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.ops.boxes import flip_horizontal
-from regionclip_core.ops.image_batch import Batch, ImageBatch, batch_images
+from regionclip_core.ops.image_batch import Batch, ImageBatch, pixel_batch
 from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import INDEX, PROPOSED, read_proposal_table
@@ -219,7 +219,7 @@ class BoxBatches:
             pixels.append(torch.flip(tensor, [2]) if flipped else tensor)
             boxes.append(flip_horizontal(image.boxes, tensor.shape[2]) if flipped else image.boxes)
             extra.append(flip_horizontal(image.extra, tensor.shape[2]) if flipped else image.extra)
-        batch = batch_images(pixels, sizes, self.max_size, self.mean, self.std)
+        batch = pixel_batch(pixels, sizes, self.max_size, self.mean, self.std)
         masks = [
             ImageMasks(image.masks, batch.original_sizes[i], batch.sizes[i], flips[i])
             for i, image in enumerate(chosen)

@@ -157,7 +157,8 @@ def test_a_new_detector_is_the_clip_model_and_a_seed() -> None:
 
 def training_batches(training: FinetuneData, data: Folder, clip: ClipModel, **values: Any) -> Any:
     places = {"image_size": 64, "max_size": 1333, "mean": clip.mean, "std": clip.std}
-    return BoxBatches(images=training.images, reader=ImageReader(data), **places, **values)
+    at = BoxBatches(images=training.images, reader=ImageReader(data), **places, **values)
+    return lambda step: at(step).to("cpu")
 
 
 def finetuned(

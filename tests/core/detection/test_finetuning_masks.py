@@ -51,10 +51,11 @@ def masked(**values: object) -> Config:
 
 def first_batch(training: FinetuneData, data: Folder, size: int, flip: float = 0.5) -> BoxBatch:
     clip = masked_clip()
-    return BoxBatches(
+    at = BoxBatches(
         images=training.images, reader=ImageReader(data), batch_size=size, image_size=64, max_size=200, flip=flip,
         mean=clip.mean, std=clip.std, seed=0,
-    )(0)  # fmt: skip
+    )  # fmt: skip
+    return at(0).to("cpu")
 
 
 def train(inputs: tuple[Folder, Folder], config: Config, checkpoints: Path) -> tuple[OpenVocabularyDetector, FitResult]:

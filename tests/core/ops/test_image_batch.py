@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from places import GOLDEN as GOLDEN_FOLDER
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from regionclip_core.ops.image_batch import batch_images, resize_uint8, resized_shape
+from regionclip_core.ops.image_batch import ImageBatch, batch_images, pixel_batch, resize_uint8, resized_shape
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "misc.json").read_text())["image_sizes"]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -111,3 +112,19 @@ def test_every_image_may_have_its_own_short_side() -> None:
         assert torch.equal(together.tensor[i, :, :height, :width], alone.tensor[0])
     with pytest.raises(ValueError, match="zip"):
         batch_images(images, [40, 60], 80, MEAN, STD)
+
+
+def test_images_travel_as_bytes_and_are_normalised_where_they_arrive() -> None:
+    images = [torch.from_numpy(photo(*size)).permute(2, 0, 1) for size in [(80, 100), (50, 40), (64, 64)]]
+    batch = pixel_batch(images, 40, 60, MEAN, STD)
+    assert batch.tensor.dtype == torch.uint8 and batch.tensor.shape == (3, 3, 50, 50)
+    boxes = torch.tensor([[0.0, 10.0, 20.0, 30.0]])
+    assert torch.equal(batch.to_input(1, boxes), boxes)
+    arrived = pickle.loads(pickle.dumps(batch)).to("cpu")
+    assert type(arrived) is ImageBatch and arrived.sizes == batch.sizes == [(40, 50), (50, 40), (40, 40)]
+    assert arrived.original_sizes == [(80, 100), (50, 40), (64, 64)]
+    for i, (height, width) in enumerate(batch.sizes):
+        pixels = resize_uint8(images[i], (height, width), "bilinear")
+        expected = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        assert torch.equal(arrived.tensor[i, :, :height, :width], expected)
+        assert not arrived.tensor[i, :, height:].any() and not arrived.tensor[i, :, :, width:].any()

@@ -58,6 +58,11 @@ def sample(number: int, height: int = 48, width: int = 64, regions: int = 4) -> 
     )
 
 
+def collated(*arguments: Any, **named: Any) -> RegionBatch:
+    """Return a batch as the trainer gets it, normalised."""
+    return collate(*arguments, **named).to("cpu")
+
+
 def embeddings() -> Tensor:
     rows = torch.randn(CONCEPTS, 16, generator=torch.Generator().manual_seed(3))
     return rows / rows.norm(dim=1, keepdim=True)
@@ -74,7 +79,7 @@ def test_collated_regions_are_where_their_pixels_are(image_size: int, flip: floa
     chosen = settings(image_size=image_size, flip=flip, regions_per_image=3)
     mirrored = set()
     for step in range(4):
-        batch = collate(
+        batch = collated(
             [sample(0), sample(1, 48, 80), sample(2, regions=2)], chosen, clip.mean, clip.std, seed=0, step=step
         )
         assert [len(boxes) for boxes in batch.boxes] == [3, 3, 2]
@@ -105,7 +110,7 @@ def test_images_are_resized_by_the_rule_of_the_settings(resize: str, width: int)
     """33 x 44.7: rounded or cut off, bilinear or bicubic; the boxes follow."""
     clip, one = tiny_clip(), sample(0, 48, 65)
     chosen = settings(image_size=33, flip=0.0, regions_per_image=4, resize=resize)
-    batch = collate([one], chosen, clip.mean, clip.std, seed=0, step=0)
+    batch = collated([one], chosen, clip.mean, clip.std, seed=0, step=0)
     expected = batch_images([one.image], 33, 1333, clip.mean, clip.std, resize)
     assert batch.images.sizes == [(33, width)]
     assert torch.equal(batch.images.tensor, expected.tensor)
@@ -114,7 +119,7 @@ def test_images_are_resized_by_the_rule_of_the_settings(resize: str, width: int)
 
 def test_every_region_and_caption_has_its_turn() -> None:
     clip, chosen = tiny_clip(), settings(regions_per_image=2)
-    batches = [collate([sample(7), sample(8)], chosen, clip.mean, clip.std, 0, step) for step in range(25)]
+    batches = [collated([sample(7), sample(8)], chosen, clip.mean, clip.std, 0, step) for step in range(25)]
     assert {tuple(batch.concept_id_R[:2].tolist()) for batch in batches} == {
         (a, b) for a in range(4) for b in range(a + 1, 4)
     }
@@ -127,7 +132,7 @@ def test_what_a_sample_draws_follows_seed_step_and_place_in_the_global_batch() -
     samples = [sample(n) for n in range(6)]
 
     def drawn(samples: list[RegionSample], *place: int) -> list[str]:
-        batch = collate(samples, chosen, clip.mean, clip.std, *place)
+        batch = collated(samples, chosen, clip.mean, clip.std, *place)
         concepts = batch.concept_id_R.reshape(-1, 2).tolist()
         return [str(one) for one in zip(concepts, batch.captions, [b.tolist() for b in batch.boxes], strict=True)]
 
@@ -188,7 +193,7 @@ def test_losses_are_those_of_regions_encoded_one_by_one(global_box: str) -> None
     clip = tiny_clip()
     chosen = settings(global_box=global_box, contrastive_weight=0.5, distill_weight=2.0, image_text_weight=3.0)
     samples = [sample(0), sample(1, 48, 80), sample(2, regions=0), sample(3, 64, 64)]
-    batch = collate(samples, chosen, clip.mean, clip.std, 0, 0)
+    batch = collated(samples, chosen, clip.mean, clip.std, 0, 0)
     found = {name: float(value.detach()) for name, value in pretrainer(chosen, clip).train()(batch).items()}
     contrast, distill, image_text = naive_losses(batch, tiny_clip(), 0.2, global_box)
     assert found == pytest.approx(
@@ -205,7 +210,7 @@ def test_losses_are_those_of_regions_encoded_one_by_one(global_box: str) -> None
 def test_gradients_reach_the_unfrozen_student_only(freeze_at: int) -> None:
     clip, chosen = tiny_clip(), settings(freeze_at=freeze_at)
     trainer = pretrainer(chosen, clip).train()
-    batch = collate([sample(0), sample(1)], chosen, clip.mean, clip.std, 0, 0)
+    batch = collated([sample(0), sample(1)], chosen, clip.mean, clip.std, 0, 0)
     sum(trainer(batch).values()).backward()
     parts = [("conv1", "conv2", "conv3"), ("layer1",), ("layer2",), ("layer3",)][:freeze_at]
     frozen = {name for part in parts for name in part}
@@ -225,7 +230,7 @@ def test_gradients_reach_the_unfrozen_student_only(freeze_at: int) -> None:
 def test_a_batch_without_any_region_still_trains() -> None:
     clip, chosen = tiny_clip(), settings()
     trainer = pretrainer(chosen, clip).train()
-    losses = trainer(collate([sample(0, regions=0), sample(1, regions=0)], chosen, clip.mean, clip.std, 0, 0))
+    losses = trainer(collated([sample(0, regions=0), sample(1, regions=0)], chosen, clip.mean, clip.std, 0, 0))
     sum(losses.values()).backward()
     assert float(losses["loss_region_contrastive"].detach()) == float(losses["loss_region_distill"].detach()) == 0
     assert float(trainer.student.attnpool.c_proj.weight.grad.abs().max()) > 0
@@ -243,7 +248,7 @@ def test_a_repeated_batch_is_learned(tmp_path: Path, name: str, temperature: flo
     weights = {"contrastive": "region_contrastive", "distill": "region_distill", "image_text": "image_text"}
     chosen = settings(freeze_at=0, **{f"{key}_weight": float(name == loss) for key, loss in weights.items()})
     clip = tiny_clip()
-    batch = collate([sample(0), sample(1, 48, 80), sample(2, 64, 64)], chosen, clip.mean, clip.std, 0, 0)
+    batch = collated([sample(0), sample(1, 48, 80), sample(2, 64, 64)], chosen, clip.mean, clip.std, 0, 0)
     trainer = pretrainer(chosen, clip, temperature)
     trainer.student.train()
     result = fit(

@@ -41,7 +41,8 @@ def naive_boxes(row: IndexRow, allowed: tuple[int, ...]) -> list[tuple[list[floa
 
 def batches(data: Folder, images: list[BoxedImage], **settings: Any) -> Any:
     defaults: dict[str, Any] = {"batch_size": 2, "image_size": 48, "max_size": 200, "flip": 0.0, "seed": 5}
-    return BoxBatches(images=images, reader=ImageReader(data), mean=MEAN, std=STD, **{**defaults, **settings})
+    at = BoxBatches(images=images, reader=ImageReader(data), mean=MEAN, std=STD, **{**defaults, **settings})
+    return lambda step: at(step).to("cpu")
 
 
 def assert_same(one: BoxBatch, other: BoxBatch) -> None:
