@@ -211,7 +211,7 @@ def run(
 def ablate(
     file: Annotated[str, typer.Argument(help="YAML file: config, seeds, variants; and workspace, set.")],
     seeds: Annotated[
-        list[int] | None, typer.Option(min=0, help="Run this seed only; repeatable.  [default: the file's]")
+        str | None, typer.Option(metavar="N,N,...", help="Run these seeds only.  [default: the file's]")
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="VARIANT", help="Run this variant only; repeatable.  [default: all]")
@@ -224,8 +224,11 @@ def ablate(
     from regionclip_core.report.ablation import format_ablation
     from stages.commands.ablate import check, choose, load_ablation, plan_of, run_ablation
 
-    ablation = load_ablation(file, seeds or (), workspace, backend)
-    cells = choose(ablation, seeds or (), only or ())
+    if not all(seed.strip().isdecimal() for seed in (seeds or "0").split(",")):
+        raise ValueError(f"--seeds: expected whole numbers, such as 0,1,2 (came: {seeds!r})")
+    numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
+    ablation = load_ablation(file, numbers, workspace, backend)
+    cells = choose(ablation, numbers, only or ())
     if dry_run:
         typer.echo(plan_of(ablation, cells))
         check(ablation, cells)

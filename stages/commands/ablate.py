@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,11 @@ class Table:
     configs: Mapping[tuple[str, int], Config]
     """By variant and seed, seed by seed."""
 
+    @cached_property
+    def texts(self) -> dict[tuple[str, int], str]:
+        """The configs as YAML."""
+        return {cell: dump_config(config) for cell, config in self.configs.items()}
+
     @property
     def workspace(self) -> Folder:
         """The one workspace of all cells."""
@@ -96,22 +102,24 @@ def load_ablation(
     all_seeds = list(dict.fromkeys([*file.seeds, *seeds]))
     common = {"workspace": workspace or file.workspace, "execution.backend": backend}
     given = {key: value for key, value in common.items() if value is not None}
-    configs, wrong = {}, []
-    load_config(file.config, _overrides([*(shared | given).items()]))  # what is wrong for all is said once
+    for name, settings in {"set": shared, **{f"variants.{name}": dict(own) for name, own in variants.items()}}.items():
+        if taken := [key for key in OWN if key in settings]:
+            raise ValueError(
+                f"{path}: {name}: {taken[0]} is a key of the ablation itself; expected other settings here"
+            )
+    configs: dict[tuple[str, int], Config] = {}
+    wrong: dict[str, dict[str, None]] = {}
+    """Variants by what is wrong in them."""
     for seed in all_seeds:
         for name, settings in variants.items():
-            own = {key for key, _ in settings}
-            if set(OWN) & (own | shared.keys()):
-                wrong.append(f"{path}: variant {name!r}: seed and workspace are keys of the ablation, not of a variant")
-                continue
+            own = dict(settings)
             others = [(key, value) for key, value in shared.items() if key not in own]
+            overrides = _overrides([*others, *settings, *given.items(), ("seed", seed)])
             try:
-                configs[name, seed] = load_config(
-                    file.config, _overrides([*others, *settings, *({**given, "seed": seed}).items()])
-                )
+                configs[name, seed] = load_config(file.config, overrides)
             except ValueError as error:
-                wrong.append(f"{path}: variant {name!r}: {error}")
-    refuse(wrong)
+                wrong.setdefault(str(error), {})[name] = None
+    refuse(f"{path}: variant {', '.join(map(repr, names))}: {error}" for error, names in wrong.items())
     shown = Ablation(
         Path(path).stem, file.config or "pipeline.yaml", all_seeds, shared, {n: dict(s) for n, s in variants.items()}
     )
@@ -209,9 +217,12 @@ def run_ablation(ablation: Table, cells: Sequence[Cell], say: Callable[[str], No
 
 
 def _read(ablation: Table, cell: Cell) -> None:
-    """Put what the artifacts hold into the cell, if it is finished."""
+    """Put what the artifacts hold into the cell: its numbers if it is finished, or why it failed."""
     lines = _needed(ablation, cell.variant, cell.seed)
     if TARGET not in lines:
+        every = Planner(ablation.configs[cell.variant, cell.seed]).lines()
+        if failed := [f"{line.stage}: {' '.join(line.reason.split())}" for line in every if line.state == "failed"]:
+            cell.state, cell.reason = "failed", "; ".join(failed)
         return
     shared = {line.path for line in _needed(ablation, ablation.shown.baseline, cell.seed).values()}
     seconds = {name: float(line.manifest.provenance["seconds"]) for name, line in lines.items() if line.manifest}
@@ -236,7 +247,7 @@ def write_tables(ablation: Table) -> None:
     out.write_bytes(f"{shown.name}.txt", format_ablation(shown).encode())
     out.write_bytes(f"{shown.name}.md", format_ablation_markdown(shown).encode())
     out.write_bytes(f"{shown.name}.html", build_ablation_page(shown).encode())
-    cells = [asdict(cell) | {"config": dump_config(ablation.configs[cell.variant, cell.seed])} for cell in shown.cells]
+    cells = [asdict(cell) | {"config": ablation.texts[cell.variant, cell.seed]} for cell in shown.cells]
     rows = [
         {"measure": row.measure.title, "variant": row.variant, "difference": row.is_difference}
         | {"groups": {group: asdict(estimate) for group, estimate in row.estimates.items()}}
