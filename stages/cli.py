@@ -230,8 +230,8 @@ def ablate(
     ablation = load_ablation(file, numbers, workspace, backend)
     cells = choose(ablation, numbers, only or ())
     if dry_run:
-        typer.echo(plan_of(ablation, cells))
         check(ablation, cells)
+        typer.echo(plan_of(ablation, cells))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
     run_ablation(ablation, cells, typer.echo)

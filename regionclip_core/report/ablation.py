@@ -49,6 +49,15 @@ MEASURES = (
     Measure("seconds, stages that the baseline doesn't share", "seconds.own", digits=0, more_is_better=False),
 )
 
+OVERVIEW = (
+    ("region top-1", "RegionCLIP, region features: top-1", ("novel", "rare")),
+    ("zero-shot AP50", "zero-shot, proposals, RegionCLIP: AP50", ("novel", "rare")),
+    ("finetuned AP50", "finetuned on base boxes, RegionCLIP init: AP50", ("novel", "rare")),
+    ("whole images top-1", "RegionCLIP, whole images: top-1", ("all",)),
+    ("clean labels", "kept labels that are clean, percent", ("all",)),
+)
+"""Columns of the overview: name, title in MEASURES, groups (of these, those that are there)."""
+
 _T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 """Quantile 0.975 of Student's t for 1 to 10 degrees of freedom."""
 
@@ -154,6 +163,26 @@ class Ablation:
                     found.append(Row(measure, variant, True, differences))
         return found
 
+    def overview(self) -> list[list[str]]:
+        """Return a table with one line per variant, header first: means, and in brackets the differences' means.
+
+        Empty for one variant, or before anything is finished.
+        """
+        found = {(row.measure.title, row.variant, row.is_difference): row.estimates for row in self.rows()}
+        columns = []
+        for name, title, groups in OVERVIEW:
+            for group in groups:
+                column = [f"{name}, {group}"]
+                for variant in self.variants:
+                    mean, less = (found.get((title, variant, kind), {}).get(group) for kind in (False, True))
+                    cell = number(mean.mean) if mean else ""
+                    column.append(cell + (f" ({number(less.mean, True)})" if less else ""))
+                if any(column[1:]):
+                    columns.append(column)
+        if not columns or len(self.variants) == 1:
+            return []
+        return [list(line) for line in zip(["", *self.variants], *columns, strict=True)]
+
     def groups(self) -> list[str]:
         """Return the columns: groups of categories that at least one finished cell has."""
         seen = dict.fromkeys(group for cell in self.cells for found in cell.values.values() for group in found)
@@ -224,24 +253,27 @@ def t_quantile(degrees: int) -> float:
 
 
 def format_ablation(ablation: Ablation) -> str:
-    """Return the tables as plain text, one block per measure, and what failed."""
-    groups, lines = ablation.groups(), []
+    """Return the tables as plain text: the overview, one block per measure, and what failed."""
+    groups, lines, parts = ablation.groups(), [], []
+    if overview := ablation.overview():
+        parts.append(aligned(overview))
     for title, rows in _blocks(ablation).items():
         lines.append([title])
         for row in rows:
             name = f"    less {ablation.baseline}" if row.is_difference else f"  {row.variant}"
             lines.append([name, str(row.n), *(row.cell(group) for group in groups)])
-    if not lines:
-        parts = ["no cell is finished"]
-    else:
-        lines.insert(0, ["", "n", *groups])
-        widths = [max(len(line[at]) for line in lines if len(line) > 1) for at in range(len(groups) + 2)]
-        cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=False)] for line in lines]
-        parts = ["\n".join("  ".join(line).rstrip() for line in cells)]
+    parts.append(aligned([["", "n", *groups], *lines]) if lines else "no cell is finished")
     parts.append(EXPLANATION)
     if failed := ablation.failed:
         parts.append("\n".join(f"FAILED {cell.variant}, seed {cell.seed}: {cell.reason}" for cell in failed))
     return "\n\n".join(parts) + "\n"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return columns as wide as their widest cell; a line of one cell is a title, as long as it likes."""
+    widths = [max(map(len, column)) for column in zip(*(line for line in lines if len(line) > 1), strict=True)]
+    cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=False)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 EXPLANATION = """\
@@ -270,5 +302,9 @@ def build_ablation_page(ablation: Ablation) -> str:
 
 def _render(template: str, ablation: Ablation) -> str:
     return TEMPLATES.get_template(template).render(
-        ablation=ablation, blocks=_blocks(ablation), groups=ablation.groups(), explanation=EXPLANATION
+        ablation=ablation,
+        overview=ablation.overview(),
+        blocks=_blocks(ablation),
+        groups=ablation.groups(),
+        explanation=EXPLANATION,
     )

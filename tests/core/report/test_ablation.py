@@ -11,6 +11,7 @@ from test_report import METRICS
 
 from regionclip_core.report.ablation import (
     MEASURES,
+    OVERVIEW,
     Ablation,
     Cell,
     build_ablation_page,
@@ -80,6 +81,7 @@ def test_a_cell_takes_what_was_measured() -> None:
     assert found["RegionCLIP, region features: top-1"] == {"novel": 60, "base": 60, "all": 60}
     assert found["kept labels that are clean, percent"] == {"novel": 12.5, "base": 50, "all": 25}
     assert found["kept labels"] == {"all": 7} and found["seconds, all stages"] == {"all": 10}
+    assert {title for _, title, _ in OVERVIEW} <= {measure.title for measure in MEASURES}
     missing = {measure.title for measure in MEASURES} - found.keys()
     assert missing == {"RegionCLIP, whole images: top-1", "seconds, stages that the baseline doesn't share"}
     student = {**METRICS, "student": {"whole_image_top1": {"novel": 1.0, "base": None}}}
@@ -95,7 +97,16 @@ def test_text_markdown_and_page_have_the_same_cells() -> None:
     assert "+2.5 [-16.6, +21.6]" in text and "+2.5 [−16.6, +21.6]" in page
     assert '<td class="text">&lt;b&gt;</td>' in page and "<b></td>" not in page
     rows = [line.split("|")[1:-1] for line in markdown.splitlines() if line.startswith("|")]
-    assert [len(row) for row in rows] == [4] * 5 and rows[2][1:3] == [" paper ", " 2 "]
+    assert [len(row) for row in rows] == [2] * 4 + [4] * 5 and rows[6][1:3] == [" paper ", " 2 "]
+
+
+def test_the_overview_has_a_line_per_variant() -> None:
+    found = ablation({"paper": {0: 10.0, 1: 20.0}, "other": {0: 11.0, 1: 24.0}, "late": {}})
+    expected = [["", "region top-1, novel"], ["paper", "15.0"], ["other", "17.5 (+2.5)"], ["late", ""]]
+    assert found.overview() == expected
+    assert format_ablation(found).startswith("       region top-1, novel\npaper  15.0\nother  17.5 (+2.5)\nlate\n\n")
+    assert "| other | 17.5 (+2.5) |" in format_ablation_markdown(found) and "17.5 (+2.5)" in build_ablation_page(found)
+    assert ablation({"paper": {0: 1.0}}).overview() == []
 
 
 def test_one_variant_needs_no_column_for_it() -> None:
