@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from places import ROOT
 from small_runs import small_tree
 from typer.testing import CliRunner, Result
 
 from regionclip_core.config.loading import load_config, parse_config
+from regionclip_core.report.ablation import MEASURES
 from stages.cli import app
 from stages.commands.ablate import load_ablation
 from stages.engine.plan import Planner
@@ -177,3 +179,16 @@ def test_what_is_wrong_is_said_before_anything_runs(
     result = ablate(*options, **changes)
     assert result.exit_code == 2 and result.stderr.count(said) == 1, result.output
     assert not Path("ws").exists()
+
+
+def test_the_file_of_readmes_table_makes_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    table = load_ablation("docs/seeds.yaml")
+    reference = load_config("pipeline.yaml")
+    assert [
+        config.model_copy(update={"seed": 0, "workspace": reference.workspace}) for config in table.configs.values()
+    ] == [reference] * 3
+    lines = (ROOT / "README.md").read_text().split("| mean of 3 seeds (range) |")[1].split("\n\n")[0].splitlines()[2:]
+    shown = [line.split("|")[1].strip(" *") for line in lines]
+    titles = [measure.title for measure in MEASURES]
+    assert len(shown) == 11 and shown == [title for title in titles if title in shown]
