@@ -205,7 +205,9 @@ def run_ablation(ablation: Table, cells: Sequence[Cell], say: Callable[[str], No
         start = time.perf_counter()
         try:
             result = Pipeline(ablation.configs[cell.variant, cell.seed]).run([TARGET])
-            failed = [f"{stage}: {text}" for stage, text in result.messages.items() if "waits for" not in text]
+            failed = [
+                f"{stage}: {text}" for stage, text in result.messages.items() if not text.startswith("waits for ")
+            ]
             reason = "; ".join(" ".join(text.split()) for text in failed)
         except ValueError as error:  # what only the data shows
             reason = " ".join(str(error).split())
