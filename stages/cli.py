@@ -208,6 +208,41 @@ def run(
 
 @app.command()
 @user_errors
+def ablate(
+    file: Annotated[str, typer.Argument(help="YAML file: config, seeds, variants; and workspace, set.")],
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Run these seeds only.  [default: the file's]")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="VARIANT", help="Run this variant only; repeatable.  [default: all]")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    backend: Annotated[str | None, typer.Option(help="ray or local, instead of the config's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")] = False,
+) -> None:
+    """Run variants of a config with several seeds, and write a table of their results and differences."""
+    from regionclip_core.report.ablation import format_ablation
+    from stages.commands.ablate import check, choose, load_ablation, plan_of, run_ablation
+
+    if not all(seed.strip().isdecimal() for seed in (seeds or "0").split(",")):
+        raise ValueError(f"--seeds: expected whole numbers, such as 0,1,2 (came: {seeds!r})")
+    numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
+    ablation = load_ablation(file, numbers, workspace, backend)
+    cells = choose(ablation, numbers, only or ())
+    if dry_run:
+        check(ablation, cells)
+        typer.echo(plan_of(ablation, cells))
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
+    run_ablation(ablation, cells, typer.echo)
+    typer.echo("\n" + format_ablation(ablation.shown))
+    typer.echo(f"also as {ablation.workspace.path(ablation.shown.name)}.txt, .md, .html and .ablation.json")
+    if any(cell.state == "failed" for cell in cells):
+        raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
 def check(
     stages: Annotated[list[str] | None, typer.Argument(help="Stages that are to run.  [default: all]")] = None,
     config: ConfigOption = None,
@@ -318,15 +353,18 @@ def gc(
     also: Annotated[list[str] | None, typer.Option(help="Another config whose artifacts stay; repeatable.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
 ) -> None:
-    """List, and with --yes delete, what no current config reaches."""
+    """List, and with --yes delete, what no current config reaches, nor one of the workspace's ablations."""
     from regionclip_core.storage.records import Folder, size
-    from stages.commands.gc import collect, foreign_folders, unreachable
+    from stages.commands.gc import ablations, collect, foreign_folders, unreachable
     from stages.commands.verify import artifacts
 
     configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)
     if next(artifacts(folder), None) is None and not foreign_folders(folder):
         raise ValueError(f"{folder.url}: {NO_WORKSPACE}")
+    for file, more in ablations(folder).items():
+        typer.echo(f"what {file} reaches stays; delete that file to let its artifacts go")
+        configs += more
     garbage, undecided = (collect if yes else unreachable)(configs, folder)
     if undecided:
         typer.echo(f"kept whole, until what they need has run: {', '.join(undecided)}")

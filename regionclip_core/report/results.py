@@ -104,11 +104,11 @@ def metrics_in(rows: Iterable[ResultRow]) -> list[tuple[str, str]]:
     return [(key, name) for key, name in METRICS if key in seen]
 
 
-def number(value: Score, signed: bool = False) -> str:
-    """Return one decimal, or a dash for what was not measured; with `signed` a plus where it belongs."""
+def number(value: Score, signed: bool = False, digits: int = 1) -> str:
+    """Return so many decimals, or a dash for what was not measured; with `signed` a plus where it belongs."""
     if value is None:
         return "-"
-    text = f"{value:+.1f}" if signed else f"{value:.1f}"
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return text[1:] if float(text) == 0 and text[0] in "+-" else text
 
 

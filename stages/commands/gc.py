@@ -8,13 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config
+from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.storage.local_files import is_full
 from regionclip_core.storage.locations import remote
 from regionclip_core.storage.records import Folder
 from stages.commands.verify import artifacts, stage_folders
 from stages.engine.lock import hold
 from stages.engine.plan import Planner
+
+ABLATION = ".ablation.json"
+"""How the files end in which `ablate` keeps its configs."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,26 @@ class Garbage:
     stage: str
     folder: Folder
     bytes: int
+
+
+def ablations(workspace: Folder) -> dict[str, list[Config]]:
+    """Return the configs of every ablation in the workspace, by its file: their artifacts stay while the file is there.
+
+    Raises ValueError for a file that this version can't read.
+    """
+    found = {}
+    for name in workspace.names():
+        if name.endswith(ABLATION):
+            path = workspace.path(name)
+            try:
+                texts = dict.fromkeys(cell["config"] for cell in workspace.read_json(name)["cells"])
+                found[path] = [parse_config(parse_yaml(text, path), path) for text in texts]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}: expected an ablation as this version writes it, but {error}; run `regionclip ablate` "
+                    "again, or delete the file if its artifacts need not stay"
+                ) from error
+    return found
 
 
 def unreachable(configs: Sequence[Config], workspace: Folder) -> tuple[list[Garbage], list[str]]:

@@ -61,6 +61,13 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for category, name in zip(body.get("categories", []), ("person", "dog", "umbrella", "cake"), strict=False):
                 category["name"] = name  # of COCO's, some base, some novel
             (root / "coco" / "annotations" / f"{kind}_{split}2017.json").write_text(json.dumps(body))
+    [ablation] = [block for language, block in BLOCKS if language == "yaml"]
+    # One seed, in the workspace of the commands above it, which have run both variants.
+    few = {"[0, 1, 2]": "[0]", "runs/default": "runs/tiny", "set: {finetune.oracle: false}": ""}
+    for long, short in few.items():
+        assert ablation.count(long) == 1
+        ablation = ablation.replace(long, short)
+    (root / "ablation.yaml").write_text(ablation)
     (root / "photos").mkdir()
     for number, name in enumerate(("photo.jpg", "photos/a.jpg", "photos/b.png")):
         picture(number).save(root / name)
