@@ -71,7 +71,8 @@ class LabelsConfig(Section):
     for `pretrain.crop_weight`."""
     grid_scales: Listed[tuple[GridScale, ...]] = ()
     """Besides the proposals, square boxes on grids over the image, their sides as shares of its shorter side; at most
-    1,000. They are never kept: with `pairs.other_regions` they take part in the crop distillation alone."""
+    1,000. Their objectness is 1/2, and they are never kept: with `pairs.other_regions` they take part in the crop
+    distillation alone."""
     threshold: float = Field(0.1, ge=0, lt=1)
     """Regions whose score is not above this are stored, but not used."""
     objectness_power: float = Field(0.0, ge=0, le=100)
