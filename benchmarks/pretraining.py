@@ -65,6 +65,7 @@ def compare_pretraining(scale: Scale) -> list[Compared]:
         top_probabilities_RK=labels.top_probabilities,
         residual_mass_R=labels.residual_mass,
         captions=CAPTION,
+        score_R=labels.score,
     )
     encoder = region_encoder(clip).to(memory_format=torch.channels_last)
     encoder.freeze(config.pretrain.freeze_at)

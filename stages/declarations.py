@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regionclip_core.concepts.identity import parser_identity
+from regionclip_core.config.section import Section
 from regionclip_core.config.tree import RPN_FIELDS, CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.world.version import WORLD_VERSION
@@ -171,11 +172,12 @@ class Labels(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
-        unread = {"roi": {"context", "batch_size"}, "crop": {"image_size", "max_size", "resize"}}
+        crops = set() if config.labels.crop_features else {"context", "batch_size"}
+        unread = {"roi": crops, "crop": {"image_size", "max_size", "resize"}}
         unpadded = {"canvas", "images_per_canvas"} if config.labels.canvas == "image" else set()
-        # Older labels, made before there was this setting, stay good.
-        unweighted = set() if config.labels.objectness_power else {"objectness_power"}
-        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded | unweighted)
+        # Older labels, made before there were these settings, stay good.
+        unset = _unset(config.labels, "objectness_power", "crop_features", "grid_scales")
+        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded | unset)
         return {"labels": section, "teacher": text_settings(config.teacher), **_precision(config)}
 
     def raw_inputs(self, config: Config) -> list[str]:
@@ -196,7 +198,8 @@ class Pairs(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and the splits taken; nothing here is random."""
-        return {"pairs": config.pairs.model_dump(mode="json"), "labels": {"splits": list(config.labels.splits)}}
+        section = config.pairs.model_dump(mode="json", exclude=_unset(config.pairs, "other_regions"))
+        return {"pairs": section, "labels": {"splits": list(config.labels.splits)}}
 
 
 class Pretrain(JobStage):
@@ -218,7 +221,8 @@ class Pretrain(JobStage):
         """
         if config.pretrain.weights != "train":
             return {"pretrain": {"weights": config.pretrain.weights}, "teacher": {"model": config.teacher.model}}
-        settings = {"pretrain": config.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})}
+        unset = _unset(config.pretrain, "crop_weight", "weigh_by_score", "weight_average")
+        settings = {"pretrain": config.pretrain.model_dump(mode="json", exclude={"checkpoint_every", *unset})}
         execution = _precision(config).get("execution", {})
         if not config.pretrain.gather_regions:
             execution["train_workers"] = config.execution.train_workers
@@ -296,6 +300,11 @@ class Report(JobStage):
     def settings(self, config: Config) -> dict[str, Any]:
         """The whole config but where it runs: the page prints settings, so it is made again when one changes."""
         return config.model_dump(mode="json", exclude={"execution", "workspace"})
+
+
+def _unset(section: Section, *names: str) -> set[str]:
+    """Return those of these settings that have their default: an artifact from before there were any stays good."""
+    return {name for name in names if getattr(section, name) == type(section).model_fields[name].default}
 
 
 def _precision(config: Config) -> dict[str, Any]:

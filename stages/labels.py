@@ -16,7 +16,9 @@ from stages.base import ShardResult, ShardWork, StageContext
 
 
 class LabelsWork(ShardWork):
-    """Writes `labels-00007.parquet`, and once the pool's embeddings, `concept_embeddings.safetensors`."""
+    """Writes `labels-00007.parquet`, where asked for with the embeddings of crops, and once those of the pool,
+    `concept_embeddings.safetensors`.
+    """
 
     def shards(self, ctx: StageContext) -> list[int]:
         """Return the shards of `labels.splits`."""

@@ -9,7 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from regionclip_core.datasets.index import split_shards, splits_of_shards
-from regionclip_core.pretraining.pairs import labels_digest, stored_probabilities, write_meta, write_pairs
+from regionclip_core.pretraining.pairs import (
+    crop_dimensions,
+    labels_digest,
+    stored_probabilities,
+    write_meta,
+    write_pairs,
+)
 from regionclip_core.storage.records import ShardRecord
 from regionclip_core.storage.tables import UNREADABLE
 from stages.base import ShardResult, ShardWork, StageContext
@@ -60,7 +66,8 @@ class PairsWork(ShardWork):
         shards = sorted(record.shard for record in records)
         top_k = stored_probabilities(ctx.inputs["labels"], shards)
         digest = labels_digest(ctx.inputs["labels"], shards[0])
-        write_meta(ctx.out, [(record.shard, record.rows) for record in records], top_k, digest)
+        crops = crop_dimensions(ctx.inputs["labels"], shards[0])
+        write_meta(ctx.out, [(record.shard, record.rows) for record in records], top_k, digest, crops)
         return {"samples": samples, "vocabulary": digest, **({"notes": empty} if empty else {})}
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from regionclip_core.config.tree import Config
 from regionclip_core.models.clip import ClipModel, load_clip, named_architecture, save_clip, small_architecture
-from regionclip_core.pretraining.student import make_student, pretrain_student
+from regionclip_core.pretraining.student import average_weights, make_student, pretrain_student
 from regionclip_core.storage.given_files import clip_folder
 from stages.base import JobWork, StageContext
 
@@ -43,7 +43,9 @@ class PretrainWork(JobWork):
             loader_workers=ctx.loader_workers,
         )
         if ctx.rank == 0:
-            clip.model.visual.load_state_dict(student.state_dict())
+            start = clip.model.visual.state_dict()
+            saved = average_weights(start, student.state_dict(), config.pretrain.weight_average)
+            clip.model.visual.load_state_dict(saved)
             save_clip(clip, ctx.out)
             ctx.out.write_json("history.json", result.history)
         ctx.counts |= pairs.unreadable.counts()

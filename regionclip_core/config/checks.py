@@ -96,12 +96,14 @@ def _between_sections(config: Config) -> Iterator[str]:
             )
     if drawn := [side for side in config.finetune.train_sizes if side > config.finetune.max_size]:
         yield f"finetune.train_sizes: expected at most finetune.max_size, {config.finetune.max_size} (came: {drawn[0]})"
-    weights = (config.pretrain.contrastive_weight, config.pretrain.distill_weight, config.pretrain.image_text_weight)
+    names = ("contrastive_weight", "distill_weight", "image_text_weight", "crop_weight")
+    weights = [getattr(config.pretrain, name) for name in names]
     if not any(weights):
         yield (
-            "pretrain.contrastive_weight: expected one of contrastive_weight, distill_weight and image_text_weight "
-            f"above 0 (came: {list(weights)})"
+            f"pretrain.contrastive_weight: expected one of {', '.join(names[:-1])} and {names[-1]} above 0 "
+            f"(came: {weights})"
         )
+    yield from _crop_features(config)
     if config.labels.canvas == "padded" and config.labels.mode != "roi":
         yield "labels.canvas: `padded` is of labels.mode roi; crops have no canvas. Set image, or labels.mode: roi"
     if config.pairs.min_regions > config.pairs.max_regions:
@@ -122,6 +124,26 @@ def _between_sections(config: Config) -> Iterator[str]:
                 f"finetune.mask_head: split {name!r} has no masks to learn from; set masks: true in "
                 f"data.splits.{name}, which must be a coco or lvis split"
             )
+
+
+def _crop_features(config: Config) -> Iterator[str]:
+    """Yield what is asked of embeddings of crops that nothing stores, and of regions that nothing writes."""
+    labels, pairs, pretrain = config.labels, config.pairs, config.pretrain
+    if not labels.crop_features:
+        for path, came in {
+            "labels.grid_scales": list(labels.grid_scales),
+            "pairs.other_regions": pairs.other_regions,
+            "pretrain.crop_weight": pretrain.crop_weight if pretrain.weights == "train" else 0,
+        }.items():
+            if came:
+                yield f"{path}: needs the teacher's embeddings of crops; set labels.crop_features: true (came: {came})"
+    elif labels.grid_scales and not pairs.other_regions:
+        yield (
+            "pairs.other_regions: expected at least 1, or the boxes of labels.grid_scales, which are never kept, reach "
+            "no training (came: 0)"
+        )
+    if not labels.max_regions and not labels.grid_scales:
+        yield "labels.max_regions: expected at least 1, or boxes from labels.grid_scales (came: 0)"
 
 
 def _processes(config: Config) -> Iterator[str]:

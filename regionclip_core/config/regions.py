@@ -51,7 +51,7 @@ class LabelsConfig(Section):
     mode: Literal["roi", "crop"] = "crop"
     """`roi`: RoIAlign on the image's feature map, as in the paper. `crop`: each region alone through the teacher."""
     context: float = Field(1.2, ge=1, le=100)
-    """`crop`: side of the square crop, as a multiple of the longer side of the box."""
+    """`crop`, `crop_features`: side of the square crop, as a multiple of the longer side of the box."""
     image_size: Side = 128
     """`roi`: shorter side of the resized image, in pixels."""
     max_size: LongerSide = 1333
@@ -64,8 +64,15 @@ class LabelsConfig(Section):
     and width among them; the padding changes features near an image's right and lower edge."""
     images_per_canvas: Count = 3
     """`padded`: images that share a canvas; officially the 3 images of a GPU."""
-    max_regions: Count = 16
-    """Proposals labelled per image, highest objectness first."""
+    max_regions: CountOrZero = 16
+    """Proposals labelled per image, highest objectness first; 0, with `grid_scales`: only the grid."""
+    crop_features: bool = False
+    """Also store the teacher's embedding of each region's own crop (`context`, `batch_size`), 2 bytes per dimension,
+    for `pretrain.crop_weight`."""
+    grid_scales: Listed[tuple[GridScale, ...]] = ()
+    """Besides the proposals, square boxes on grids over the image, their sides as shares of its shorter side; at most
+    1,000. Their objectness is 1/2, and they are never kept: with `pairs.other_regions` they take part in the crop
+    distillation alone."""
     threshold: float = Field(0.1, ge=0, lt=1)
     """Regions whose score is not above this are stored, but not used."""
     objectness_power: float = Field(0.0, ge=0, le=100)
@@ -76,7 +83,7 @@ class LabelsConfig(Section):
     top_k: Count = 16
     """Teacher probabilities stored per region; the rest is stored as one residual mass."""
     batch_size: BatchSize = 64
-    """`crop`: crops per forward pass."""
+    """`crop`, `crop_features`: crops per forward pass."""
 
 
 class PairsConfig(Section):
@@ -86,6 +93,9 @@ class PairsConfig(Section):
     """Regions written per image, highest score first."""
     min_regions: CountOrZero = 1
     """Images with fewer kept regions are left out."""
+    other_regions: CountOrZero = 0
+    """Regions that aren't kept, for the crop distillation alone: written per image, highest score first. They need no
+    name."""
 
 
 class EvaluateConfig(Section):

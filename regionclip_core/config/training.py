@@ -160,7 +160,7 @@ class PretrainConfig(Section):
     steps: Steps = 300
     batch_size: ImagesPerStep = 16
     regions_per_image: Count = 12
-    """Regions per image and step, drawn at random from the kept ones."""
+    """Regions per image and step, drawn at random from the kept ones; and as many from `pairs.other_regions`."""
     image_size: ShorterSide = 128
     max_size: LongerSide = 1333
     resize: Resize = "detection"
@@ -177,6 +177,14 @@ class PretrainConfig(Section):
     """Weight of the distillation of the teacher's probabilities over concepts."""
     image_text_weight: Weight = 1.0
     """Weight of CLIP's image-text contrastive loss."""
+    crop_weight: Weight = 0.0
+    """Weight of the crop distillation: 1 - cosine between a region's feature and the teacher's embedding of the
+    region's own crop. Needs `labels.crop_features`."""
+    weigh_by_score: bool = False
+    """Weight each region in the contrast and in both distillations by its label's score; each loss is divided by the
+    sum of the weights."""
+    weight_average: PositiveShare = 1.0
+    """Share of the trained weights in the student that is saved; the rest are the weights that it started from."""
     gather_regions: bool = True
     """Contrast the regions of all workers with each other, so that their number doesn't matter; false reproduces the
     official code, where each worker contrasts its own regions only."""

@@ -9,6 +9,7 @@ Legend: N, M boxes; G ground-truth boxes of one image.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,27 @@ def rescale(boxes: Tensor, source: tuple[int, int], target: tuple[int, int]) -> 
 def flip_horizontal(boxes: Tensor, width: float) -> Tensor:
     """Mirror boxes [N, 4] with their image of `width` pixels."""
     return torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
+
+
+def grid_boxes(width: int, height: int, scales: Sequence[float], max_boxes: int) -> Tensor:
+    """Return squares on half-overlapping grids that cover the image, float32[N, 4]: one grid per scale, largest first.
+
+    A scale is the square's side as a share of the shorter image side. Where the grids hold more than `max_boxes`,
+    evenly spaced ones are taken.
+    """
+    shorter = min(width, height)
+    grids = []
+    for scale in sorted(scales, reverse=True):
+        side = min(max(scale * shorter, 1.0), float(shorter))
+        columns = torch.linspace(0, width - side, max(1, round(2 * (width - side) / side) + 1))
+        rows = torch.linspace(0, height - side, max(1, round(2 * (height - side) / side) + 1))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        corner = torch.stack((x, y), dim=-1).view(-1, 2)
+        grids.append(torch.cat((corner, corner + side), dim=1))
+    boxes = torch.cat(grids)
+    if len(boxes) > max_boxes:
+        boxes = boxes[torch.linspace(0, len(boxes) - 1, max_boxes).round().long()]
+    return boxes
 
 
 def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:

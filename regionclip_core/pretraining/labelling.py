@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regionclip_core.config.tree import Config, LabelsConfig
@@ -30,13 +31,15 @@ from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.models.towers import region_encoder
+from regionclip_core.ops.boxes import grid_boxes
 from regionclip_core.ops.image_batch import Resized, batch_resized, by_input_size, resize_image
 from regionclip_core.precision import networks
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import LABELS, PROPOSALS, read_proposal_table
+from regionclip_core.storage.tables import CROPS, LABELS, LABELS_WITH_CROPS, PROPOSALS, read_proposal_table
 
 _IMAGES_AT_ONCE = 16  # bounds memory: crops or feature maps of about this many images
+_GRID_BOXES = 1000  # per image, whatever `labels.grid_scales` asks for
 
 
 class Labeller:
@@ -51,7 +54,10 @@ class Labeller:
         clip.model.to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
         pool, embeddings_CD = load_embeddings(labels)
         self.settings = config.labels
-        self.embedder = region_embedder(config.labels, clip, device)
+        # The first one's embeddings are labelled, the last one's are those of crops: in `crop` both are the same.
+        self.embedders: list[CroppedRegions | PooledRegions] = [region_embedder(config.labels, clip, device)]
+        if config.labels.crop_features and config.labels.mode != "crop":
+            self.embedders.append(CroppedRegions(config.labels, clip))
         self.embeddings_CD = embeddings_CD.to(device)
         self.digest = pool.digest
         # CLIP's own temperature unless the settings say another: with it the scores are CLIP's probabilities.
@@ -62,7 +68,7 @@ class Labeller:
         self.power = power if power and config.proposals.method == "rpn" else 0.0
 
     def label_shard(self, data: Folder, proposals: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
-        """Return one LABELS row for each proposals row of the shard, and counts by status.
+        """Return one LABELS row for each proposals row of the shard, with CROPS if asked for, and counts by status.
 
         An image that can't be read has its reason and no regions. The pool's digest is in the table's metadata, so
         that a reader can refuse another pool.
@@ -75,17 +81,23 @@ class Labeller:
             name: [one[: self.settings.max_regions] for one in split_ragged(table[name], name)]
             for name in ("boxes", "objectness_logit")
         }
+        usable = [number for number, one in enumerate(status) if one == "ok"]
+        proposed = [len(own) for own in regions["boxes"]]
+        if scales := self.settings.grid_scales:
+            for number in usable:
+                grid = grid_boxes(images[number].width, images[number].height, scales, _GRID_BOXES).numpy()
+                for name, more in (("boxes", grid), ("objectness_logit", np.zeros(len(grid), np.float32))):
+                    regions[name][number] = np.concatenate([regions[name][number], more])
         # Arrays, not lists: the labels of a shard as Python numbers would fill gigabytes.
-        nothing = self._labels(self.embeddings_CD[:0], [0], np.zeros(0, np.float32))
+        nothing = self._labels([self.embeddings_CD[:0]] * 2, [0], np.zeros(0, np.float32))
         columns = {name: [array] * len(keys) for name, array in nothing.items()}
         shared = self.settings.images_per_canvas if self.settings.canvas == "padded" else 1
         at_once = max(1, _IMAGES_AT_ONCE // shared) * shared  # whole canvases
-        usable = [number for number, one in enumerate(status) if one == "ok"]
         with ImageReader(data) as reader:
 
-            def read(number: int) -> Tensor | Resized:
-                boxes = torch.from_numpy(regions["boxes"][number])
-                return self.embedder.prepare(reader.read_tensor(images[number]), boxes)
+            def read(number: int) -> list[Tensor | Resized]:
+                boxes, image = torch.from_numpy(regions["boxes"][number]), reader.read_tensor(images[number])
+                return [embedder.prepare(image, boxes) for embedder in self.embedders]
 
             with closing(read_ahead(read, usable, self.readers, at_once)) as ahead:
                 for _, some in groupby(ahead, key=lambda pair: pair[0] // at_once):
@@ -103,15 +115,24 @@ class Labeller:
                     counts = [len(own) for own in boxes]
                     with torch.inference_mode():
                         logits = np.concatenate([regions["objectness_logit"][number] for number in numbers])
-                        labels = self._labels(self.embedder.embed(prepared, boxes), counts, logits)
+                        features = [
+                            embedder.embed(own, boxes)
+                            for embedder, own in zip(self.embedders, zip(*prepared, strict=True), strict=True)
+                        ]
+                        labels = self._labels(features, counts, logits)
                     for name, array in labels.items():
                         for number, own in zip(numbers, np.split(array, np.cumsum(counts)[:-1]), strict=True):
                             columns[name][number] = own
+        for kept, count in zip(columns["kept"], proposed, strict=True):
+            kept[count:] = False  # boxes of the grid: most are loose, and names would be learned of loose boxes
         good = [one == "ok" for one in status]
         for name, values in regions.items():
             columns[name] = [own if ok else own[:0] for own, ok in zip(values, good, strict=True)]
-        arrays = {name: ragged_column(values, LABELS.field(name).type) for name, values in columns.items()}
-        schema = LABELS.with_metadata({"vocabulary": self.digest})
+        schema, metadata = LABELS, {"vocabulary": self.digest}
+        if CROPS in columns:
+            schema, metadata[CROPS] = LABELS_WITH_CROPS, str(self.embeddings_CD.shape[1])
+        schema = schema.with_metadata(metadata)
+        arrays = {name: ragged_column(values, schema.field(name).type) for name, values in columns.items()}
         found = pa.table({"key": keys, "status": status, "reason": reasons, **arrays}, schema=schema)
         totals = Counter(status)
         totals["regions"] = sum(map(len, columns["kept"]))
@@ -119,14 +140,17 @@ class Labeller:
         return found, totals
 
     def _labels(
-        self, features_RD: Tensor, counts: Sequence[int], logits_R: npt.NDArray[np.float32]
+        self, features: Sequence[Tensor], counts: Sequence[int], logits_R: npt.NDArray[np.float32]
     ) -> dict[str, npt.NDArray[Any]]:
-        """Return the fields of PseudoLabels as arrays; `counts`: regions per image, `logits_R`: their objectness."""
+        """Return the fields of PseudoLabels, and CROPS where they are stored, as arrays.
+
+        `features`: [R, D] of each embedder; `counts`: regions per image; `logits_R`: their objectness.
+        """
         settings, weights = self.settings, None
         if self.power:  # in float64, so that no label depends on its place in the batch
-            weights = (torch.from_numpy(logits_R).double().sigmoid() ** self.power).float().to(features_RD.device)
+            weights = (torch.from_numpy(logits_R).double().sigmoid() ** self.power).float().to(features[0].device)
         labels = pseudo_labels(
-            features_RD,
+            features[0],
             self.embeddings_CD,
             self.temperature,
             settings.threshold,
@@ -134,7 +158,10 @@ class Labeller:
             counts,
             weights=weights,
         )
-        return {name: tensor.cpu().numpy() for name, tensor in vars(labels).items()}
+        found = dict(vars(labels))
+        if settings.crop_features:
+            found[CROPS] = F.normalize(features[-1], dim=1).half()
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
 
 class CroppedRegions:
@@ -147,9 +174,9 @@ class CroppedRegions:
         """Return what `embed` takes of an image uint8[3, H, W] with boxes [R, 4]: the crops."""
         return self.encoder.cut(image, boxes)
 
-    def embed(self, prepared: list[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    def embed(self, prepared: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return float32[sum R, D]; boxes per image [R, 4]."""
-        return self.encoder.encode(prepared)
+        return self.encoder.encode(list(prepared))
 
 
 class PooledRegions:

@@ -1,11 +1,13 @@
-"""The three losses of region-text pretraining (paper section 3.3, equations 2-4), without their weights.
+"""The losses of region-text pretraining, without their weights: the paper's three (section 3.3, equations 2-4), and the
+distillation of crops.
 
 Shapes: R regions, C concepts, D embedding size, B images, k stored teacher concepts. Features may have any norm;
 every loss normalises them. A loss over nothing (R = 0, B = 0) is a zero that can be differentiated.
 
 Where several processes (ranks) train together, R are the regions of one. The region losses then need two facts about
-all ranks: `divisor`, the mean number of regions per rank, so that the mean over ranks of the returned values is the
-loss of the global batch; and for the contrast, how many regions of the global batch have each concept.
+all ranks: `divisor`, the mean number of regions per rank (with `weights`, of their sum), so that the mean over ranks of
+the returned values is the loss of the global batch; and for the contrast, how many regions of the global batch have
+each concept.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ def region_concept_contrastive(
     temperature: float,
     column_counts: Tensor | None = None,
     divisor: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return the region-concept contrast among the concepts present in the batch; a scalar (paper equation 2).
 
@@ -36,7 +39,8 @@ def region_concept_contrastive(
         concept_id: [R] int64, the pseudo labels.
         column_counts: [C] int64, regions of each concept on all ranks; None counts the regions given here, as the
             official code does on each GPU.
-        divisor: of the sum over regions; None is R.
+        divisor: of the sum over regions; None is R, or the sum of `weights`.
+        weights: [R], of the regions; None: all alike. How often a concept is a column doesn't depend on them.
     """
     assert student.shape[1] == concept_embeddings.shape[1] and len(concept_id) == len(student)
     if not len(student):
@@ -51,7 +55,9 @@ def region_concept_contrastive(
     columns = F.normalize(concept_embeddings[present], dim=1)
     logits = F.normalize(student, dim=1) @ columns.T / temperature + column_counts[present].to(student.dtype).log()
     own_column = torch.searchsorted(present, concept_id.contiguous())
-    return F.cross_entropy(logits, own_column, reduction="sum") / (len(student) if divisor is None else divisor)
+    if weights is None:
+        return F.cross_entropy(logits, own_column, reduction="sum") / (len(student) if divisor is None else divisor)
+    return _mean(F.cross_entropy(logits, own_column, reduction="none"), weights, divisor)
 
 
 @in_float32
@@ -63,6 +69,7 @@ def region_distillation(
     residual_mass: Tensor,
     temperature: float,
     divisor: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return KL(teacher || student) over the concept pool, mean over regions; a scalar (paper equation 3).
 
@@ -72,7 +79,8 @@ def region_distillation(
         top_concepts: [R, k] int64, the teacher's most probable concepts.
         top_probabilities: [R, k], what the teacher gives them.
         residual_mass: [R], the rest of the teacher's probability.
-        divisor: of the sum over regions; None is R.
+        divisor: of the sum over regions; None is R, or the sum of `weights`.
+        weights: [R], of the regions; None: all alike.
     """
     assert student.shape[1] == concept_embeddings.shape[1]
     assert len(top_concepts) == len(top_probabilities) == len(residual_mass) == len(student)
@@ -89,7 +97,34 @@ def region_distillation(
         rest = residual_mass.to(log_q.dtype)
         log_q_rest = log_q.scatter(1, top_concepts, float("-inf")).logsumexp(dim=1)
         divergence = divergence + torch.xlogy(rest, rest) - rest * log_q_rest
-    return divergence.sum() / (len(student) if divisor is None else divisor)
+    return _mean(divergence, weights, divisor)
+
+
+@in_float32
+def crop_distillation(
+    student: Tensor, crops: Tensor, divisor: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Return 1 - cosine(student, teacher) of regions, mean over regions; a scalar. It needs no concept.
+
+    Args:
+        student: [R, D]
+        crops: [R, D], the teacher's embedding of each region's own crop, of any floating dtype.
+        divisor: of the sum over regions; None is R, or the sum of `weights`.
+        weights: [R], of the regions; None: all alike.
+    """
+    assert student.shape == crops.shape
+    if not len(student):
+        return student.sum() * 0.0
+    teacher = F.normalize(crops.to(student.dtype), dim=1)
+    return _mean(1 - (F.normalize(student, dim=1) * teacher).sum(1), weights, divisor)
+
+
+def _mean(values_R: Tensor, weights_R: Tensor | None, divisor: Tensor | None) -> Tensor:
+    """Return the weighted sum by its divisor: the weights' sum, or R, where none is given."""
+    if weights_R is None:
+        return values_R.sum() / (len(values_R) if divisor is None else divisor)
+    total = weights_R.sum().clamp(min=torch.finfo(weights_R.dtype).tiny) if divisor is None else divisor
+    return (weights_R * values_R).sum() / total
 
 
 @in_float32

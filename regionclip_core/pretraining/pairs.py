@@ -5,17 +5,22 @@ A sample is two members, `00007-000012.jpg`, the image's unchanged bytes, and `0
     {"key", "image_id", "width", "height", "captions", "vocabulary",
      "boxes", "concept_id", "score", "top_concepts", "top_probabilities", "residual_mass"}
 
+Where the labels have embeddings of crops, a third member, `00007-000012.crops.npy`, has those of the regions in `boxes`
+and then of those in `other_boxes`, float16[R + O, D]; the JSON then also has "other_boxes" and "other_score", regions
+that are not kept and of which only the crop distillation knows.
+
 Names are running numbers, since WebDataset ends a key at the first dot and the real keys may hold dots and slashes.
 `vocabulary` is the digest of the concept pool that the ids point into. `pairs.json` beside the tars says how many
 samples each shard has. `pairs-00007.idx` says where they are in the tar (`storage.tars.tar_index`), so that each can be
 read by itself.
 
-R regions of one image, K stored teacher probabilities per region, H and W of the image, N samples per epoch. Boxes are
-xyxy pixels in the original image.
+R regions of one image, O others that aren't kept, K stored teacher probabilities per region, D embedding, H and W of
+the image, N samples per epoch. Boxes are xyxy pixels in the original image.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections import Counter
@@ -38,13 +43,17 @@ from regionclip_core.datasets.images import BadImage, ImageReader, decode_image,
 from regionclip_core.datasets.index import VOCABULARY_DIGEST, read_index, require_same_images
 from regionclip_core.ops.boxes import shortest
 from regionclip_core.storage.records import Folder
+from regionclip_core.storage.tables import CROPS
 from regionclip_core.storage.tars import TarWriter, read_tar_index, tar_index
 from regionclip_core.training.sampling import EpochOrder, first_readable
 from regionclip_core.training.unreadable_images import UnreadableImages
 
 PAIRS_META = "pairs.json"
 REGION_FIELDS = ("boxes", "concept_id", "score", "top_concepts", "top_probabilities", "residual_mass")
-_FLOATS = frozenset({"boxes", "score", "top_probabilities", "residual_mass"})
+OTHER_FIELDS = {"other_boxes": "boxes", "other_score": "score"}
+"""Of regions that are not kept, by the columns of LABELS that they come from."""
+CROPS_MEMBER = "crops.npy"
+_FLOATS = frozenset({"boxes", "score", "top_probabilities", "residual_mass", *OTHER_FIELDS})
 _INDICES = 256  # indices of shards kept in memory; a shuffle buffer of 1,000 samples spans a few shards
 _ROWS_AT_ONCE = 256  # bounds the memory that label rows take as Python objects
 
@@ -89,8 +98,8 @@ def write_pairs(
             if not row.captions:
                 counts["no_caption"] += 1
                 continue
-            regions = best_regions(label, settings.max_regions)
-            if len(regions["boxes"]) < settings.min_regions:
+            best = best_regions(label, settings.max_regions)
+            if len(best) < settings.min_regions:
                 counts["few_regions"] += 1
                 continue
             try:
@@ -107,22 +116,32 @@ def write_pairs(
                 "height": row.height,
                 "captions": list(row.captions),
                 "vocabulary": digest,
-                **regions,
+                **{name: [label[name][i] for i in best] for name in REGION_FIELDS},
             }
+            crops = []
+            if CROPS in label:
+                others = best_regions(label, settings.other_regions, kept=False)
+                body |= {name: [label[column][i] for i in others] for name, column in OTHER_FIELDS.items()}
+                crops = [(CROPS_MEMBER, _npy(label[CROPS][[*best, *others]]))]
             name = f"{shard:05d}-{counts['ok']:06d}"
-            members = ((f"{name}.{extension}", image), (f"{name}.json", encode_body(body)))
-            places.append([(member, tar.add(member, part), len(part)) for member, part in members])
+            members = ((extension, image), ("json", encode_body(body)), *crops)
+            places.append([(f"{name}.{kind}", tar.add(f"{name}.{kind}", part), len(part)) for kind, part in members])
             counts["ok"] += 1
     out.write_bytes(index_name(shard), tar_index(places))
     return dict(counts), unreadable
 
 
-def best_regions(label: dict[str, Any], max_regions: int) -> dict[str, list[Any]]:
-    """Return the kept regions of one LABELS row by column, highest score first, at most `max_regions`."""
-    kept = np.flatnonzero(np.asarray(label["kept"], bool))
-    scores = np.asarray(label["score"], np.float32)[kept]
-    chosen = kept[np.argsort(-scores, kind="stable")[:max_regions]]
-    return {name: [label[name][i] for i in chosen] for name in REGION_FIELDS}
+def best_regions(label: dict[str, Any], max_regions: int, kept: bool = True) -> list[int]:
+    """Return which regions of one LABELS row are kept (or aren't), highest score first, at most `max_regions`."""
+    found = np.flatnonzero(np.asarray(label["kept"], bool) == kept)
+    scores = np.asarray(label["score"], np.float32)[found]
+    return found[np.argsort(-scores, kind="stable")[:max_regions]].tolist()  # type: ignore[no-any-return]
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def encode_body(body: dict[str, Any]) -> bytes:
@@ -151,23 +170,36 @@ def stored_probabilities(labels: Folder, shards: list[int]) -> int:
     return next((len(row["top_concepts"][0]) for row in rows if row["top_concepts"]), 0)
 
 
+def crop_dimensions(labels: Folder, shard: int) -> int:
+    """Return D, if a shard's labels have embeddings of crops; else 0."""
+    with labels.open_table(f"labels-{shard:05d}.parquet") as file:
+        return int((pq.read_schema(file).metadata or {}).get(CROPS.encode(), 0))
+
+
 def _label_rows(labels: Folder, shard: int, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield rows as Python objects, but embeddings of crops as arrays, float16[R, D]."""
     with labels.open_table(f"labels-{shard:05d}.parquet") as file:
         for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
-            yield from batch.to_pylist()
+            if CROPS not in batch.schema.names:
+                yield from batch.to_pylist()
+                continue
+            width = int(batch.schema.metadata[CROPS.encode()])
+            for row, own in zip(batch.drop_columns([CROPS]).to_pylist(), batch[CROPS], strict=True):
+                yield {**row, CROPS: own.values.flatten().to_numpy().reshape(-1, width)}
 
 
-def write_meta(folder: Folder, shards: Sequence[tuple[int, int]], top_k: int, vocabulary: str) -> None:
+def write_meta(folder: Folder, shards: Sequence[tuple[int, int]], top_k: int, vocabulary: str, crops: int = 0) -> None:
     """Write pairs.json.
 
     Args:
         shards: (shard number, samples in its tar).
         top_k: K.
         vocabulary: digest of the concept pool.
+        crops: D, if the samples have embeddings of crops; else 0.
     """
     counts = [{"shard": shard, "samples": samples} for shard, samples in sorted(shards)]
     body = {"shards": counts, "samples": sum(n for _, n in shards), "top_k": top_k, "vocabulary": vocabulary}
-    folder.write_json(PAIRS_META, body)
+    folder.write_json(PAIRS_META, {**body, "crops": crops} if crops else body)
 
 
 # ---------------------------------------------------------------- reading
@@ -186,6 +218,9 @@ class RegionSample:
     top_concepts: Tensor  # int64[R, K]
     top_probabilities: Tensor  # float32[R, K]
     residual_mass: Tensor  # float32[R]
+    other_boxes: Tensor  # float32[O, 4]
+    other_score: Tensor  # float32[O]
+    crops: Tensor | None  # float16[R + O, D], where they were asked for
 
     @cached_property
     def image(self) -> Tensor:
@@ -194,13 +229,15 @@ class RegionSample:
 
 
 class _Place(NamedTuple):
-    """Where a sample is: its tar, and the first byte and the number of bytes of the image and of the JSON."""
+    """Where a sample is: its tar, and the first byte and the number of bytes of each member."""
 
     tar: str
     image: int
     image_size: int
     body: int
     body_size: int
+    crops: int = 0
+    crops_size: int = 0
 
 
 class _PairsOrder(EpochOrder):
@@ -231,7 +268,14 @@ class RegionPairs:
     """
 
     def __init__(
-        self, pairs: Folder, seed: int, vocabulary: str | None = None, *, buffer: int = 1000, max_error_rate: float = 1
+        self,
+        pairs: Folder,
+        seed: int,
+        vocabulary: str | None = None,
+        *,
+        buffer: int = 1000,
+        max_error_rate: float = 1,
+        crops: bool = False,
     ) -> None:
         """Read what the finished artifact `pairs` holds.
 
@@ -239,9 +283,10 @@ class RegionPairs:
             vocabulary: digest of the concept pool that the caller has embeddings of; None skips the check.
             buffer: samples in the shuffle buffer.
             max_error_rate: share of the images that may be unreadable.
+            crops: read the embeddings of crops too.
 
         Raises:
-            ValueError: if the pairs are of another pool, or there are none.
+            ValueError: if the pairs are of another pool, there are none, or they have no crops and should.
         """
         meta = pairs.read_json(PAIRS_META)
         if vocabulary is not None:
@@ -249,10 +294,16 @@ class RegionPairs:
         samples = sorted((entry["shard"], entry["samples"]) for entry in meta["shards"] if entry["samples"])
         if not samples:
             raise ValueError(f"{pairs.url} has no region-text pairs; lower labels.threshold or pairs.min_regions")
+        if crops and not meta.get("crops"):
+            raise ValueError(
+                f"{pairs.url} has no embeddings of crops, which pretrain.crop_weight needs; set labels.crop_features: "
+                "true and run labels and pairs again"
+            )
         self._shards, sizes = zip(*samples, strict=True)
         self._starts = np.cumsum([0, *sizes])
         self._order = _PairsOrder(sizes, seed, buffer)
         self._pairs, self._vocabulary, self._top_k = pairs, meta["vocabulary"], meta["top_k"]
+        self._crops: int = meta["crops"] if crops else 0
         self._indices: dict[int, npt.NDArray[np.int64]] = {}
         self.unreadable = UnreadableImages(len(self), max_error_rate)
 
@@ -300,7 +351,7 @@ class RegionPairs:
         index = self._indices.get(shard)
         if index is None:
             rows = read_tar_index(self._pairs.read_bytes(index_name(shard), small=True))
-            index = np.array(rows, np.int64).reshape(-1, 4)
+            index = np.array(rows, np.int64).reshape(len(rows), -1)
             if len(index) != samples:
                 raise ValueError(
                     f"{self._pairs.path(pairs_name(shard))} has {len(index)} samples, expected {samples}; do "
@@ -312,16 +363,18 @@ class RegionPairs:
         return _Place(pairs_name(shard), *index[number - int(self._starts[row])].tolist())
 
     def _read(self, place: _Place) -> tuple[_Place, bytes]:
-        """Return the bytes of both members, and the header between them."""
-        return place, self._pairs.read_range(place.tar, place.image, place.body + place.body_size)
+        """Return the bytes of the members that are asked for, and the headers between them."""
+        end = place.crops + place.crops_size if self._crops else place.body + place.body_size
+        return place, self._pairs.read_range(place.tar, place.image, end)
 
     def _decoded(self, found: tuple[_Place, bytes]) -> RegionSample:
         """Return a sample from its bytes; ValueError if they are none, or the pool is another."""
         place, data = found
         where = f"{self._pairs.path(place.tar)}, byte {place.body}"
         try:
-            body = json.loads(data[place.body - place.image :])
-        except ValueError as error:
+            body = json.loads(data[place.body - place.image :][: place.body_size])
+            crops = self._decoded_crops(place, data, len(body["boxes"]) + len(body.get("other_boxes", ())))
+        except (ValueError, EOFError) as error:
             raise ValueError(
                 f"{where}: not the sample that the index beside it has; do it over: `regionclip run pairs --force`"
             ) from error
@@ -332,7 +385,16 @@ class RegionPairs:
         for name in REGION_FIELDS:
             values = torch.tensor(body[name], dtype=torch.float32 if name in _FLOATS else torch.int64)
             columns[name] = values.reshape(len(body["boxes"]), *shapes.get(name, ()))
-        return RegionSample(body["key"], data[: place.image_size], tuple(body["captions"]), **columns)
+        columns["other_boxes"] = torch.tensor(body.get("other_boxes", []), dtype=torch.float32).reshape(-1, 4)
+        columns["other_score"] = torch.tensor(body.get("other_score", []), dtype=torch.float32)
+        return RegionSample(body["key"], data[: place.image_size], tuple(body["captions"]), **columns, crops=crops)
+
+    def _decoded_crops(self, place: _Place, data: bytes, regions: int) -> Tensor | None:
+        """Return float16[regions, D]; None if no crops are asked for. ValueError if they are of another number."""
+        if not self._crops:
+            return None
+        array = np.load(io.BytesIO(data[place.crops - place.image :]), allow_pickle=False)
+        return torch.from_numpy(array.reshape(regions, self._crops))
 
 
 def _require_pool(what: str, found: str, expected: str) -> None:

@@ -1,6 +1,7 @@
 """The batches of pretraining: pairs decoded, flipped and resized, with a random subset of regions where there are many.
 
-B images, R regions (all images together), K stored teacher probabilities per region.
+B images, R regions (all images together), O other regions, which are not kept, K stored teacher probabilities per
+region, D embedding.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ from regionclip_core.training.fit import step_seed
 
 
 @dataclass(frozen=True)
+class CropTargets(Batch):
+    """What the crop distillation takes beside a batch's regions."""
+
+    other_boxes: list[Tensor]
+    """One float32[O_i, 4] per image, as `RegionBatch.boxes`."""
+    other_score_O: Tensor
+    embeddings: Tensor
+    """float16[R + O, D]: of the regions of all images, then of the others."""
+
+
+@dataclass(frozen=True)
 class RegionBatch(Batch):
     """One rank's part of a step: images with their labelled regions and one caption each."""
 
@@ -31,6 +43,8 @@ class RegionBatch(Batch):
     top_probabilities_RK: Tensor
     residual_mass_R: Tensor
     captions: list[str]
+    score_R: Tensor
+    crops: CropTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -66,23 +80,37 @@ def collate(
     `samples` have every `world_size`-th position of the global batch from `rank` on. What is drawn for a sample
     depends on its position alone, so it is the same for any number of ranks.
     """
-    images, boxes, picks, captions = [], [], [], []
+    images, picks, captions = [], [], []
+    boxes: list[Tensor] = []
+    others: list[Tensor] = []
     for number, sample in enumerate(samples):
         rng = np.random.default_rng(step_seed(seed, step, number * world_size + rank))
         image = sample.image
         pick = np.sort(rng.permutation(len(sample.boxes))[: settings.regions_per_image])
-        box = sample.boxes[pick]
-        if rng.uniform() < settings.flip:
-            image = torch.flip(image, [2])
-            box = flip_horizontal(box, image.shape[2])
-        images.append(image)
-        boxes.append(box)
-        picks.append(pick)
+        flip = rng.uniform() < settings.flip
         captions.append(sample.captions[rng.integers(len(sample.captions))])
+        # The last draw, so that the kept regions are the same without others.
+        other = np.sort(rng.permutation(len(sample.other_boxes))[: settings.regions_per_image])
+        for found, chosen in ((boxes, sample.boxes[pick]), (others, sample.other_boxes[other])):
+            found.append(flip_horizontal(chosen, image.shape[2]) if flip else chosen)
+        images.append(torch.flip(image, [2]) if flip else image)
+        picks.append((pick, other))
     batch = pixel_batch(images, settings.image_size, settings.max_size, mean, std, settings.resize)
 
     def regions(name: str) -> Tensor:
-        return torch.cat([getattr(s, name)[p] for s, p in zip(samples, picks, strict=True)])
+        return torch.cat([getattr(s, name)[pick] for s, (pick, _) in zip(samples, picks, strict=True)])
+
+    crops = None
+    found_crops = [sample.crops for sample in samples if sample.crops is not None]
+    if found_crops:
+        rows = [
+            (own, pick, len(s.boxes) + other) for s, own, (pick, other) in zip(samples, found_crops, picks, strict=True)
+        ]
+        crops = CropTargets(
+            other_boxes=[batch.to_input(i, b) for i, b in enumerate(others)],
+            other_score_O=torch.cat([s.other_score[other] for s, (_, other) in zip(samples, picks, strict=True)]),
+            embeddings=torch.cat([own[pick] for own, pick, _ in rows] + [own[other] for own, _, other in rows]),
+        )
 
     return RegionBatch(
         images=batch,
@@ -92,4 +120,6 @@ def collate(
         top_probabilities_RK=regions("top_probabilities"),
         residual_mass_R=regions("residual_mass"),
         captions=captions,
+        score_R=regions("score"),
+        crops=crops,
     )

@@ -21,6 +21,7 @@ from regionclip_core.config.tree import Config, ProposalsConfig, RpnConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
 from regionclip_core.datasets.index import IndexRow, ragged_column, read_index, split_ragged
 from regionclip_core.datasets.read_ahead import read_ahead
+from regionclip_core.ops.boxes import grid_boxes
 from regionclip_core.ops.image_batch import Resized, batch_resized, by_input_size, resize_image
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn import Proposals
@@ -48,7 +49,8 @@ class RowBoxes:
                 boxes = torch.from_numpy(row.boxes[~row.box_crowd])
                 found.append(Proposals(boxes, torch.zeros(len(boxes))))
             elif self.settings.method == "grid":
-                found.append(grid_boxes(row.width, row.height, scales, most))
+                boxes = grid_boxes(row.width, row.height, scales, most)
+                found.append(Proposals(boxes, torch.zeros(len(boxes))))
             else:  # seeded by the key, so that an image's boxes don't depend on its place in a shard
                 key = int.from_bytes(hashlib.sha256(row.key.encode()).digest()[:8], "big")
                 generator = torch.Generator().manual_seed(step_seed(self.seed, key))
@@ -93,27 +95,6 @@ class NetworkBoxes:
             return found
 
         return by_input_size(images, propose_some)
-
-
-def grid_boxes(width: int, height: int, scales: Sequence[float], max_regions: int) -> Proposals:
-    """Return squares on half-overlapping grids that cover the image, one grid per scale, largest scale first.
-
-    A scale is the square's side as a share of the shorter image side. Where the grids hold more than `max_regions`
-    boxes, evenly spaced ones are taken.
-    """
-    shorter = min(width, height)
-    grids = []
-    for scale in sorted(scales, reverse=True):
-        side = min(max(scale * shorter, 1.0), float(shorter))
-        columns = torch.linspace(0, width - side, max(1, round(2 * (width - side) / side) + 1))
-        rows = torch.linspace(0, height - side, max(1, round(2 * (height - side) / side) + 1))
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        corner = torch.stack((x, y), dim=-1).view(-1, 2)
-        grids.append(torch.cat((corner, corner + side), dim=1))
-    boxes = torch.cat(grids)
-    if len(boxes) > max_regions:
-        boxes = boxes[torch.linspace(0, len(boxes) - 1, max_regions).round().long()]
-    return Proposals(boxes, torch.zeros(len(boxes)))
 
 
 def random_boxes(

@@ -101,11 +101,16 @@ LABELS = _schema(
     objectness_logit=_FLOATS,
     concept_id=_INTS,  # row in the concept pool
     score=_FLOATS,  # the teacher's probability of that concept, times objectness ** labels.objectness_power
-    kept=pa.list_(pa.bool_()),  # score > threshold
+    kept=pa.list_(pa.bool_()),  # score > threshold; never of boxes from labels.grid_scales
     top_concepts=pa.list_(_INTS),
     top_probabilities=pa.list_(_FLOATS),
     residual_mass=_FLOATS,  # 1 - sum(top_probabilities)
 )
+
+# With `labels.crop_features`: the teacher's embedding of each region's own crop, D numbers, of unit length. D
+# is in the table's metadata.
+CROPS = "crops"
+LABELS_WITH_CROPS = LABELS.append(pa.field(CROPS, pa.list_(pa.list_(pa.float16())), nullable=False))
 
 # Images that `pairs` could not read, where a shard has any.
 UNREADABLE = _schema(key=pa.string(), status=pa.string(), reason=pa.string())

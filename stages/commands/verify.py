@@ -254,6 +254,8 @@ def _content(
         if rows[name] not in (None, found):
             yield f"{folder.path(name)}: {found} rows, its record says {rows[name]}"
         expected = SCHEMAS.get(name.removesuffix(".parquet").split("-")[0])
+        if expected is tables.LABELS and tables.CROPS in schema.names:
+            expected = tables.LABELS_WITH_CROPS
         if expected is not None and not schema.equals(expected):
             lacks, more = ([str(f) for f in a if f not in list(b)] for a, b in ((expected, schema), (schema, expected)))
             what = [f"lacks {lacks}"] * bool(lacks) + [f"also has {more}"] * bool(more) or ["has another order"]
@@ -314,9 +316,11 @@ def _pairs(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstr
             with folder.open(f"pairs-{record.shard:05d}.tar") as stream:
                 samples = list(scan_tar(stream))
                 for sample in samples:
-                    if len(sample.members) != 2 or "json" not in sample.members:
-                        members = sorted(sample.members)
-                        raise ValueError(f"sample {sample.key} has the members {members}, not an image and json")
+                    crops = "crops.npy" in sample.members
+                    wanted = crops if meta is None else "crops" in meta
+                    if len(sample.members) != 2 + crops or "json" not in sample.members or crops != wanted:
+                        members, more = sorted(sample.members), ", crops.npy" * wanted
+                        raise ValueError(f"sample {sample.key} has the members {members}, not an image, json{more}")
                     offset, size = sample.members["json"]
                     stream.seek(offset)
                     digests[json.loads(stream.read(size))["vocabulary"]] += 1

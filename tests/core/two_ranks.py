@@ -28,7 +28,7 @@ from regionclip_core.ops.image_batch import ImageBatch
 from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.pretraining.captioned_images import ClipBatch
 from regionclip_core.pretraining.losses import image_text_contrastive
-from regionclip_core.pretraining.region_batches import RegionBatch
+from regionclip_core.pretraining.region_batches import CropTargets, RegionBatch
 from regionclip_core.pretraining.student import RegionPretrainer, make_student
 from regionclip_core.pretraining.teacher import ClipTrainer
 from regionclip_core.storage.records import Folder
@@ -106,8 +106,9 @@ def boxes(number: int, count: int, seed: int = 0) -> Tensor:
     return torch.stack([corners[:, 0], corners[:, 1], width - corners[:, 2], height - corners[:, 3]], 1)
 
 
-def pretrain_case(rows: slice, gather_regions: bool = True) -> tuple[nn.Module, RegionBatch]:
-    settings = tiny_config(pretrain={"gather_regions": gather_regions}).pretrain
+def pretrain_case(rows: slice, **pretrain: Any) -> tuple[nn.Module, RegionBatch]:
+    """With `crop_weight`, image n has as many other regions as image 5 - n has kept ones."""
+    settings = tiny_config(labels={"crop_features": True}, pretrain=pretrain).pretrain
     clip = tiny_clip()
     clip.model.double()
     trainer = RegionPretrainer(make_student(clip, settings), clip, random(5, 16, seed=1), 0.1, settings).double()
@@ -122,7 +123,18 @@ def pretrain_case(rows: slice, gather_regions: bool = True) -> tuple[nn.Module, 
         top_probabilities_RK=torch.tensor([0.6, 0.2, 0.1], dtype=torch.float64).expand(len(top), 3),
         residual_mass_R=torch.full((len(top),), 0.1, dtype=torch.float64),
         captions=CAPTIONS[rows],
+        score_R=random(sum(REGIONS), seed=2).abs()[start:stop],
     )
+    if settings.crop_weight:
+        numbers, others = range(*rows.indices(BATCH)), REGIONS[::-1]
+        before, upto = (sum(others[: n or 0]) for n in (rows.start, rows.stop))
+        embeddings = [random(sum(REGIONS), 16, seed=3)[start:stop], random(sum(others), 16, seed=4)[before:upto]]
+        crops = CropTargets(
+            other_boxes=[boxes(number, others[number], seed=2) for number in numbers],
+            other_score_O=random(sum(others), seed=5).abs()[before:upto],
+            embeddings=torch.cat(embeddings),
+        )
+        batch = replace(batch, crops=crops)
     return trainer.train(), batch
 
 
@@ -247,6 +259,8 @@ def compute(folder: Path, rank: int, world_size: int) -> dict[str, Result]:
         "towers": loss_and_gradients(Towers(), towers_batch(rows), parallel),
         "clip": loss_and_gradients(*clip_case(rows), parallel),
         "pretrain": loss_and_gradients(*pretrain_case(rows), parallel),
+        "pretrain_crops": loss_and_gradients(*pretrain_case(rows, crop_weight=2.0), parallel),
+        "pretrain_weighted": loss_and_gradients(*pretrain_case(rows, crop_weight=2.0, weigh_by_score=True), parallel),
         "pretrain_own": loss_and_gradients(*pretrain_case(rows, gather_regions=False), parallel),
         "finetune": loss_and_gradients(*finetune_case(rows, 0.5), parallel),
         "finetune_weighted": loss_and_gradients(*finetune_case(rows, None), parallel),

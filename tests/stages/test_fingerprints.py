@@ -36,7 +36,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "drawn": {
         "proposals": {"method": "random"},
-        "labels": {"mode": "roi", "canvas": "padded"},
+        "labels": {"mode": "roi", "canvas": "padded", "crop_features": True, "grid_scales": [0.5]},
+        "pairs": {"other_regions": 4},
+        "pretrain": {"crop_weight": 0.5, "weigh_by_score": True, "weight_average": 0.7},
         "finetune": {"sampling": "repeat_factor", "train_sizes": [48, 64], "oracle": False},
     },
 }
@@ -114,11 +116,15 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 NOT_HELD = {
-    "pretrain": {"pretrain.checkpoint_every"},  # a training goes on bit-equal from wherever it was cut
+    "pretrain": {
+        "pretrain.checkpoint_every",  # a training goes on bit-equal from wherever it was cut
+        *("pretrain.crop_weight", "pretrain.weigh_by_score", "pretrain.weight_average"),  # as those of `labels`
+    },
+    "pairs": {"pairs.other_regions"},
     "finetune": {"finetune.checkpoint_every"},
     "teacher": {"teacher.training.checkpoint_every"},
-    # Are held where they are not the defaults, `image` and 0, so that older labels stay good.
-    "labels": {"labels.canvas", "labels.objectness_power"},
+    # Are held where they are not the defaults, so that older labels stay good.
+    "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }
 """What a stage reads, and its result doesn't depend on; besides where it runs."""
@@ -222,10 +228,30 @@ def test_a_named_precision_counts_where_a_network_runs() -> None:
     assert both["execution"] == {"precision": "bf16", "train_workers": 1}
 
 
-def test_labels_made_before_scores_saw_boxes_stay_good() -> None:
-    assert "objectness_power" not in held("labels")["labels"]
-    changes = setting_changes(held("labels"), held("labels", {"labels": {"objectness_power": 2.0}}))
-    assert len(changes) == 1 and changes[0].startswith("labels.objectness_power ")
+CROPS = {"labels": {"crop_features": True, "mode": "roi"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "base", "key", "value"),
+    [
+        ("labels", {}, "objectness_power", 2.0),
+        ("labels", {"labels": {"mode": "crop"}}, "crop_features", True),
+        ("pairs", CROPS, "other_regions", 3),
+        ("pretrain", CROPS, "crop_weight", 1.0),
+        ("pretrain", {}, "weigh_by_score", True),
+        ("pretrain", {}, "weight_average", 0.7),
+    ],
+)
+def test_newer_settings_count_where_they_are_set(stage: str, base: Change, key: str, value: Any) -> None:
+    """Artifacts from before there were any stay good."""
+    assert key not in held(stage)[stage]
+    changes = setting_changes(held(stage, base), held(stage, base, {stage: {key: value}}))
+    assert len(changes) == 1 and changes[0].startswith(f"{stage}.{key} ")
+
+
+def test_how_crops_are_cut_counts_where_roi_labels_have_them() -> None:
+    change = {"labels": {"context": 2.0}}
+    assert setting_changes(held("labels", CROPS), held("labels", CROPS, change)) == ["labels.context 1.2 -> 2.0"]
 
 
 def test_recomputed_activations_make_nothing_stale() -> None:

@@ -79,6 +79,22 @@ def test_a_finished_pipeline_has_nothing_wrong(finished: Path) -> None:
     ]
 
 
+def test_embeddings_of_crops_have_their_places(tmp_path: Path) -> None:
+    workspace = tmp_path / "ws"
+    crops = {"labels": {"crop_features": True, "grid_scales": [0.5]}, "pairs": {"other_regions": 2}}
+    assert run_small(small_config(workspace, **crops), "pairs").ok
+    assert problems(workspace) == []
+    for stage, spoil, message in [
+        ("labels", spoil_table(LABELS, with_float_crops), r"labels-00000.*lacks .*crops: .*halffloat"),
+        ("pairs", spoil_tar(PAIRS, lambda m: m[:2] + m[3:]), r"sample 00001-000000 .* not an image, json, crops\.npy"),
+    ]:
+        copy = Path(shutil.copytree(workspace, tmp_path / f"copy of {stage}"))
+        spoil(artifact(copy, stage))
+        record_again(artifact(copy, stage))
+        [problem] = [problem for where, problem in problems(copy) if where == stage]
+        assert re.search(message, problem), problem
+
+
 # ---------------------------------------------------------------- bytes
 
 
@@ -143,6 +159,11 @@ def spoil_tar(name: str, change: Callable[[Members], Members]) -> Callable[[Path
 
 def with_digest(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata({b"vocabulary": b"f" * 64})
+
+
+def with_float_crops(table: pa.Table) -> pa.Table:
+    floats = table["crops"].cast(pa.list_(pa.list_(pa.float32())))
+    return table.set_column(table.schema.get_field_index("crops"), "crops", floats)
 
 
 def widened(table: pa.Table) -> pa.Table:

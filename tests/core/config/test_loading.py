@@ -140,7 +140,15 @@ def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
         ("pairs.min_regions=17", ["pairs.min_regions: expected at most pairs.max_regions, which is 16 (came: 17)"]),
         (
             "pretrain={contrastive_weight: 0, distill_weight: 0, image_text_weight: 0}",
-            ["pretrain.contrastive_weight: expected one of", "above 0 (came: [0.0, 0.0, 0.0])"],
+            ["pretrain.contrastive_weight: expected one of", "above 0 (came: [0.0, 0.0, 0.0, 0.0])"],
+        ),
+        ("pretrain.crop_weight=1", ["pretrain.crop_weight: needs", "labels.crop_features: true (came: 1.0)"]),
+        ("labels.grid_scales=[0.5]", ["labels.grid_scales: needs", "(came: [0.5])"]),
+        ("labels={crop_features: true, grid_scales: [1.5]}", ["labels.grid_scales.0", "(came: 1.5)"]),
+        ("pairs.other_regions=3", ["pairs.other_regions: needs", "(came: 3)"]),
+        (
+            "labels.max_regions=0",
+            ["labels.max_regions: expected at least 1, or boxes from labels.grid_scales (came: 0)"],
         ),
         ("seed=\x01", ["override", "not valid YAML", "special characters"]),
         ("seed=2020-11-28", ["seed: expected a whole number (came: '2020-11-28')"]),
@@ -163,10 +171,24 @@ def test_mistakes_name_path_value_and_nearest_key(file: str, override: str, part
     assert ".world." not in str(caught.value)
 
 
+def test_settings_of_crops_that_fit_each_other(file: str) -> None:
+    stored = ["labels.crop_features=true"]
+    assert load_config(file, [*stored, "pretrain.crop_weight=1"]).pretrain.crop_weight == 1
+    grid = [*stored, "labels.grid_scales=[0.5]", "labels.max_regions=0", "pairs.other_regions=9"]
+    assert load_config(file, grid).labels.max_regions == 0
+    with pytest.raises(
+        ValueError, match=r"pairs\.other_regions: expected at least 1, .* reach no training \(came: 0\)"
+    ):
+        load_config(file, [*grid[:-1], "pairs.other_regions=0"])
+    # A student that is given is not trained, whatever its losses would be.
+    assert load_config(file, ["pretrain.weights=a/student", "pretrain.crop_weight=1"]).pretrain.crop_weight == 1
+
+
 # What passes of -1, 0, NaN, infinities, 1e30, true and "1", setting by setting.
 ZERO_PASSES = {
     *("seed", "execution.gpus_per_worker", "execution.shard_retries", "execution.max_error_rate", "report.images"),
-    *("proposals.min_objectness", "labels.threshold", "labels.objectness_power", "pairs.min_regions"),
+    *("proposals.min_objectness", "labels.threshold", "labels.objectness_power"),
+    *("pairs.min_regions", "pairs.other_regions", "pretrain.crop_weight"),
     "finetune.focal_gamma",
     *("evaluate.score_threshold", "evaluate.given_score_threshold"),
     *("pretrain.contrastive_weight", "pretrain.distill_weight", "pretrain.image_text_weight"),

@@ -33,7 +33,7 @@ from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.pretraining import labelling
 from regionclip_core.pretraining.labelling import Labeller, region_embedder
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import LABELS
+from regionclip_core.storage.tables import LABELS, LABELS_WITH_CROPS
 
 POOL = Vocabulary(tuple("abcdefg"))
 LOGITS = torch.linspace(3, -3, 9)
@@ -156,6 +156,55 @@ def test_the_score_is_the_probability_times_a_power_of_the_objectness(inputs: di
 @pytest.mark.parametrize("method", ["given", "grid", "random"])
 def test_boxes_without_an_objectness_count_as_one(inputs: dict[str, Folder], method: str) -> None:
     assert label(inputs, method, objectness_power=2.0)[2].equals(label(inputs, "rpn")[2])
+
+
+@pytest.mark.parametrize("mode", ["crop", "roi"])
+def test_crop_features_are_the_teachers_embeddings_of_crops_one_by_one(inputs: dict[str, Folder], mode: str) -> None:
+    """In both modes; nothing else of the labels changes in any bit."""
+    plain, before, _ = label(inputs, mode=mode)
+    found, counts, table = label(inputs, mode=mode, crop_features=True, context=1.4 if mode == "roi" else 1.2)
+    assert table.schema.equals(LABELS_WITH_CROPS)
+    assert table.schema.metadata == {b"vocabulary": POOL.digest.encode(), b"crops": b"16"}
+    assert counts == before
+    clip, reader = tiny_clip(), ImageReader(inputs["data"])
+    regions = 0
+    for row, one, old in zip(rows_of(inputs["data"], "train"), found, plain, strict=True):
+        crops = np.array(one.pop("crops"), np.float32).reshape(len(one["boxes"]), 16)
+        assert one == old
+        for box, crop in zip(one["boxes"], crops, strict=True):
+            feature = crop_feature(clip, reader.read(row), box, 1.4 if mode == "roi" else 1.2)
+            np.testing.assert_allclose(crop, (feature / feature.norm()).numpy(), atol=1e-3)
+            regions += 1
+    assert regions == counts["regions"] > 5
+
+
+@pytest.mark.parametrize(("mode", "proposed"), [("crop", 2), ("roi", 2), ("crop", 0)])
+def test_boxes_of_a_grid_come_after_the_proposals_and_are_never_kept(
+    inputs: dict[str, Folder], mode: str, proposed: int
+) -> None:
+    settings = {"mode": mode, "crop_features": True, "threshold": 0.0}
+    plain, _, _ = label(inputs, max_regions=max(proposed, 1), **settings)
+    found, counts, _ = label(inputs, max_regions=proposed, grid_scales=[0.5, 1.0], **settings)
+    # A 48 x 72 image: squares of 48 at two places, of 24 at 3 x 5 places, at most half a side apart.
+    grid = [[x, 0.0, x + 48, 48.0] for x in (0.0, 24.0)]
+    grid += [[x, y, x + 24, y + 24] for y in (0.0, 12.0, 24.0) for x in (0.0, 12.0, 24.0, 36.0, 48.0)]
+    clip, reader = tiny_clip(), ImageReader(inputs["data"])
+    for row, one, old in zip(rows_of(inputs["data"], "train"), found, plain, strict=True):
+        count = min(len(old["boxes"]), proposed)
+        assert one["boxes"] == old["boxes"][:count] + grid
+        assert one["kept"] == [True] * count + [False] * len(grid)
+        assert one["objectness_logit"][count:] == [0.0] * len(grid)
+        np.testing.assert_allclose(one["score"][:count], old["score"][:count], rtol=1e-5)
+        feature = crop_feature(clip, reader.read(row), grid[0], 1.2)
+        np.testing.assert_allclose(one["crops"][count], (feature / feature.norm()).numpy(), atol=1e-3)
+        best = naive_label(crop_feature(clip, reader.read(row), grid[3], 1.2), inputs, 0.05)[0]
+        if mode == "crop":
+            assert (one["concept_id"][count + 3], pytest.approx(best[0], rel=2e-3)) == (
+                best[1],
+                one["score"][count + 3],
+            )
+    assert counts["regions"] == sum(len(one["boxes"]) for one in found)
+    assert counts["regions_kept"] == sum(len(one["boxes"]) - len(grid) for one in found)
 
 
 @pytest.mark.parametrize("resize", ["detection", "pretraining"])
@@ -334,6 +383,8 @@ def test_what_the_proposals_could_not_read_stays_marked(inputs: dict[str, Folder
     write_proposals(proposals, inputs["data"], "train", {rows[3].key: torch.tensor([[8.0, 24, 28, 44]])}, LOGITS)
     found, counts, _ = label({**inputs, "proposals": proposals})
     assert [row["status"] for row in found] == ["bad_image"] * 3 + ["ok"]
+    crops = label({**inputs, "proposals": proposals}, crop_features=True, grid_scales=[0.5])[0]
+    assert [len(row["crops"]) for row in crops] == [len(row["boxes"]) for row in crops] == [0, 0, 0, 16]
     assert found[0]["reason"] == "not in the test"
     assert counts == {"bad_image": 3, "ok": 1, "regions": 1, "regions_kept": 1}
 

@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from places import GOLDEN as GOLDEN_FOLDER
 
-from regionclip_core.pretraining.losses import image_text_contrastive, region_concept_contrastive, region_distillation
+from regionclip_core.pretraining.losses import (
+    crop_distillation,
+    image_text_contrastive,
+    region_concept_contrastive,
+    region_distillation,
+)
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 
 GOLDEN = np.load(GOLDEN_FOLDER / "pretrain_losses.npz")
@@ -134,10 +139,54 @@ def test_nothing_is_a_zero_that_can_be_differentiated():
         region_concept_contrastive(student, concepts, no_ids, T),
         region_distillation(student, concepts, no_ids.view(0, 2), torch.zeros(0, 2), torch.zeros(0), T),
         image_text_contrastive(student, torch.zeros(0, 8), T),
+        crop_distillation(student, torch.zeros(0, 8)),
+        crop_distillation(student, torch.zeros(0, 8), weights=torch.zeros(0)),
     ]
     sum(losses).backward()
-    assert [loss.item() for loss in losses] == [0.0, 0.0, 0.0]
+    assert [loss.item() for loss in losses] == [0.0] * 5
     assert student.grad.shape == (0, 8)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_crop_distillation_is_one_minus_the_cosine_region_by_region(weighted):
+    generator = torch.Generator().manual_seed(4)
+    student, crops = torch.randn(6, 8, generator=generator), torch.randn(6, 8, generator=generator).half()
+    weights = torch.rand(6, generator=generator) if weighted else None
+    total = divisor = 0.0
+    for r in range(6):
+        a, b = student[r].double().numpy(), crops[r].double().numpy()
+        weight = float(weights[r]) if weighted else 1.0
+        total += weight * (1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        divisor += weight
+    assert crop_distillation(student, crops, weights=weights).item() == pytest.approx(total / divisor, rel=1e-5)
+    given = crop_distillation(student, crops, torch.tensor(2.5), weights)
+    assert given.item() == pytest.approx(total / 2.5, rel=1e-5)
+
+
+def test_a_regions_weight_is_how_often_it_counts():
+    """Against each loss of one region by itself; the columns of the contrast are those of the whole batch."""
+    generator = torch.Generator().manual_seed(6)
+    student, concepts = torch.randn(5, 8, generator=generator), torch.randn(7, 8, generator=generator)
+    labels = pseudo_labels(torch.randn(5, 8, generator=generator), concepts, 0.2, 0.0, 3)
+    columns = torch.bincount(labels.concept_id, minlength=7)
+    teacher = (labels.top_concepts, labels.top_probabilities, labels.residual_mass)
+    weights = torch.rand(5, generator=generator)
+    losses = {
+        "contrast": lambda rows, **more: region_concept_contrastive(
+            student[rows], concepts, labels.concept_id[rows], 0.2, columns, **more
+        ),
+        "distill": lambda rows, **more: region_distillation(
+            student[rows], concepts, *(part[rows] for part in teacher), 0.2, **more
+        ),
+    }
+    every = slice(0, 5)
+    for name, loss in losses.items():
+        single = [loss(slice(r, r + 1)).item() for r in range(5)]
+        total = sum(w * one for w, one in zip(weights.tolist(), single, strict=True))
+        found = loss(every, weights=weights)
+        assert found.item() == pytest.approx(total / weights.sum().item(), rel=1e-5), name
+        assert loss(every, weights=weights, divisor=torch.tensor(2.0)).item() == pytest.approx(total / 2, rel=1e-5)
+        assert loss(every, weights=torch.full((5,), 0.3)).item() == pytest.approx(loss(every).item(), rel=1e-5)
 
 
 def test_gather_takes_the_whole_batch():

@@ -24,6 +24,7 @@ from regionclip_core.pretraining.pairs import (
     RegionPairs,
     RegionSample,
     best_regions,
+    crop_dimensions,
     encode_body,
     labels_digest,
     pairs_name,
@@ -32,12 +33,13 @@ from regionclip_core.pretraining.pairs import (
     write_pairs,
 )
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import LABELS
+from regionclip_core.storage.tables import LABELS, LABELS_WITH_CROPS
 from regionclip_core.storage.tars import TarWriter
 from regionclip_core.training.error_budget import ErrorRateExceeded
 
 DIGEST = "d" * 64
 TOP_K = 3
+DIMENSIONS = 5
 
 
 def label_row(rng: np.random.Generator, key: str, regions: int, kept: int, status: str = "ok") -> dict[str, Any]:
@@ -70,8 +72,11 @@ def write_inputs(data: Folder, labels: Folder, shard: int, rows: list[dict[str, 
             index.append(IndexRow(key, i, f"images-{shard:05d}.tar", offset, len(image), 24, 20, captions))
     with data.write(index_name(shard)) as file:
         write_index(file, index, "categories")
+    schema, metadata = LABELS, {"vocabulary": DIGEST}
+    if rows and "crops" in rows[0]:
+        schema, metadata["crops"] = LABELS_WITH_CROPS, str(DIMENSIONS)
     with labels.write(f"labels-{shard:05d}.parquet") as file:
-        pq.write_table(pa.Table.from_pylist(rows, schema=LABELS.with_metadata({"vocabulary": DIGEST})), file)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata)), file)
     return images
 
 
@@ -193,7 +198,7 @@ def test_best_regions_against_a_naive_loop() -> None:
     row = label_row(np.random.default_rng(3), "k", 40, 25)
     row["score"] = [round(s, 1) for s in row["score"]]  # ties
     order = sorted((i for i in range(40) if row["kept"][i]), key=lambda i: (-np.float32(row["score"][i]), i))[:7]
-    assert best_regions(row, 7)["concept_id"] == [row["concept_id"][i] for i in order]
+    assert best_regions(row, 7) == order
 
 
 def test_floats_are_short_and_exact() -> None:
@@ -202,6 +207,73 @@ def test_floats_are_short_and_exact() -> None:
     np.testing.assert_array_equal(np.array(json.loads(body)["score"], np.float32), values)
     assert len(body) < 13 * 1000
     assert encode_body({"score": [float(np.float32(0.1))]}) == b'{"score":[0.1]}'
+
+
+# ---------------------------------------------------------------- embeddings of crops
+
+
+def make_crop_pairs(folders: tuple[Folder, Folder, Folder], **settings: int) -> list[dict[str, Any]]:
+    """One shard of six images with 0 to 5 regions, of which up to 3 are kept; returns the label rows."""
+    data, labels, pairs = folders
+    rng = np.random.default_rng(1)
+    rows = [label_row(rng, f"a.{n}", n, 3) for n in range(6)]
+    for row in rows:
+        row["crops"] = list(rng.normal(size=(len(row["boxes"]), DIMENSIONS)).astype(np.float16))
+    write_inputs(data, labels, 0, rows)
+    counts, _ = write_pairs(pairs, data, labels, 0, PairsConfig(min_regions=0, **settings))
+    assert counts["ok"] == 6
+    write_meta(pairs, [(0, 6)], TOP_K, DIGEST, crop_dimensions(labels, 0))
+    return rows
+
+
+@pytest.mark.parametrize("settings", [{}, {"other_regions": 9}, {"max_regions": 2, "other_regions": 1}])
+def test_crops_come_back_to_the_bit(folders, settings: dict[str, int]) -> None:
+    rows = make_crop_pairs(folders, **settings)
+    samples = {sample.key: sample for sample in epoch(RegionPairs(folders[2], 0, DIGEST, crops=True))}
+    assert len(samples) == 6
+    others = 0
+    for row in rows:
+        order = sorted(range(len(row["score"])), key=lambda i: -row["score"][i])
+        kept = [i for i in order if row["kept"][i]][: settings.get("max_regions", 16)]
+        other = [i for i in order if not row["kept"][i]][: settings.get("other_regions", 0)]
+        sample = samples[row["key"]]
+        expected = np.array([row["crops"][i] for i in kept + other], np.float16).reshape(-1, DIMENSIONS)
+        assert sample.crops.dtype == torch.float16
+        np.testing.assert_array_equal(sample.crops.numpy(), expected)
+        assert sample.boxes.tolist() == [row["boxes"][i] for i in kept]
+        assert sample.other_boxes.tolist() == [row["boxes"][i] for i in other]
+        assert sample.other_score.tolist() == [row["score"][i] for i in other]
+        others += len(other)
+    assert (others > 0) == bool(settings)
+
+
+def test_crops_are_a_member_of_their_own_and_read_where_they_are_asked_for(folders) -> None:
+    make_crop_pairs(folders, other_regions=2)
+    with tarfile.open(folders[2].path(pairs_name(0))) as tar:
+        assert tar.getnames()[:3] == ["00000-000000.png", "00000-000000.json", "00000-000000.crops.npy"]
+    [sample, *_] = wds.WebDataset(folders[2].path(pairs_name(0)), shardshuffle=False).decode("rgb8")
+    assert sample["crops.npy"].shape == (0, DIMENSIONS)
+    plain, full = (epoch(RegionPairs(folders[2], 0, crops=crops)) for crops in (False, True))
+    for one, other in zip(plain, full, strict=True):
+        assert one.crops is None
+        assert (one.key, one.image_bytes) == (other.key, other.image_bytes)
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in REGION_FIELDS)
+
+
+def test_crops_that_are_not_there_or_not_those_of_the_sample_are_refused(folders) -> None:
+    rows = make_crop_pairs(folders)
+    write_meta(folders[2], [(0, 6)], TOP_K, DIGEST, DIMENSIONS + 1)
+    with pytest.raises(ValueError, match=r"pairs-00000\.tar, byte \d+: not the sample .* do it over"):
+        epoch(RegionPairs(folders[2], 0, crops=True))
+    for row in rows:
+        del row["crops"]
+    write_inputs(*folders[:2], 0, rows)
+    assert crop_dimensions(folders[1], 0) == 0
+    write_pairs(folders[2], *folders[:2], 0, PairsConfig(min_regions=0, other_regions=3))
+    write_meta(folders[2], [(0, 6)], TOP_K, DIGEST)
+    assert all(len(sample.other_boxes) == 0 for sample in epoch(RegionPairs(folders[2], 0)))
+    with pytest.raises(ValueError, match=r"no embeddings of crops.*set labels\.crop_features: true and run labels"):
+        RegionPairs(folders[2], 0, crops=True)
 
 
 # ---------------------------------------------------------------- the loader's order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,15 @@ from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.region_encoder import RegionEncoder
 from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.ops.image_batch import batch_images
+from regionclip_core.pretraining import student as student_module
 from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
 from regionclip_core.pretraining.region_batches import RegionBatch, collate
-from regionclip_core.pretraining.student import RegionPretrainer, make_student, pretrain_student
+from regionclip_core.pretraining.student import (
+    RegionPretrainer,
+    average_weights,
+    make_student,
+    pretrain_student,
+)
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.fit import FitResult, fit
 
@@ -41,10 +48,13 @@ def settings(**values: Any) -> PretrainConfig:
     return tiny_config(pretrain=values).pretrain
 
 
-def sample(number: int, height: int = 48, width: int = 64, regions: int = 4) -> RegionSample:
-    """Region n has the colour of concept n, and every other number of it follows from n as well."""
+def sample(number: int, height: int = 48, width: int = 64, regions: int = 4, others: bool = False) -> RegionSample:
+    """Region n has the colour of concept n, and every other number of it follows from n as well.
+
+    With `others`, the rest of the four are regions that are not kept, and all have crops.
+    """
     picture = Picture(height, width, FOUR[:regions], tuple(range(regions)))
-    ids = torch.arange(regions)
+    ids, rest = torch.arange(regions), torch.arange(regions, 4 if others else regions)
     return RegionSample(
         key=str(number),
         image_bytes=encode_png(picture.pixels()),
@@ -55,12 +65,20 @@ def sample(number: int, height: int = 48, width: int = 64, regions: int = 4) -> 
         top_concepts=torch.stack([ids, (ids + 1) % CONCEPTS, (ids + 2) % CONCEPTS], 1),
         top_probabilities=torch.stack([0.5 + 0.1 * ids, 0.1 + 0 * ids, 0.05 * ids], 1).float(),
         residual_mass=0.4 - 0.15 * ids.float().clamp(max=2.5),
+        other_boxes=torch.tensor(FOUR).float()[rest],
+        other_score=0.1 + 0.05 * rest,
+        crops=crop_embeddings(number)[: regions + len(rest)] if others else None,
     )
 
 
 def collated(*arguments: Any, **named: Any) -> RegionBatch:
     """Return a batch as the trainer gets it, normalised."""
     return collate(*arguments, **named).to("cpu")
+
+
+def crop_embeddings(number: int) -> Tensor:
+    """Of the four regions of a sample: float16[4, 16]."""
+    return torch.randn(4, 16, generator=torch.Generator().manual_seed(50 + number)).half()
 
 
 def embeddings() -> Tensor:
@@ -206,6 +224,79 @@ def test_losses_are_those_of_regions_encoded_one_by_one(global_box: str) -> None
     )
 
 
+@pytest.mark.parametrize("weigh_by_score", [False, True])
+def test_crops_are_distilled_into_kept_regions_and_others(weigh_by_score: bool) -> None:
+    """Two of four regions drawn of each kind, mirrored or not; each encoded by itself, its crop found by its box."""
+    clip = tiny_clip()
+    chosen = settings(crop_weight=2.0, weigh_by_score=weigh_by_score, regions_per_image=2, image_size=48)
+    samples = [sample(0, others=True, regions=3), sample(1, 48, 80, regions=1, others=True)]
+    samples += [sample(2, regions=4, others=True), sample(3, regions=0, others=True)]
+    batch = collated(samples, chosen, clip.mean, clip.std, 0, 0)
+    assert [len(boxes) for boxes in batch.boxes] == [2, 1, 2, 0]
+    assert [len(boxes) for boxes in batch.crops.other_boxes] == [1, 2, 0, 2]
+    found = pretrainer(chosen, clip).train()(batch)
+    sum(found.values()).backward()
+    total = divisor = 0.0
+    visual, sides = tiny_clip().model.visual, set()
+    for i, one in enumerate(samples):
+        width = batch.images.sizes[i][1]
+        for boxes, is_kept in ((batch.boxes[i], True), (batch.crops.other_boxes[i], False)):
+            for box in boxes.tolist():
+                mirrored = [width - box[2], box[1], width - box[0], box[3]]
+                [region] = [n for n, four in enumerate(FOUR) if list(four) in (box, mirrored)]
+                sides.add(list(FOUR[region]) == box)
+                assert is_kept == (region < len(one.boxes))
+                with torch.no_grad():
+                    feature = region_feature(visual, batch.images.tensor[i : i + 1], box).double()
+                crop = crop_embeddings(i)[region].double()
+                score = (0.5 + 0.1 * region if is_kept else 0.1 + 0.05 * region) if weigh_by_score else 1.0
+                total += score * (1 - float(torch.cosine_similarity(feature, crop, dim=0)))
+                divisor += score
+    assert sides == {False, True}
+    assert float(found["loss_crop"].detach()) == pytest.approx(2.0 * total / divisor, rel=1e-4)
+    # The three losses have the kept regions alone, the same ones as without crops.
+    plain = settings(weigh_by_score=weigh_by_score, regions_per_image=2, image_size=48)
+    kept_only = [replace(one, crops=None, other_boxes=one.other_boxes[:0]) for one in samples]
+    without = pretrainer(plain, tiny_clip()).train()(collated(kept_only, plain, clip.mean, clip.std, 0, 0))
+    assert without.keys() == found.keys() - {"loss_crop"}
+    for name, value in without.items():
+        assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
+
+
+def test_regions_weigh_by_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, chosen = tiny_clip(), settings(weigh_by_score=True, image_size=48)
+    batch = collated([sample(0), sample(1, regions=2)], chosen, clip.mean, clip.std, 0, 0)
+    torch.testing.assert_close(batch.score_R, 0.5 + 0.1 * batch.concept_id_R)
+    found = pretrainer(chosen, clip).train()(batch)
+    equal = replace(batch, score_R=torch.full_like(batch.score_R, 0.4))
+    evenly = pretrainer(chosen, clip).train()(equal)
+    plain = pretrainer(settings(image_size=48), clip).train()(batch)
+    for name in ("loss_region_contrastive", "loss_region_distill"):
+        assert evenly[name].item() == pytest.approx(plain[name].item(), rel=1e-5)
+        assert found[name].item() != pytest.approx(plain[name].item(), rel=1e-4)
+    assert found["loss_image_text"].item() == plain["loss_image_text"].item()
+
+
+def test_a_loss_of_weight_0_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = tiny_clip()
+    chosen = settings(contrastive_weight=0.0, distill_weight=0.0, image_text_weight=0.0, crop_weight=1.0)
+    trainer = pretrainer(chosen, clip).train()
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed")
+
+    for name in ("region_concept_contrastive", "region_distillation", "image_text_contrastive"):
+        monkeypatch.setattr(student_module, name, never)
+    monkeypatch.setattr(type(clip), "encode_text", never)
+    losses = trainer(collated([sample(0, others=True)], chosen, clip.mean, clip.std, 0, 0))
+    sum(losses.values()).backward()
+    assert [name for name, value in losses.items() if value.item() == 0] == [
+        *("loss_region_contrastive", "loss_region_distill", "loss_image_text")
+    ]
+    assert losses["loss_crop"].item() > 0.1
+    assert float(trainer.student.attnpool.c_proj.weight.grad.abs().max()) > 0
+
+
 @pytest.mark.parametrize("freeze_at", [0, 2, 4])
 def test_gradients_reach_the_unfrozen_student_only(freeze_at: int) -> None:
     clip, chosen = tiny_clip(), settings(freeze_at=freeze_at)
@@ -241,14 +332,17 @@ def test_a_batch_without_any_region_still_trains() -> None:
     [
         ("region_contrastive", 0.2),
         ("region_distill", 0.2),
+        ("crop", 0.2),
         ("image_text", 0.01),
     ],  # the embeddings of untrained texts are close together
 )
 def test_a_repeated_batch_is_learned(tmp_path: Path, name: str, temperature: float) -> None:
-    weights = {"contrastive": "region_contrastive", "distill": "region_distill", "image_text": "image_text"}
+    weights = {"contrastive": "region_contrastive", "distill": "region_distill"}
+    weights |= {name: name for name in ("image_text", "crop")}
     chosen = settings(freeze_at=0, **{f"{key}_weight": float(name == loss) for key, loss in weights.items()})
     clip = tiny_clip()
-    batch = collated([sample(0), sample(1, 48, 80), sample(2, 64, 64)], chosen, clip.mean, clip.std, 0, 0)
+    samples = [sample(0, others=True), sample(1, 48, 80, others=True), sample(2, 64, 64, others=True)]
+    batch = collated(samples, chosen, clip.mean, clip.std, 0, 0)
     trainer = pretrainer(chosen, clip, temperature)
     trainer.student.train()
     result = fit(
@@ -306,6 +400,24 @@ def test_pretraining_moves_the_student_and_nothing_else(pretrain: Run, world: di
     for name, buffer in student.named_buffers():
         assert torch.equal(buffer, teacher[f"visual.{name}"]), name
     assert not student.training
+
+
+def test_the_weight_average_is_plain_arithmetic() -> None:
+    start, trained = tiny_clip(0).model.visual.state_dict(), tiny_clip(1).model.visual.state_dict()
+    start["bn1.running_mean"], trained["bn1.running_mean"] = torch.full((4,), 2.0), torch.full((4,), 4.0)
+    trained["conv1.weight"] = start["conv1.weight"].clone()
+    trained["bn1.num_batches_tracked"] = torch.tensor(7)
+    found = average_weights(start, trained, 0.7)
+    assert found.keys() == trained.keys()
+    for name, tensor in found.items():
+        if tensor.is_floating_point():
+            expected = 0.7 * trained[name].double() + 0.3 * start[name].double()
+            torch.testing.assert_close(tensor, expected.float(), msg=name)
+    assert torch.equal(found["conv1.weight"], start["conv1.weight"])  # frozen: in every bit
+    assert float(found["bn1.running_mean"][0]) == pytest.approx(3.4)
+    assert int(found["bn1.num_batches_tracked"]) == 7
+    whole = average_weights(start, trained, 1.0)
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in whole.items())
 
 
 def test_no_temperature_takes_the_teachers_own(pretrain: Run) -> None:

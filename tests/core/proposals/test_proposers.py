@@ -80,7 +80,7 @@ def test_patterns_depend_on_the_image_alone(method: str) -> None:
     apart = [make_proposer(pattern(method), None, "cpu")([one], [])[0] for one in reversed(again)][::-1]
     for one, a, b in zip(rows, together, apart, strict=True):
         assert torch.equal(a.boxes, b.boxes)
-        assert 0 < len(a.boxes) <= 10
+        assert 0 < len(a.boxes) == len(a.logits) <= 10 and not a.logits.any()
         x0, y0, x1, y1 = a.boxes.unbind(1)
         assert bool(((x0 >= 0) & (y0 >= 0) & (x1 <= one.width + 1e-4) & (y1 <= one.height + 1e-4)).all())
         assert bool(((x1 > x0) & (y1 > y0)).all())

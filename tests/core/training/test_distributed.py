@@ -40,7 +40,16 @@ def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return alone, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-CASES = ["towers", "clip", "pretrain", "finetune", "finetune_weighted", "finetune_masks"]
+CASES = [
+    "towers",
+    "clip",
+    "pretrain",
+    "pretrain_crops",
+    "pretrain_weighted",
+    "finetune",
+    "finetune_weighted",
+    "finetune_masks",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
