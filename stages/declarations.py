@@ -260,7 +260,7 @@ class Evaluate(JobStage):
     """Average precision by COCO's or LVIS's rules: zero-shot and finetuned, CLIP beside RegionCLIP."""
 
     name = "evaluate"
-    version = 6
+    version = 7
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:

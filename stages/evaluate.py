@@ -59,13 +59,15 @@ class EvaluateWork(JobWork):
             clip = clips["clip" if name == "clip" else "regionclip"]
             passes.require_own_text(load_detector(ctx.inputs["finetune"], stem=name), clip, config.teacher, name)
         # The teacher on crops and whole images: the first look at the pixels, which notes what can't be read.
-        metrics["teacher"] = {"crop_top1": crop_top1(clips["clip"], config, evaluation)}
+        crop = crop_top1(clips["clip"], config, evaluation)
+        metrics["teacher"] = {"crop_top1": crop.scores(), "crop_mean_class_top1": crop.mean_class()}
         unreadable = {config.evaluate.split: evaluation.unreadable}
         if (split := config.evaluate.whole_image_split) is not None:
             if split not in unreadable:
                 unreadable[split] = UnreadableImages(split_rows(data, (split,)), config.execution.max_error_rate)
-            whole = whole_image_top1(clips["clip"], config, data, split, unreadable[split])
-            metrics["teacher"]["whole_image_top1"] = whole
+            for model, name in (("teacher", "clip"), ("student", "regionclip")):
+                whole = whole_image_top1(clips[name], config, data, split, unreadable[split])
+                metrics.setdefault(model, {})["whole_image_top1"] = whole
         crops = crop_scores(clips["clip"], config, evaluation, count) if uses_crops else None
         second = crops if fusion.source == "teacher_crops" else None
         if fusion.source == "student":  # its zero-shot pass fills them

@@ -135,7 +135,8 @@ class EvaluateConfig(Section):
     max_detections: Count = 100
     """Detections kept per image, highest score first."""
     whole_image_split: str | None = None
-    """Split on whose one-object images the teacher's whole-image accuracy is measured; null leaves that row out."""
+    """Split on whose one-object images the whole-image accuracy of teacher and student is measured; null leaves these
+    rows out."""
     zero_shot_background: Literal["none", "zero"] = "none"
     """Zero-shot softmax over the categories alone, or with the official zero embedding as one more column."""
     objectness: Literal["none", "sigmoid", "raw_logit"] = "sigmoid"

@@ -6,8 +6,10 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
 
     protocol                    "coco" or "lvis"
     images                      images that were measured on
-    teacher.crop_top1.<group>   top-1 accuracy; also teacher.whole_image_top1 where a split for it is set
-    zero_shot_gt.<model>        scores: annotated boxes classified; each group has top1 too
+    teacher.crop_top1.<group>   top-1 accuracy; crop_mean_class_top1: the mean over categories, each counting alike
+    teacher.whole_image_top1, student.whole_image_top1
+                                by group, where a split for it is set
+    zero_shot_gt.<model>        scores: annotated boxes classified; each group has top1 and mean_class_top1 too
     zero_shot_rpn.<model>       scores: proposals classified
     finetuned.<detector>        scores: the detector with all names (generalised); with `segm` where it makes masks
     zero_shot_gt_fused.<model>, zero_shot_rpn_fused.<model>, finetuned_fused.<detector>
@@ -123,8 +125,9 @@ def measure(
         elif rows.has_masks:
             _log.warning("no mask AP: the objects of the evaluated split have no masks; set `masks: true` on the split")
     for setting, counts in top1.items():
+        means = counts.mean_class()
         for group, value in counts.scores().items():
-            measured[setting][group]["top1"] = value
+            measured[setting][group] |= {"top1": value, "mean_class_top1": means[group]}
     return measured
 
 
