@@ -412,6 +412,19 @@ def detect(
         int | None, typer.Option(help="Shorter side of the input, pixels.", min=32, max=2**14)
     ] = None,
     max_size: Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)] = None,
+    fuse: Annotated[
+        str | None,
+        typer.Option(help="CLIP model that takes part in the scores: a folder, or the run's student or teacher."),
+    ] = None,
+    fuse_crops: Annotated[bool, typer.Option("--fuse-crops", help="It sees crops, not region features.")] = False,
+    fuse_base: Annotated[
+        float | None,
+        typer.Option(help="Its exponent for base categories.  [default: the config's, or 0.35]", min=0, max=1),
+    ] = None,
+    fuse_novel: Annotated[
+        float | None,
+        typer.Option(help="Its exponent for all other names.  [default: the config's, or 0.65]", min=0, max=1),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="auto, float32, tf32 or bf16.  [default: the workspace's, or auto]")
@@ -433,6 +446,7 @@ def detect(
     parts = {"rpn": rpn, "text": text, "prompts": prompts, "embeddings": embeddings}
     size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
     rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
+    rules |= {"fuse": fuse, "fuse_crops": fuse_crops, "fuse_base": fuse_base, "fuse_novel": fuse_novel}
     common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
     worked = run_detect(images, source, parts=parts, device=device, precision=precision, **common, **size, **rules)
     if not worked:

@@ -264,7 +264,7 @@ class Evaluate(JobStage):
     """Average precision by COCO's or LVIS's rules: zero-shot and finetuned, CLIP beside RegionCLIP."""
 
     name = "evaluate"
-    version = 6
+    version = 7
     uses_gpu = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
@@ -273,8 +273,10 @@ class Evaluate(JobStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Also what shapes the zero-shot classifier and the teacher's crops."""
+        fusion = config.evaluate.fusion
+        unset = {"fusion"} if fusion.source == "none" and not fusion.zero_shot else set()
         return {
-            "evaluate": config.evaluate.model_dump(mode="json"),
+            "evaluate": config.evaluate.model_dump(mode="json", exclude=unset),
             "teacher": text_settings(config.teacher),
             "labels": config.labels.model_dump(mode="json", include={"context", "batch_size"}),
             "finetune": config.finetune.model_dump(mode="json", include={"temperature"}),

@@ -13,6 +13,7 @@ from regionclip_core.detection.detector import load_detector
 from regionclip_core.evaluation import passes
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.metrics import measure, results_writer
+from regionclip_core.evaluation.second_scores import SecondScores, crop_scores
 from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
 from regionclip_core.models.clip import load_clip
 from regionclip_core.training.unreadable_images import UnreadableImages
@@ -40,7 +41,9 @@ class EvaluateWork(JobWork):
         config, data = ctx.config, ctx.inputs["data"]
         evaluation = EvaluationData(config, data, ctx.inputs["proposals"], ctx.loader_workers)
         detectors = [n for n in ("clip", "regionclip", "oracle") if ctx.inputs["finetune"].exists(f"{n}.json")]
-        done, total = 0, evaluation.count * (len(_INITS) + len(detectors))
+        fusion = config.evaluate.fusion
+        uses_crops = fusion.source == "teacher_crops" or fusion.zero_shot > 0
+        done, total = 0, evaluation.count * (len(_INITS) + len(detectors) + uses_crops)
 
         def count(images: int) -> None:
             """Count images over all passes for the progress line."""
@@ -56,23 +59,36 @@ class EvaluateWork(JobWork):
             clip = clips["clip" if name == "clip" else "regionclip"]
             passes.require_own_text(load_detector(ctx.inputs["finetune"], stem=name), clip, config.teacher, name)
         # The teacher on crops and whole images: the first look at the pixels, which notes what can't be read.
-        metrics["teacher"] = {"crop_top1": crop_top1(clips["clip"], config, evaluation)}
+        crop = crop_top1(clips["clip"], config, evaluation)
+        metrics["teacher"] = {"crop_top1": crop.scores(), "crop_mean_class_top1": crop.mean_class()}
         unreadable = {config.evaluate.split: evaluation.unreadable}
         if (split := config.evaluate.whole_image_split) is not None:
             if split not in unreadable:
                 unreadable[split] = UnreadableImages(split_rows(data, (split,)), config.execution.max_error_rate)
-            whole = whole_image_top1(clips["clip"], config, data, split, unreadable[split])
-            metrics["teacher"]["whole_image_top1"] = whole
+            for model, name in (("teacher", "clip"), ("student", "regionclip")):
+                whole = whole_image_top1(clips[name], config, data, split, unreadable[split])
+                metrics.setdefault(model, {})["whole_image_top1"] = whole
+        crops = crop_scores(clips["clip"], config, evaluation, count) if uses_crops else None
+        second = crops if fusion.source == "teacher_crops" else None
+        if fusion.source == "student":  # its zero-shot pass fills them
+            second = SecondScores(len(evaluation.vocabulary))
         for name, clip in clips.items():
-            results = passes.zero_shot(clip, config, evaluation, ctx.device, count)
-            files = {setting: f"{setting.replace('_', '-')}-{name}" for setting in (passes.GIVEN, passes.PROPOSED)}
-            _measure(ctx, metrics, name, results, evaluation, (passes.GIVEN, passes.PROPOSED), files)
-        settings = (passes.FINETUNED, *passes.restricted_labels(evaluation.vocabulary, config.evaluate.protocol))
+            keep = second if name == "regionclip" and fusion.source == "student" else None
+            fused_with = crops if fusion.zero_shot else None
+            results = passes.zero_shot(clip, config, evaluation, ctx.device, count, keep, fused_with)
+            settings = [passes.GIVEN, passes.PROPOSED]
+            settings += [passes.GIVEN_FUSED, passes.PROPOSED_FUSED] if fused_with is not None else []
+            files = {setting: f"{setting.replace('_', '-')}-{name}" for setting in settings}
+            _measure(ctx, metrics, name, results, evaluation, settings, files)
+        settings = [passes.FINETUNED, *passes.restricted_labels(evaluation.vocabulary, config.evaluate.protocol)]
+        settings += [passes.FINETUNED_FUSED] if second is not None else []
         for name in detectors:
             clip = clips["clip" if name == "clip" else "regionclip"]
             detector = load_detector(ctx.inputs["finetune"], stem=name)
-            results = passes.finetuned(detector, clip, config, evaluation, ctx.device, count)
-            _measure(ctx, metrics, name, results, evaluation, settings, {passes.FINETUNED: name})
+            results = passes.finetuned(detector, clip, config, evaluation, ctx.device, count, second)
+            files = {passes.FINETUNED: name}
+            files |= {passes.FINETUNED_FUSED: f"finetuned-fused-{name}"} if second is not None else {}
+            _measure(ctx, metrics, name, results, evaluation, settings, files)
         ctx.out.write_json("metrics.json", metrics, indent=2)
         outside = {"boxes_outside_the_vocabulary": evaluation.outside} if evaluation.outside else {}
         summary: dict[str, Any] = {"images": evaluation.count, **outside, **_headline(metrics)}

@@ -58,7 +58,8 @@ def test_metrics_have_the_names_that_the_tables_need(finished: Path) -> None:
                 assert 0 <= scores["ap"] <= scores["ap50"] + 1e-9 <= 101, (setting, model, group)
                 assert ("top1" in scores) == (setting == "zero_shot_gt")
     assert metrics["finetuned"]["oracle"]["all"]["ap50"] is not None
-    assert set(metrics["teacher"]) == {"crop_top1", "whole_image_top1"}
+    assert set(metrics["teacher"]) == {"crop_top1", "crop_mean_class_top1", "whole_image_top1"}
+    assert set(metrics["student"]) == {"whole_image_top1"}
 
 
 def test_ray_gives_the_same_bytes_as_local(finished: Path, tmp_path: Path) -> None:

@@ -98,6 +98,25 @@ class PairsConfig(Section):
     name."""
 
 
+class FusionConfig(Section):
+    """Rows in which a second classifier takes part: class probabilities p1 ** (1 - a) * p2 ** a for each box, instead
+    of p1. Off by default; such rows are beside the others."""
+
+    source: Literal["none", "student", "teacher_crops"] = "none"
+    """p2 of the rows `finetuned_fused`, where p1 is the finetuned detector's. `student`: from the region features of
+    the student as it was before finetuning. `teacher_crops`: from the teacher's crops with `labels.context`, one pass
+    of the whole CLIP per proposal."""
+    base: Share = 0.35
+    """a for base categories. 0: p1 alone; 1: p2 alone."""
+    novel: Share = 0.65
+    """a for novel categories."""
+    zero_shot: Share = 0.0
+    """a of the rows `zero_shot_gt_fused` and `zero_shot_rpn_fused`, for all categories: p1 is a model's zero-shot
+    probability, p2 that of the teacher's crops. 0 leaves these rows out."""
+    temperature: Temperature | None = None
+    """Temperature of p2; null takes that of the zero-shot rows."""
+
+
 class EvaluateConfig(Section):
     """Average precision on base, novel and all categories."""
 
@@ -126,7 +145,8 @@ class EvaluateConfig(Section):
     max_detections: Count = 100
     """Detections kept per image, highest score first."""
     whole_image_split: str | None = None
-    """Split on whose one-object images the teacher's whole-image accuracy is measured; null leaves that row out."""
+    """Split on whose one-object images the whole-image accuracy of teacher and student is measured; null leaves these
+    rows out."""
     zero_shot_background: Literal["none", "zero"] = "none"
     """Zero-shot softmax over the categories alone, or with the official zero embedding as one more column."""
     objectness: Literal["none", "sigmoid", "raw_logit"] = "sigmoid"
@@ -134,3 +154,4 @@ class EvaluateConfig(Section):
     sqrt(p * logit)."""
     finetuned_objectness: Literal["none", "sigmoid", "raw_logit"] = "none"
     """The same for finetuned detectors."""
+    fusion: FusionConfig = FusionConfig()

@@ -24,6 +24,7 @@ from regionclip_core.config.data import TarsSplit as TarsSplit
 from regionclip_core.config.data import WorldSplit as WorldSplit
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.regions import EvaluateConfig as EvaluateConfig
+from regionclip_core.config.regions import FusionConfig as FusionConfig
 from regionclip_core.config.regions import LabelsConfig as LabelsConfig
 from regionclip_core.config.regions import PairsConfig as PairsConfig
 from regionclip_core.config.regions import ProposalsConfig as ProposalsConfig

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regionclip_core.config.tree import FinetuneConfig
-from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
+from regionclip_core.detection.inference import Detections, Fusion, InferenceSettings, detect_image
 from regionclip_core.detection.losses import box_loss, classification_loss, mask_loss
 from regionclip_core.models.checkpoint_files import load_strictly, read_safetensors
 from regionclip_core.models.clip import lean_clip
@@ -259,6 +259,7 @@ class OpenVocabularyDetector(nn.Module):
         settings: InferenceSettings,
         box_deltas: bool,
         masks: bool = True,
+        fusion: Sequence[Fusion] | None = None,
     ) -> list[Detections]:
         """Return the detections of each image, in ORIGINAL pixels (call eval() before).
 
@@ -267,9 +268,10 @@ class OpenVocabularyDetector(nn.Module):
             objectness_logits: per image [P], see InferenceSettings.
             box_deltas: refine the boxes with the regressor; False (zero-shot: it isn't trained) keeps the proposals.
             masks: where there is a mask head, make masks; boxes alone are faster.
+            fusion: a second classifier's probabilities of the same proposals, one per image.
         """
         classified = self.classify_proposals(batch, proposals)
-        return self.choose(classified, batch, proposals, objectness_logits, settings, box_deltas, masks)
+        return self.choose(classified, batch, proposals, objectness_logits, settings, box_deltas, masks, fusion=fusion)
 
     @torch.no_grad()
     def classify_proposals(self, batch: ImageBatch, proposals: Sequence[Tensor]) -> ClassifiedProposals:
@@ -289,12 +291,15 @@ class OpenVocabularyDetector(nn.Module):
         box_deltas: bool,
         masks: bool = True,
         labels: Sequence[int] | None = None,
+        fusion: Sequence[Fusion] | None = None,
     ) -> list[Detections]:
         """Score the proposals and choose detections: the second half of `detect`.
 
         `labels`: classify into these categories and the background only, in a softmax of their own, as if the
-        vocabulary had no others; the labels of detections are still rows of the whole vocabulary.
+        vocabulary had no others; the labels of detections are still rows of the whole vocabulary. `fusion`: see
+        `detect`; not together with `labels`.
         """
+        assert labels is None or fusion is None
         features, output = classified
         if labels is not None:
             output = output._replace(logits=output.logits[:, [*labels, len(self.names)]])
@@ -305,9 +310,9 @@ class OpenVocabularyDetector(nn.Module):
         ):
             objectness = None if objectness_logits is None else objectness_logits[i]
             # NMS and thresholds work in the network's pixels, as in the official code; the result is in original ones.
-            found = detect_image(
-                logits, deltas if box_deltas else None, proposals[i], objectness, batch.sizes[i], settings
-            )
+            moves = deltas if box_deltas else None
+            second = None if fusion is None else fusion[i]
+            found = detect_image(logits, moves, proposals[i], objectness, batch.sizes[i], settings, second)
             found = found.rescaled(batch.sizes[i], batch.original_sizes[i])
             if labels is not None:
                 found = replace(found, labels=found.labels.new_tensor(labels)[found.labels])

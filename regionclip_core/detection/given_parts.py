@@ -44,6 +44,13 @@ def check_parts(rpn: str | None, text: str | None, prompts: str | None, embeddin
         _check_files("--embeddings", map(Folder(embeddings).path, given_files.EMBEDDING_FILES))
 
 
+def check_second(place: str) -> None:
+    """Raise FileNotFoundError or ValueError unless a CLIP model, for `RegionModel.fused`, is there and whole."""
+    if given_files.is_model_folder(Folder(place)):
+        raise ValueError(f"--fuse {place}: expected a CLIP model, such as an exported student, but it is a detector")
+    _check_files("--fuse", given_files.clip_files(place, "student"))
+
+
 def _check_files(option: str, files: Iterable[str]) -> None:
     for file in files:
         if not exists(file):

@@ -6,7 +6,7 @@ Legend: R proposals of one image, K classes (the last logit, K, is the backgroun
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,12 +83,36 @@ class Detections:
         return Detections(boxes[kept], self.scores[kept], self.labels[kept], self.proposal[kept])
 
 
-def score_proposals(logits: Tensor, objectness_logits: Tensor | None, objectness: Objectness) -> Tensor:
+class Fusion(NamedTuple):
+    """A second classifier's opinion of one image's proposals, and how much it counts."""
+
+    probabilities: Tensor
+    """[R, K], of the categories alone."""
+    exponents: Tensor
+    """[K]; 0: the detector's probability alone, 1: the second one alone."""
+
+
+def class_probabilities(logits: Tensor, fusion: Fusion | None = None) -> Tensor:
+    """Return probabilities [R, K + 1] from logits [R, K + 1].
+
+    With `fusion` a category's is the geometric mean p ** (1 - a) * second ** a, with an exponent a per category; rows
+    then no longer sum to 1. The background stays as it is.
+    """
+    probability = logits.softmax(dim=1)
+    if fusion is None:
+        return probability
+    own = probability[:, :-1] ** (1 - fusion.exponents)
+    return torch.cat((own * fusion.probabilities**fusion.exponents, probability[:, -1:]), dim=1)
+
+
+def score_proposals(
+    logits: Tensor, objectness_logits: Tensor | None, objectness: Objectness, fusion: Fusion | None = None
+) -> Tensor:
     """Return scores [R, K + 1] from logits [R, K + 1] and raw RPN logits [R].
 
     `raw_logit` gives NaN where a proposal's logit is negative, which drops the proposal.
     """
-    probability = logits.softmax(dim=1)
+    probability = class_probabilities(logits, fusion)
     if objectness == "none":
         return probability
     assert objectness_logits is not None
@@ -104,6 +128,7 @@ def detect_image(
     objectness_logits: Tensor | None,
     size: tuple[int, int],
     settings: InferenceSettings,
+    fusion: Fusion | None = None,
 ) -> Detections:
     """Return the detections of one image, in the proposals' pixels.
 
@@ -113,9 +138,10 @@ def detect_image(
         proposals: [R, 4].
         objectness_logits: [R] raw logits, needed unless settings.objectness is `none`.
         size: (height, width) of the unpadded image in the same pixels.
+        fusion: a second classifier's probabilities of the same proposals; the objectness comes after.
     """
     boxes = proposals if deltas is None else box_ops.decode(proposals, deltas, BOX_WEIGHTS)
-    scores = score_proposals(logits, objectness_logits, settings.objectness)
+    scores = score_proposals(logits, objectness_logits, settings.objectness, fusion)
     # Drop rows that aren't finite before scores are compared: diverged boxes, and the root of a negative objectness.
     rows = (torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)).nonzero().flatten()
     boxes = box_ops.clip(boxes[rows], size)
@@ -133,5 +159,5 @@ def detect_image(
     proposal = rows[picked.box]  # back to the rows that were given
     reported = picked.score
     if settings.report_probability and settings.nms_kind == "hard":
-        reported = logits.softmax(dim=1)[proposal, picked.label]
+        reported = class_probabilities(logits, fusion)[proposal, picked.label]
     return Detections(boxes[picked.box], reported, picked.label, proposal)

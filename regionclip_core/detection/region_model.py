@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from regionclip_core.datasets.images import decode_image, read_image_file, to_tensor
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
-from regionclip_core.detection.inference import Detections, InferenceSettings
+from regionclip_core.detection.inference import Detections, Fusion, InferenceSettings
 from regionclip_core.models.clip import ClipModel, Triple
+from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import NamePrompts
 from regionclip_core.ops.image_batch import ImageBatch, batch_images
 from regionclip_core.precision import networks
@@ -45,6 +46,30 @@ class Preprocess:
     mean: Triple
     """Of RGB in 0..1."""
     std: Triple
+
+
+@dataclass(frozen=True)
+class SecondClassifier:
+    """A CLIP model that takes part in another model's scores, see `RegionModel.fused`."""
+
+    model: RegionModel
+    base: frozenset[str]
+    """Names whose exponent is `base_exponent`; all others have `novel_exponent`."""
+    base_exponent: float
+    novel_exponent: float
+    crops: CropEncoder | None
+    """Classifies crops; None: the model's region features are classified."""
+
+    def classify(self, image: Tensor, boxes: Tensor, names: Sequence[str], device: torch.device) -> Fusion:
+        """Return the opinion of boxes [R, 4] of an image uint8[3, H, W]; `device`: where the scores are made."""
+        if self.crops is None:
+            features = self.model.region_features([image], [boxes])
+        else:
+            features = F.normalize(self.crops([image], [boxes]).cpu(), dim=1)
+        cosines = features @ self.model.embed(names).T
+        probabilities = (cosines / self.model.detector.temperature).softmax(dim=1)
+        exponents = torch.tensor([self.base_exponent if n in self.base else self.novel_exponent for n in names])
+        return Fusion(probabilities.to(device), exponents.to(device))
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,8 @@ class RegionModel:
     """Whether the box regressor is trained; the boxes of a bare CLIP model stay as they are proposed."""
     keeps_embeddings: bool = True
     """Whether names of the vocabulary have their stored embeddings; if not, the text encoder embeds them too."""
+    second: SecondClassifier | None = None
+    """Takes part in the scores; see `fused`."""
     _made: dict[str, Tensor] = field(default_factory=dict)  # embeddings [D] by name that the text encoder has made
 
     def detect(self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = ()) -> list[Detections]:
@@ -84,7 +111,7 @@ class RegionModel:
         Raises:
             ValueError: as `ready`, and for an image that can't be read.
         """
-        self.ready(classes)
+        names = self.ready(classes)
         assert self.proposer is not None
         found = []
         # One image at a time: padding is convolved like pixels, so in a batch results depend on the other images.
@@ -95,7 +122,12 @@ class RegionModel:
                 batch = self._batch(image)
                 boxes = [batch.to_input(0, proposals.boxes).to(self.device)]
                 logits = [proposals.logits.to(self.device)]
-                [one] = self.detector.detect(batch, boxes, logits, self.inference, box_deltas=self.finetuned)
+                fusion = None
+                if self.second is not None:
+                    fusion = [self.second.classify(image, proposals.boxes, names, self.device)]
+                [one] = self.detector.detect(
+                    batch, boxes, logits, self.inference, box_deltas=self.finetuned, fusion=fusion
+                )
             found.append(Detections(one.boxes.cpu(), one.scores.cpu(), one.labels.cpu(), one.proposal.cpu(), one.masks))
         return found
 
@@ -204,7 +236,31 @@ class RegionModel:
             rpn = proposer.rpn.model_copy(update=size)
             proposer = NetworkBoxes(proposer.network, rpn, chosen, proposer.device)
         inference, preprocess = replace(self.inference, **given(**rules)), replace(self.preprocess, **size)
-        return replace(self, inference=inference, preprocess=preprocess, proposer=proposer)
+        second = self.second and replace(self.second, model=self.second.model.adjusted(image_size, max_size))
+        return replace(self, inference=inference, preprocess=preprocess, proposer=proposer, second=second)
+
+    def fused(
+        self, clip: RegionModel, base: float = 0.35, novel: float = 0.65, crop_context: float | None = None
+    ) -> RegionModel:
+        """Return the model with a second classifier in its scores: p ** (1 - a) * p_clip ** a per proposal and name.
+
+        The objectness, thresholds and NMS come after, and the background takes its share of p alone.
+
+        Args:
+            clip: such as the student before it was finetuned; it embeds the names itself.
+            base, novel: a for names of the vocabulary's base set, and for all others.
+            crop_context: classify crops with this context (see `CropEncoder`); None: region features, of images in the
+                size that this model sees.
+
+        Raises:
+            ValueError: if `clip` is no CLIP model.
+        """
+        if clip.finetuned or clip.text is None:
+            raise ValueError("expected a CLIP model, such as an exported student, got a finetuned detector")
+        crops = None if crop_context is None else CropEncoder(clip.text, crop_context)
+        clip.text.model.to(self.device)
+        sized = clip.to(str(self.device)).adjusted(self.preprocess.image_size, self.preprocess.max_size)
+        return replace(self, second=SecondClassifier(sized, frozenset(self.vocabulary.base), base, novel, crops))
 
     def _batch(self, image: Tensor) -> ImageBatch:
         to = self.preprocess

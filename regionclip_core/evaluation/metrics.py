@@ -6,10 +6,14 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
 
     protocol                    "coco" or "lvis"
     images                      images that were measured on
-    teacher.crop_top1.<group>   top-1 accuracy; also teacher.whole_image_top1 where a split for it is set
-    zero_shot_gt.<model>        scores: annotated boxes classified; each group has top1 too
+    teacher.crop_top1.<group>   top-1 accuracy; crop_mean_class_top1: the mean over categories, each counting alike
+    teacher.whole_image_top1, student.whole_image_top1
+                                by group, where a split for it is set
+    zero_shot_gt.<model>        scores: annotated boxes classified; each group has top1 and mean_class_top1 too
     zero_shot_rpn.<model>       scores: proposals classified
     finetuned.<detector>        scores: the detector with all names (generalised); with `segm` where it makes masks
+    zero_shot_gt_fused.<model>, zero_shot_rpn_fused.<model>, finetuned_fused.<detector>
+                                scores: the same with a second classifier in the scores (`evaluate.fusion`)
     finetuned_base_only.<detector>, finetuned_novel_only.<detector>
                                 scores (COCO only): the detector knows the names of one group only, on the images
                                 that hold an object of it; scores of that group only
@@ -33,7 +37,7 @@ from typing import Any, BinaryIO
 
 from regionclip_core.evaluation.average_precision import Evaluator, Protocol, Score, Scores
 from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, xywh
-from regionclip_core.evaluation.passes import GIVEN, RESTRICTED, ImageResult
+from regionclip_core.evaluation.passes import RESTRICTED, ImageResult
 from regionclip_core.evaluation.top1_accuracy import Top1
 from regionclip_core.ops.boxes import shortest
 
@@ -100,7 +104,7 @@ def measure(
     the split has them. `writers` also write the detections of their settings.
     """
     detections = {setting: CategoryRows() for setting in settings}
-    top1 = Top1(evaluator.vocabulary)
+    top1: dict[str, Top1] = {}
     for result in results:
         row = result.image.row
         for setting, one in result.found.items():
@@ -110,8 +114,8 @@ def measure(
             evaluator.add(detections[setting], found)
             if writers and setting in writers:
                 writers[setting](found, (row.height, row.width))
-        if result.given_logits is not None:
-            top1.add(result.given_logits.numpy(), result.image.labels.numpy())
+        for setting, ranked in result.given.items():
+            top1.setdefault(setting, Top1(evaluator.vocabulary)).add(ranked.numpy(), result.image.labels.numpy())
     measured = {}
     for setting, rows in detections.items():
         only = RESTRICTED.get(setting)
@@ -120,9 +124,10 @@ def measure(
             measured[setting]["segm"] = evaluator.evaluate(rows, "segm", only)
         elif rows.has_masks:
             _log.warning("no mask AP: the objects of the evaluated split have no masks; set `masks: true` on the split")
-    if GIVEN in measured:
-        for group, value in top1.scores().items():
-            measured[GIVEN][group]["top1"] = value
+    for setting, counts in top1.items():
+        means = counts.mean_class()
+        for group, value in counts.scores().items():
+            measured[setting][group] |= {"top1": value, "mean_class_top1": means[group]}
     return measured
 
 

@@ -8,7 +8,7 @@ Legend: R proposals and G annotated boxes of one image, K categories.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,9 +16,16 @@ from torch import Tensor
 from regionclip_core.config.tree import Config, TeacherConfig
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
-from regionclip_core.detection.inference import Detections, InferenceSettings, detect_image
+from regionclip_core.detection.inference import (
+    Detections,
+    Fusion,
+    InferenceSettings,
+    class_probabilities,
+    detect_image,
+)
 from regionclip_core.evaluation.average_precision import Protocol, label_groups
 from regionclip_core.evaluation.data import EvaluationData, EvaluationImage
+from regionclip_core.evaluation.second_scores import SecondScores, exponents, second_temperature
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
@@ -27,6 +34,8 @@ from regionclip_core.precision import networks
 
 GIVEN, PROPOSED = "zero_shot_gt", "zero_shot_rpn"
 FINETUNED = "finetuned"
+GIVEN_FUSED, PROPOSED_FUSED, FINETUNED_FUSED = "zero_shot_gt_fused", "zero_shot_rpn_fused", "finetuned_fused"
+"""The same with a second classifier in the scores, see `evaluate.fusion`."""
 RESTRICTED = {"finetuned_base_only": "base", "finetuned_novel_only": "novel"}
 """Settings in which the detector is asked for the names of one group only, and that group."""
 
@@ -43,17 +52,25 @@ class ImageResult:
 
     image: EvaluationImage
     found: Mapping[str, Detections]
-    given_logits: Tensor | None = None
-    """float32[G, K] of the annotated boxes, background left out, where they were classified."""
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    """float32[G, K] by setting: logits or probabilities of the annotated boxes, where they were classified; without
+    the background's."""
 
 
 def zero_shot(
-    clip: ClipModel, config: Config, evaluation: EvaluationData, device: str, tick: Tick
+    clip: ClipModel,
+    config: Config,
+    evaluation: EvaluationData,
+    device: str,
+    tick: Tick,
+    keep: SecondScores | None = None,
+    crops: SecondScores | None = None,
 ) -> Iterator[ImageResult]:
     """Yield `zero_shot_gt` (annotated boxes classified) and `zero_shot_rpn` (proposals classified), in one pass.
 
     Per-class NMS is hard and boxes stay as they are, as in the official zero-shot runs. Annotated boxes may have
-    a score threshold of their own, `evaluate.given_score_threshold`.
+    a score threshold of their own, `evaluate.given_score_threshold`. `keep` gets the probabilities, as the second ones
+    of a later pass. `crops` are the second ones here: with them both settings come fused, too.
     """
     settings, names = config.evaluate, evaluation.vocabulary.names
     temperature = config.finetune.temperature or 1 / clip.logit_scale
@@ -63,6 +80,8 @@ def zero_shot(
     threshold = settings.score_threshold if threshold is None else threshold
     given = InferenceSettings(threshold, settings.nms, max_detections=settings.max_detections)
     proposed = replace(InferenceSettings.from_config(settings, finetuned=False), nms_kind="hard")
+    alike = torch.full((len(names),), settings.fusion.zero_shot)
+    sharper = temperature / second_temperature(config, clip)
 
     @torch.inference_mode()
     def results(images: Sequence[EvaluationImage], batch: ImageBatch) -> list[ImageResult]:
@@ -79,7 +98,15 @@ def zero_shot(
                 GIVEN: detect_image(own[:count], None, image.boxes, None, size, given),
                 PROPOSED: detect_image(own[count:], None, *image.proposals, size, proposed),
             }
-            done.append(ImageResult(image, found, own[:count, :-1]))
+            ranked = {GIVEN: own[:count, :-1]}
+            if keep is not None:
+                keep.add(image, (own[:, :-1] * sharper).softmax(dim=1))
+            if crops is not None:
+                of_given, of_proposed = (Fusion(second, alike) for second in crops.read(image))
+                found[GIVEN_FUSED] = detect_image(own[:count], None, image.boxes, None, size, given, of_given)
+                found[PROPOSED_FUSED] = detect_image(own[count:], None, *image.proposals, size, proposed, of_proposed)
+                ranked[GIVEN_FUSED] = class_probabilities(own[:count], of_given)[:, :-1]
+            done.append(ImageResult(image, found, ranked))
         return done
 
     yield from _in_batches(results, clip, config, evaluation, device, tick)
@@ -110,17 +137,20 @@ def finetuned(
     evaluation: EvaluationData,
     device: str,
     tick: Tick,
+    second: SecondScores | None = None,
 ) -> Iterator[ImageResult]:
     """Yield `finetuned`: detections with the whole vocabulary, novel names included (the generalised setting).
 
     With COCO's protocol also `finetuned_base_only` and `finetuned_novel_only`: the classifier knows the names of one
-    group only, and images without an object of that group are left out. They share the forward pass with the first.
+    group only, and images without an object of that group are left out. They share the forward pass with the first,
+    as does `finetuned_fused`, where there are `second` probabilities.
     """
     names = evaluation.vocabulary.names
     detector.set_vocabulary(embed_names(clip, names, config.teacher), names)
     detector.to(device).eval()
     groups = restricted_labels(evaluation.vocabulary, config.evaluate.protocol)
     rules = InferenceSettings.from_config(config.evaluate, finetuned=True)
+    weights = exponents(config.evaluate.fusion, evaluation.vocabulary).to(device)
 
     @torch.inference_mode()
     def results(images: Sequence[EvaluationImage], batch: ImageBatch) -> list[ImageResult]:
@@ -129,6 +159,11 @@ def finetuned(
         classified = detector.classify_proposals(batch, boxes)
         every = detector.choose(classified, batch, boxes, objectness, rules, box_deltas=True)
         found = [{FINETUNED: one} for one in every]
+        if second is not None:
+            fusion = [Fusion(second.read(image)[1].to(device), weights) for image in images]
+            fused = detector.choose(classified, batch, boxes, objectness, rules, box_deltas=True, fusion=fusion)
+            for settings, one in zip(found, fused, strict=True):
+                settings[FINETUNED_FUSED] = one
         for setting, labels in groups.items():  # the softmax is over these names and the background
             some = detector.choose(
                 classified, batch, boxes, objectness, rules, box_deltas=True, masks=False, labels=labels

@@ -49,6 +49,15 @@ class Top1:
         counts = {name: (self._right[rows].sum(), self._all[rows].sum()) for name, rows in groups.items()}
         return {name: float(right / total * 100) if total else None for name, (right, total) in counts.items()}
 
+    def mean_class(self) -> dict[str, Score]:
+        """Return the mean over a group's categories that have boxes, percent: each counts alike, rare or not."""
+        groups = label_groups(self._vocabulary)
+        seen = {name: [row for row in rows if self._all[row]] for name, rows in groups.items()}
+        return {
+            name: float((self._right[rows] / self._all[rows]).mean() * 100) if rows else None
+            for name, rows in seen.items()
+        }
+
 
 def whole_image_top1(
     clip: ClipModel, config: Config, data: Folder, split: str, unreadable: UnreadableImages
@@ -77,14 +86,14 @@ def whole_image_top1(
     return scores
 
 
-def crop_top1(clip: ClipModel, config: Config, evaluation: EvaluationData) -> dict[str, Score]:
-    """Return the top-1 accuracy of square crops with `labels.context` around the annotated boxes."""
+def crop_top1(clip: ClipModel, config: Config, evaluation: EvaluationData) -> Top1:
+    """Return the accuracies of square crops with `labels.context` around the annotated boxes."""
     encoder = CropEncoder(clip, config.labels.context, config.labels.batch_size)
     classes, top1 = embed_names(clip, evaluation.vocabulary.names, config.teacher), Top1(evaluation.vocabulary)
     for images in evaluation.batches(config.evaluate.batch_size):
         features = encoder([i.pixels for i in images], [i.boxes for i in images])
         top1.add(_cosines(features, classes), torch.cat([i.labels for i in images]).numpy())
-    return top1.scores()
+    return top1
 
 
 def _cosines(features: Tensor, classes: Tensor) -> NDArray[np.float32]:

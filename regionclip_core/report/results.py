@@ -17,18 +17,22 @@ Verdict = Literal["holds here", "holds in part", "does not hold here", "not meas
 
 GROUPS = ("novel", "base", "all")
 LVIS_GROUPS = ("rare", "common", "frequent", "all")
-METRICS = (("ap50", "AP50"), ("ap", "AP"), ("top1", "top-1"))
+METRICS = (("ap50", "AP50"), ("ap", "AP"), ("top1", "top-1"), ("mean_class_top1", "mean class top-1"))
 MODELS = (("clip", "CLIP"), ("regionclip", "RegionCLIP"))
 DIFFERENCE = "difference"
 ONE_GROUP = ("finetuned, novel names", "finetuned, base names")
 """Settings in which the detector is given the names of one group only."""
 SETTINGS = (
     ("zero_shot_gt", "zero-shot, given boxes", MODELS),
+    ("zero_shot_gt_fused", "zero-shot, given boxes, fused", MODELS),
     ("zero_shot_rpn", "zero-shot, proposals", MODELS),
+    ("zero_shot_rpn_fused", "zero-shot, proposals, fused", MODELS),
     ("finetuned", "finetuned on base boxes", MODELS),
+    ("finetuned_fused", "finetuned on base boxes, fused", MODELS),
     ("finetuned_novel_only", ONE_GROUP[0], MODELS),
     ("finetuned_base_only", ONE_GROUP[1], MODELS),
     ("finetuned", "finetuned on all boxes", (("oracle", "RegionCLIP"),)),
+    ("finetuned_fused", "finetuned on all boxes, fused", (("oracle", "RegionCLIP"),)),
 )
 """Key in metrics.json, title, and the models compared, in the order of the tables."""
 MASKS = ", masks"
@@ -90,6 +94,7 @@ def shift_rows(metrics: Metrics) -> dict[str, list[Score]]:
     teacher, given, groups = metrics.get("teacher", {}), metrics.get("zero_shot_gt", {}), groups_of(metrics)
     rows = {
         "CLIP, whole images": teacher.get("whole_image_top1"),
+        "RegionCLIP, whole images": metrics.get("student", {}).get("whole_image_top1"),
         "CLIP, crops of given boxes": teacher.get("crop_top1"),
     }
     for model, name in MODELS:

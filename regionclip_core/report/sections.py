@@ -137,6 +137,7 @@ def results(run: Run) -> Values:
         "groups": groups_of(metrics),
         "metrics": metrics_in(rows),
         "one_group": any(row.setting in ONE_GROUP for row in rows),
+        "fused": any(", fused" in row.setting for row in rows),
         "masks": any(row.setting.endswith(MASKS) for row in rows),
         "shift": shift_rows(metrics),
         "rules": rules,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from regionclip_core.config.nearest import nearest
 from regionclip_core.config.tree import Config, EvaluateConfig, ExecutionConfig
 from regionclip_core.datasets.images import BadImage, check_image, decode_image, read_image_file
-from regionclip_core.detection.given_parts import check_model, check_parts
+from regionclip_core.detection.given_parts import check_model, check_parts, check_second
 from regionclip_core.storage.folder import Folder, writable_target
 from regionclip_core.storage.given_files import is_model_folder
 from regionclip_core.storage.locations import list_files, printable, remote
 from regionclip_core.threads import set_threads, set_usual_threads
-from stages.commands.workspace_models import detector_stages, workspace_detector
+from stages.commands.workspace_models import ZERO_SHOT, detector_stages, workspace_detector
 from stages.engine.work import resolve_device
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ def detect(
     parts: Mapping[str, str | None],
     device: str = "auto",
     precision: str | None = None,
+    fuse: str | None = None,
+    fuse_crops: bool = False,
+    fuse_base: float | None = None,
+    fuse_novel: float | None = None,
     **settings: Any,
 ) -> bool:
     """Write each image with its boxes and masks, and `detections.json`, into `out`; prints one line per image.
@@ -58,6 +62,10 @@ def detect(
         name: which of the workspace's detectors, or its student or teacher, not finetuned.
         parts: rpn, text, prompts and embeddings of `with_parts`.
         precision: as `execution.precision`; None: the config's, or `auto`.
+        fuse: a CLIP model that takes part in the scores, see `RegionModel.fused`: a folder, or the workspace's
+            `student` or `teacher`.
+        fuse_crops: it sees crops, with the context of the workspace's labels (of a model's folder: 1.2).
+        fuse_base, fuse_novel: exponents; None: those of the config's `evaluate.fusion`, or the defaults.
         settings: see `RegionModel.adjusted`; None leaves a setting to the model.
 
     Raises:
@@ -81,7 +89,10 @@ def detect(
     check_parts(**parts)
     if (parts["text"] or parts["prompts"]) and not classes:
         raise ValueError("--text and --prompts are for the names of --classes: give these too, or leave them out")
+    if fuse is None and (fuse_crops or fuse_base is not None or fuse_novel is not None):
+        raise ValueError("--fuse-crops, --fuse-base and --fuse-novel are of a second model: name it with --fuse")
     lines: dict[str, PlanLine] = {}
+    second_lines: dict[str, PlanLine] = {}
     set_usual_threads()
     if isinstance(source, str):
         check_model(source, has_names=bool(classes or parts["embeddings"]), has_rpn=parts["rpn"] is not None)
@@ -91,6 +102,10 @@ def detect(
             raise ValueError(f"proposals.method is {source.proposals.method}: give a proposal network with --rpn")
         if source.execution.threads:
             set_threads(source.execution.threads)
+    if fuse in ZERO_SHOT and not isinstance(source, str):
+        second_lines = detector_stages(source, fuse, f"detect --fuse {fuse}", zero_shot=True)
+    elif fuse is not None:
+        check_second(fuse)
     if not any_readable(files):
         return False
     device = resolve_device(device, "--device")
@@ -105,6 +120,15 @@ def detect(
     else:
         model = with_parts(workspace_detector(source, name, lines), **parts).to(device)
     model = model.adjusted(**settings)
+    if fuse is not None:
+        config = Config() if isinstance(source, str) else source
+        own, context = config.evaluate.fusion, config.labels.context
+        second = workspace_detector(config, fuse, second_lines) if second_lines else open_model(fuse)
+        if own.temperature is not None:
+            second.detector.temperature = own.temperature
+        base = own.base if fuse_base is None else fuse_base
+        novel = own.novel if fuse_novel is None else fuse_novel
+        model = model.fused(second, base, novel, context if fuse_crops else None)
     names = model.ready(classes)
     own = (Path(f"detections{number if number > 1 else ''}") for number in count(1))
     target = Path(out) if out is not None else next(path for path in own if not os.path.lexists(path))

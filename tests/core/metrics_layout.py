@@ -7,7 +7,16 @@ from typing import Any
 
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.average_precision import Protocol, label_groups
-from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, RESTRICTED, restricted_labels
+from regionclip_core.evaluation.passes import (
+    FINETUNED,
+    FINETUNED_FUSED,
+    GIVEN,
+    GIVEN_FUSED,
+    PROPOSED,
+    PROPOSED_FUSED,
+    RESTRICTED,
+    restricted_labels,
+)
 
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 LVIS_NUMBERS = (
@@ -24,24 +33,31 @@ def metric_keys(
     *,
     masks: bool = False,
     whole_image: bool = False,
+    fused: bool = False,
 ) -> set[tuple[str, ...]]:
     """Return the paths of all numbers in the `metrics.json` of such a run, without those below `per_category`.
 
-    `masks`: the detectors make masks and the split has them; `whole_image`: `evaluate.whole_image_split` is set.
+    `masks`: the detectors make masks and the split has them; `whole_image`: `evaluate.whole_image_split` is set;
+    `fused`: so are `evaluate.fusion.source` and `zero_shot`.
     """
     groups = list(label_groups(vocabulary))
     restricted = restricted_labels(vocabulary, protocol)
     keys: set[tuple[str, ...]] = {("protocol",), ("images",)}
-    for name in ("crop_top1", *(("whole_image_top1",) if whole_image else ())):
+    for name in ("crop_top1", "crop_mean_class_top1"):
         keys |= {("teacher", name, group) for group in groups}
+    for model in ("teacher", "student") if whole_image else ():
+        keys |= {(model, "whole_image_top1", group) for group in groups}
     for model in models:
-        keys |= {(GIVEN, model, *path) for path in _score_keys(groups, protocol)}
-        keys |= {(GIVEN, model, group, "top1") for group in groups}
-        keys |= {(PROPOSED, model, *path) for path in _score_keys(groups, protocol)}
+        for given in (GIVEN, GIVEN_FUSED) if fused else (GIVEN,):
+            keys |= {(given, model, *path) for path in _score_keys(groups, protocol)}
+            keys |= {(given, model, group, name) for group in groups for name in ("top1", "mean_class_top1")}
+        for proposed in (PROPOSED, PROPOSED_FUSED) if fused else (PROPOSED,):
+            keys |= {(proposed, model, *path) for path in _score_keys(groups, protocol)}
     for detector in detectors:
         scores = _score_keys(groups, protocol)
         scores |= {("segm", *path) for path in scores} if masks else set()
-        keys |= {(FINETUNED, detector, *path) for path in scores}
+        for setting in (FINETUNED, FINETUNED_FUSED) if fused else (FINETUNED,):
+            keys |= {(setting, detector, *path) for path in scores}
         for setting in restricted:
             keys |= {(setting, detector, *path) for path in _score_keys([RESTRICTED[setting]], protocol)}
     return keys

@@ -138,6 +138,30 @@ def test_classes_and_settings_of_ones_own(run: Run, model: str, images: Path, tm
     assert found("--classes", "dragon, tea pot", "--text", teacher, "--prompts", "single") == asked
 
 
+def test_a_second_model_in_the_scores(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    """The workspace's student, or the same one as a folder; crops or region features; exponents of one's own."""
+
+    def found(*arguments: str, call: Any = run) -> list[dict[str, Any]]:
+        source = () if call is run else ("--model", model)
+        common = ("detect", str(images / "wide.png"), "--score", "0", "--out", str(tmp_path / "out"), *source)
+        [row] = entries(call(*common, *arguments), tmp_path / "out")
+        rows: list[dict[str, Any]] = row["detections"]
+        return rows
+
+    plain, fused = found(), found("--fuse", "student")
+    student = str(artifact(run.workspace, "pretrain"))
+    assert plain != fused != found("--fuse", "student", "--fuse-crops") != found("--fuse", "teacher", "--fuse-crops")
+    assert found("--fuse", "student", "--fuse-base", "0", "--fuse-novel", "0") == plain
+    assert found("--fuse", "student", "--fuse-base", "0.35", "--fuse-novel", "0.65") == fused
+    assert found("--fuse", "student", "--set", "evaluate.fusion.novel=0.2") != fused
+    assert found("--fuse", "student", "--set", "evaluate.fusion.temperature=0.5") != fused
+    # A folder has its own prompts and temperature, here those of the artifact, which doesn't say any.
+    own = found("--fuse", student, call=free)
+    assert own != plain and found("--fuse", student) == own
+    zero_shot = found("--name", "student")
+    assert found("--name", "student", "--fuse", "teacher", "--fuse-crops") != zero_shot
+
+
 def test_published_embeddings_name_what_is_looked_for(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     """The rows are used as they are; names that are not in the folder are embedded as without it."""
 
@@ -328,6 +352,20 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: 
         "--objectness much: expected one of": ["detect", image, *config, "--objectness", "much"],
         "--nms-kind soft: expected one of": ["detect", image, *config, "--nms-kind", "soft"],
         "--device gpu: expected auto, cpu": ["detect", image, *config, "--device", "gpu"],
+        "--fuse-crops, --fuse-base and --fuse-novel are of a second model": ["detect", image, *config, "--fuse-crops"],
+        "expected a CLIP model, such as an exported student, but it is": ["detect", image, *config, "--fuse", model],
+        "--fuse: nowhere is not there": ["detect", image, *config, "--fuse", "nowhere"],
+        "detect --fuse student needs the finished stage pretrain": [
+            "detect",
+            image,
+            *config,
+            "--name",
+            "teacher",
+            "--fuse",
+            "student",
+            "--set",
+            "pretrain.steps=9",
+        ],
         "more than once": ["detect", image, *config, "--classes", "a,b,a"],
         "'--score'": ["detect", image, *config, "--score", "30"],
         f"--out {image}: expected a local folder": ["detect", image, *config, "--out", image],

@@ -32,7 +32,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "proposals": {"method": "rpn"},
         "labels": {"mode": "roi"},
         "pretrain": {"gather_regions": False},
-        "evaluate": {"whole_image_split": "val", "nms_kind": "gaussian", "given_score_threshold": 0.01},
+        "evaluate": {
+            "whole_image_split": "val",
+            "nms_kind": "gaussian",
+            "given_score_threshold": 0.01,
+            "fusion": {"source": "student", "zero_shot": 0.5},
+        },
     },
     "drawn": {
         "proposals": {"method": "random"},
@@ -125,6 +130,8 @@ NOT_HELD = {
     "teacher": {"teacher.training.checkpoint_every"},
     # Are held where they are not the defaults, so that older labels stay good.
     "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"},
+    # Are held where a second classifier takes part.
+    "evaluate": {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }
 """What a stage reads, and its result doesn't depend on; besides where it runs."""

@@ -191,6 +191,7 @@ ZERO_PASSES = {
     *("pairs.min_regions", "pairs.other_regions", "pretrain.crop_weight"),
     "finetune.focal_gamma",
     *("evaluate.score_threshold", "evaluate.given_score_threshold"),
+    *(f"evaluate.fusion.{key}" for key in ("base", "novel", "zero_shot")),
     *("pretrain.contrastive_weight", "pretrain.distill_weight", "pretrain.image_text_weight"),
     *(f"{stage}.{key}" for stage in ("pretrain", "finetune") for key in ("flip", "freeze_at")),
     "teacher.training.flip",
@@ -207,7 +208,7 @@ UNSET = {  # so that settings that may be null have a number
     "execution": {"workers": 2, "threads": 2},
     "concepts.max_concepts": 5,
     "evaluate.given_score_threshold": 0.1,
-    **{f"{stage}.temperature": 0.1 for stage in ("labels", "pretrain", "finetune")},
+    **{f"{stage}.temperature": 0.1 for stage in ("labels", "pretrain", "finetune", "evaluate.fusion")},
     **{f"{stage}.optim.{key}": v for stage in ("rpn", "finetune") for key, v in [("clip_norm", 1), ("drops", [5])]},
     "finetune.train_sizes": [64],
 }

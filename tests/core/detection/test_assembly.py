@@ -23,7 +23,8 @@ from regionclip_core.detection.inference import Detections
 from regionclip_core.detection.model_folder import save_model
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.evaluation.data import EvaluationData
-from regionclip_core.evaluation.passes import FINETUNED, PROPOSED, finetuned, zero_shot
+from regionclip_core.evaluation.passes import FINETUNED, FINETUNED_FUSED, PROPOSED, finetuned, zero_shot
+from regionclip_core.evaluation.second_scores import SecondScores, crop_scores
 from regionclip_core.models.clip import save_clip
 from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts, write_prompts
@@ -134,6 +135,43 @@ def test_a_picture_is_found_in_as_the_evaluation_does(
     np.testing.assert_allclose(found.boxes.numpy(), expected.boxes, atol=1e-2)
     assert found.labels.tolist() == expected.labels.tolist()
     assert found.masks is not None and len(found.masks) == len(found)
+
+
+@pytest.mark.parametrize("source", ["student", "teacher_crops"])
+def test_a_second_classifier_takes_part_as_in_the_evaluation(
+    folders: dict[str, Folder], tmp_path: Path, source: str
+) -> None:
+    pixels = photograph(210, 331)
+    settings = config(fusion={"source": source, "base": 0.3, "novel": 0.7})
+    data, clip = evaluation(tmp_path, pixels, settings, folders["rpn"]), tiny_clip(1)
+    kept = SecondScores(len(VOCABULARY))
+    list(zero_shot(clip, settings, data, "cpu", lambda n: None, kept))
+    second = kept if source == "student" else crop_scores(clip, settings, data, lambda n: None)
+    detector = load_detector(folders["finetune"], stem="regionclip")
+    result = next(finetuned(detector, tiny_clip(), settings, data, "cpu", lambda n: None, second))
+    expected = result.found[FINETUNED_FUSED]
+    context = None if source == "student" else settings.labels.context
+    model, plain = run_model(folders), run_model(folders).detect(pixels)[0]
+    opinion = zero_shot_of_run(settings, clip, None, VOCABULARY)
+    fused = model.fused(opinion, 0.3, 0.7, context)
+    [found] = fused.detect(pixels)
+    assert len(found) == len(expected.scores) > 5
+    np.testing.assert_allclose(found.scores.numpy(), expected.scores, atol=1e-5)
+    assert found.labels.tolist() == expected.labels.tolist()
+    assert not torch.equal(found.scores, plain.scores)
+    # Exponents of 0 leave the model's own probability; names outside the vocabulary count as novel ones.
+    np.testing.assert_allclose(model.fused(opinion, 0.0, 0.0, context).detect(pixels)[0].scores, plain.scores)
+    others = [model.fused(opinion, base, 0.7, context).detect(pixels, UNKNOWN)[0].scores for base in (0.1, 0.9)]
+    assert torch.equal(*others)
+    # Both see the image in another size.
+    resized = fused.adjusted(image_size=96).detect(pixels)[0]
+    again = model.adjusted(image_size=96).fused(opinion, 0.3, 0.7, context).detect(pixels)[0]
+    assert same(resized, again) and not torch.equal(resized.scores, found.scores)
+
+
+def test_a_detector_is_no_second_classifier(folders: dict[str, Folder]) -> None:
+    with pytest.raises(ValueError, match="expected a CLIP model, such as an exported student"):
+        run_model(folders).fused(run_model(folders))
 
 
 # ---------------------------------------------------------------- folders

@@ -117,6 +117,24 @@ def test_coco_run(tmp_path: Path) -> None:
     assert set(tables["zero-shot, RPN boxes, AP50"]) == {"clip", "regionclip"}
 
 
+@pytest.mark.parametrize("source", ["student", "teacher_crops"])
+def test_fused_rows_are_beside_the_others(tmp_path: Path, source: str) -> None:
+    """And change none of them."""
+    inputs = make_inputs(tmp_path, settings(), ("clip", "regionclip"), mask_head=True)
+    plain, _ = run(tmp_path / "plain", settings(), inputs)
+    fused, _ = run(tmp_path / "fused", settings(fusion={"source": source, "zero_shot": 0.5}), inputs)
+    assert paths_of(fused) == metric_keys(VOCABULARY, "coco", detectors=("clip", "regionclip"), fused=True)
+    assert plain == {key: fused[key] for key in plain}
+    files = {file.name for file in (tmp_path / "fused" / "evaluate").glob("detections-*")}
+    for name in ("clip", "regionclip"):
+        own = {f"detections-zero-shot-{kind}-fused-{name}.json" for kind in ("gt", "rpn")}
+        assert files >= own | {f"detections-finetuned-fused-{name}.json"}
+        for setting in ("zero_shot_gt", "zero_shot_rpn", "finetuned"):
+            assert fused[f"{setting}_fused"][name] != fused[setting][name]
+    rows = json.loads((tmp_path / "fused/evaluate/detections-finetuned-fused-clip.json").read_text())
+    assert rows and "segmentation" in rows[0]
+
+
 def test_lvis_run_with_masks(tmp_path: Path) -> None:
     """With the numbers of table 2 and of both zero-shot tables; only one detector was given."""
     config = settings(protocol="lvis", max_detections=300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from small_artifacts import (
     Picture,
     naive_iou,
     network_input,
+    pillow_crop,
     region_feature,
     rows_of,
     tiny_clip,
@@ -33,7 +35,18 @@ from regionclip_core.detection.inference import Detections
 from regionclip_core.evaluation import passes
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.metrics import measure
-from regionclip_core.evaluation.passes import FINETUNED, GIVEN, PROPOSED, ImageResult, finetuned, zero_shot
+from regionclip_core.evaluation.passes import (
+    FINETUNED,
+    FINETUNED_FUSED,
+    GIVEN,
+    GIVEN_FUSED,
+    PROPOSED,
+    PROPOSED_FUSED,
+    ImageResult,
+    finetuned,
+    zero_shot,
+)
+from regionclip_core.evaluation.second_scores import SecondScores, crop_scores
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.proposals.proposers import read_proposals
@@ -281,6 +294,85 @@ def test_finetuned_against_a_loop(tmp_path: Path) -> None:
     assert seen == {FINETUNED: 3, "finetuned_base_only": 3, "finetuned_novel_only": 2}
 
 
+@pytest.mark.parametrize("source", ["student", "teacher_crops"])
+def test_fused_scores_against_a_loop(tmp_path: Path, source: str) -> None:
+    """Finetuned and zero-shot, with a second opinion of the student before finetuning, or of the teacher's crops."""
+    fusion = {"source": source, "base": 0.2, "novel": 0.7, "zero_shot": 0.4, "temperature": 0.05}
+    limits = {"split": "val", "score_threshold": 0.1, "nms": 0.4, "max_detections": 7, "fusion": fusion}
+    objectness = {"objectness": "sigmoid", "finetuned_objectness": "sigmoid"}
+    config = tiny_config(evaluate={**limits, **objectness}, labels={"context": 1.5})
+    evaluation, _ = setup(tmp_path, [EVEN], config)
+    teacher, student = tiny_clip(), tiny_clip(1)
+    detector = build_detector(student, ("cat", "bus"), config)
+    detector.background_logit.data.fill_(1.5)
+    crops = crop_scores(teacher, config, evaluation, lambda n: None)
+    kept = SecondScores(4)
+    zero = list(zero_shot(student, config, evaluation, "cpu", lambda n: None, kept, crops))
+    second = kept if source == "student" else crops
+    found = list(finetuned(detector, student, config, evaluation, "cpu", lambda n: None, second))
+
+    def softmax(logits: list[np.ndarray]) -> np.ndarray:
+        rows = [np.exp(row) / np.exp(row).sum() for row in logits]
+        return np.array([row[:4] for row in rows]).reshape(-1, 4)  # without the background
+
+    def cosines(clip: ClipModel, feature: Tensor) -> np.ndarray:
+        with torch.no_grad():
+            classes = torch.nn.functional.normalize(embed_names(clip, VOCABULARY.names, config.teacher), dim=1)
+        return (classes @ feature / feature.norm()).double().numpy()
+
+    own_exponents, rules, number = np.array([0.2, 0.7, 0.2, 0.7]), {"threshold": 0.1, "nms": 0.4, "most": 7}, 0
+    given, right = proposals_of(evaluation), []
+    for one, result, row in zip(zero, found, evaluation.rows(), strict=True):
+        pixels = ImageReader(evaluation.data).read(row)
+
+        def second_of(boxes: Tensor, by: str, row: Any = row, pixels: np.ndarray = pixels) -> np.ndarray:
+            if by == "student":
+                features = naive_features(row, boxes, evaluation, student.model.visual, student)
+            else:
+                cut = [pillow_crop(pixels, box, 1.5, teacher) for box in boxes.tolist()]
+                with torch.no_grad():
+                    features = teacher.model.encode_image(torch.stack(cut)) if cut else torch.zeros(0, 16)
+            clip = student if by == "student" else teacher
+            return softmax([cosines(clip, feature) / 0.05 for feature in features])
+
+        boxes = given[row.key].boxes
+        features = naive_features(row, boxes, evaluation, student.model.visual, student)
+        p = softmax([np.append(cosines(student, feature) / 0.07, 1.5) for feature in features])
+        p = p ** (1 - own_exponents) * second_of(boxes, source) ** own_exponents
+        factors = [1 / (1 + np.exp(-float(v))) for v in given[row.key].logits]
+        fused = result.found[FINETUNED_FUSED]
+        assert_found(replace(fused, boxes=boxes[fused.proposal]), naive_detections(boxes.tolist(), p, factors, rules))
+        number += len(fused)
+        for setting, some in ((PROPOSED_FUSED, boxes), (GIVEN_FUSED, one.image.boxes)):
+            features = naive_features(row, some, evaluation, student.model.visual, student)
+            p = softmax([cosines(student, feature) / 0.07 for feature in features])
+            p = p**0.6 * second_of(some, "teacher_crops") ** 0.4
+            weights = factors if setting == PROPOSED_FUSED else [0.0] * len(some)
+            assert_found(one.found[setting], naive_detections(some.tolist(), list(p), weights, rules))
+        right += [int(q.argmax()) == int(label) for q, label in zip(p, one.image.labels, strict=True)]
+        assert result.found[FINETUNED].scores.tolist() != fused.scores.tolist()
+    assert number > 12
+    measured = measure(zero, evaluation.evaluator, tuple(zero[0].found))
+    assert measured[GIVEN_FUSED]["all"]["top1"] == pytest.approx(100 * np.mean(right))
+
+
+def test_second_scores_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    evaluation, _ = setup(tmp_path, [EVEN])
+    scores = SecondScores(4)
+    kept = {}
+    *images, last = [image for batch in evaluation.batches(1) for image in batch]
+    for image in images:
+        count = len(image.boxes) + len(image.proposals.boxes)
+        kept[image.row.image_id] = torch.rand(count, 4)
+        scores.add(image, kept[image.row.image_id])
+    for image in reversed(images):
+        given, proposed = scores.read(image)
+        assert len(given) == len(image.boxes)
+        assert torch.equal(torch.cat((given, proposed)), kept[image.row.image_id])
+    with pytest.raises(ValueError, match=f"image {last.row.key} can be read now"):
+        scores.read(last)
+
+
 def test_an_image_is_measured_as_if_it_were_alone(tmp_path: Path) -> None:
     """Padding to a shared canvas would change the features at the right and lower edge, and with them scores."""
     config = tiny_config(evaluate={"split": "val", "batch_size": 4})
@@ -295,7 +387,7 @@ def test_an_image_is_measured_as_if_it_were_alone(tmp_path: Path) -> None:
             finetuned(detector, clip, config, evaluation, "cpu", lambda n: None),
             strict=True,
         )
-        return [{**one.found, **other.found, "logits": one.given_logits} for one, other in both]
+        return [{**one.found, **other.found, "logits": one.given[GIVEN]} for one, other in both]
 
     found = measured(together)
     for number, picture in enumerate(pictures):

@@ -112,8 +112,11 @@ def test_crops_against_a_loop(tmp_path: Path, seen: list[np.ndarray]) -> None:
     assert len(expected) == 12
     found = crop_top1(clip, CONFIG, EvaluationData(CONFIG, data, proposals))
     np.testing.assert_allclose(seen, [row for _, row in expected], atol=2e-4)
-    assert found == pytest.approx(percent(expected))
-    assert 0 < found["all"] < 100
+    assert found.scores() == pytest.approx(percent(expected))
+    assert 0 < found.scores()["all"] < 100
+    by_label = [percent([pair for pair in expected if pair[0] == label])["all"] for label in range(4)]
+    means = {"base": [by_label[0], by_label[2]], "novel": [by_label[1], by_label[3]], "all": by_label}
+    assert found.mean_class() == pytest.approx({name: float(np.mean(some)) for name, some in means.items()})
 
 
 def test_a_split_without_such_an_image_is_refused(tmp_path: Path) -> None:
@@ -129,5 +132,7 @@ def test_top1_by_group() -> None:
     assert top1.scores() == {"base": None, "novel": None, "all": None, "striped": None}
     top1.add(logits[:2], labels[:2])
     assert top1.scores()["novel"] is None
+    assert top1.mean_class()["novel"] is None
     top1.add(logits[2:], labels[2:])
+    assert top1.mean_class() == {"base": 75.0, "novel": 50.0, "all": 62.5, "striped": 100.0}
     assert top1.scores() == {"base": pytest.approx(200 / 3), "novel": 50.0, "all": 60.0, "striped": 100.0}

@@ -114,6 +114,18 @@ def test_plain_table_is_aligned_and_narrow() -> None:
     assert re.search(r"finetuned on all boxes +RegionCLIP +50\.0 +48\.0 +48\.0 +- +- +-", text)
 
 
+def test_fused_rows_and_the_students_whole_images_are_shown() -> None:
+    whole = {"whole_image_top1": {"novel": 71.0, "base": 72.0, "all": 71.7}}
+    fused = {"finetuned_fused": {"clip": scores(41.5, 50.0), "regionclip": scores(45.25, 51.0)}, "student": whole}
+    rows = {(row.setting, row.model): row for row in result_rows(METRICS | fused)}
+    title = "finetuned on base boxes, fused"
+    assert rows[title, "RegionCLIP"].values["ap50", "novel"] == 45.25
+    assert rows[title, "difference"].values["ap50", "novel"] == 3.75
+    assert list(shift_rows(METRICS | fused))[1] == "RegionCLIP, whole images"
+    text = format_results(METRICS | fused)
+    assert title in text and max(map(len, text.splitlines())) <= 100
+
+
 def lvis_scores(rare: float, frequent: float, top1: float | None = None) -> dict[str, Any]:
     values = {"rare": rare, "common": frequent, "frequent": frequent, "novel": rare, "base": frequent, "all": 9.0}
     result: dict[str, Any] = {g: {"ap50": 2 * v, "ap": v} for g, v in values.items()}
