@@ -8,10 +8,10 @@ Legend: K names, R regions, D embedding.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,16 @@ from regionclip_core.detection.inference import Detections, Fusion, InferenceSet
 from regionclip_core.models.clip import ClipModel, Triple
 from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import NamePrompts
-from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.ops.image_batch import ImageBatch, batch_resized, by_input_size, resize_image
 from regionclip_core.precision import networks
 from regionclip_core.proposals.proposers import NetworkBoxes, proposer_row
 
 ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
 """A path or URL, the bytes of a file, a Pillow image, uint8[H, W, 3] RGB, or a uint8 tensor [3, H, W]."""
+
+
+_T = TypeVar("_T")
+_IMAGES_AT_ONCE = 8  # bounds memory
 
 
 @dataclass(frozen=True)
@@ -111,25 +115,30 @@ class RegionModel:
         Raises:
             ValueError: as `ready`, and for an image that can't be read.
         """
-        names = self.ready(classes)
-        assert self.proposer is not None
-        found = []
-        # One image at a time: padding is convolved like pixels, so in a batch results depend on the other images.
-        for pixels in map(pixels_of, _several(images)):
-            image = to_tensor(pixels)
-            with torch.no_grad():
-                [proposals] = self.proposer([proposer_row(pixels)], [image])
-                batch = self._batch(image)
-                boxes = [batch.to_input(0, proposals.boxes).to(self.device)]
-                logits = [proposals.logits.to(self.device)]
-                fusion = None
-                if self.second is not None:
-                    fusion = [self.second.classify(image, proposals.boxes, names, self.device)]
-                [one] = self.detector.detect(
-                    batch, boxes, logits, self.inference, box_deltas=self.finetuned, fusion=fusion
-                )
-            found.append(Detections(one.boxes.cpu(), one.scores.cpu(), one.labels.cpu(), one.proposal.cpu(), one.masks))
+        names, found, several = self.ready(classes), list[Detections](), _several(images)
+        for start in range(0, len(several), _IMAGES_AT_ONCE):
+            found += self._detect_some([pixels_of(image) for image in several[start : start + _IMAGES_AT_ONCE]], names)
         return found
+
+    @torch.no_grad()
+    def _detect_some(self, pixels: Sequence[npt.NDArray[np.uint8]], names: Sequence[str]) -> list[Detections]:
+        """Return what `detect` does, of images uint8[H, W, 3]; only those of one input size share a batch."""
+        assert self.proposer is not None
+        images = [to_tensor(image) for image in pixels]
+        proposals = self.proposer([proposer_row(image) for image in pixels], images)
+
+        def detect_batch(batch: ImageBatch, numbers: list[int]) -> Sequence[Detections]:
+            boxes = [batch.to_input(i, proposals[n].boxes).to(self.device) for i, n in enumerate(numbers)]
+            logits = [proposals[n].logits.to(self.device) for n in numbers]
+            fusion = None
+            if self.second is not None:
+                fusion = [self.second.classify(images[n], proposals[n].boxes, names, self.device) for n in numbers]
+            return self.detector.detect(batch, boxes, logits, self.inference, box_deltas=self.finetuned, fusion=fusion)
+
+        return [
+            Detections(one.boxes.cpu(), one.scores.cpu(), one.labels.cpu(), one.proposal.cpu(), one.masks)
+            for one in self._in_batches(images, detect_batch)
+        ]
 
     @torch.no_grad()
     def region_features(self, images: ImageLike | Sequence[ImageLike], boxes: Sequence[Any]) -> Tensor:
@@ -140,12 +149,18 @@ class RegionModel:
         """
         found = [torch.zeros(0, self.detector.encoder.embed_dim)]
         several = _several(images)
-        for image, some in zip(several, boxes if several is images else [boxes], strict=True):
-            batch = self._batch(to_tensor(pixels_of(image)))
-            regions = batch.to_input(0, torch.as_tensor(some, dtype=torch.float32).reshape(-1, 4)).to(self.device)
+        given = list(zip(several, boxes if several is images else [boxes], strict=True))
+
+        def encode(batch: ImageBatch, numbers: list[int]) -> Sequence[Tensor]:
+            regions = [torch.as_tensor(some[n][1], dtype=torch.float32).reshape(-1, 4) for n in numbers]
+            inputs = [batch.to_input(i, own).to(self.device) for i, own in enumerate(regions)]
             with networks(self.device):
-                features = self.detector.encoder(batch.tensor, [regions], batch.sizes)
-            found.append(F.normalize(features.float(), dim=1).cpu())
+                features = self.detector.encoder(batch.tensor, inputs, batch.sizes)
+            return torch.split(F.normalize(features.float(), dim=1).cpu(), [len(own) for own in regions])
+
+        for start in range(0, len(given), _IMAGES_AT_ONCE):
+            some = given[start : start + _IMAGES_AT_ONCE]
+            found += self._in_batches([to_tensor(pixels_of(image)) for image, _ in some], encode)
         return torch.cat(found)
 
     def embed(self, names: Sequence[str]) -> Tensor:
@@ -262,9 +277,17 @@ class RegionModel:
         sized = clip.to(str(self.device)).adjusted(self.preprocess.image_size, self.preprocess.max_size)
         return replace(self, second=SecondClassifier(sized, frozenset(self.vocabulary.base), base, novel, crops))
 
-    def _batch(self, image: Tensor) -> ImageBatch:
+    def _in_batches(
+        self, images: Sequence[Tensor], compute: Callable[[ImageBatch, list[int]], Sequence[_T]]
+    ) -> list[_T]:
+        """Return `compute` of images uint8[3, H, W] and their numbers, batched by the size of the input."""
         to = self.preprocess
-        return batch_images([image], to.image_size, to.max_size, to.mean, to.std).to(self.device)
+        resized = [resize_image(image, to.image_size, to.max_size) for image in images]
+
+        def compute_some(numbers: list[int]) -> Sequence[_T]:
+            return compute(batch_resized([resized[n] for n in numbers], to.mean, to.std, self.device), numbers)
+
+        return by_input_size(resized, compute_some)
 
 
 def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:

@@ -338,6 +338,21 @@ def test_settings_of_ones_own_change_what_is_found(folders: dict[str, Folder]) -
 # ---------------------------------------------------------------- for people
 
 
+def test_images_of_one_size_share_a_batch_and_no_result_depends_on_the_others(folders: dict[str, Folder]) -> None:
+    sizes = [(60, 90), (90, 60), (60, 90), (64, 64)] * 3  # more than one batch takes
+    pixels, model = [np.roll(photograph(*size), 7 * n, 1) for n, size in enumerate(sizes)], run_model(folders)
+    found = model.detect(pixels)
+    assert len(found) == 12 and not same(found[0], found[2])
+    boxes = [one.boxes[:3] for one in found]
+    features = model.region_features(pixels, boxes).split([len(some) for some in boxes])
+    for image, own, some, rows in zip(pixels, found, boxes, features, strict=True):
+        [alone] = model.detect(image)
+        assert torch.equal(alone.labels, own.labels) and torch.equal(alone.proposal, own.proposal)
+        torch.testing.assert_close(alone.boxes, own.boxes)
+        torch.testing.assert_close(alone.scores, own.scores)
+        torch.testing.assert_close(model.region_features(image, some), rows)
+
+
 def test_an_image_may_come_in_any_form(folders: dict[str, Folder], tmp_path: Path) -> None:
     pixels, model = photograph(60, 90), run_model(folders)
     file = tmp_path / "é.png"
