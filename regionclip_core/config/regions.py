@@ -145,3 +145,6 @@ class EvaluateConfig(Section):
     finetuned_objectness: Literal["none", "sigmoid", "raw_logit"] = "none"
     """The same for finetuned detectors."""
     fusion: FusionConfig = FusionConfig()
+    synonyms: str | None = None
+    """YAML file of synonyms (`coco` or `world` in data/synonyms, or a path), for rows in which the first synonym stands
+    in for each category's name; null leaves them out."""

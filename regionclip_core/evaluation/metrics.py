@@ -14,6 +14,9 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
     finetuned.<detector>        scores: the detector with all names (generalised); with `segm` where it makes masks
     zero_shot_gt_fused.<model>, zero_shot_rpn_fused.<model>, finetuned_fused.<detector>
                                 scores: the same with a second classifier in the scores (`evaluate.fusion`)
+    zero_shot_gt_synonyms.<model>, zero_shot_rpn_synonyms.<model>, finetuned_synonyms.<detector>
+                                scores: the same with `evaluate.synonyms` for the names; each group has ap50_drop too,
+                                what AP50 loses by it
     finetuned_base_only.<detector>, finetuned_novel_only.<detector>
                                 scores (COCO only): the detector knows the names of one group only, on the images
                                 that hold an object of it; scores of that group only
