@@ -272,7 +272,7 @@ class Evaluate(JobStage):
         """Also what shapes the zero-shot classifier and the teacher's crops."""
         fusion = config.evaluate.fusion
         unset = {"fusion"} if fusion.source == "none" and not fusion.zero_shot else set()
-        unset |= {"synonyms"} if config.evaluate.synonyms is None else set()
+        unset |= {name for name in ("synonyms", "fixed_ap") if not getattr(config.evaluate, name)}
         return {
             "evaluate": config.evaluate.model_dump(mode="json", exclude=unset),
             "teacher": text_settings(config.teacher),

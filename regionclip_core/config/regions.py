@@ -148,3 +148,6 @@ class EvaluateConfig(Section):
     synonyms: str | None = None
     """YAML file of synonyms (`coco` or `world` in data/synonyms, or a path), for rows in which the first synonym stands
     in for each category's name; null leaves them out."""
+    fixed_ap: bool = False
+    """`lvis`: also LVIS's fixed AP, of the 10,000 best detections of each category over the whole split, however many
+    are in one image. Raise `max_detections`, which limits those of an image, far above 300 with it."""

@@ -67,7 +67,7 @@ class EvaluationData:
         self.synonyms = None if settings.synonyms is None else synonym_names(settings.synonyms, self.vocabulary)
         """By row of the vocabulary, for rows of their own."""
         self._annotated_only = settings.annotated_only
-        self.evaluator = Evaluator(self.vocabulary, settings.protocol)
+        self.evaluator = Evaluator(self.vocabulary, settings.protocol, settings.fixed_ap)
         """Holds the ground truth; crowds are ignored regions."""
         self.count = 0
         """Number of images."""

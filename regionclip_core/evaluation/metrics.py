@@ -25,6 +25,7 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
             per_category.<name> AP50
             coco                COCO's 12 numbers over all categories (of the group, in a restricted setting)
             lvis                the LVIS reference's 13 numbers; one of these two, by protocol
+            lvis_fixed          LVIS's fixed AP (`evaluate.fixed_ap`)
             segm                scores of the masks
 
 Groups are base, novel, all and the vocabulary's own, for LVIS rare, common and frequent.
@@ -107,6 +108,7 @@ def measure(
     the split has them. `writers` also write the detections of their settings.
     """
     detections = {setting: CategoryRows() for setting in settings}
+    every = {setting: CategoryRows() for setting in settings if evaluator.fixed_ap}
     top1: dict[str, Top1] = {}
     for result in results:
         row = result.image.row
@@ -115,6 +117,8 @@ def measure(
             boxes, scores = shortest(xywh(one.boxes.cpu().numpy())), shortest(one.scores.cpu().numpy())
             found = ImageDetections(row.image_id, boxes, scores, one.labels.cpu().numpy(), one.masks)
             evaluator.add(detections[setting], found)
+            if setting in every:
+                evaluator.add(every[setting], found, every=True)
             if writers and setting in writers:
                 writers[setting](found, (row.height, row.width))
         for setting, ranked in result.given.items():
@@ -127,6 +131,10 @@ def measure(
             measured[setting]["segm"] = evaluator.evaluate(rows, "segm", only)
         elif rows.has_masks:
             _log.warning("no mask AP: the objects of the evaluated split have no masks; set `masks: true` on the split")
+    for setting, rows in every.items():
+        measured[setting]["lvis_fixed"] = evaluator.fixed(rows)
+        if "segm" in measured[setting]:
+            measured[setting]["segm"]["lvis_fixed"] = evaluator.fixed(rows, "segm")
     for setting, counts in top1.items():
         means = counts.mean_class()
         for group, value in counts.scores().items():

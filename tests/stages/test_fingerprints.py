@@ -126,7 +126,7 @@ NOT_HELD = {
     # Are held where they are not the defaults, `image` and 0, so that older labels stay good.
     "labels": {"labels.canvas", "labels.objectness_power"},
     # Are held where they ask for rows of their own.
-    "evaluate": {"evaluate.synonyms"}
+    "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap"}
     | {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }
