@@ -16,6 +16,7 @@ from regionclip_core.concepts.identity import parser_identity
 from regionclip_core.config.section import Section
 from regionclip_core.config.tree import RPN_FIELDS, CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
 from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.synonyms import synonym_file
 from regionclip_core.datasets.world.version import WORLD_VERSION
 from regionclip_core.storage.given_files import clip_files, detector_files, rpn_files, text_files, text_settings
 from regionclip_core.storage.locations import list_files, printable
@@ -275,6 +276,7 @@ class Evaluate(JobStage):
         """Also what shapes the zero-shot classifier and the teacher's crops."""
         fusion = config.evaluate.fusion
         unset = {"fusion"} if fusion.source == "none" and not fusion.zero_shot else set()
+        unset |= {name for name in ("synonyms", "fixed_ap") if not getattr(config.evaluate, name)}
         return {
             "evaluate": config.evaluate.model_dump(mode="json", exclude=unset),
             "teacher": text_settings(config.teacher),
@@ -284,8 +286,9 @@ class Evaluate(JobStage):
         }
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """Files of prompts and of published embeddings count by their content."""
-        return text_files(config.teacher)
+        """Files of prompts, of published embeddings and of synonyms count by their content."""
+        synonyms = config.evaluate.synonyms
+        return text_files(config.teacher) + ([synonym_file(synonyms)] if synonyms is not None else [])
 
 
 class Report(JobStage):

@@ -11,6 +11,7 @@ import torch
 from regionclip_core.datasets.index import split_rows
 from regionclip_core.detection.detector import load_detector
 from regionclip_core.evaluation import passes
+from regionclip_core.evaluation.average_precision import label_groups
 from regionclip_core.evaluation.data import EvaluationData
 from regionclip_core.evaluation.metrics import measure, results_writer
 from regionclip_core.evaluation.second_scores import SecondScores, crop_scores
@@ -79,8 +80,10 @@ class EvaluateWork(JobWork):
             settings = [passes.GIVEN, passes.PROPOSED]
             settings += [passes.GIVEN_FUSED, passes.PROPOSED_FUSED] if fused_with is not None else []
             files = {setting: f"{setting.replace('_', '-')}-{name}" for setting in settings}
+            settings += [passes.GIVEN_SYNONYMS, passes.PROPOSED_SYNONYMS] if evaluation.synonyms is not None else []
             _measure(ctx, metrics, name, results, evaluation, settings, files)
         settings = [passes.FINETUNED, *passes.restricted_labels(evaluation.vocabulary, config.evaluate.protocol)]
+        settings += [passes.FINETUNED_SYNONYMS] if evaluation.synonyms is not None else []
         settings += [passes.FINETUNED_FUSED] if second is not None else []
         for name in detectors:
             clip = clips["clip" if name == "clip" else "regionclip"]
@@ -119,6 +122,10 @@ def _measure(
         scores = measure(results, evaluation.evaluator, settings, writers)
     for setting, values in scores.items():
         metrics.setdefault(setting, {})[model] = values
+        if setting in passes.SYNONYMS:  # the drop is the number
+            for group in label_groups(evaluation.vocabulary):
+                was, now = scores[passes.SYNONYMS[setting]][group]["ap50"], values[group]["ap50"]
+                values[group]["ap50_drop"] = None if was is None or now is None else was - now
 
 
 def _headline(metrics: dict[str, Any]) -> dict[str, Any]:

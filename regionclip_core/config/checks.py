@@ -111,6 +111,8 @@ def _between_sections(config: Config) -> Iterator[str]:
             f"pairs.min_regions: expected at most pairs.max_regions, which is {config.pairs.max_regions} "
             f"(came: {config.pairs.min_regions})"
         )
+    if config.evaluate.fixed_ap and config.evaluate.protocol != "lvis":
+        yield "evaluate.fixed_ap: is of evaluate.protocol lvis; set it false, or evaluate an LVIS split by its protocol"
     raw = [n for n in ("objectness", "finetuned_objectness") if getattr(config.evaluate, n) == "raw_logit"]
     if raw and config.proposals.method != "rpn":  # their logits are all 0, and so would be every score
         yield (

@@ -155,3 +155,9 @@ class EvaluateConfig(Section):
     finetuned_objectness: Literal["none", "sigmoid", "raw_logit"] = "none"
     """The same for finetuned detectors."""
     fusion: FusionConfig = FusionConfig()
+    synonyms: str | None = None
+    """YAML file of synonyms (`coco` or `world` in data/synonyms, or a path), for rows in which the first synonym stands
+    in for each category's name; null leaves them out."""
+    fixed_ap: bool = False
+    """`lvis`: also LVIS's fixed AP, of the 10,000 best detections of each category over the whole split, however many
+    are in one image. Raise `max_detections`, which limits those of an image, far above 300 with it."""

@@ -60,10 +60,11 @@ class HeadOutput(NamedTuple):
 
 
 class ClassifiedProposals(NamedTuple):
-    """`features`: the encoder's map of the images; `output`: of all their proposals."""
+    """`features`: the encoder's map of the images; `output` of all their proposals, whose `embeddings` are [R, D]."""
 
     features: Tensor
     output: HeadOutput
+    embeddings: Tensor
 
 
 class MaskHead(nn.Module):
@@ -149,12 +150,14 @@ class OpenVocabularyDetector(nn.Module):
         return HeadOutput(self.classify(features), self.box_regressor(features))
 
     @in_float32
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Tensor, class_embeddings: Tensor | None = None) -> Tensor:
         """Return logits [R, K + 1] of region embeddings [R, D] (any norm): cosine / temperature, then the background's.
 
         The text embeddings are the classifier's weights, so everything that has a name can be a class.
+        `class_embeddings`: [K, D] of any norm, to take instead of the vocabulary's.
         """
-        cosines = F.normalize(features, dim=1) @ self.class_embeddings.T
+        classes = self.class_embeddings if class_embeddings is None else F.normalize(class_embeddings, dim=1)
+        cosines = F.normalize(features, dim=1) @ classes.T
         background = self.background_logit.expand(len(features), 1)
         return torch.cat((cosines / self.temperature, background), dim=1)
 
@@ -278,7 +281,8 @@ class OpenVocabularyDetector(nn.Module):
         """Run the networks: the first half of `detect`."""
         with networks(batch.tensor.device):
             features = self.encoder.features(batch.tensor, batch.sizes)
-            return ClassifiedProposals(features, self._head(self.encoder.embed(features, proposals)))
+            embeddings = self.encoder.embed(features, proposals)
+            return ClassifiedProposals(features, self._head(embeddings), embeddings)
 
     @torch.no_grad()
     def choose(
@@ -300,7 +304,7 @@ class OpenVocabularyDetector(nn.Module):
         `detect`; not together with `labels`.
         """
         assert labels is None or fusion is None
-        features, output = classified
+        features, output, _ = classified
         if labels is not None:
             output = output._replace(logits=output.logits[:, [*labels, len(self.names)]])
         counts = [len(boxes) for boxes in proposals]

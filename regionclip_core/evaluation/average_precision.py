@@ -36,6 +36,8 @@ FREQUENCIES = ("rare", "common", "frequent")
 _CAPS: Mapping[Protocol, tuple[int, ...]] = {"coco": (1, 10, 100), "lvis": (300,)}
 """Detections that count per image and category, highest scores first. Average precision uses the last cap; that of LVIS
 holds per image, too."""
+FIXED_CAP = 10_000
+"""Detections that count per category over the whole split in LVIS's fixed AP, where no image has a cap."""
 _THRESHOLDS, _RECALLS = 10, 101
 _AREAS = ("all", "small", "medium", "large")
 
@@ -56,7 +58,8 @@ class Evaluator:
     annotated, its unmatched detections don't count as mistakes.
     """
 
-    def __init__(self, vocabulary: Vocabulary, protocol: Protocol) -> None:
+    def __init__(self, vocabulary: Vocabulary, protocol: Protocol, fixed_ap: bool = False) -> None:
+        """`fixed_ap`: see `fixed`."""
         missing = set(FREQUENCIES) - {name for name, _ in vocabulary.groups}
         if protocol == "lvis" and missing:
             raise ValueError(
@@ -65,6 +68,7 @@ class Evaluator:
             )
         self.vocabulary = vocabulary
         self.protocol: Protocol = protocol
+        self.fixed_ap = fixed_ap
         self.counts: NDArray[np.int64] = np.zeros(len(vocabulary), np.int64)
         """Objects by label [K], without crowds."""
         self._images: dict[int, dict[str, Any]] = {}
@@ -108,10 +112,13 @@ class Evaluator:
             self._objects.add(image, kept, area=area, crowd=crowd, score=np.zeros(len(kept)))
             self.counts += np.bincount(image.labels[kept & ~crowd], minlength=len(self.counts))
 
-    def add(self, detections: CategoryRows, found: ImageDetections) -> None:
-        """Add one image's detections, each image once, to `detections`: those of one model, empty at first."""
+    def add(self, detections: CategoryRows, found: ImageDetections, every: bool = False) -> None:
+        """Add one image's detections, each image once, to `detections`: those of one model, empty at first.
+
+        `every`: also those that no rule but fixed AP's looks at.
+        """
         kept = np.ones(len(found.labels), np.bool_)
-        if self.protocol == "lvis":
+        if self.protocol == "lvis" and not every:
             kept[np.argsort(-found.scores, kind="stable")[_CAPS["lvis"][-1] :]] = False
             # The library would leave these categories out, too; this way their detections need not be written.
             kept &= np.isin(found.labels, self._images[found.image_id]["neg_category_ids"])
@@ -152,27 +159,46 @@ class Evaluator:
         scores[self.protocol] = {name: _percent(values) for name, values in parts.items()}
         return scores
 
+    def fixed(self, detections: CategoryRows, kind: Kind = "bbox") -> dict[str, Score]:
+        """Return LVIS's fixed AP (Dave et al. 2021): the FIXED_CAP best detections of each category count.
+
+        With a cap per image, categories compete for places in it, and AP rewards scores that are not comparable between
+        categories. `detections`: every one, see `add`.
+        """
+        groups = label_groups(self.vocabulary)
+        precision, _ = self.curves(detections, kind, groups["all"], fixed=True)
+        every = precision[..., 0]
+        parts = {"AP": every, "AP50": every[0], "AP75": every[5]}
+        parts |= {f"AP{name[0]}": every[:, :, groups[name]] for name in FREQUENCIES}
+        return {name: _percent(values) for name, values in parts.items()}
+
     def curves(
-        self, detections: CategoryRows, kind: Kind, labels: Sequence[int]
+        self, detections: CategoryRows, kind: Kind, labels: Sequence[int], fixed: bool = False
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return precision [T, R, K, A] at the largest cap, and recall [T, K, A, M].
 
-        They are -1 for categories that are not in `labels` or have no objects.
+        They are -1 for categories that are not in `labels` or have no objects. `fixed`: by the rule of `fixed`.
         """
         precision = np.full((_THRESHOLDS, _RECALLS, len(self.counts), len(_AREAS)), -1.0)
         recall = np.full((_THRESHOLDS, len(self.counts), len(_AREAS), len(_CAPS[self.protocol])), -1.0)
         for label in labels:
             if self.counts[label]:
-                precision[:, :, label], recall[:, label] = self._category(detections, kind, label)
+                precision[:, :, label], recall[:, label] = self._category(detections, kind, label, fixed)
         return precision, recall
 
     def _category(
-        self, detections: CategoryRows, kind: Kind, label: int
+        self, detections: CategoryRows, kind: Kind, label: int, fixed: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return precision [T, R, A] and recall [T, A, M] of one category; its memory is freed on return."""
         lvis = self.protocol == "lvis"
         objects = self._annotations(self._objects.read(label), kind)
-        found = self._annotations(detections.read(label), kind)
+        rows = detections.read(label)
+        if fixed:
+            best = np.sort(np.argsort(-rows["score"].to_numpy(), kind="stable")[:FIXED_CAP])
+            # The others take a place among the best, but are on images that don't count for this category.
+            ids = rows["image_id"].to_numpy()[best].tolist()
+            rows = rows.take(best[[label in self._images[one]["neg_category_ids"] for one in ids]])
+        found = self._annotations(rows, kind)
         if kind == "segm":
             for one in found:  # the size of a detection is that of its mask
                 one["area"] = float(mask_ops.area(one["segmentation"]))
@@ -184,7 +210,7 @@ class Evaluator:
         base = {"images": list(images.values()), "categories": [category]}
         sides = (COCO({**base, "annotations": rows}) for rows in (objects, found))
         evaluator = COCOeval_faster(*sides, kind, lvis_style=lvis, print_function=lambda *_: None)
-        evaluator.params.maxDets = list(_CAPS[self.protocol])
+        evaluator.params.maxDets = [FIXED_CAP] if fixed else list(_CAPS[self.protocol])
         evaluator.evaluate()
         evaluator.accumulate()
         return evaluator.eval["precision"][:, :, 0, :, -1], evaluator.eval["recall"][:, 0]

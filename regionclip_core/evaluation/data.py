@@ -21,6 +21,7 @@ from regionclip_core.datasets.index import (
     split_shards,
 )
 from regionclip_core.datasets.read_ahead import read_ahead
+from regionclip_core.datasets.synonyms import synonym_names
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.evaluation.average_precision import Evaluator
 from regionclip_core.evaluation.image_boxes import ImageTruth
@@ -63,8 +64,10 @@ class EvaluationData:
         self.category_ids = category_ids(data, settings.split)
         """Of each row of the vocabulary, in what is written for others."""
         self.shards = split_shards(data, (settings.split,))
+        self.synonyms = None if settings.synonyms is None else synonym_names(settings.synonyms, self.vocabulary)
+        """By row of the vocabulary, for rows of their own."""
         self._annotated_only = settings.annotated_only
-        self.evaluator = Evaluator(self.vocabulary, settings.protocol)
+        self.evaluator = Evaluator(self.vocabulary, settings.protocol, settings.fixed_ap)
         """Holds the ground truth; crowds are ignored regions."""
         self.count = 0
         """Number of images."""

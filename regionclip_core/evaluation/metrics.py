@@ -14,6 +14,9 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
     finetuned.<detector>        scores: the detector with all names (generalised); with `segm` where it makes masks
     zero_shot_gt_fused.<model>, zero_shot_rpn_fused.<model>, finetuned_fused.<detector>
                                 scores: the same with a second classifier in the scores (`evaluate.fusion`)
+    zero_shot_gt_synonyms.<model>, zero_shot_rpn_synonyms.<model>, finetuned_synonyms.<detector>
+                                scores: the same with `evaluate.synonyms` for the names; each group has ap50_drop too,
+                                what AP50 loses by it
     finetuned_base_only.<detector>, finetuned_novel_only.<detector>
                                 scores (COCO only): the detector knows the names of one group only, on the images
                                 that hold an object of it; scores of that group only
@@ -22,6 +25,7 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
             per_category.<name> AP50
             coco                COCO's 12 numbers over all categories (of the group, in a restricted setting)
             lvis                the LVIS reference's 13 numbers; one of these two, by protocol
+            lvis_fixed          LVIS's fixed AP (`evaluate.fixed_ap`)
             segm                scores of the masks
 
 Groups are base, novel, all and the vocabulary's own, for LVIS rare, common and frequent.
@@ -104,6 +108,7 @@ def measure(
     the split has them. `writers` also write the detections of their settings.
     """
     detections = {setting: CategoryRows() for setting in settings}
+    every = {setting: CategoryRows() for setting in settings if evaluator.fixed_ap}
     top1: dict[str, Top1] = {}
     for result in results:
         row = result.image.row
@@ -112,6 +117,8 @@ def measure(
             boxes, scores = shortest(xywh(one.boxes.cpu().numpy())), shortest(one.scores.cpu().numpy())
             found = ImageDetections(row.image_id, boxes, scores, one.labels.cpu().numpy(), one.masks)
             evaluator.add(detections[setting], found)
+            if setting in every:
+                evaluator.add(every[setting], found, every=True)
             if writers and setting in writers:
                 writers[setting](found, (row.height, row.width))
         for setting, ranked in result.given.items():
@@ -124,6 +131,10 @@ def measure(
             measured[setting]["segm"] = evaluator.evaluate(rows, "segm", only)
         elif rows.has_masks:
             _log.warning("no mask AP: the objects of the evaluated split have no masks; set `masks: true` on the split")
+    for setting, rows in every.items():
+        measured[setting]["lvis_fixed"] = evaluator.fixed(rows)
+        if "segm" in measured[setting]:
+            measured[setting]["segm"]["lvis_fixed"] = evaluator.fixed(rows, "segm")
     for setting, counts in top1.items():
         means = counts.mean_class()
         for group, value in counts.scores().items():

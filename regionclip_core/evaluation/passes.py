@@ -34,6 +34,9 @@ from regionclip_core.precision import networks
 
 GIVEN, PROPOSED = "zero_shot_gt", "zero_shot_rpn"
 FINETUNED = "finetuned"
+GIVEN_SYNONYMS, PROPOSED_SYNONYMS, FINETUNED_SYNONYMS = (f"{s}_synonyms" for s in (GIVEN, PROPOSED, FINETUNED))
+SYNONYMS = {GIVEN_SYNONYMS: GIVEN, PROPOSED_SYNONYMS: PROPOSED, FINETUNED_SYNONYMS: FINETUNED}
+"""Settings in which synonyms take the place of the categories' names, and those with the names."""
 GIVEN_FUSED, PROPOSED_FUSED, FINETUNED_FUSED = "zero_shot_gt_fused", "zero_shot_rpn_fused", "finetuned_fused"
 """The same with a second classifier in the scores, see `evaluate.fusion`."""
 RESTRICTED = {"finetuned_base_only": "base", "finetuned_novel_only": "novel"}
@@ -70,11 +73,15 @@ def zero_shot(
 
     Per-class NMS is hard and boxes stay as they are, as in the official zero-shot runs. Annotated boxes may have
     a score threshold of their own, `evaluate.given_score_threshold`. `keep` gets the probabilities, as the second ones
-    of a later pass. `crops` are the second ones here: with them both settings come fused, too.
+    of a later pass. `crops` are the second ones here: with them both settings come fused, too. Where the evaluation has
+    synonyms, they come a second time by these.
     """
     settings, names = config.evaluate, evaluation.vocabulary.names
     temperature = config.finetune.temperature or 1 / clip.logit_scale
     classes = embed_names(clip, names, config.teacher)
+    synonyms = None
+    if evaluation.synonyms is not None:
+        synonyms = embed_names(clip, evaluation.synonyms, config.teacher).to(device)
     detector = OpenVocabularyDetector(region_encoder(clip), classes, names, temperature).to(device).eval()
     threshold = settings.given_score_threshold
     threshold = settings.score_threshold if threshold is None else threshold
@@ -88,17 +95,25 @@ def zero_shot(
         both = (torch.cat([i.boxes, i.proposals.boxes]) for i in images)  # they share the forward pass
         boxes = [batch.to_input(i, own).to(device) for i, own in enumerate(both)]
         with networks(device):
-            logits = detector.classify(detector.encoder(batch.tensor, boxes, batch.sizes)).cpu()
+            features = detector.encoder(batch.tensor, boxes, batch.sizes)
+            logits = detector.classify(features).cpu()
+            renamed = None if synonyms is None else detector.classify(features, synonyms).cpu()
         if settings.zero_shot_background == "none":  # all probability goes to the categories
-            logits[:, -1] = float("-inf")
-        done = []
-        for image, own in zip(images, torch.split(logits, [len(b) for b in boxes]), strict=True):
+            for some in (logits, *(() if renamed is None else (renamed,))):
+                some[:, -1] = float("-inf")
+        done, counts = [], [len(b) for b in boxes]
+        others = [None] * len(images) if renamed is None else torch.split(renamed, counts)
+        for image, own, other in zip(images, torch.split(logits, counts), others, strict=True):
             size, count = (image.row.height, image.row.width), len(image.boxes)
             found = {
                 GIVEN: detect_image(own[:count], None, image.boxes, None, size, given),
                 PROPOSED: detect_image(own[count:], None, *image.proposals, size, proposed),
             }
             ranked = {GIVEN: own[:count, :-1]}
+            if other is not None:
+                found[GIVEN_SYNONYMS] = detect_image(other[:count], None, image.boxes, None, size, given)
+                found[PROPOSED_SYNONYMS] = detect_image(other[count:], None, *image.proposals, size, proposed)
+                ranked[GIVEN_SYNONYMS] = other[:count, :-1]
             if keep is not None:
                 keep.add(image, (own[:, :-1] * sharper).softmax(dim=1))
             if crops is not None:
@@ -143,13 +158,14 @@ def finetuned(
 
     With COCO's protocol also `finetuned_base_only` and `finetuned_novel_only`: the classifier knows the names of one
     group only, and images without an object of that group are left out. They share the forward pass with the first,
-    as does `finetuned_fused`, where there are `second` probabilities.
+    as do `finetuned_fused`, where there are `second` probabilities, and `finetuned_synonyms`, where there are any.
     """
     names = evaluation.vocabulary.names
     detector.set_vocabulary(embed_names(clip, names, config.teacher), names)
     detector.to(device).eval()
     groups = restricted_labels(evaluation.vocabulary, config.evaluate.protocol)
     rules = InferenceSettings.from_config(config.evaluate, finetuned=True)
+    synonyms = None if evaluation.synonyms is None else embed_names(clip, evaluation.synonyms, config.teacher)
     weights = exponents(config.evaluate.fusion, evaluation.vocabulary).to(device)
 
     @torch.inference_mode()
@@ -164,6 +180,13 @@ def finetuned(
             fused = detector.choose(classified, batch, boxes, objectness, rules, box_deltas=True, fusion=fusion)
             for settings, one in zip(found, fused, strict=True):
                 settings[FINETUNED_FUSED] = one
+        if synonyms is not None:
+            logits = detector.classify(classified.embeddings, synonyms.to(device))
+            by_synonym = classified._replace(output=classified.output._replace(logits=logits))
+            for settings, one in zip(
+                found, detector.choose(by_synonym, batch, boxes, objectness, rules, box_deltas=True), strict=True
+            ):
+                settings[FINETUNED_SYNONYMS] = one
         for setting, labels in groups.items():  # the softmax is over these names and the background
             some = detector.choose(
                 classified, batch, boxes, objectness, rules, box_deltas=True, masks=False, labels=labels

@@ -29,6 +29,8 @@ SETTINGS = (
     ("zero_shot_rpn_fused", "zero-shot, proposals, fused", MODELS),
     ("finetuned", "finetuned on base boxes", MODELS),
     ("finetuned_fused", "finetuned on base boxes, fused", MODELS),
+    ("zero_shot_rpn_synonyms", "zero-shot, proposals, synonyms", MODELS),
+    ("finetuned_synonyms", "finetuned, synonyms", MODELS),
     ("finetuned_novel_only", ONE_GROUP[0], MODELS),
     ("finetuned_base_only", ONE_GROUP[1], MODELS),
     ("finetuned", "finetuned on all boxes", (("oracle", "RegionCLIP"),)),

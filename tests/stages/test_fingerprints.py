@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "nms_kind": "gaussian",
             "given_score_threshold": 0.01,
             "fusion": {"source": "student", "zero_shot": 0.5},
+            "synonyms": "world",
         },
     },
     "drawn": {
@@ -130,8 +131,9 @@ NOT_HELD = {
     "teacher": {"teacher.training.checkpoint_every"},
     # Are held where they are not the defaults, so that older labels stay good.
     "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"},
-    # Are held where a second classifier takes part.
-    "evaluate": {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
+    # Are held where they ask for rows of their own.
+    "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap"}
+    | {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }
 """What a stage reads, and its result doesn't depend on; besides where it runs."""

@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 from metrics_layout import LVIS_NUMBERS
-from reference_evaluators import best_of, evaluate_detections, lvis_evaluation, random_scene, result_rows, truth_dict
+from reference_evaluators import (
+    best_of,
+    evaluate_detections,
+    lvis_evaluation,
+    random_scene,
+    result_rows,
+    take,
+    truth_dict,
+)
 
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.image_boxes import ImageDetections, ImageTruth, xywh
+from regionclip_core.evaluation import average_precision
+from regionclip_core.evaluation.average_precision import Evaluator
+from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, ImageTruth, xywh
 
 NAMES = tuple(f"c{i}" for i in range(10))
 GROUPS = (("rare", NAMES[0::3]), ("common", NAMES[1::3]), ("frequent", NAMES[2::3]))
@@ -88,3 +98,41 @@ def test_what_lvis_needs():
         evaluate_detections([bare], [], VOCABULARY, "lvis")
     with pytest.raises(ValueError, match=r"no group common, frequent, rare.*LVIS annotation file"):
         evaluate_detections([image(1, [BOX], [0])], [], Vocabulary(NAMES, NAMES[:3]), "lvis")
+
+
+def fixed_ap(scene, detections, kind="bbox"):
+    evaluator, rows = Evaluator(VOCABULARY, "lvis", fixed_ap=True), CategoryRows()
+    for one in scene:
+        evaluator.add_truth(one)
+    for one in detections:
+        evaluator.add(rows, one, every=True)
+    return evaluator.fixed(rows, kind)
+
+
+def test_fixed_ap_has_no_cap_on_an_image():
+    scene = [image(1, [BOX], [0])]
+    others = [found(1, [*[ELSEWHERE] * 300, BOX], [*np.linspace(0.9, 0.6, 300), 0.5], [*[1] * 300, 0])]
+    assert fixed_ap(scene, others) == {**dict.fromkeys(("AP", "AP50", "AP75", "APr"), 100.0), "APc": None, "APf": None}
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_fixed_ap_counts_the_best_of_each_category_over_all_images(kind, monkeypatch):
+    """Also those on images that don't count for the category take a place; the rest by LVIS's own rules."""
+    scene, detections = random_scene(1, lvis=True)
+    cap = 40
+    monkeypatch.setattr(average_precision, "FIXED_CAP", cap)
+    every = [
+        (-s, n, i, k)
+        for n, one in enumerate(detections)
+        for i, (s, k) in enumerate(zip(one.scores, one.labels, strict=True))
+    ]
+    best = [pair for label in range(10) for pair in sorted(row for row in every if row[3] == label)[:cap]]
+    assert len(best) < len(every)
+    kept = [take(one, np.array(sorted(i for _, m, i, _ in best if m == n), int)) for n, one in enumerate(detections)]
+    assert max(len(one.labels) for one in kept) <= 300  # so that LVIS's own cap does nothing
+    expected = evaluate_detections(scene, kept, VOCABULARY, "lvis", kind)["lvis"]
+    assert fixed_ap(scene, detections, kind) == {
+        name: expected[name] for name in ("AP", "AP50", "AP75", "APr", "APc", "APf")
+    }
+    uncapped = evaluate_detections(scene, detections, VOCABULARY, "lvis", kind)["lvis"]
+    assert uncapped["AP"] != expected["AP"]

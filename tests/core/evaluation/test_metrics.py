@@ -135,6 +135,30 @@ def test_fused_rows_are_beside_the_others(tmp_path: Path, source: str) -> None:
     assert rows and "segmentation" in rows[0]
 
 
+def test_fixed_ap_is_beside_lviss_own(tmp_path: Path) -> None:
+    """With few detections per image both are the same."""
+    config = settings(protocol="lvis", fixed_ap=True)
+    inputs = make_inputs(tmp_path, config, ("regionclip",), masks=True, mask_head=True)
+    metrics, _ = run(tmp_path, config, inputs)
+    scores = metrics["finetuned"]["regionclip"]
+    for one in (scores, scores["segm"], metrics["zero_shot_rpn"]["clip"]):
+        assert one["lvis_fixed"] == {name: one["lvis"][name] for name in one["lvis_fixed"]} != {}
+
+
+def test_what_synonyms_cost_is_in_rows_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("cat: [kitten]\ncup: [mug]\n")
+    config = settings(synonyms=str(tmp_path / "s.yaml"))
+    inputs = make_inputs(tmp_path, config, ("regionclip",))
+    plain, _ = run(tmp_path / "plain", settings(), inputs)
+    metrics, _ = run(tmp_path / "synonyms", config, inputs)
+    assert plain == {key: metrics[key] for key in plain}
+    for setting in ("zero_shot_gt", "zero_shot_rpn", "finetuned"):
+        names, synonyms = metrics[setting]["regionclip"], metrics[f"{setting}_synonyms"]["regionclip"]
+        assert synonyms != names
+        for group in ("base", "novel", "all"):
+            assert synonyms[group]["ap50_drop"] == names[group]["ap50"] - synonyms[group]["ap50"]
+
+
 def test_lvis_run_with_masks(tmp_path: Path) -> None:
     """With the numbers of table 2 and of both zero-shot tables; only one detector was given."""
     config = settings(protocol="lvis", max_detections=300)

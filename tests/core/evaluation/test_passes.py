@@ -373,6 +373,30 @@ def test_second_scores_come_back_as_they_were_kept(tmp_path: Path) -> None:
         scores.read(last)
 
 
+def test_synonyms_take_the_place_of_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the classifier had been made of them in the first place."""
+    (tmp_path / "s.yaml").write_text("cat: [kitten, feline]\ncup: [mug]\nwhale: [orca]\n")
+    config = tiny_config(evaluate={"split": "val", "synonyms": str(tmp_path / "s.yaml")})
+    evaluation, _ = setup(tmp_path, [EVEN], config)
+    assert evaluation.synonyms == ("kitten", "dog", "bus", "mug")
+    clip, detector = tiny_clip(), build_detector(tiny_clip(), ("cat", "bus"), config)
+
+    def run() -> list[dict[str, Detections]]:
+        both = (
+            zero_shot(clip, config, evaluation, "cpu", lambda n: None),
+            finetuned(detector, clip, config, evaluation, "cpu", lambda n: None),
+        )
+        return [{**one.found, **other.found} for one, other in zip(*both, strict=True)]
+
+    found = run()
+    monkeypatch.setattr(passes, "embed_names", lambda clip, names, t: embed_names(clip, evaluation.synonyms, t))
+    for one, other in zip(found, run(), strict=True):
+        for setting, usual in passes.SYNONYMS.items():
+            assert torch.equal(one[setting].scores, other[usual].scores)
+            assert torch.equal(one[setting].labels, other[usual].labels)
+            assert one[setting].scores.tolist() != one[usual].scores.tolist() or not len(one[usual])
+
+
 def test_an_image_is_measured_as_if_it_were_alone(tmp_path: Path) -> None:
     """Padding to a shared canvas would change the features at the right and lower edge, and with them scores."""
     config = tiny_config(evaluate={"split": "val", "batch_size": 4})
