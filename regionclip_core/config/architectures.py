@@ -21,6 +21,9 @@ RESNET_STRIDE = 16
 _SWITCHES = {"quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
 _OTHER_BLOCKS = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 
+NO_VALUES = "only towers of open_clip's ViTs and of EVA read a class token, which is made of values"
+"""Why `teacher.value_blocks` isn't for a tower."""
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -32,6 +35,11 @@ class Tower:
     """Input pixels per cell of its feature map; None where there are no region features."""
     no_regions: str | None
     """Why it can't give features of regions from one pass over an image; None if it can."""
+
+    @property
+    def has_values(self) -> bool:
+        """Whether features can be the values of its last blocks (`teacher.value_blocks`)."""
+        return self.kind == "vit" and self.no_regions is None
 
 
 def model_config(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from regionclip_core.config.architectures import RESNET_STRIDE, model_config, tower_of, why_not_buildable
+from regionclip_core.config.architectures import NO_VALUES, RESNET_STRIDE, model_config, tower_of, why_not_buildable
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import Config, FinetuneConfig, PretrainConfig, Split, TeacherTraining
 
@@ -149,6 +149,8 @@ def _architecture(config: Config) -> Iterator[str]:
     """Yield what the configuration asks of the teacher's architecture that it can't do for any stage."""
     name = config.teacher.model
     if name == "small":
+        if config.teacher.value_blocks:
+            yield f"teacher.value_blocks: expected 0 or null for small, a ResNet: {NO_VALUES}"
         yield from _too_small(config, "small", RESNET_STRIDE)
         return
     try:
@@ -170,6 +172,8 @@ def _architecture(config: Config) -> Iterator[str]:
             "transformers"
         )
     tower = tower_of(description)
+    if config.teacher.value_blocks and not tower.has_values:
+        yield f"teacher.value_blocks: expected 0 or null for {name} (came: {config.teacher.value_blocks}): {NO_VALUES}"
     if tower.no_regions is None:
         assert tower.stride is not None
         yield from _too_small(config, name, tower.stride)

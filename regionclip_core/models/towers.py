@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from regionclip_core.config.architectures import tower_of
+from regionclip_core.config.architectures import NO_VALUES, tower_of
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.models.region_encoder import RegionEncoder
 from regionclip_core.models.resnet_encoder import ResNetEncoder
@@ -18,14 +18,17 @@ def region_encoder(clip: ClipModel) -> RegionEncoder:
     In channels-last memory, like the batches: convolutions on a CPU are up to twice as fast.
     """
     tower = tower_of(clip.architecture)
+    if clip.value_blocks and not tower.has_values:
+        raise ValueError(f"teacher.value_blocks: expected 0 for {clip.name} (came: {clip.value_blocks}): {NO_VALUES}")
     if tower.no_regions is not None:
         raise ValueError(
             f"{clip.name} gives no region features: {tower.no_regions}. Take an RN, ViT or SigLIP architecture; as a "
             "teacher alone it can label with labels.mode: crop"
         )
-    kinds: dict[str, type[ResNetEncoder | VitEncoder | SiglipEncoder]] = {
-        "resnet": ResNetEncoder,
-        "vit": VitEncoder,
-        "siglip": SiglipEncoder,
-    }
-    return kinds[tower.kind](clip.model.visual).to(memory_format=torch.channels_last)
+    visual = clip.model.visual
+    encoder: RegionEncoder
+    if tower.kind == "vit":
+        encoder = VitEncoder(visual, clip.value_blocks)
+    else:
+        encoder = {"resnet": ResNetEncoder, "siglip": SiglipEncoder}[tower.kind](visual)
+    return encoder.to(memory_format=torch.channels_last)

@@ -116,7 +116,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 NOT_HELD = {
     "pretrain": {"pretrain.checkpoint_every"},  # a training goes on bit-equal from wherever it was cut
     "finetune": {"finetune.checkpoint_every"},
-    "teacher": {"teacher.training.checkpoint_every"},
+    # Is held where it is set, so that older teachers stay good.
+    "teacher": {"teacher.training.checkpoint_every", "teacher.value_blocks"},
     # Are held where they are not the defaults, `image` and 0, so that older labels stay good.
     "labels": {"labels.canvas", "labels.objectness_power"},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
@@ -226,6 +227,14 @@ def test_labels_made_before_scores_saw_boxes_stay_good() -> None:
     assert "objectness_power" not in held("labels")["labels"]
     changes = setting_changes(held("labels"), held("labels", {"labels": {"objectness_power": 2.0}}))
     assert len(changes) == 1 and changes[0].startswith("labels.objectness_power ")
+
+
+def test_teachers_made_before_there_were_values_stay_good() -> None:
+    assert "value_blocks" not in held("teacher")["teacher"]
+    named = {"model": "ViT-B-16", "weights": "random"}
+    changed = held("teacher", {"teacher": {**named, "value_blocks": 3}})
+    changes = setting_changes(held("teacher", {"teacher": named}), changed)
+    assert len(changes) == 1 and changes[0].startswith("teacher.value_blocks ")
 
 
 def test_recomputed_activations_make_nothing_stale() -> None:

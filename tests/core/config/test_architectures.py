@@ -118,6 +118,8 @@ def test_an_unknown_name_gets_the_nearest(name: str, nearest: str) -> None:
         ("ViT-B-16-SigLIP", {"evaluate": {"image_size": 12}}, r"evaluate.image_size: .*\(came: 12\)"),
         ("RN50", {"labels": {"mode": "roi", "image_size": 15}}, r"labels.image_size: .* 16 px \(came: 15\)"),
         ("small", {"finetune": {"image_size": 15}}, r"finetune.image_size: .*\(came: 15\)"),
+        ("ViT-B-16-SigLIP", {"teacher": {"value_blocks": 3}}, r"value_blocks: .* \(came: 3\): only towers of .*ViTs"),
+        ("small", {"teacher": {"value_blocks": 1}}, "value_blocks: expected 0 or null for small, a ResNet: only"),
         ("ViT-B-16", {"pretrain": {"global_box": "padded"}}, "pretrain.global_box: .* does not see the padding"),
         ("ViT-B-16", {"labels": {"mode": "roi", "canvas": "padded"}}, "labels.canvas: .* does not see the padding"),
         ("small", {"teacher": {"architecture": {"image_size": 80}}}, r"architecture.image_size\s.*multiple of 32"),
@@ -152,6 +154,8 @@ def test_what_an_architecture_cannot_do_is_said(model: str, sections: dict[str, 
         ("RN50", {"pretrain": {"global_box": "padded"}, "labels": {"mode": "roi", "canvas": "padded"}}),
         ("ViT-B-16", {"labels": {"mode": "roi"}, "finetune": {"mask_head": False}}),
         ("ViT-B-32", {"pretrain": {"image_size": 32}}),
+        ("ViT-B-32", {"teacher": {"value_blocks": 3}}),
+        ("RN50", {"teacher": {"value_blocks": 0}}),
     ],
 )
 def test_what_it_can_do_is_accepted(model: str, sections: dict[str, Any]) -> None:

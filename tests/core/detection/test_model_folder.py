@@ -114,13 +114,14 @@ def test_the_layout_is_a_hugging_face_repositorys(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == "# A card\n"
 
 
-@pytest.mark.parametrize("kind", ["vit", "siglip"])
-def test_other_towers(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "value_blocks"), [("vit", 0), ("vit", 2), ("siglip", 0)])
+def test_other_towers(tmp_path: Path, kind: str, value_blocks: int) -> None:
     """Neither needs its text tower or its tokenizer to be loaded."""
     description = small_towers.VIT if kind == "vit" else small_towers.SIGLIP
     if kind == "siglip":
         description = {**description, "text_cfg": small_towers.TEXT}  # its own tokenizer is not on this machine
     clip = small_towers.small_clip(description)
+    clip.value_blocks = value_blocks
     detector = detector_of(clip)
     clip.architecture = small_towers.VIT if kind == "vit" else small_towers.SIGLIP
     saved(tmp_path, clip, detector, with_rpn=False)

@@ -33,7 +33,7 @@ CONFIG = tiny_config(
 
 
 def description_of(kind: str, folder: Path) -> dict[str, Any]:
-    if kind == "vit":
+    if kind.startswith("vit"):
         return VIT
     pytest.importorskip("transformers")
     description = copy.deepcopy(SIGLIP)
@@ -41,13 +41,15 @@ def description_of(kind: str, folder: Path) -> dict[str, Any]:
     return description
 
 
-@pytest.fixture(scope="module", params=["vit", "siglip"])
+@pytest.fixture(scope="module", params=["vit", "vit-values", "siglip"])
 def run(request: Any, world: dict[str, Folder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """Artifacts by stage, of a teacher that takes the place of the world's."""
     root = tmp_path_factory.mktemp(request.param)
     done = dict(world)
     done["teacher"] = Folder(str(root / "teacher"))
-    save_clip(small_clip(description_of(request.param, root / "tokens"), seed=2), done["teacher"])
+    clip = small_clip(description_of(request.param, root / "tokens"), seed=2)
+    clip.value_blocks = 2 if request.param == "vit-values" else 0
+    save_clip(clip, done["teacher"])
     for name in ("labels", "pairs", "pretrain", "finetune", "evaluate"):
         stage = STAGES[name]
         done[name] = Folder(str(root / name))
@@ -95,6 +97,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def test_the_student_has_moved_where_it_was_to(run: dict[str, Folder]) -> None:
     teacher, student = load_clip(run["teacher"]), load_clip(run["pretrain"])
     assert student.architecture == teacher.architecture
+    assert student.value_blocks == teacher.value_blocks
     encoder = region_encoder(teacher)
     encoder.freeze(CONFIG.pretrain.freeze_at)
     wanted = {f"visual.{name}" for name, parameter in encoder.named_parameters() if parameter.requires_grad}
@@ -110,6 +113,8 @@ def test_the_detector_comes_back_from_its_files(run: dict[str, Folder]) -> None:
         clip = load_clip(run[init])
         detector = load_detector(run["finetune"], stem=name)
         assert type(detector.encoder) is type(region_encoder(clip))
+        assert detector.encoder.value_blocks == clip.value_blocks
+        assert ("value_blocks" in run["finetune"].read_json(f"{name}.json")) == bool(clip.value_blocks)
         changed = moved(clip.model.visual.state_dict(), detector.encoder.state_dict())
         frozen = ("conv1", "class_embedding", "positional", "ln_pre", "trunk.pos_embed", "trunk.patch_embed")
         assert changed
