@@ -69,6 +69,9 @@ def import_checkpoint(
 def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
     """Return which of `import_options.KINDS` a file is, by its tensors' names.
 
+    Names that other projects' models have too are not enough: an image tower needs its text tower beside it, a ResNet
+    CLIP's attention pool, and embeddings are a file of one tensor without a name, or with that one.
+
     Raises:
         ValueError: it is none of them; the message says what is in it.
     """
@@ -76,14 +79,13 @@ def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in tensors)
 
-    only = next(iter(tensors.values())) if len(tensors) == 1 else None
-    if only is not None and only.ndim in (1, 2) and (BARE_TENSOR in tensors or only.ndim == 2):
+    if tensors.keys() in ({BARE_TENSOR}, {"embeddings"}) and all(tensor.ndim in (1, 2) for tensor in tensors.values()):
         return "embeddings"
-    if has(f"{STUDENT}attnpool.", f"{STUDENT}layer1.") and TRAIN_EMBEDDINGS in tensors:
+    if has(f"{STUDENT}attnpool.") and TRAIN_EMBEDDINGS in tensors:
         return "detector"
-    if has(f"{STUDENT}attnpool.", f"{STUDENT}layer1.", TEACHER):
+    if has(f"{STUDENT}attnpool.", f"{TEACHER}attnpool."):
         return "pretrained"
-    if has("visual."):
+    if has("visual.") and has("token_embedding.", "text."):
         return "clip"
     if has(*_RPN_HEADS):
         return "rpn"
@@ -91,9 +93,9 @@ def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
         raise ValueError(f"{name} is of a folder that `import` or `export` made; `detect --model` takes that folder")
     raise ValueError(
         f"{name} holds no model that is known here. Its tensors, by the first part of their names: "
-        f"{sections(tensors)}. Expected are RegionCLIP's files (backbone, lang_encoder, roi_heads, proposal_generator, "
-        "or one tensor of embeddings), CLIP models (visual, transformer) and torchvision's detectors (backbone.body, "
-        "rpn)"
+        f"{sections(tensors)}. Expected are RegionCLIP's files (backbone with attnpool, lang_encoder, roi_heads, "
+        "proposal_generator, or one tensor of embeddings without a name), CLIP models (visual, and a text tower beside "
+        "it) and torchvision's detectors (backbone.body, rpn). If you know that it is one of them, say which by --kind"
     )
 
 
