@@ -186,7 +186,7 @@ def _architecture(config: Config) -> Iterator[str]:
     elif config.labels.mode == "roi":
         yield (
             f"labels.mode: {name} can't label with `roi`: {tower.no_regions}. Set labels.mode: crop, or take an RN, "
-            "ViT or SigLIP architecture"
+            "ViT, EVA02, PE-Core or SigLIP architecture"
         )
 
 
@@ -220,6 +220,6 @@ def check_stages(config: Config, stages: Collection[str]) -> None:
     if tower.no_regions is not None and blocked:
         raise ValueError(
             f"teacher.model: {config.teacher.model} can label regions with labels.mode: crop, but can't take part in "
-            f"{', '.join(blocked)}: {tower.no_regions}. Take an RN, ViT or SigLIP architecture, or stop earlier with "
-            "`regionclip run pairs`"
+            f"{', '.join(blocked)}: {tower.no_regions}. Take an RN, ViT, EVA02, PE-Core or SigLIP architecture, or "
+            "stop earlier with `regionclip run pairs`"
         )

@@ -106,8 +106,8 @@ class TeacherConfig(Section):
     """The CLIP whose knowledge of whole images is carried to regions."""
 
     model: str = "small"
-    """`small` (see `architecture`) or an open_clip architecture: an RN, a ViT (ViT-B-16), a SigLIP (ViT-B-16-SigLIP);
-    others can only label, with `labels.mode: crop`."""
+    """`small` (see `architecture`) or an open_clip architecture: an RN, a ViT (ViT-B-16), an EVA-CLIP (EVA02-B-16), a
+    Perception Encoder (PE-Core-B-16), a SigLIP (ViT-B-16-SigLIP); others can only label, with `labels.mode: crop`."""
     weights: str = "train"
     """`train` (on `training.splits`), an open_clip pretrained tag (`openai`), a local checkpoint file, a folder from
     `regionclip import` or `export`, or `random` (untrained: for trying the pipeline out, never for results)."""

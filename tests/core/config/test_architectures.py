@@ -46,10 +46,11 @@ def built(name: str) -> torch.nn.Module:
 
 
 REGIONS = {
+    *("EVA02-B-16", "EVA02-L-14-336", "EVA01-g-14-plus", "PE-Core-B-16", "PE-Core-bigG-14-448"),
     *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"),
     *("ViT-B-16-SigLIP", "ViT-L-16-SigLIP-384", "ViT-SO400M-14-SigLIP-378", "ViT-B-32-SigLIP2-256"),
 }
-CROPS = {"convnext_base", "ViTamin-S", "EVA02-B-16", "MobileCLIP-S1", "PE-Core-B-16", "swin_base_patch4_window7_224"}
+CROPS = {"convnext_base", "ViTamin-S", "EVA02-E-14", "MobileCLIP-S1", "swin_base_patch4_window7_224"}
 CROPS |= {"ViT-L-14-CLIPA", "vit_medium_patch16_gap_256", "MobileCLIP-B"}
 
 
@@ -59,7 +60,13 @@ def test_kind_and_stride_are_those_of_the_built_tower(name: str) -> None:
         pytest.skip("this timm lacks it")
     tower, visual = tower_of(model_config(name)), built(name)
     assert (tower.no_regions is None) == (name in REGIONS)
-    expected = {"resnet": ModifiedResNet, "vit": VisionTransformer, "siglip": TimmModel, "timm": TimmModel}
+    expected = {
+        "resnet": ModifiedResNet,
+        "vit": VisionTransformer,
+        "siglip": TimmModel,
+        "eva": TimmModel,
+        "timm": TimmModel,
+    }
     assert type(visual) is expected[tower.kind]
     if tower.kind == "vit" and name in REGIONS:
         assert (tower.stride, tower.stride) == visual.patch_size
@@ -67,6 +74,10 @@ def test_kind_and_stride_are_those_of_the_built_tower(name: str) -> None:
         from regionclip_core.models.siglip_encoder import SiglipEncoder
 
         assert SiglipEncoder(visual).stride == tower.stride  # it also checks that no other part is in the way
+    if tower.kind == "eva":
+        from regionclip_core.models.eva_encoder import EvaEncoder
+
+        assert EvaEncoder(visual, 3 if tower.has_values else 0).stride == tower.stride
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The stages from pseudo labels to evaluation with a ViT and with SigLIP as teacher, student and detector."""
+"""The stages from pseudo labels to evaluation with every kind of ViT as teacher, student and detector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from small_artifacts import pillow_crop, run_stage, tiny_config
-from small_towers import CONVNEXT, SIGLIP, VIT, small_clip, write_tokenizer
+from small_towers import CONVNEXT, EVA, PE, SIGLIP, VIT, small_clip, write_tokenizer
 from torch import Tensor
 
 from regionclip_core.datasets.images import ImageReader
@@ -33,22 +33,22 @@ CONFIG = tiny_config(
 
 
 def description_of(kind: str, folder: Path) -> dict[str, Any]:
-    if kind.startswith("vit"):
-        return VIT
+    if kind != "siglip":
+        return {"vit": VIT, "eva": EVA, "pe": PE}[kind.removesuffix("-values")]
     pytest.importorskip("transformers")
     description = copy.deepcopy(SIGLIP)
     description["text_cfg"]["hf_tokenizer_name"] = str(write_tokenizer(folder))
     return description
 
 
-@pytest.fixture(scope="module", params=["vit", "vit-values", "siglip"])
+@pytest.fixture(scope="module", params=["vit", "vit-values", "eva-values", "pe", "siglip"])
 def run(request: Any, world: dict[str, Folder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """Artifacts by stage, of a teacher that takes the place of the world's."""
     root = tmp_path_factory.mktemp(request.param)
     done = dict(world)
     done["teacher"] = Folder(str(root / "teacher"))
     clip = small_clip(description_of(request.param, root / "tokens"), seed=2)
-    clip.value_blocks = 2 if request.param == "vit-values" else 0
+    clip.value_blocks = 2 if "values" in request.param else 0
     save_clip(clip, done["teacher"])
     for name in ("labels", "pairs", "pretrain", "finetune", "evaluate"):
         stage = STAGES[name]
@@ -116,7 +116,15 @@ def test_the_detector_comes_back_from_its_files(run: dict[str, Folder]) -> None:
         assert detector.encoder.value_blocks == clip.value_blocks
         assert ("value_blocks" in run["finetune"].read_json(f"{name}.json")) == bool(clip.value_blocks)
         changed = moved(clip.model.visual.state_dict(), detector.encoder.state_dict())
-        frozen = ("conv1", "class_embedding", "positional", "ln_pre", "trunk.pos_embed", "trunk.patch_embed")
+        frozen = (
+            "conv1",
+            "class_embedding",
+            "positional",
+            "ln_pre",
+            "trunk.pos_embed",
+            "trunk.patch_embed",
+            "trunk.cls_token",
+        )
         assert changed
         assert not any(key.startswith(frozen) for key in changed)
         images = torch.randn(2, 3, 64, 72)

@@ -11,7 +11,21 @@ import torch.nn.functional as F
 from official_files import SMALL
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.tokenizer import SimpleTokenizer
-from small_towers import CONVNEXT, SIGLIP, TEXT, VIT, naive_roi_mean, resized, small_clip, stirred, tower
+from small_towers import (
+    CONVNEXT,
+    EVA,
+    EVA1,
+    PE,
+    PE_BARE,
+    SIGLIP,
+    TEXT,
+    VIT,
+    naive_roi_mean,
+    resized,
+    small_clip,
+    stirred,
+    tower,
+)
 from torch import Tensor, nn
 
 from regionclip_core.config.tree import OptimConfig
@@ -191,7 +205,7 @@ def test_positions_of_another_grid_are_smooth_between_the_old_ones() -> None:
 # ---------------------------------------------------------------- images in a batch
 
 
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_an_image_has_the_same_features_in_any_batch(description: dict[str, Any]) -> None:
     encoder = region_encoder(small_clip(description))
     sizes = [(40, 64), (50, 20), (40, 60), (32, 32)]  # the third has the patches of the first
@@ -205,7 +219,7 @@ def test_an_image_has_the_same_features_in_any_batch(description: dict[str, Any]
     assert (encoder(images, boxes)[2:4] - alone[1]).abs().max() > 0.01  # the padding would be seen
 
 
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_sides_that_are_no_multiple_of_a_patch_are_padded_with_zeros(description: dict[str, Any]) -> None:
     encoder = region_encoder(small_clip(description))
     image = torch.randn(1, 3, 37, 41)
@@ -231,19 +245,19 @@ def trainable(encoder: RegionEncoder) -> set[str]:
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_freezing(description: dict[str, Any], freeze_at: int) -> None:
     encoder = region_encoder(small_clip(description))
     encoder.freeze(5)
     encoder.freeze(freeze_at)
     if description is VIT:
-        embedding = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
+        embedding: tuple[str, ...] = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
         blocks = [f"transformer.resblocks.{n}." for n in range(4)]
-        never = ("transformer.resblocks.3.attn.in_proj_",)
+        never: tuple[str, ...] = ("transformer.resblocks.3.attn.in_proj_",)
     else:
-        embedding = ("trunk.patch_embed.", "trunk.pos_embed")
+        embedding = ("trunk.patch_embed.", "trunk.pos_embed", "trunk.cls_token", "trunk.norm_pre.")
         blocks = [f"trunk.blocks.{n}." for n in range(4)]
-        never = ()
+        never = ("trunk.blocks.3.attn.q_proj", "trunk.blocks.3.attn.k_proj") if description is EVA else ()
     frozen = (*never, *embedding[: 9 * (freeze_at > 0)], *blocks[: max(0, freeze_at - 1)])
     everything = {name for name, _ in encoder.named_parameters()}
     assert trainable(encoder) == {name for name in everything if not name.startswith(frozen)}
@@ -264,8 +278,11 @@ ONE_BLOCK = {**VIT, "vision_cfg": {**VIT["vision_cfg"], "layers": 1}}
 @pytest.mark.parametrize("regions", [3, 0])
 @pytest.mark.parametrize(
     ("description", "value_blocks"),
-    [(VIT, 0), (ONE_BLOCK, 0), (VIT, 1), (VIT, 4), (ONE_BLOCK, 1), (SIGLIP, 0)],
-    ids=["vit", "one block", "values", "all values", "one block's values", "siglip"],
+    [
+        *((VIT, 0), (ONE_BLOCK, 0), (VIT, 1), (VIT, 4), (ONE_BLOCK, 1), (SIGLIP, 0)),
+        *((EVA, 0), (EVA, 3), (EVA1, 0), (EVA1, 3), (PE, 0), (PE_BARE, 0)),
+    ],
+    ids=lambda given: given if isinstance(given, int) else given["vision_cfg"].get("timm_model_name", "vit"),
 )
 def test_every_trainable_parameter_has_a_gradient(description: dict[str, Any], value_blocks: int, regions: int) -> None:
     """Another rank would wait for it, and a rank may have no region."""
@@ -294,7 +311,7 @@ def test_the_last_blocks_queries_keep_their_weights_under_weight_decay() -> None
     assert not torch.equal(last.attn.out_proj.weight, output)
 
 
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_the_state_is_the_towers_own(description: dict[str, Any]) -> None:
     clip = small_clip(description)
     encoder = region_encoder(clip)
@@ -373,7 +390,7 @@ def test_other_vits_are_refused(changes: dict[str, Any], reason: str) -> None:
         region_encoder(clip)
 
 
-@pytest.mark.parametrize("description", [SIGLIP, SMALL], ids=["siglip", "resnet"])
+@pytest.mark.parametrize("description", [SIGLIP, PE, SMALL], ids=["siglip", "pe", "resnet"])
 def test_values_where_no_class_token_reads_them(description: dict[str, Any]) -> None:
     clip = small_clip(description)
     clip.value_blocks = 2
