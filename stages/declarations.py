@@ -91,6 +91,8 @@ class Teacher(JobStage):
         """Prompts and stored embeddings are left out: they concern embeddings of later stages, not this model."""
         training = {"checkpoint_every"} if config.teacher.weights == "train" else True
         unread = {"prompts": True, "normalize_prompts": True, "embeddings": True, "training": training}
+        if config.teacher.value_blocks is None:  # older teachers, made before there was this setting, stay good
+            unread |= {"value_blocks": True}
         seed = {"seed": config.seed} if config.teacher.weights in ("train", "random") else {}
         precision = _precision(config) if config.teacher.weights == "train" else {}
         return {"teacher": config.teacher.model_dump(mode="json", exclude=unread), **seed, **precision}

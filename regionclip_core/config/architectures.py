@@ -21,17 +21,29 @@ RESNET_STRIDE = 16
 _SWITCHES = {"quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
 _OTHER_BLOCKS = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 
+NO_VALUES = "only towers of open_clip's ViTs and of EVA read a class token, which is made of values"
+"""Why `teacher.value_blocks` isn't for a tower."""
+
+# timm's names, and how the tower pools. Not EVA's largest (enormous), whose norms come after the blocks' parts.
+_EVA = {
+    r"eva(?:02)?_(?:giant|base|large|test)_patch(\d+)_(?:clip_)?\d+$": "token",
+    r"vit_pe_core_\w+_patch(\d+)_\d+$": "map",
+}
+
 
 @dataclass(frozen=True)
 class Tower:
     """An image tower."""
 
-    kind: Literal["resnet", "vit", "siglip", "timm"]
-    """`vit`: open_clip's own. `siglip`: timm's ViT with an attention pool. `timm`: any other timm model."""
+    kind: Literal["resnet", "vit", "eva", "siglip", "timm"]
+    """`vit`: open_clip's own. `eva`: timm's of EVA's CLIPs and Perception Encoder. `siglip`: timm's ViT with an
+    attention pool. `timm`: any other timm model."""
     stride: int | None
     """Input pixels per cell of its feature map; None where there are no region features."""
     no_regions: str | None
     """Why it can't give features of regions from one pass over an image; None if it can."""
+    has_values: bool = False
+    """Whether its regions' features can be the values of its last blocks (`teacher.value_blocks`)."""
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -79,6 +91,10 @@ def tower_of(config: Mapping[str, Any]) -> Tower:
         found = re.match(r"vit_\w+_patch(\d+)_siglip_\d+$", timm_name)
         if found and vision.get("timm_pool") == "map" and vision.get("timm_proj") == "none":
             return Tower("siglip", int(found[1]), None)
+        for pattern, pool in _EVA.items():
+            found = re.match(pattern, timm_name)
+            if found and vision.get("timm_pool") == pool and vision.get("timm_proj") is None:
+                return Tower("eva", int(found[1]), None, has_values=pool == "token")
         return Tower(
             "timm", None, f"its image tower is timm's {timm_name}, which has no patch features for regions here"
         )
@@ -93,4 +109,4 @@ def tower_of(config: Mapping[str, Any]) -> Tower:
         reason = "its positions are fixed, not learned, and can't be fitted to other image sizes"
     elif not isinstance(vision.get("patch_size", 16), int):
         reason = f"its patches are not square ({vision['patch_size']})"
-    return Tower("vit", None if reason else vision.get("patch_size", 16), reason)
+    return Tower("vit", None if reason else vision.get("patch_size", 16), reason, has_values=reason is None)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from regionclip_core.config.architectures import RESNET_STRIDE, model_config, tower_of, why_not_buildable
+from regionclip_core.config.architectures import NO_VALUES, RESNET_STRIDE, model_config, tower_of, why_not_buildable
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import Config, FinetuneConfig, PretrainConfig, Split, TeacherTraining
 
@@ -173,6 +173,8 @@ def _architecture(config: Config) -> Iterator[str]:
     """Yield what the configuration asks of the teacher's architecture that it can't do for any stage."""
     name = config.teacher.model
     if name == "small":
+        if config.teacher.value_blocks:
+            yield f"teacher.value_blocks: expected 0 or null for small, a ResNet: {NO_VALUES}"
         yield from _too_small(config, "small", RESNET_STRIDE)
         return
     try:
@@ -194,6 +196,8 @@ def _architecture(config: Config) -> Iterator[str]:
             "transformers"
         )
     tower = tower_of(description)
+    if config.teacher.value_blocks and not tower.has_values:
+        yield f"teacher.value_blocks: expected 0 or null for {name} (came: {config.teacher.value_blocks}): {NO_VALUES}"
     if tower.no_regions is None:
         assert tower.stride is not None
         yield from _too_small(config, name, tower.stride)
@@ -206,7 +210,7 @@ def _architecture(config: Config) -> Iterator[str]:
     elif config.labels.mode == "roi":
         yield (
             f"labels.mode: {name} can't label with `roi`: {tower.no_regions}. Set labels.mode: crop, or take an RN, "
-            "ViT or SigLIP architecture"
+            "ViT, EVA02, PE-Core or SigLIP architecture"
         )
 
 
@@ -240,6 +244,6 @@ def check_stages(config: Config, stages: Collection[str]) -> None:
     if tower.no_regions is not None and blocked:
         raise ValueError(
             f"teacher.model: {config.teacher.model} can label regions with labels.mode: crop, but can't take part in "
-            f"{', '.join(blocked)}: {tower.no_regions}. Take an RN, ViT or SigLIP architecture, or stop earlier with "
-            "`regionclip run pairs`"
+            f"{', '.join(blocked)}: {tower.no_regions}. Take an RN, ViT, EVA02, PE-Core or SigLIP architecture, or "
+            "stop earlier with `regionclip run pairs`"
         )

@@ -106,12 +106,16 @@ class TeacherConfig(Section):
     """The CLIP whose knowledge of whole images is carried to regions."""
 
     model: str = "small"
-    """`small` (see `architecture`) or an open_clip architecture: an RN, a ViT (ViT-B-16), a SigLIP (ViT-B-16-SigLIP);
-    others can only label, with `labels.mode: crop`."""
+    """`small` (see `architecture`) or an open_clip architecture: an RN, a ViT (ViT-B-16), an EVA-CLIP (EVA02-B-16), a
+    Perception Encoder (PE-Core-B-16), a SigLIP (ViT-B-16-SigLIP); others can only label, with `labels.mode: crop`."""
     weights: str = "train"
     """`train` (on `training.splits`), an open_clip pretrained tag (`openai`), a local checkpoint file, a folder from
     `regionclip import` or `export`, or `random` (untrained: for trying the pipeline out, never for results)."""
     architecture: ClipArchitecture = ClipArchitecture()
+    value_blocks: int | None = Field(None, ge=0, le=12)
+    """ViTs and EVA's: a region's features are the values of the last so many blocks, summed, without what passes beside
+    the attention. 0: the last block's values, its residual and its MLP. Null: what the folder of weights says, else 0.
+    Student and detectors have the teacher's."""
     training: TeacherTraining | None = None
     prompts: str = "short"
     """Prompt templates: `single`, `short`, `clip81` (the paper's), or a text file of lines with `{}`."""

@@ -358,6 +358,7 @@ def describe_detector(detector: OpenVocabularyDetector, architecture: Mapping[st
         "background": detector.background,
         "mask_head": detector.mask_head is not None,
         "clip_architecture": dict(architecture),
+        **({"value_blocks": detector.encoder.value_blocks} if detector.encoder.value_blocks else {}),
     }
 
 
@@ -380,8 +381,9 @@ def rebuild_detector(description: Mapping[str, Any], state: Mapping[str, Tensor]
     """Build a detector from its description (see `describe_detector`) and weights; `where` names these in messages."""
     if "class_embeddings" not in state:
         raise ValueError(f"{where}: class_embeddings is missing; import or export the model again")
+    clip = lean_clip(description["clip_architecture"], "the detector's CLIP", description.get("value_blocks", 0))
     detector = OpenVocabularyDetector(
-        region_encoder(lean_clip(description["clip_architecture"], "the detector's CLIP")),
+        region_encoder(clip),
         state["class_embeddings"],
         description["names"],
         description["temperature"],

@@ -27,7 +27,7 @@ from regionclip_core.storage.weight_files import Layout, check_claim, weight_lay
 
 BARE_TENSOR = "<tensor>"
 """The name of the tensor in a file that is one single tensor."""
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "weights")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ class ClipModel:
     name: str
     architecture: dict[str, Any]
     """open_clip's `model_cfg`: embed_dim, vision_cfg, text_cfg, quick_gelu, ..."""
+    value_blocks: int = 0
+    """Of the region encoder, see `VitEncoder`; part of the model, since its training was with them."""
     note: str = ""
     """What had to be assumed because the weights don't say it; empty if nothing."""
 
@@ -142,6 +144,7 @@ def build_clip(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     tokenizer_folder: Folder | None = None,
+    value_blocks: int = 0,
 ) -> ClipModel:
     """Build a CLIP of open_clip's modules with random weights drawn from `seed`; global generators are left alone.
 
@@ -179,13 +182,14 @@ def build_clip(
         std=(float(r_std), float(g_std), float(b_std)),
         name=name,
         architecture=architecture,
+        value_blocks=value_blocks,
     )
 
 
-def lean_clip(architecture: Mapping[str, Any], name: str) -> ClipModel:
+def lean_clip(architecture: Mapping[str, Any], name: str, value_blocks: int = 0) -> ClipModel:
     """Build a CLIP with the smallest possible text tower, where only the image tower is used, as in a detector."""
     text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
-    return build_clip({**architecture, "text_cfg": text}, name, seed=0)
+    return build_clip({**architecture, "text_cfg": text}, name, seed=0, value_blocks=value_blocks)
 
 
 def usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
@@ -232,8 +236,9 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
     """
     small = teacher.model == "small"
     architecture = small_architecture(teacher.architecture) if small else named_architecture(teacher.model)
+    value_blocks = teacher.value_blocks or 0
     if teacher.weights in ("train", "random"):
-        return build_clip(architecture, teacher.model, seed)
+        return build_clip(architecture, teacher.model, seed, value_blocks=value_blocks)
     folder = clip_folder(teacher.weights, "teacher")
     if clip_layout(folder):
         clip = load_clip(folder)
@@ -244,6 +249,8 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
                 f"teacher.model: {teacher.model}; set teacher.model: {clip.name}"
                 + (", and teacher.architecture as where it comes from" if clip.name == "small" else "")
             )
+        if teacher.value_blocks is not None:
+            clip.value_blocks = teacher.value_blocks
         return clip
     if Path(teacher.weights).is_dir():
         has = "only a student/" if Folder(teacher.weights).exists("student") else "no CLIP model"
@@ -267,7 +274,7 @@ def create_clip(teacher: TeacherConfig, seed: int) -> ClipModel:
     elif from_openai:
         architecture["quick_gelu"] = True
     beside = Folder(posixpath.dirname(where) or ".")
-    clip = build_clip(architecture, teacher.model, seed, tag.get("mean"), tag.get("std"), beside)
+    clip = build_clip(architecture, teacher.model, seed, tag.get("mean"), tag.get("std"), beside, value_blocks)
     _load_weights(clip, state, where)
     if not (small or tag or from_openai):  # small models are made here, and tags and OpenAI's files are known
         clip.note = normalisation_note(teacher.model, "the folder that `regionclip import` makes of the file")
@@ -342,7 +349,9 @@ def save_clip(clip: ClipModel, folder: Folder, layout: tuple[str, str] = OUR_LAY
     description, weights = layout
     folder.write_bytes(weights, save_tensors(state))
     preprocess = {"size": clip.image_size, "mean": list(clip.mean), "std": list(clip.std)}
-    config = {"name": clip.name, "model_cfg": clip.architecture, "preprocess_cfg": preprocess}
+    config: dict[str, Any] = {"name": clip.name, "model_cfg": clip.architecture, "preprocess_cfg": preprocess}
+    if clip.value_blocks:
+        config["value_blocks"] = clip.value_blocks
     folder.write_json(description, config)
     for file_name, content in tokenizer_files.items():
         folder.write_bytes(file_name, content)
@@ -362,6 +371,7 @@ def load_clip(folder: Folder) -> ClipModel:
     config = folder.read_json(names[0])
     preprocess = config.get("preprocess_cfg", {})
     name = config.get("name", folder.url.rsplit("/", 1)[-1])  # open_clip's own descriptions have no name
-    clip = build_clip(config.get("model_cfg", {}), name, 0, preprocess.get("mean"), preprocess.get("std"), folder)
+    mean, std = preprocess.get("mean"), preprocess.get("std")
+    clip = build_clip(config.get("model_cfg", {}), name, 0, mean, std, folder, config.get("value_blocks", 0))
     _load_weights(clip, read_safetensors(folder, names[1]), folder.path(names[1]))
     return clip

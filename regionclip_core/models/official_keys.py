@@ -34,10 +34,10 @@ _DETECTOR = {
     f"{MASK_HEAD}deconv.": "detector.mask_head.deconv.",
     f"{MASK_HEAD}predictor.": "detector.mask_head.predictor.",
 }
-# The text tower of OpenAI's and open_clip's files.
-_OPEN_CLIP_TEXT = re.compile(
+OPEN_CLIP_TEXT = re.compile(
     r"(transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection|logit_scale"
 )
+"""The text tower, with the temperature, in OpenAI's and open_clip's files."""
 # They follow from the configuration. Older versions of the official code, and TorchScript archives, store them.
 _CONSTANTS = re.compile(
     r"(offline_)?pixel_(mean|std)|(.*\.)?anchor_generator\.cell_anchors\.\d+|(teacher_)?concept_emb|(.*\.)?attn_mask"
@@ -71,7 +71,7 @@ def split_clip(state: Mapping[str, Tensor], visual: str) -> Split:
     found = _split(state, {visual: "visual.", TEXT: ""})
     if any(name.startswith(TEXT) for name in state):
         return found
-    bare = [name for name in found.rest if _OPEN_CLIP_TEXT.fullmatch(name)]
+    bare = [name for name in found.rest if OPEN_CLIP_TEXT.fullmatch(name)]
     return Split(
         found.own | {name: found.rest[name] for name in bare},
         found.renamed | {name: name for name in bare},
@@ -102,7 +102,7 @@ def clip_to_official(tensors: Mapping[str, Tensor], visual: str, text: bool) -> 
     `logit_scale` is left out: the official code has its temperature in the configuration.
     """
     found = _split(tensors, {"visual.": visual})
-    words = [name for name in found.rest if _OPEN_CLIP_TEXT.fullmatch(name) and name != "logit_scale"]
+    words = [name for name in found.rest if OPEN_CLIP_TEXT.fullmatch(name) and name != "logit_scale"]
     return found.own | {f"{TEXT}{name}": found.rest[name] for name in words if text}
 
 

@@ -38,6 +38,8 @@ class RegionEncoder(nn.Module, ABC):
     """Bins per side of a RoI-aligned map."""
     sampling_ratio: int = 0
     """RoIAlign's samples per bin and axis; 0 is adaptive, as in the official code."""
+    value_blocks: int = 0
+    """Last blocks whose values are the features; only where there is a value path, see `VitEncoder`."""
 
     recompute_activations: bool = False
     """Whether `part` keeps no activations."""

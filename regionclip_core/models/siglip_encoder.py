@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
 from regionclip_core.models.vit_encoder import map_by_grid, quarters, resize_positions
 
-_MOST_BINS = 16  # per side: 256 tokens per region; the finest grids (27, 32) would take three to four times as many
+MOST_BINS = 16  # per side: 256 tokens per region; the finest grids (27, 32) would take three to four times as many
 
 
 class SiglipEncoder(RegionEncoder):
@@ -45,7 +45,7 @@ class SiglipEncoder(RegionEncoder):
         self.grid: tuple[int, int] = tuple(trunk.patch_embed.grid_size)
         self.stride = trunk.patch_embed.patch_size[0]
         self.embed_dim = self.feature_dim = trunk.embed_dim
-        self.roi_size = min(self.grid[0], _MOST_BINS)
+        self.roi_size = min(self.grid[0], MOST_BINS)
         self.freeze(0)
         self.train(visual.training)
 

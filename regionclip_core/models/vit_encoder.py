@@ -5,6 +5,9 @@ its attention out and passes on the values: a patch then keeps its own content, 
 text was trained for: Zhou et al., "Extract Free Dense Labels from CLIP" (MaskCLIP, arXiv 2112.01071); with RoIAlign
 and a mean per region: Wu et al., CLIPSelf (arXiv 2310.01403).
 
+What the projection to text was trained on is the class token: a sum of values, one term per block and patch. With
+`value_blocks` the features are these terms alone, of the last blocks, without the residual, which no class token has.
+
 Shapes: B images, (H, W) the padded canvas, p the patch's side in pixels, (h, w) a grid of patches, N = h*w, C the
 tower's width, R regions, D embedding.
 """
@@ -12,6 +15,7 @@ tower's width, R regions, D embedding.
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -38,8 +42,13 @@ class VitEncoder(RegionEncoder):
 
     roi_size = ROI_SIZE
 
-    def __init__(self, visual: VisionTransformer) -> None:
-        """Take a deep copy of `visual`; the CLIP model it belongs to is not touched afterwards."""
+    def __init__(self, visual: VisionTransformer, value_blocks: int = 0) -> None:
+        """Take a deep copy of `visual`; the CLIP model it belongs to is not touched afterwards.
+
+        Args:
+            value_blocks: 0: the features are what the last block makes of a patch by itself. n: the sum, before the
+                last norm, of what the values of the last n blocks would add to it.
+        """
         super().__init__()
         visual = copy.deepcopy(visual)
         self.class_embedding: nn.Parameter = visual.class_embedding
@@ -53,6 +62,7 @@ class VitEncoder(RegionEncoder):
         self.embed_dim = visual.output_dim
         self.feature_dim = visual.conv1.out_channels
         self.grid: Grid = visual.grid_size
+        self.value_blocks = checked_value_blocks(value_blocks, len(self._blocks()))
         self.freeze(0)
         self.train(visual.training)
 
@@ -69,10 +79,16 @@ class VitEncoder(RegionEncoder):
         token = (self.class_embedding + positions[0]).expand(len(x), 1, -1)
         x = self.ln_pre(torch.cat([token, x], dim=1))  # [n, 1 + N, C]
         *blocks, last = self._blocks()
-        for block in blocks:
+        first_summed = len(blocks) + 1 - self.value_blocks
+        values = []
+        for number, block in enumerate(blocks):
+            if number >= first_summed:
+                values.append(self.part(functools.partial(own_values, block), x[:, 1:]))
             x = self.part(block, x)
         # The class token is not needed any more: in the blocks, patches have attended to it.
-        x = self.ln_post(self.part(lambda patches: value_path(last, patches), x[:, 1:]))
+        final = own_values if self.value_blocks else value_path
+        values.append(self.part(functools.partial(final, last), x[:, 1:]))
+        x = self.ln_post(sum(values[1:], start=values[0]))
         return x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
     def pool(self, region_maps: Tensor) -> Tensor:
@@ -93,18 +109,34 @@ class VitEncoder(RegionEncoder):
         """
         last = self._blocks()[-1]
         frozen = [last.attn.in_proj_weight, last.attn.in_proj_bias]
+        if self.value_blocks:
+            frozen += [parameter for part in (last.ln_2, last.mlp, last.ls_2) for parameter in part.parameters()]
         return [*frozen, self.class_embedding] if len(self._blocks()) == 1 else frozen
 
     def _blocks(self) -> list[ResidualAttentionBlock]:
         return list(self.transformer.resblocks)  # type: ignore[arg-type]
 
 
-def value_path(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
-    """Run a transformer block on [n, N, C] in which every token attends to itself alone."""
+def checked_value_blocks(wanted: int, blocks: int) -> int:
+    """Return `wanted`; ValueError where a tower of so many blocks has no such last blocks."""
+    if not 0 <= wanted <= blocks:
+        raise ValueError(
+            f"teacher.value_blocks: expected at most the {blocks} blocks of the image tower (came: {wanted})"
+        )
+    return wanted
+
+
+def own_values(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+    """Return what a block's attention adds to each token of [n, N, C] if it attends to itself alone."""
     attention, width = block.attn, tokens.shape[2]
     # in_proj holds queries, keys and values one below the other: the last third makes values.
     values = F.linear(block.ln_1(tokens), attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
-    tokens = tokens + block.ls_1(attention.out_proj(values))
+    return block.ls_1(attention.out_proj(values))  # type: ignore[no-any-return]
+
+
+def value_path(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+    """Run a transformer block on [n, N, C] in which every token attends to itself alone."""
+    tokens = tokens + own_values(block, tokens)
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""Import of CLIP models into CLIP folders: OpenAI's and open_clip's files, and files of official pretraining.
+"""Import of CLIP models into CLIP folders: files in any layout of `clip_layouts`, and files of official pretraining.
 
 A CLIP folder has open_clip's own file names, and open_clip opens it with `local-dir:`. The architecture of a CLIP
 ResNet is read off the names and shapes of its weights, except for the activation of its text tower; other image towers
@@ -23,6 +23,7 @@ from regionclip_core.models.official_keys import OFFLINE, STUDENT, TEACHER, is_c
 from regionclip_core.proposals.rpn_folder import official_section, write_rpn_folder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import CLIP_LAYOUTS
+from regionclip_core.weights.clip_layouts import HUGGING_FACE, to_open_clip
 from regionclip_core.weights.import_options import read_model
 from regionclip_core.weights.import_report import ImportReport, WeightFile
 from regionclip_core.weights.rpn_files import convert_rpn
@@ -160,7 +161,7 @@ def _words(measures: Mapping[str, Any]) -> str:
 
 
 def import_clip(file: WeightFile, folder: Folder, report: ImportReport) -> None:
-    """Write a file by open_clip's names into a CLIP folder.
+    """Write a file by open_clip's names, or another layout's, into a CLIP folder.
 
     A ResNet's architecture is read off its shapes; other image towers need `--model`.
 
@@ -170,17 +171,18 @@ def import_clip(file: WeightFile, folder: Folder, report: ImportReport) -> None:
     extras = OPENAI_EXTRAS & (file.tensors.keys() | file.others.keys())
     constants = {name for name in file.tensors if is_constant(name)}
     state = {name: tensor for name, tensor in file.tensors.items() if name not in extras | constants}
-    if not any(name.startswith("visual.") for name in state):
+    if not any(name.startswith(("visual.", HUGGING_FACE)) for name in state):
         raise ValueError(
-            f"{file.name} is no CLIP model: it has no visual.*, but {sections(file.tensors)}. Leave --kind out to "
-            "have the file recognised"
+            f"{file.name} is no CLIP model: it has no visual.* and no vision_model.*, but "
+            f"{sections(file.tensors)}. Leave --kind out to have the file recognised"
         )
     if "visual.attnpool.positional_embedding" in state or "visual.layer1.0.conv1.weight" in state:
         architecture = resnet_architecture(state, file.model, True, file.name, True if extras else None)
     elif file.model is None:
         raise ValueError(
             f"{file.name}: only a CLIP ResNet's architecture can be read off its weights, and this image tower is "
-            "none: say which it is, such as --model ViT-B-32-quickgelu for OpenAI's ViT-B/32"
+            "none: say which it is, such as --model ViT-B-32-quickgelu for OpenAI's ViT-B/32, or "
+            "EVA02-B-16"
         )
     else:
         architecture = Architecture(*read_model(file.model))
@@ -189,8 +191,12 @@ def import_clip(file: WeightFile, folder: Folder, report: ImportReport) -> None:
     report.leave(sorted(constants), "a constant")
     report.leave(sorted(extras), "a number that the architecture has too")
     report.model = architecture.describe()
-    report.take({name: name for name in state})
-    write_clip(folder, state, architecture, file, report)
+    found = to_open_clip(state, architecture.name, architecture.config, file.name)
+    report.take(found.renamed)
+    report.left_over |= found.left
+    report.added |= found.added
+    report.notes += [found.note] if found.note else []
+    write_clip(folder, found.own, architecture, file, report)
 
 
 def import_pretrained(file: WeightFile, folder: Folder, report: ImportReport) -> None:
@@ -268,9 +274,10 @@ def write_clip(
     if _SCALE not in state:
         state[_SCALE] = torch.tensor(math.log(100.0))
         report.added[f"{place}{_SCALE}"] = "ln 100, for the official temperature of 0.01"
-    elif state[_SCALE].shape == (1,):
-        state[_SCALE] = state[_SCALE].reshape(())  # some versions of open_clip stored a vector of one
-        report.notes.append(f"{place}{_SCALE}: stored as a scalar, was a vector of one")
+    for name in (_SCALE, "logit_bias"):
+        if name in state and state[name].shape == (1,):
+            state[name] = state[name].reshape(())  # Hugging Face and some versions of open_clip stored a vector of one
+            report.notes.append(f"{place}{name}: stored as a scalar, was a vector of one")
     with torch.device("meta"):  # names and shapes only
         expected = build_clip(architecture.config, architecture.name, 0).model.state_dict()
     file.check_fit(expected, state, f"CLIP model ({architecture.name})")

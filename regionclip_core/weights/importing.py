@@ -19,6 +19,7 @@ from regionclip_core.models.official_keys import STUDENT, TEACHER, TRAIN_EMBEDDI
 from regionclip_core.storage.folder import Folder, file_sha256, whole_or_nothing
 from regionclip_core.storage.given_files import EMBEDDING_FILES
 from regionclip_core.weights.clip_files import import_clip, import_pretrained
+from regionclip_core.weights.clip_layouts import HUGGING_FACE
 from regionclip_core.weights.detector_files import import_detector
 from regionclip_core.weights.import_options import check_options, read_model
 from regionclip_core.weights.import_report import ImportReport, WeightFile
@@ -35,8 +36,9 @@ def import_checkpoint(
     """Import `file` into the new folder `out`, and return what was done.
 
     Args:
-        file: published RegionCLIP weights (pretraining, detector, proposal network, embeddings), an OpenAI or
-            open_clip CLIP model in any layout, or a torchvision detector with its proposal network.
+        file: published RegionCLIP weights (pretraining, detector, proposal network, embeddings), a CLIP
+            model by OpenAI's, open_clip's, Hugging Face's, EVA's or Perception Encoder's names, or a torchvision
+            detector with its proposal network.
         out: must not exist, or be empty.
         names: the names behind a classifier's or an embedding file's rows; see `row_names.name_rows`.
         model: the architecture, by open_clip's name or a JSON file of open_clip's, where it can't be read off the file,
@@ -69,6 +71,9 @@ def import_checkpoint(
 def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
     """Return which of `import_options.KINDS` a file is, by its tensors' names.
 
+    Names that other projects' models have too are not enough: an image tower needs its text tower beside it, a ResNet
+    CLIP's attention pool, and embeddings are a file of one tensor without a name, or with that one.
+
     Raises:
         ValueError: it is none of them; the message says what is in it.
     """
@@ -76,14 +81,13 @@ def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in tensors)
 
-    only = next(iter(tensors.values())) if len(tensors) == 1 else None
-    if only is not None and only.ndim in (1, 2) and (BARE_TENSOR in tensors or only.ndim == 2):
+    if tensors.keys() in ({BARE_TENSOR}, {"embeddings"}) and all(tensor.ndim in (1, 2) for tensor in tensors.values()):
         return "embeddings"
-    if has(f"{STUDENT}attnpool.", f"{STUDENT}layer1.") and TRAIN_EMBEDDINGS in tensors:
+    if has(f"{STUDENT}attnpool.") and TRAIN_EMBEDDINGS in tensors:
         return "detector"
-    if has(f"{STUDENT}attnpool.", f"{STUDENT}layer1.", TEACHER):
+    if has(f"{STUDENT}attnpool.", f"{TEACHER}attnpool."):
         return "pretrained"
-    if has("visual."):
+    if (has("visual.") and has("token_embedding.", "text.")) or (has(HUGGING_FACE) and has("text_model.")):
         return "clip"
     if has(*_RPN_HEADS):
         return "rpn"
@@ -91,9 +95,10 @@ def recognise(tensors: Mapping[str, Tensor], name: str) -> str:
         raise ValueError(f"{name} is of a folder that `import` or `export` made; `detect --model` takes that folder")
     raise ValueError(
         f"{name} holds no model that is known here. Its tensors, by the first part of their names: "
-        f"{sections(tensors)}. Expected are RegionCLIP's files (backbone, lang_encoder, roi_heads, proposal_generator, "
-        "or one tensor of embeddings), CLIP models (visual, transformer) and torchvision's detectors (backbone.body, "
-        "rpn)"
+        f"{sections(tensors)}. Expected are RegionCLIP's files (backbone with attnpool, lang_encoder, roi_heads, "
+        "proposal_generator, or one tensor of embeddings without a name), CLIP models (visual, and a text tower beside "
+        "it; or vision_model and text_model) and torchvision's detectors (backbone.body, rpn). If you know that it is "
+        "one of them, say which by --kind"
     )
 
 

@@ -98,7 +98,8 @@ def _weights(config: Config, to_run: Collection[str], lines: Mapping[str, PlanLi
                 if not names_tensor(path, weight_layout(path), tower if name == "teacher" else ""):
                     yield (
                         f"teacher.weights: {path} has no tensor {tower}...: no CLIP model of teacher.model: {model}. "
-                        "Set teacher.model to the architecture that the file was made with, or give another file"
+                        "Set teacher.model to the architecture that the file was made with, or give another file; "
+                        "`regionclip import` reads those by Hugging Face's, EVA's and Perception Encoder's names"
                     )
             except (OSError, ValueError) as error:
                 yield f"{settings[name]}: {error}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
+from timm.layers.norm import LayerNorm
 from timm.models import register_model
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVit
 from torch import Tensor, nn
 
@@ -53,6 +57,24 @@ CONVNEXT = {
     },
     "text_cfg": TEXT,
 }
+EVA: dict[str, Any] = {
+    "embed_dim": 24,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 32,
+        "timm_model_name": "eva02_test_patch8_clip_32",
+        "timm_model_pretrained": False,
+        "timm_pool": "token",
+        "timm_proj": None,
+    },
+    "text_cfg": TEXT,
+}
+EVA1: dict[str, Any] = {**EVA, "vision_cfg": {**EVA["vision_cfg"], "timm_model_name": "eva_test_patch8_32"}}
+PE: dict[str, Any] = {
+    **EVA,
+    "vision_cfg": {**EVA["vision_cfg"], "timm_model_name": "vit_pe_core_test_patch8_32", "timm_pool": "map"},
+}
+PE_BARE: dict[str, Any] = {**PE, "vision_cfg": {**PE["vision_cfg"], "timm_model_name": "vit_pe_core_bare_patch8_32"}}
 WORDS = ["<pad>", "<unk>", "</s>", "a", "photo", "of", "cat", "dog", "red", "bus", "the", "."]
 
 
@@ -62,6 +84,48 @@ def vit_test_patch8_siglip_32(pretrained: bool = False, **options: Any) -> TimmV
     assert not pretrained
     kept = {key: options[key] for key in ("num_classes", "global_pool")}
     return TimmVit(img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=2, class_token=False, **kept)
+
+
+_EVA: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+_ROPE = {"use_rot_pos_emb": True, "ref_feat_shape": (5, 5)}  # not the grid: EVA-02's isn't either
+_GATED = {"mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True}
+_PE = {
+    "attn_type": "rope",
+    "use_pre_transformer_norm": True,
+    "rope_grid_offset": 1.0,
+    "rope_grid_indexing": "xy",
+    "attn_pool_num_heads": 4,
+    "attn_pool_mlp_ratio": 4.0,
+    "norm_layer": partial(LayerNorm, eps=1e-5),
+}
+
+
+@register_model
+def eva02_test_patch8_clip_32(pretrained: bool = False, **options: Any) -> Eva:
+    """timm's eva02_base_patch16_clip_224, small."""
+    kept = {key: options[key] for key in ("num_classes", "global_pool")}
+    return Eva(**_EVA, **_ROPE, **_GATED, qkv_fused=False, **kept)
+
+
+@register_model
+def eva_test_patch8_32(pretrained: bool = False, **options: Any) -> Eva:
+    """timm's eva_giant_patch14_224, small, with layer scale."""
+    kept = {key: options[key] for key in ("num_classes", "global_pool")}
+    return Eva(**_EVA, mlp_ratio=3, init_values=0.3, **kept)
+
+
+@register_model
+def vit_pe_core_test_patch8_32(pretrained: bool = False, **options: Any) -> Eva:
+    """timm's vit_pe_core_base_patch16_224, small."""
+    kept = {key: options[key] for key in ("num_classes", "global_pool")}
+    return Eva(**_EVA, **_ROPE, **_PE, **kept)
+
+
+@register_model
+def vit_pe_core_bare_patch8_32(pretrained: bool = False, **options: Any) -> Eva:
+    """timm's vit_pe_core_gigantic_patch14_448, small: no class token, places from 0 on."""
+    kept = {key: options[key] for key in ("num_classes", "global_pool")}
+    return Eva(**_EVA, **_ROPE, **{**_PE, "rope_grid_offset": 0.0}, class_token=False, **kept)
 
 
 def stirred(module: nn.Module, seed: int = 0) -> Any:
@@ -146,3 +210,28 @@ def _bilinear(features: Tensor, y: float, x: float) -> Tensor:
     upper = features[:, top, left] * (1 - x + left) + features[:, top, right] * (x - left)
     lower = features[:, bottom, left] * (1 - x + left) + features[:, bottom, right] * (x - left)
     return upper * (1 - y + top) + lower * (y - top)
+
+
+def naive_bins(features: Tensor, box: tuple[float, float, float, float], stride: int, bins: int) -> list[Tensor]:
+    """RoIAlign of one map [C, h, w], row by row of its bins: bins * bins tensors [C]."""
+    x0, y0, x1, y1 = box
+    width, height = (x1 - x0) / bins, (y1 - y0) / bins
+    corners = [(x0 + c * width, y0 + r * height) for r, c in itertools.product(range(bins), range(bins))]
+    return [naive_roi_mean(features, (x, y, x + width, y + height), stride, bins=1) for x, y in corners]
+
+
+def naive_pool(pool: nn.Module, tokens: list[Tensor]) -> Tensor:
+    """The attention pool, one key at a time: [D]."""
+    width, heads = len(tokens[0]), pool.num_heads
+    query = pool.q.weight @ pool.latent[0, 0] + pool.q.bias
+    keys = [pool.kv.weight[:width] @ t + pool.kv.bias[:width] for t in tokens]
+    values = [pool.kv.weight[width:] @ t + pool.kv.bias[width:] for t in tokens]
+    answer = []
+    for head in range(heads):
+        own = slice(head * width // heads, (head + 1) * width // heads)
+        shares = torch.stack([query[own] @ k[own] for k in keys]).div(math.sqrt(width // heads)).softmax(0)
+        answer.append(sum(s * v[own] for s, v in zip(shares, values, strict=True)))
+    x = pool.proj.weight @ torch.cat(answer) + pool.proj.bias
+    normed = (x - x.mean()) / torch.sqrt(x.var(correction=0) + pool.norm.eps) * pool.norm.weight + pool.norm.bias
+    hidden = pool.mlp.fc1.weight @ normed + pool.mlp.fc1.bias
+    return x + pool.mlp.fc2.weight @ (hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2) + pool.mlp.fc2.bias

@@ -128,7 +128,8 @@ NOT_HELD = {
     },
     "pairs": {"pairs.other_regions"},
     "finetune": {"finetune.checkpoint_every"},
-    "teacher": {"teacher.training.checkpoint_every"},
+    # Is held where it is set, so that older teachers stay good.
+    "teacher": {"teacher.training.checkpoint_every", "teacher.value_blocks"},
     # Are held where they are not the defaults, so that older labels stay good.
     "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"},
     # Are held where they ask for rows of their own.
@@ -261,6 +262,14 @@ def test_newer_settings_count_where_they_are_set(stage: str, base: Change, key: 
 def test_how_crops_are_cut_counts_where_roi_labels_have_them() -> None:
     change = {"labels": {"context": 2.0}}
     assert setting_changes(held("labels", CROPS), held("labels", CROPS, change)) == ["labels.context 1.2 -> 2.0"]
+
+
+def test_teachers_made_before_there_were_values_stay_good() -> None:
+    assert "value_blocks" not in held("teacher")["teacher"]
+    named = {"model": "ViT-B-16", "weights": "random"}
+    changed = held("teacher", {"teacher": {**named, "value_blocks": 3}})
+    changes = setting_changes(held("teacher", {"teacher": named}), changed)
+    assert len(changes) == 1 and changes[0].startswith("teacher.value_blocks ")
 
 
 def test_recomputed_activations_make_nothing_stale() -> None:

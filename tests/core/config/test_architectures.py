@@ -46,10 +46,11 @@ def built(name: str) -> torch.nn.Module:
 
 
 REGIONS = {
+    *("EVA02-B-16", "EVA02-L-14-336", "EVA01-g-14-plus", "PE-Core-B-16", "PE-Core-bigG-14-448"),
     *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"),
     *("ViT-B-16-SigLIP", "ViT-L-16-SigLIP-384", "ViT-SO400M-14-SigLIP-378", "ViT-B-32-SigLIP2-256"),
 }
-CROPS = {"convnext_base", "ViTamin-S", "EVA02-B-16", "MobileCLIP-S1", "PE-Core-B-16", "swin_base_patch4_window7_224"}
+CROPS = {"convnext_base", "ViTamin-S", "EVA02-E-14", "MobileCLIP-S1", "swin_base_patch4_window7_224"}
 CROPS |= {"ViT-L-14-CLIPA", "vit_medium_patch16_gap_256", "MobileCLIP-B"}
 
 
@@ -59,7 +60,13 @@ def test_kind_and_stride_are_those_of_the_built_tower(name: str) -> None:
         pytest.skip("this timm lacks it")
     tower, visual = tower_of(model_config(name)), built(name)
     assert (tower.no_regions is None) == (name in REGIONS)
-    expected = {"resnet": ModifiedResNet, "vit": VisionTransformer, "siglip": TimmModel, "timm": TimmModel}
+    expected = {
+        "resnet": ModifiedResNet,
+        "vit": VisionTransformer,
+        "siglip": TimmModel,
+        "eva": TimmModel,
+        "timm": TimmModel,
+    }
     assert type(visual) is expected[tower.kind]
     if tower.kind == "vit" and name in REGIONS:
         assert (tower.stride, tower.stride) == visual.patch_size
@@ -67,6 +74,10 @@ def test_kind_and_stride_are_those_of_the_built_tower(name: str) -> None:
         from regionclip_core.models.siglip_encoder import SiglipEncoder
 
         assert SiglipEncoder(visual).stride == tower.stride  # it also checks that no other part is in the way
+    if tower.kind == "eva":
+        from regionclip_core.models.eva_encoder import EvaEncoder
+
+        assert EvaEncoder(visual, 3 if tower.has_values else 0).stride == tower.stride
 
 
 @pytest.mark.parametrize(
@@ -118,6 +129,8 @@ def test_an_unknown_name_gets_the_nearest(name: str, nearest: str) -> None:
         ("ViT-B-16-SigLIP", {"evaluate": {"image_size": 12}}, r"evaluate.image_size: .*\(came: 12\)"),
         ("RN50", {"labels": {"mode": "roi", "image_size": 15}}, r"labels.image_size: .* 16 px \(came: 15\)"),
         ("small", {"finetune": {"image_size": 15}}, r"finetune.image_size: .*\(came: 15\)"),
+        ("ViT-B-16-SigLIP", {"teacher": {"value_blocks": 3}}, r"value_blocks: .* \(came: 3\): only towers of .*ViTs"),
+        ("small", {"teacher": {"value_blocks": 1}}, "value_blocks: expected 0 or null for small, a ResNet: only"),
         ("ViT-B-16", {"pretrain": {"global_box": "padded"}}, "pretrain.global_box: .* does not see the padding"),
         ("ViT-B-16", {"labels": {"mode": "roi", "canvas": "padded"}}, "labels.canvas: .* does not see the padding"),
         ("small", {"teacher": {"architecture": {"image_size": 80}}}, r"architecture.image_size\s.*multiple of 32"),
@@ -152,6 +165,8 @@ def test_what_an_architecture_cannot_do_is_said(model: str, sections: dict[str, 
         ("RN50", {"pretrain": {"global_box": "padded"}, "labels": {"mode": "roi", "canvas": "padded"}}),
         ("ViT-B-16", {"labels": {"mode": "roi"}, "finetune": {"mask_head": False}}),
         ("ViT-B-32", {"pretrain": {"image_size": 32}}),
+        ("ViT-B-32", {"teacher": {"value_blocks": 3}}),
+        ("RN50", {"teacher": {"value_blocks": 0}}),
     ],
 )
 def test_what_it_can_do_is_accepted(model: str, sections: dict[str, Any]) -> None:

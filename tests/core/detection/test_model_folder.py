@@ -114,15 +114,17 @@ def test_the_layout_is_a_hugging_face_repositorys(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == "# A card\n"
 
 
-@pytest.mark.parametrize("kind", ["vit", "siglip"])
-def test_other_towers(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "value_blocks"), [("vit", 0), ("vit", 2), ("eva", 2), ("siglip", 0)])
+def test_other_towers(tmp_path: Path, kind: str, value_blocks: int) -> None:
     """Neither needs its text tower or its tokenizer to be loaded."""
-    description = small_towers.VIT if kind == "vit" else small_towers.SIGLIP
+    known = {"vit": small_towers.VIT, "eva": small_towers.EVA, "siglip": small_towers.SIGLIP}
+    description = known[kind]
     if kind == "siglip":
         description = {**description, "text_cfg": small_towers.TEXT}  # its own tokenizer is not on this machine
     clip = small_towers.small_clip(description)
+    clip.value_blocks = value_blocks
     detector = detector_of(clip)
-    clip.architecture = small_towers.VIT if kind == "vit" else small_towers.SIGLIP
+    clip.architecture = known[kind]
     saved(tmp_path, clip, detector, with_rpn=False)
     loaded = load_model(Folder(str(tmp_path)))
     images, boxes = torch.randn(1, 3, 32, 48), [torch.tensor([[3.0, 4.0, 30.0, 28.0]])]

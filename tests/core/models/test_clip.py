@@ -373,6 +373,15 @@ def test_weights_from_a_folder(tmp_path, layout):
     assert (clip.name, clip.mean, clip.architecture) == (source.name, source.mean, source.architecture)
 
 
+def test_values_are_the_configs_or_else_the_folders(tmp_path):
+    clip = create_clip(config(), 7)
+    clip.value_blocks = 3
+    save_clip(clip, Folder(str(tmp_path)), OPEN_CLIP_LAYOUT)
+    for wanted, found in [(None, 3), (0, 0), (2, 2)]:
+        assert create_clip(config(weights=str(tmp_path), value_blocks=wanted), 0).value_blocks == found
+        assert create_clip(config(value_blocks=wanted), 0).value_blocks == (wanted or 0)
+
+
 def test_folders_that_do_not_fit_are_refused(tmp_path):
     save_clip(create_clip(config(), 7), Folder(str(tmp_path / "clip")))
     with pytest.raises(ValueError, match=r"holds the model small, of another architecture.*set teacher\.model: small"):
@@ -414,6 +423,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
 
 def test_open_clip_opens_what_was_saved(tmp_path, no_network):
     clip = create_clip(config(), 7)
+    clip.value_blocks = 3
     save_clip(clip, Folder(str(tmp_path)), OPEN_CLIP_LAYOUT)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     model.eval()

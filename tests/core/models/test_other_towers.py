@@ -1,4 +1,4 @@
-"""The stages from pseudo labels to evaluation with a ViT and with SigLIP as teacher, student and detector."""
+"""The stages from pseudo labels to evaluation with every kind of ViT as teacher, student and detector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from small_artifacts import pillow_crop, run_stage, tiny_config
-from small_towers import CONVNEXT, SIGLIP, VIT, small_clip, write_tokenizer
+from small_towers import CONVNEXT, EVA, PE, SIGLIP, VIT, small_clip, write_tokenizer
 from torch import Tensor
 
 from regionclip_core.datasets.images import ImageReader
@@ -33,21 +33,23 @@ CONFIG = tiny_config(
 
 
 def description_of(kind: str, folder: Path) -> dict[str, Any]:
-    if kind == "vit":
-        return VIT
+    if kind != "siglip":
+        return {"vit": VIT, "eva": EVA, "pe": PE}[kind.removesuffix("-values")]
     pytest.importorskip("transformers")
     description = copy.deepcopy(SIGLIP)
     description["text_cfg"]["hf_tokenizer_name"] = str(write_tokenizer(folder))
     return description
 
 
-@pytest.fixture(scope="module", params=["vit", "siglip"])
+@pytest.fixture(scope="module", params=["vit", "vit-values", "eva-values", "pe", "siglip"])
 def run(request: Any, world: dict[str, Folder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """Artifacts by stage, of a teacher that takes the place of the world's."""
     root = tmp_path_factory.mktemp(request.param)
     done = dict(world)
     done["teacher"] = Folder(str(root / "teacher"))
-    save_clip(small_clip(description_of(request.param, root / "tokens"), seed=2), done["teacher"])
+    clip = small_clip(description_of(request.param, root / "tokens"), seed=2)
+    clip.value_blocks = 2 if "values" in request.param else 0
+    save_clip(clip, done["teacher"])
     for name in ("labels", "pairs", "pretrain", "finetune", "evaluate"):
         stage = STAGES[name]
         done[name] = Folder(str(root / name))
@@ -95,6 +97,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def test_the_student_has_moved_where_it_was_to(run: dict[str, Folder]) -> None:
     teacher, student = load_clip(run["teacher"]), load_clip(run["pretrain"])
     assert student.architecture == teacher.architecture
+    assert student.value_blocks == teacher.value_blocks
     encoder = region_encoder(teacher)
     encoder.freeze(CONFIG.pretrain.freeze_at)
     wanted = {f"visual.{name}" for name, parameter in encoder.named_parameters() if parameter.requires_grad}
@@ -110,8 +113,18 @@ def test_the_detector_comes_back_from_its_files(run: dict[str, Folder]) -> None:
         clip = load_clip(run[init])
         detector = load_detector(run["finetune"], stem=name)
         assert type(detector.encoder) is type(region_encoder(clip))
+        assert detector.encoder.value_blocks == clip.value_blocks
+        assert ("value_blocks" in run["finetune"].read_json(f"{name}.json")) == bool(clip.value_blocks)
         changed = moved(clip.model.visual.state_dict(), detector.encoder.state_dict())
-        frozen = ("conv1", "class_embedding", "positional", "ln_pre", "trunk.pos_embed", "trunk.patch_embed")
+        frozen = (
+            "conv1",
+            "class_embedding",
+            "positional",
+            "ln_pre",
+            "trunk.pos_embed",
+            "trunk.patch_embed",
+            "trunk.cls_token",
+        )
         assert changed
         assert not any(key.startswith(frozen) for key in changed)
         images = torch.randn(2, 3, 64, 72)

@@ -13,9 +13,9 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_towers import SIGLIP, WORDS, naive_roi_mean, small_clip, tower, write_tokenizer
+from small_towers import SIGLIP, WORDS, naive_bins, naive_pool, small_clip, tower, write_tokenizer
 from timm.layers.pos_embed import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import nn
 
 from regionclip_core.config.tree import TeacherConfig
 from regionclip_core.models.clip import ClipModel, build_clip, create_clip, load_clip, save_clip
@@ -69,23 +69,6 @@ def test_the_whole_image_has_the_models_own_embedding(name: str) -> None:
         assert float(torch.cosine_similarity(found, own)) > 0.999
 
 
-def naive_pool(pool: nn.Module, tokens: list[Tensor]) -> Tensor:
-    """The attention pool, one key at a time: [D]."""
-    width, heads = len(tokens[0]), pool.num_heads
-    query = pool.q.weight @ pool.latent[0, 0] + pool.q.bias
-    keys = [pool.kv.weight[:width] @ t + pool.kv.bias[:width] for t in tokens]
-    values = [pool.kv.weight[width:] @ t + pool.kv.bias[width:] for t in tokens]
-    answer = []
-    for head in range(heads):
-        own = slice(head * width // heads, (head + 1) * width // heads)
-        shares = torch.stack([query[own] @ k[own] for k in keys]).div(math.sqrt(width // heads)).softmax(0)
-        answer.append(sum(s * v[own] for s, v in zip(shares, values, strict=True)))
-    x = pool.proj.weight @ torch.cat(answer) + pool.proj.bias
-    normed = (x - x.mean()) / torch.sqrt(x.var(correction=0) + pool.norm.eps) * pool.norm.weight + pool.norm.bias
-    hidden = pool.mlp.fc1.weight @ normed + pool.mlp.fc1.bias
-    return x + pool.mlp.fc2.weight @ (hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2) + pool.mlp.fc2.bias
-
-
 def test_regions_at_another_size_against_timm_and_a_loop() -> None:
     """Patch features by timm's tower for this very size, then every bin and every key by itself."""
     visual = small_clip(SIGLIP).model.visual
@@ -96,15 +79,7 @@ def test_regions_at_another_size_against_timm_and_a_loop() -> None:
     reference.pos_embed = nn.Parameter(resample_abs_pos_embed(visual.trunk.pos_embed, [5, 7], num_prefix_tokens=0))
     with torch.no_grad():
         patches = reference.forward_features(image)[0].T.reshape(24, 5, 7)
-        expected = []
-        for x0, y0, x1, y1 in boxes:
-            width, height = (x1 - x0) / 4, (y1 - y0) / 4
-            bins = [
-                (x0 + c * width, y0 + r * height, x0 + (c + 1) * width, y0 + (r + 1) * height)
-                for r, c in itertools.product(range(4), range(4))
-            ]
-            tokens = [naive_roi_mean(patches, bin_, stride=8, bins=1) for bin_ in bins]
-            expected.append(naive_pool(reference.attn_pool, tokens))
+        expected = [naive_pool(reference.attn_pool, naive_bins(patches, box, stride=8, bins=4)) for box in boxes]
         found = SiglipEncoder(visual)(image, [torch.tensor(boxes)])
     torch.testing.assert_close(found, torch.stack(expected), **CLOSE)
 

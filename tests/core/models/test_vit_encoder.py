@@ -8,9 +8,24 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from official_files import SMALL
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.tokenizer import SimpleTokenizer
-from small_towers import CONVNEXT, SIGLIP, TEXT, VIT, naive_roi_mean, resized, small_clip, stirred, tower
+from small_towers import (
+    CONVNEXT,
+    EVA,
+    EVA1,
+    PE,
+    PE_BARE,
+    SIGLIP,
+    TEXT,
+    VIT,
+    naive_roi_mean,
+    resized,
+    small_clip,
+    stirred,
+    tower,
+)
 from torch import Tensor, nn
 
 from regionclip_core.config.tree import OptimConfig
@@ -70,15 +85,19 @@ def attend(block: nn.Module, tokens: list[Tensor]) -> list[Tensor]:
     return [feed_forward(block, token) for token in out]
 
 
-def keep_own(block: nn.Module, token: Tensor) -> Tensor:
-    """The block in which a token hears itself alone."""
+def own_value(block: nn.Module, token: Tensor) -> Tensor:
+    """What the block's attention adds to a token that hears itself alone."""
     width = len(token)
     value = block.attn.in_proj_weight[2 * width :] @ normed(block.ln_1, token) + block.attn.in_proj_bias[2 * width :]
-    own = block.attn.out_proj.weight @ value + block.attn.out_proj.bias
-    return feed_forward(block, token + scaled(block.ls_1, own))
+    return scaled(block.ls_1, block.attn.out_proj.weight @ value + block.attn.out_proj.bias)
 
 
-def naive_patches(visual: nn.Module, image: Tensor) -> Tensor:
+def keep_own(block: nn.Module, token: Tensor) -> Tensor:
+    """The block in which a token hears itself alone."""
+    return feed_forward(block, token + own_value(block, token))
+
+
+def naive_patches(visual: nn.Module, image: Tensor, value_blocks: int = 0) -> Tensor:
     """Embedding [D, h, w] of every patch of one image of the tower's own size."""
     side = visual.patch_size[0]
     tokens = [visual.class_embedding]
@@ -87,10 +106,15 @@ def naive_patches(visual: nn.Module, image: Tensor) -> Tensor:
             pixels = image[:, top : top + side, left : left + side]
             tokens.append(torch.stack([(kernel * pixels).sum() for kernel in visual.conv1.weight]))
     tokens = [normed(visual.ln_pre, t + p) for t, p in zip(tokens, visual.positional_embedding, strict=True)]
-    *blocks, last = visual.transformer.resblocks
-    for block in blocks:
-        tokens = attend(block, tokens)
-    embedded = [normed(visual.ln_post, keep_own(last, token)) @ visual.proj for token in tokens[1:]]
+    blocks = list(visual.transformer.resblocks)
+    states = [tokens]  # the input of every block
+    for block in blocks[:-1]:
+        states.append(attend(block, states[-1]))
+    last = [keep_own(blocks[-1], token) for token in states[-1]]
+    if value_blocks:
+        pairs = list(zip(blocks, states, strict=True))[-value_blocks:]
+        last = [sum(own_value(block, state[row]) for block, state in pairs) for row in range(len(tokens))]
+    embedded = [normed(visual.ln_post, token) @ visual.proj for token in last[1:]]
     return torch.stack(embedded, 1).reshape(-1, image.shape[1] // side, image.shape[2] // side)
 
 
@@ -103,6 +127,24 @@ def test_embeddings_against_a_loop_over_tokens(changes: dict[str, Any]) -> None:
         expected = torch.stack([naive_roi_mean(patches, box, stride=8, bins=7) for box in BOXES])
         found = VitEncoder(visual)(image[None], [torch.tensor(BOXES)])
     torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("value_blocks", [1, 2, 4])
+def test_values_of_the_last_blocks_against_a_loop_over_tokens(value_blocks: int) -> None:
+    visual = small_vit(ls_init_value=0.3)
+    image = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        patches = naive_patches(visual, image, value_blocks)
+        expected = torch.stack([naive_roi_mean(patches, box, stride=8, bins=7) for box in BOXES])
+        found = VitEncoder(visual, value_blocks)(image[None], [torch.tensor(BOXES)])
+        assert (found - VitEncoder(visual)(image[None], [torch.tensor(BOXES)])).abs().max() > 0.1
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_values_of_more_blocks_than_there_are() -> None:
+    for wanted in (5, -1):
+        with pytest.raises(ValueError, match=rf"at most the 4 blocks of the image tower \(came: {wanted}\)"):
+            VitEncoder(small_vit(), wanted)
 
 
 # ---------------------------------------------------------------- the true architectures, other image sizes
@@ -163,7 +205,7 @@ def test_positions_of_another_grid_are_smooth_between_the_old_ones() -> None:
 # ---------------------------------------------------------------- images in a batch
 
 
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_an_image_has_the_same_features_in_any_batch(description: dict[str, Any]) -> None:
     encoder = region_encoder(small_clip(description))
     sizes = [(40, 64), (50, 20), (40, 60), (32, 32)]  # the third has the patches of the first
@@ -177,7 +219,7 @@ def test_an_image_has_the_same_features_in_any_batch(description: dict[str, Any]
     assert (encoder(images, boxes)[2:4] - alone[1]).abs().max() > 0.01  # the padding would be seen
 
 
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_sides_that_are_no_multiple_of_a_patch_are_padded_with_zeros(description: dict[str, Any]) -> None:
     encoder = region_encoder(small_clip(description))
     image = torch.randn(1, 3, 37, 41)
@@ -203,19 +245,19 @@ def trainable(encoder: RegionEncoder) -> set[str]:
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_freezing(description: dict[str, Any], freeze_at: int) -> None:
     encoder = region_encoder(small_clip(description))
     encoder.freeze(5)
     encoder.freeze(freeze_at)
     if description is VIT:
-        embedding = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
+        embedding: tuple[str, ...] = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
         blocks = [f"transformer.resblocks.{n}." for n in range(4)]
-        never = ("transformer.resblocks.3.attn.in_proj_",)
+        never: tuple[str, ...] = ("transformer.resblocks.3.attn.in_proj_",)
     else:
-        embedding = ("trunk.patch_embed.", "trunk.pos_embed")
+        embedding = ("trunk.patch_embed.", "trunk.pos_embed", "trunk.cls_token", "trunk.norm_pre.")
         blocks = [f"trunk.blocks.{n}." for n in range(4)]
-        never = ()
+        never = ("trunk.blocks.3.attn.q_proj", "trunk.blocks.3.attn.k_proj") if description is EVA else ()
     frozen = (*never, *embedding[: 9 * (freeze_at > 0)], *blocks[: max(0, freeze_at - 1)])
     everything = {name for name, _ in encoder.named_parameters()}
     assert trainable(encoder) == {name for name in everything if not name.startswith(frozen)}
@@ -230,15 +272,23 @@ def test_quarters(count: int, lengths: list[int]) -> None:
     assert [block for part in parts for block in part] == blocks
 
 
+ONE_BLOCK = {**VIT, "vision_cfg": {**VIT["vision_cfg"], "layers": 1}}
+
+
 @pytest.mark.parametrize("regions", [3, 0])
 @pytest.mark.parametrize(
-    "description",
-    [VIT, {**VIT, "vision_cfg": {**VIT["vision_cfg"], "layers": 1}}, SIGLIP],
-    ids=["vit", "one block", "siglip"],
+    ("description", "value_blocks"),
+    [
+        *((VIT, 0), (ONE_BLOCK, 0), (VIT, 1), (VIT, 4), (ONE_BLOCK, 1), (SIGLIP, 0)),
+        *((EVA, 0), (EVA, 3), (EVA1, 0), (EVA1, 3), (PE, 0), (PE_BARE, 0)),
+    ],
+    ids=lambda given: given if isinstance(given, int) else given["vision_cfg"].get("timm_model_name", "vit"),
 )
-def test_every_trainable_parameter_has_a_gradient(description: dict[str, Any], regions: int) -> None:
+def test_every_trainable_parameter_has_a_gradient(description: dict[str, Any], value_blocks: int, regions: int) -> None:
     """Another rank would wait for it, and a rank may have no region."""
-    encoder = region_encoder(small_clip(description)).train()
+    clip = small_clip(description)
+    clip.value_blocks = value_blocks
+    encoder = region_encoder(clip).train()
     boxes = [torch.tensor([[0.0, 0.0, 30.0, 20.0]]).expand(regions, 4), torch.zeros(0, 4)]
     encoder(torch.randn(2, 3, 40, 32), boxes, [(40, 32), (24, 32)]).square().sum().backward()
     with_gradient = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
@@ -261,7 +311,7 @@ def test_the_last_blocks_queries_keep_their_weights_under_weight_decay() -> None
     assert not torch.equal(last.attn.out_proj.weight, output)
 
 
-@pytest.mark.parametrize("description", [VIT, SIGLIP], ids=["vit", "siglip"])
+@pytest.mark.parametrize("description", [VIT, EVA, PE, SIGLIP], ids=["vit", "eva", "pe", "siglip"])
 def test_the_state_is_the_towers_own(description: dict[str, Any]) -> None:
     clip = small_clip(description)
     encoder = region_encoder(clip)
@@ -337,6 +387,14 @@ def test_regions_of_a_trained_vit_are_named_by_what_is_in_them(monkeypatch: pyte
 def test_other_vits_are_refused(changes: dict[str, Any], reason: str) -> None:
     clip = build_clip({**VIT, "vision_cfg": {**VIT["vision_cfg"], **changes}}, "tiny-vit", 0)
     with pytest.raises(ValueError, match=rf"tiny-vit gives no region features: .*{reason}.*labels.mode: crop"):
+        region_encoder(clip)
+
+
+@pytest.mark.parametrize("description", [SIGLIP, PE, SMALL], ids=["siglip", "pe", "resnet"])
+def test_values_where_no_class_token_reads_them(description: dict[str, Any]) -> None:
+    clip = small_clip(description)
+    clip.value_blocks = 2
+    with pytest.raises(ValueError, match=r"value_blocks: expected 0 for small test model \(came: 2\): only towers of"):
         region_encoder(clip)
 
 

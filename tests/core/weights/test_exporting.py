@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from small_artifacts import ARCHITECTURE, VOCABULARY, tiny_clip, tiny_config
+from small_towers import EVA, PE
 
 from regionclip_core.config.tree import ClipArchitecture, Config, TeacherConfig
 from regionclip_core.detection.finetuning import build_detector
@@ -44,10 +45,18 @@ def vit() -> ClipModel:
     return build_clip(VIT, "tiny-vit", 2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
 
 
+def eva() -> ClipModel:
+    return build_clip(EVA, "tiny-eva", 2)
+
+
+def perception_encoder() -> ClipModel:
+    return build_clip(PE, "tiny-pe", 2)
+
+
 # ---------------------------------------------------------------- open_clip
 
 
-@pytest.mark.parametrize("build", [tiny_clip, quick_gelu, vit])
+@pytest.mark.parametrize("build", [tiny_clip, quick_gelu, vit, eva, perception_encoder])
 def test_open_clip_opens_a_student_and_computes_the_same(build: Any, tmp_path: Path) -> None:
     clip = build()
     export_open_clip(Folder(str(tmp_path)), clip, clip_card(clip, "student", None), None)

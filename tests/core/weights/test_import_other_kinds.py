@@ -176,7 +176,8 @@ def test_torchvisions_proposal_network(tmp_path: Path) -> None:
 def test_embedding_files(tmp_path: Path, rows: int, names: str | None) -> None:
     torch.manual_seed(0)
     embeddings = torch.randn(rows, 1024) * 9
-    torch.save(embeddings if rows > 1 else embeddings[0], tmp_path / "e.pth")
+    named = {"embeddings": embeddings}
+    torch.save(embeddings[0] if rows == 1 else embeddings if names is None else named, tmp_path / "e.pth")
     if names is not None:
         (tmp_path / "names.txt").write_text(names)
     report = import_checkpoint(

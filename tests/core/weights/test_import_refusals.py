@@ -226,6 +226,33 @@ def test_files_of_other_models(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["level_embed"],  # one tensor of two axes, as embeddings are
+        ["model.query_position_embeddings.weight"],
+        ["bert.embeddings.word_embeddings.weight"],
+        ["text_projection"],
+        ["visual.proj"],
+        ["embeddings", "names"],
+        ["owlv2.vision_model.embeddings.class_embedding", "owlv2.text_model.embeddings.token_embedding.weight"],
+        ["clip.vision_model.pre_layrnorm.weight", "clip.text_model.final_layer_norm.weight"],
+        ["backbone.conv1.weight", "backbone.layer1.0.conv1.weight", "rpn_head.rpn_conv.weight"],  # no CLIP ResNet
+        ["backbone.layer1.0.conv1.weight", CLS],
+        ["teacher_backbone.blocks.0.attn.qkv.weight", "student_backbone.blocks.0.attn.qkv.weight"],
+        ["visual.patch_embed.proj.weight", "visual.blocks.0.attn.qkv.weight", "model.embed_tokens.weight"],
+        ["visual.cls_token", "visual.blocks.0.attn.q_proj.weight"],  # an image tower alone
+        ["visual_encoder.cls_token", "text_decoder.bert.embeddings.word_embeddings.weight"],
+        ["cls_token", "blocks.0.attn.qkv.weight", "storage_tokens"],
+        ["backbone.blocks.0.attn.q_proj.weight", "roi_head.bbox_head.0.fc_reg.weight"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_files_that_have_something_in_common_with_ours(tmp_path: Path, names: list[str]) -> None:
+    state = {name: torch.ones(65, 16) for name in names}
+    refused(tmp_path, save(tmp_path / "w.pth", state), "w.pth holds no model that is known here.*by --kind")
+
+
 # ---------------------------------------------------------------- proposals and embeddings
 
 
