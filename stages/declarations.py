@@ -278,12 +278,18 @@ class Evaluate(JobStage):
         """Also what shapes the zero-shot classifier and the teacher's crops."""
         fusion = config.evaluate.fusion
         unset = {"fusion"} if fusion.source == "none" and not fusion.zero_shot else set()
-        unset |= {name for name in ("synonyms", "fixed_ap") if not getattr(config.evaluate, name)}
+        unset |= {name for name in ("synonyms", "fixed_ap", "colours") if not getattr(config.evaluate, name)}
+        drawn: dict[str, Any] = {}
+        if config.evaluate.colours:  # how the images are drawn says their colours
+            name, fields = config.evaluate.split, {"kind", "image_size", "objects", "object_size"}
+            split = config.data.splits[name].model_dump(mode="json", include=fields)
+            drawn = {"seed": config.seed, "data": {"splits": {name: split}}}
         return {
             "evaluate": config.evaluate.model_dump(mode="json", exclude=unset),
             "teacher": text_settings(config.teacher),
             "labels": config.labels.model_dump(mode="json", include={"context", "batch_size"}),
             "finetune": config.finetune.model_dump(mode="json", include={"temperature"}),
+            **drawn,
             **_precision(config),
         }
 

@@ -111,6 +111,9 @@ def _between_sections(config: Config) -> Iterator[str]:
             f"pairs.min_regions: expected at most pairs.max_regions, which is {config.pairs.max_regions} "
             f"(came: {config.pairs.min_regions})"
         )
+    evaluated = config.data.splits.get(config.evaluate.split)
+    if config.evaluate.colours and (evaluated is None or evaluated.source != "world"):
+        yield "evaluate.colours: only the embedded world says what colour an object has; set it false"
     if config.evaluate.fixed_ap and config.evaluate.protocol != "lvis":
         yield "evaluate.fixed_ap: is of evaluate.protocol lvis; set it false, or evaluate an LVIS split by its protocol"
     raw = [n for n in ("objectness", "finetuned_objectness") if getattr(config.evaluate, n) == "raw_logit"]

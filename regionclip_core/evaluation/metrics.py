@@ -9,7 +9,8 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
     teacher.crop_top1.<group>   top-1 accuracy; crop_mean_class_top1: the mean over categories, each counting alike
     teacher.whole_image_top1, student.whole_image_top1
                                 by group, where a split for it is set
-    zero_shot_gt.<model>        scores: annotated boxes classified; each group has top1 and mean_class_top1 too
+    zero_shot_gt.<model>        scores: annotated boxes classified; each group has top1 and mean_class_top1 too,
+                                with `evaluate.colours` also colour_top1
     zero_shot_rpn.<model>       scores: proposals classified
     finetuned.<detector>        scores: the detector with all names (generalised); with `segm` where it makes masks
     zero_shot_gt_fused.<model>, zero_shot_rpn_fused.<model>, finetuned_fused.<detector>
@@ -41,7 +42,7 @@ from typing import Any, BinaryIO
 
 from regionclip_core.evaluation.average_precision import Evaluator, Protocol, Score, Scores
 from regionclip_core.evaluation.image_boxes import CategoryRows, ImageDetections, xywh
-from regionclip_core.evaluation.passes import RESTRICTED, ImageResult
+from regionclip_core.evaluation.passes import GIVEN, RESTRICTED, ImageResult
 from regionclip_core.evaluation.top1_accuracy import Top1
 from regionclip_core.ops.boxes import shortest
 
@@ -110,6 +111,8 @@ def measure(
     detections = {setting: CategoryRows() for setting in settings}
     every = {setting: CategoryRows() for setting in settings if evaluator.fixed_ap}
     top1: dict[str, Top1] = {}
+    colours = Top1(evaluator.vocabulary)
+    has_colours = False
     for result in results:
         row = result.image.row
         for setting, one in result.found.items():
@@ -121,6 +124,9 @@ def measure(
                 evaluator.add(every[setting], found, every=True)
             if writers and setting in writers:
                 writers[setting](found, (row.height, row.width))
+        if result.colour_right is not None:
+            has_colours = True
+            colours.count(result.colour_right.numpy(), result.image.labels.numpy())
         for setting, ranked in result.given.items():
             top1.setdefault(setting, Top1(evaluator.vocabulary)).add(ranked.numpy(), result.image.labels.numpy())
     measured = {}
@@ -135,6 +141,8 @@ def measure(
         measured[setting]["lvis_fixed"] = evaluator.fixed(rows)
         if "segm" in measured[setting]:
             measured[setting]["segm"]["lvis_fixed"] = evaluator.fixed(rows, "segm")
+    for group, value in colours.scores().items() if has_colours else ():
+        measured[GIVEN][group]["colour_top1"] = value
     for setting, counts in top1.items():
         means = counts.mean_class()
         for group, value in counts.scores().items():

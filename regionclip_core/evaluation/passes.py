@@ -24,6 +24,7 @@ from regionclip_core.detection.inference import (
     detect_image,
 )
 from regionclip_core.evaluation.average_precision import Protocol, label_groups
+from regionclip_core.evaluation.colours import Colours
 from regionclip_core.evaluation.data import EvaluationData, EvaluationImage
 from regionclip_core.evaluation.second_scores import SecondScores, exponents, second_temperature
 from regionclip_core.models.clip import ClipModel
@@ -58,6 +59,8 @@ class ImageResult:
     given: Mapping[str, Tensor] = field(default_factory=dict)
     """float32[G, K] by setting: logits or probabilities of the annotated boxes, where they were classified; without
     the background's."""
+    colour_right: Tensor | None = None
+    """bool[G], see `Colours.right`."""
 
 
 def zero_shot(
@@ -87,6 +90,7 @@ def zero_shot(
     threshold = settings.score_threshold if threshold is None else threshold
     given = InferenceSettings(threshold, settings.nms, max_detections=settings.max_detections)
     proposed = replace(InferenceSettings.from_config(settings, finetuned=False), nms_kind="hard")
+    colours = Colours(clip, config, evaluation) if settings.colours else None
     alike = torch.full((len(names),), settings.fusion.zero_shot)
     sharper = temperature / second_temperature(config, clip)
 
@@ -103,7 +107,8 @@ def zero_shot(
                 some[:, -1] = float("-inf")
         done, counts = [], [len(b) for b in boxes]
         others = [None] * len(images) if renamed is None else torch.split(renamed, counts)
-        for image, own, other in zip(images, torch.split(logits, counts), others, strict=True):
+        every = zip(images, torch.split(logits, counts), others, torch.split(features, counts), strict=True)
+        for image, own, other, region_features in every:
             size, count = (image.row.height, image.row.width), len(image.boxes)
             found = {
                 GIVEN: detect_image(own[:count], None, image.boxes, None, size, given),
@@ -121,7 +126,8 @@ def zero_shot(
                 found[GIVEN_FUSED] = detect_image(own[:count], None, image.boxes, None, size, given, of_given)
                 found[PROPOSED_FUSED] = detect_image(own[count:], None, *image.proposals, size, proposed, of_proposed)
                 ranked[GIVEN_FUSED] = class_probabilities(own[:count], of_given)[:, :-1]
-            done.append(ImageResult(image, found, ranked))
+            colour_right = None if colours is None else colours.right(image, region_features[:count])
+            done.append(ImageResult(image, found, ranked, colour_right))
         return done
 
     yield from _in_batches(results, clip, config, evaluation, device, tick)

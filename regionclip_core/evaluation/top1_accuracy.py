@@ -40,8 +40,12 @@ class Top1:
         """Add boxes: `logits` [N, K] without the background's, `labels` [N] rows of the vocabulary."""
         count = len(self._vocabulary)
         assert logits.shape == (len(labels), count)
-        self._all += np.bincount(labels, minlength=count)
-        self._right += np.bincount(labels[logits.argmax(axis=1) == labels], minlength=count)
+        self.count(logits.argmax(axis=1) == labels, labels)
+
+    def count(self, right: NDArray[np.bool_], labels: NDArray[np.int64]) -> None:
+        """Add boxes: whether each is right, [N], and rows of the vocabulary, `labels` [N]."""
+        self._all += np.bincount(labels, minlength=len(self._vocabulary))
+        self._right += np.bincount(labels[right], minlength=len(self._vocabulary))
 
     def scores(self) -> dict[str, Score]:
         """Return percent by group of categories; None for a group without boxes."""

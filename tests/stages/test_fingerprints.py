@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "given_score_threshold": 0.01,
             "fusion": {"source": "student", "zero_shot": 0.5},
             "synonyms": "world",
+            "colours": True,
         },
     },
     "drawn": {
@@ -133,7 +134,7 @@ NOT_HELD = {
     # Are held where they are not the defaults, so that older labels stay good.
     "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"},
     # Are held where they ask for rows of their own.
-    "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap"}
+    "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap", "evaluate.colours"}
     | {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }

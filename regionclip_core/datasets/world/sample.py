@@ -39,6 +39,8 @@ class WorldSample:
     """float32[n, 4], xyxy pixels around what can be seen of each object, right and lower edge exclusive."""
     labels: list[str]
     """n category names."""
+    colours: list[str]
+    """n names of the objects' main colours, keys of `palette.NAMED`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def make_sample(
         for sprite, box in zip(parts.sprites, parts.places, strict=True)
     ]
     captions = write_captions(rng, kind, things, parts.background)
-    return WorldSample(image, captions, boxes, [sprite.category.name for sprite in parts.sprites])
+    labels, colours = [s.category.name for s in parts.sprites], [s.colour for s in parts.sprites]
+    return WorldSample(image, captions, boxes, labels, colours)
 
 
 def sample_generator(seed: int, stream: str, index: int) -> np.random.Generator:
