@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from small_towers import EVA, EVA1, PE, PE_BARE, SIGLIP, TEXT, VIT, small_clip
 from torch import Tensor
 
-from regionclip_core.models.clip import ClipModel, load_clip
+from regionclip_core.config.architectures import model_config
+from regionclip_core.models.clip import ClipModel, build_clip, load_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.weights.import_report import ImportReport
@@ -304,3 +306,35 @@ def test_hugging_face_files_that_do_not_fit(tmp_path: Path) -> None:
     refused(tmp_path, flat, SIGLIP_TEXT, "a NaFlex SigLIP, which takes images in their own proportions")
     with pytest.raises(ValueError, match="say which it is, such as --model ViT-B-32-quickgelu"):
         import_checkpoint(save(tmp_path / "w.pth", clip), out(tmp_path))
+
+
+# ---------------------------------------------------------------- true sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["EVA02-B-16", "PE-Core-B-16"])
+def test_true_architectures_come_in_whole(tmp_path: Path, name: str) -> None:
+    clip = build_clip(model_config(name), name, 1)
+    if name.startswith("PE"):
+        clip.model.visual.trunk.head.bias.data.zero_()
+    state = by_evas_names(clip) if name.startswith("EVA") else by_perception_encoders_names(clip)
+    report = import_checkpoint(save(tmp_path / "w.pt", state), out(tmp_path), model=name)
+    assert {*report.matched, *report.renamed} == state.keys() and not report.left_over
+    loaded = load_clip(Folder(out(tmp_path)))
+    assert (loaded.name, loaded.architecture) == (name, model_config(name))
+    assert same_bits(loaded.model.state_dict(), clip.model.state_dict())
+    shutil.rmtree(out(tmp_path))
+
+
+@pytest.mark.slow
+def test_hugging_faces_usual_clip_is_vit_b_32(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(transformers.CLIPConfig()).eval()
+    file = save(tmp_path / "w.bin", model.state_dict())
+    import_checkpoint(file, out(tmp_path), model="ViT-B-32-quickgelu")
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = pooled(model.get_image_features(pixel_values=image))
+        torch.testing.assert_close(load_clip(Folder(out(tmp_path))).encode_images(image), expected, **CLOSE)
+    shutil.rmtree(out(tmp_path))
