@@ -4,8 +4,9 @@ EVA's CLIPs (Sun et al., arXiv 2303.15389) read a class token, like CLIP's ViTs,
 too: the last block's values, its inner norm, its projection. Perception Encoder (Bolya et al., arXiv 2504.13181)
 pools patches with one learned query, like SigLIP, so its regions are pooled by the same query over their own bins.
 
-Both turn queries and keys by a patch's place (RoPE). For another image size the places are stretched to those of the
-tower's own size, as timm does it when it is given one; values aren't turned.
+Both turn queries and keys by a patch's place (RoPE); values aren't turned. For another image size EVA's places are
+stretched to those of its first training, as its code and timm do it. Perception Encoder's code counts patches at any
+size, and so do we; timm stretches those too.
 
 Shapes: B images, p the patch's side in pixels, (h, w) a grid of patches, N = h*w, C the tower's width, R regions, D
 embedding, k bins per side.
@@ -57,12 +58,14 @@ class EvaEncoder(RegionEncoder):
         if trunk.rope is not None:
             rope = trunk.rope
             assert isinstance(rope, RotaryEmbeddingCat) and not rope.in_pixels, rope
+            # With these the tower's own size needs no stretching.
+            assert trunk.attn_pool is None or tuple(rope.ref_feat_shape) == tuple(trunk.patch_embed.grid_size), rope
             # The tower's own holds a table of one image size; this one makes it for any, and has no weights either.
             trunk.rope = RotaryEmbeddingCat(
                 rope.dim,
                 temperature=rope.temperature,
                 in_pixels=False,
-                ref_feat_shape=rope.ref_feat_shape,
+                ref_feat_shape=rope.ref_feat_shape if trunk.attn_pool is None else None,
                 grid_offset=rope.grid_offset,
                 grid_indexing=rope.grid_indexing,
                 rotate_half=rope.rotate_half,

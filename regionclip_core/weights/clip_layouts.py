@@ -88,10 +88,15 @@ def to_open_clip(state: Mapping[str, Tensor], name: str, config: Mapping[str, An
     """
     tower = tower_of(config)
     if any(old.startswith(HUGGING_FACE) for old in state):
-        return _from_hugging_face(state, tower, name, source)
-    if tower.kind == "eva" and not any(old.startswith("visual.trunk.") for old in state):
-        return _by_timm(state, name, config, source)
-    return OpenClipWeights(dict(state), {old: old for old in state})
+        found = _from_hugging_face(state, tower, name, source)
+    elif tower.kind == "eva" and not any(old.startswith("visual.trunk.") for old in state):
+        found = _by_timm(state, name, config, source)
+    else:
+        return OpenClipWeights(dict(state), {old: old for old in state})
+    taken = sum(tensor.numel() for old, tensor in state.items() if old not in found.left)
+    if taken != sum(tensor.numel() for new, tensor in found.own.items() if new not in found.added):
+        raise ValueError(f"{source} has some of its weights under two names, or in several layouts: get it again")
+    return found
 
 
 def _from_hugging_face(state: Mapping[str, Tensor], tower: Tower, name: str, source: str) -> OpenClipWeights:
@@ -124,7 +129,7 @@ def _from_hugging_face(state: Mapping[str, Tensor], tower: Tower, name: str, sou
                 thirds[new][third[1]] = tensor
             else:
                 found.own[new] = tensor
-        elif pool and siglip:
+        elif pool and siglip and tensor.ndim and len(tensor) >= 3:
             query, *rest = tensor.chunk(3)
             names = [f"visual.trunk.attn_pool.{part}.{pool[1]}" for part in ("q", "kv")]
             found.own |= zip(names, (query.clone(), torch.cat(rest)), strict=True)
@@ -136,8 +141,9 @@ def _from_hugging_face(state: Mapping[str, Tensor], tower: Tower, name: str, sou
                 tensor = tensor.T
             found.own[new] = tensor[None] if new == "visual.trunk.pos_embed" else tensor
     for new, parts in thirds.items():
-        if len(parts) < 3:
-            raise ValueError(f"{source}: of what makes {new} it has {sorted(parts)}, expected q, k and v: get it again")
+        if len(parts) < 3 or len({tensor.shape for tensor in parts.values()}) > 1:
+            shapes = {letter: tuple(tensor.shape) for letter, tensor in sorted(parts.items())}
+            raise ValueError(f"{source}: {new} is made of q, k and v of one shape, and it has {shapes}: get it again")
         found.own[new] = torch.cat([parts[letter] for letter in "qkv"])
     if not siglip:
         found.note = (
@@ -156,7 +162,11 @@ def _by_timm(state: Mapping[str, Tensor], name: str, config: Mapping[str, Any], 
     visual = {old: tensor for old, tensor in state.items() if old.startswith("visual.") and old not in found.left}
     # A file's tensors have memory of their own, by which those that timm gives back are known.
     origins = {tensor.untyped_storage().data_ptr(): old for old, tensor in visual.items()}
-    for inner, tensor in checkpoint_filter_fn(visual, trunk).items():
+    try:
+        converted = checkpoint_filter_fn(visual, trunk)
+    except Exception as error:  # shapes that no image tower has can raise anything
+        raise ValueError(f"{source}: timm can't read its image tower ({error}); get the file again") from None
+    for inner, tensor in converted.items():
         new, old = f"visual.trunk.{inner}", origins.get(tensor.untyped_storage().data_ptr())
         if old is not None:
             found.renamed[old] = f"{found.renamed[old]}, {new}" if old in found.renamed else new

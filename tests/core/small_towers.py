@@ -89,7 +89,9 @@ def vit_test_patch8_siglip_32(pretrained: bool = False, **options: Any) -> TimmV
 _EVA: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 _ROPE = {"use_rot_pos_emb": True, "ref_feat_shape": (5, 5)}  # not the grid: EVA-02's isn't either
 _GATED = {"mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True}
-_PE = {
+_PE: dict[str, Any] = {
+    "use_rot_pos_emb": True,
+    "ref_feat_shape": (4, 4),
     "attn_type": "rope",
     "use_pre_transformer_norm": True,
     "rope_grid_offset": 1.0,
@@ -118,14 +120,14 @@ def eva_test_patch8_32(pretrained: bool = False, **options: Any) -> Eva:
 def vit_pe_core_test_patch8_32(pretrained: bool = False, **options: Any) -> Eva:
     """timm's vit_pe_core_base_patch16_224, small."""
     kept = {key: options[key] for key in ("num_classes", "global_pool")}
-    return Eva(**_EVA, **_ROPE, **_PE, **kept)
+    return Eva(**_EVA, **_PE, **kept)
 
 
 @register_model
 def vit_pe_core_bare_patch8_32(pretrained: bool = False, **options: Any) -> Eva:
     """timm's vit_pe_core_gigantic_patch14_448, small: no class token, places from 0 on."""
     kept = {key: options[key] for key in ("num_classes", "global_pool")}
-    return Eva(**_EVA, **_ROPE, **{**_PE, "rope_grid_offset": 0.0}, class_token=False, **kept)
+    return Eva(**_EVA, **{**_PE, "rope_grid_offset": 0.0}, class_token=False, **kept)
 
 
 def stirred(module: nn.Module, seed: int = 0) -> Any:

@@ -133,6 +133,8 @@ def test_embeddings_against_a_loop_over_tokens(size: tuple[int, int], value_bloc
 def at_size(visual: nn.Module, height: int, width: int) -> Any:
     """timm's tower with the same weights for images of another size, fitted by timm itself."""
     trunk: Any = copy.deepcopy(visual.trunk)
+    if trunk.attn_pool is not None:  # Perception Encoder's places are numbers of patches, whatever the size
+        trunk.rope.ref_feat_shape = None
     trunk.set_input_size((height, width))
     return trunk
 

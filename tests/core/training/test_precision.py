@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_artifacts import rows_of, tiny_clip, tiny_config, write_proposals
-from small_towers import SIGLIP, VIT, small_clip
+from small_towers import EVA, PE, SIGLIP, VIT, small_clip
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from two_ranks import clip_case, finetune_case, pretrain_case, random
@@ -33,7 +34,10 @@ from regionclip_core.proposals.proposers import NetworkBoxes
 from regionclip_core.storage.records import Folder
 from regionclip_core.training.fit import fit
 
-TOWERS = {"resnet": tiny_clip, "vit": lambda: small_clip(VIT), "siglip": lambda: small_clip(SIGLIP)}
+TOWERS = {
+    "resnet": tiny_clip,
+    **{name: partial(small_clip, one) for name, one in {"vit": VIT, "eva": EVA, "pe": PE, "siglip": SIGLIP}.items()},
+}
 BOXES = [torch.tensor([[3.0, 4, 40, 50], [0, 0, 64, 96], [30, 8, 90, 60]]), torch.tensor([[10.0, 10, 30, 60]])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from small_towers import EVA, EVA1, PE, PE_BARE, SIGLIP, TEXT, VIT, small_clip
 from torch import Tensor
 
-from regionclip_core.models.clip import ClipModel, load_clip
+from regionclip_core.config.architectures import model_config
+from regionclip_core.models.clip import ClipModel, build_clip, load_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.storage.folder import Folder
 from regionclip_core.weights.import_report import ImportReport
@@ -158,6 +160,10 @@ def test_perception_encoders_own_names(tmp_path: Path, config: dict[str, Any]) -
         (EVA, lambda s: without(s, "text.ln_final.bias"), r"1 missing: text\.ln_final\.bias"),
         (EVA, lambda s: s | {"visual.pos_embed": torch.ones(1, 26, 32)}, "pos_embed is of another image size"),
         (EVA, lambda s: s | {"visual.patch_embed.proj.weight": torch.ones(32, 3, 4, 4)}, "proj.weight is of another"),
+        (EVA, lambda s: s | {"ln_final.bias": torch.ones(16)}, "weights under two names, or in several layouts"),
+        (EVA, lambda s: s | {"visual.blocks.0.attn.q_proj.bias": torch.ones(32)}, "1 unknown: .*q_bias"),
+        (EVA, lambda s: s | {"visual.patch_embed.proj.weight": torch.ones(3)}, "timm can't read its image tower"),
+        (EVA, lambda s: s | {"visual.pos_embed": torch.ones(1, 30, 32)}, "image size|timm can't read"),
         (EVA1, by_evas_names, "missing"),  # EVA-02's
         (VIT, lambda s: s, "missing"),
     ],
@@ -288,13 +294,18 @@ def test_hugging_face_files_that_do_not_fit(tmp_path: Path) -> None:
     clip, siglip = hugging_face_clip().state_dict(), hugging_face_siglip().state_dict()
     layer = "vision_model.encoder.layers.2"
     for name, match in [
-        (f"{layer}.self_attn.k_proj.bias", r"of what makes .*2\.attn\.in_proj_bias it has \['q', 'v'\], expected q, k"),
+        (f"{layer}.self_attn.k_proj.bias", r"2\.attn\.in_proj_bias is made of q, k and v .* it has {'q': \(32,\), 'v'"),
         (f"{layer}.mlp.fc1.weight", r"1 missing: visual\.transformer\.resblocks\.2\.mlp\.c_fc\.weight"),
         ("visual_projection.weight", r"1 missing: visual\.proj"),
     ]:
         refused(tmp_path, without(clip, name), VIT, match)
     for name in ("text_filip_projection.weight", f"{layer}.self_attn.gate.weight", "vision_model.pre_layernorm.weight"):
         refused(tmp_path, clip | {name: torch.ones(3)}, VIT, f"1 unknown: {name}")
+    odd = {f"{layer}.self_attn.k_proj.weight": torch.ones(3, 3)}
+    refused(tmp_path, clip | odd, VIT, r"made of q, k and v of one shape, and it has {'k': \(3, 3\), 'q': \(32, 32\)")
+    for shape in [(), (2,), (4, 24)]:
+        pool = {"vision_model.head.attention.in_proj_weight": torch.ones(shape)}
+        refused(tmp_path, siglip | pool, SIGLIP_TEXT, "of another shape|missing")
     longer = clip | {"text_model.embeddings.position_embedding.weight": torch.ones(24, 16)}
     refused(tmp_path, longer, VIT, r"positional_embedding \(24, 16\) where \(16, 16\) is expected")
     refused(tmp_path, clip, EVA, "Hugging Face's names of a CLIP or SigLIP, and tiny is neither a ViT nor a SigLIP")
@@ -304,3 +315,35 @@ def test_hugging_face_files_that_do_not_fit(tmp_path: Path) -> None:
     refused(tmp_path, flat, SIGLIP_TEXT, "a NaFlex SigLIP, which takes images in their own proportions")
     with pytest.raises(ValueError, match="say which it is, such as --model ViT-B-32-quickgelu"):
         import_checkpoint(save(tmp_path / "w.pth", clip), out(tmp_path))
+
+
+# ---------------------------------------------------------------- true sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["EVA02-B-16", "PE-Core-B-16"])
+def test_true_architectures_come_in_whole(tmp_path: Path, name: str) -> None:
+    clip = build_clip(model_config(name), name, 1)
+    if name.startswith("PE"):
+        clip.model.visual.trunk.head.bias.data.zero_()
+    state = by_evas_names(clip) if name.startswith("EVA") else by_perception_encoders_names(clip)
+    report = import_checkpoint(save(tmp_path / "w.pt", state), out(tmp_path), model=name)
+    assert {*report.matched, *report.renamed} == state.keys() and not report.left_over
+    loaded = load_clip(Folder(out(tmp_path)))
+    assert (loaded.name, loaded.architecture) == (name, model_config(name))
+    assert same_bits(loaded.model.state_dict(), clip.model.state_dict())
+    shutil.rmtree(out(tmp_path))
+
+
+@pytest.mark.slow
+def test_hugging_faces_usual_clip_is_vit_b_32(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(transformers.CLIPConfig()).eval()
+    file = save(tmp_path / "w.bin", model.state_dict())
+    import_checkpoint(file, out(tmp_path), model="ViT-B-32-quickgelu")
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = pooled(model.get_image_features(pixel_values=image))
+        torch.testing.assert_close(load_clip(Folder(out(tmp_path))).encode_images(image), expected, **CLOSE)
+    shutil.rmtree(out(tmp_path))
