@@ -72,6 +72,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "photos").mkdir()
     for number, name in enumerate(("photo.jpg", "photos/a.jpg", "photos/b.png")):
         picture(number).save(root / name)
+    (root / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax\na.jpg,10,20,60,90\nb.png,0,0,128,128\n")
+    (root / "names.txt").write_text("teapot\nviolin\n")
     torch.save({"model": full_state("coco_ovd_rn50")}, root / "regionclip_finetuned-coco_rn50.pth")
     (root / "weights.pth").symlink_to(root / "regionclip_finetuned-coco_rn50.pth")
     return root
