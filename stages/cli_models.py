@@ -18,7 +18,9 @@ PrecisionOption = Annotated[
 ]
 ImageSizeOption = Annotated[int | None, typer.Option(help="Shorter side of the input, pixels.", min=32, max=2**14)]
 MaxSizeOption = Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)]
-BatchOption = Annotated[int, typer.Option(help="Images read ahead and computed at once.", min=1, max=64)]
+BatchOption = Annotated[
+    int | None, typer.Option(help="Images computed at once, at most.  [default: 1 on a CPU, 4 on a GPU]", min=1, max=64)
+]
 TextOption = Annotated[
     str | None, typer.Option(metavar="DIR", help="CLIP model that embeds names, instead of the model's own.")
 ]
@@ -49,7 +51,7 @@ def detect(
             help="Pictures leave out what a better box, of any name, overlaps by more than this IoU.", min=0, max=1
         ),
     ] = 0.5,
-    batch: BatchOption = 4,
+    batch: BatchOption = None,
     rpn: Annotated[
         str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
     ] = None,
@@ -109,7 +111,7 @@ def features(
     ],
     out: Annotated[str, typer.Option(help="New file, such as features.parquet.")],
     model: ModelOption = None,
-    batch: BatchOption = 4,
+    batch: BatchOption = None,
     image_size: ImageSizeOption = None,
     max_size: MaxSizeOption = None,
     device: DeviceOption = "auto",

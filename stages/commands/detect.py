@@ -15,7 +15,7 @@ from regionclip_core.detection.detection_files import DetectionFiles, check_form
 from regionclip_core.detection.given_parts import check_second
 from regionclip_core.storage.folder import writable_target
 from regionclip_core.storage.locations import printable
-from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of
+from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
 from stages.commands.model_choice import NO_PARTS, choose_model
 from stages.commands.workspace_models import ZERO_SHOT, detector_stages, workspace_detector
 
@@ -45,7 +45,7 @@ def detect(
     formats: Sequence[str] = (),
     ids: str | None = None,
     picture_nms: float = 0.5,
-    batch: int = 4,
+    batch: int | None = None,
     fuse: str | None = None,
     fuse_crops: bool = False,
     fuse_base: float | None = None,
@@ -67,7 +67,7 @@ def detect(
         formats: see `DetectionFiles`; of the same detections as the JSON.
         ids: an annotation file whose ids COCO's results get.
         picture_nms: see `NamedDetections.without_doubles`; the pictures alone are without them.
-        batch: images that are searched at once.
+        batch: images that are searched at once; None: see `usual_batch`.
         fuse: a CLIP model that takes part in the scores, see `RegionModel.fused`: a folder, or the workspace's
             `student` or `teacher`.
         fuse_crops: it sees crops, with the context of the workspace's labels (of a model's folder: 1.2).
@@ -123,7 +123,7 @@ def detect(
     """Score, name and image of the detection with the highest score."""
     began = time.monotonic()
     try:
-        for group, pixels in read_ahead(files, batch):
+        for group, pixels in read_ahead(files, batch or usual_batch(model)):
             searched = _search(model, pixels, classes)
             for file, image, result in zip(group, pixels, searched, strict=True):
                 entry: dict[str, Any] = {"image": printable(file), "detections": []}

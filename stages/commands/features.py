@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from regionclip_core.detection.given_boxes import SIDES, read_boxes
 from regionclip_core.storage.folder import Folder, new_file
 from regionclip_core.storage.locations import printable
-from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of
+from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
 from stages.commands.model_choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def features(
     boxes: str,
     choice: ModelChoice,
     out: str,
-    batch: int = 4,
+    batch: int | None = None,
     image_size: int | None = None,
     max_size: int | None = None,
 ) -> tuple[int, int]:
@@ -39,7 +39,7 @@ def features(
     Args:
         images: files, folders and globs; URLs too.
         boxes: see `read_boxes`.
-        batch: images that are encoded at once.
+        batch: images that are encoded at once; None: see `usual_batch`.
         image_size, max_size: see `RegionModel.adjusted`.
 
     Raises:
@@ -61,7 +61,7 @@ def features(
         Folder(str(target.absolute().parent)).write(target.name) as file,
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
-        for group, pixels in read_ahead(chosen, batch):
+        for group, pixels in read_ahead(chosen, batch or usual_batch(model)):
             good: list[Regions] = []
             for name, image in zip(group, pixels, strict=True):
                 if isinstance(image, Exception):

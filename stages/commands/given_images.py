@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from regionclip_core.detection.region_model import RegionModel
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+def usual_batch(model: RegionModel) -> int:
+    """Return how many images are computed at once: a CPU has no use for several, which take more memory."""
+    return 1 if model.device.type == "cpu" else 4
 
 
 def read_ahead(

@@ -246,7 +246,8 @@ def test_one_bad_file_costs_its_entry_only(
 
     monkeypatch.setattr(RegionModel, "detect", detect)
     monkeypatch.setattr(drawing, "draw", draw)
-    result = free("detect", str(folder), "--model", model, "--score", "0", "--out", str(tmp_path / "out"))
+    common = ("detect", str(folder), "--model", model, "--score", "0", "--batch", "4")
+    result = free(*common, "--out", str(tmp_path / "out"))
     rows = {Path(row["image"]).name: row for row in entries(result, tmp_path / "out", status=1)}
     assert list(rows) == ["a.png", "broken.jpg", "caf\\xe9.png", "n" * 250 + ".png", "y.png", "z.png"]
     for name in ("a.png", "caf\\xe9.png", "n" * 250 + ".png"):
@@ -328,7 +329,7 @@ def test_detections_are_written_when_a_run_is_stopped(
         return real(self, pixels, classes)
 
     monkeypatch.setattr(RegionModel, "detect", stopped)
-    result = free("detect", str(images), "--model", model, "--out", str(tmp_path), "--batch", "1")
+    result = free("detect", str(images), "--model", model, "--out", str(tmp_path))
     assert result.exit_code == 130
     [first] = json.loads((tmp_path / "detections.json").read_text())
     assert Path(first["image"]).name == "tall.jpg" and "picture" in first
