@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -16,6 +17,7 @@ from regionclip_core.detection.given_parts import check_second
 from regionclip_core.storage.folder import writable_target
 from regionclip_core.storage.locations import printable
 from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
+from stages.commands.known_words import unknown_names
 from stages.commands.model_choice import NO_PARTS, choose_model
 from stages.commands.workspace_models import ZERO_SHOT, detector_stages, workspace_detector
 
@@ -99,6 +101,9 @@ def detect(
     coco_ids = None if ids is None else read_ids(ids, files)
     if not any_readable(files):
         return 0, len(files)
+    if not isinstance(source, str) and (unknown := unknown_names(source, choice.lines, classes)):
+        what = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        print(f"note: no caption of this run names {what}: what is found of it means nothing", file=sys.stderr)
     model = choice.open(with_text=bool(classes)).adjusted(**settings)
     if fuse is not None:
         from regionclip_core.detection.assembly import open_model

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from safetensors.torch import save as save_tensors
 from small_runs import artifact
 
-from regionclip_core import load
+from regionclip_core import load, open_artifact
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.detection import drawing
@@ -31,6 +31,8 @@ from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.model_card import detector_card
+from stages.commands.known_words import unknown_names
+from stages.commands.workspace_models import detector_stages
 
 TINY_COCO_IMAGES = TINY_COCO / "val2017"
 
@@ -273,6 +275,30 @@ def test_pictures_leave_doubles_out_and_the_json_keeps_them(model: str, images: 
         assert (hidden > 0) == (iou < 1)
         rows.append(row["detections"])
     assert rows[0] == rows[1] == rows[2] and len(rows[0]) == len(found)
+
+
+def test_names_that_no_caption_has_are_said(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run trained its CLIP on these captions; plurals and last words count, parts of words don't."""
+    config = load_config(str(run.file))
+    teacher = config.teacher.model_copy(update={"weights": "train"})
+    trained = config.model_copy(update={"teacher": teacher})
+    lines = detector_stages(config, "regionclip", "this")
+    table = open_artifact(str(run.workspace), "concepts")
+    [concept, *_] = [row for row in table["concepts"].to_pylist() if row["concept"] not in row["surface_forms"]]
+    noun, form, dropped = concept["concept"], concept["surface_forms"][0], table["dropped"]["concept"][0].as_py()
+    names = [noun, form, f"quick {noun}", noun.upper(), dropped, "democracy", f"{noun} democracy", noun[:-1]]
+    assert unknown_names(trained, lines, names) == names[5:]
+    assert unknown_names(config, lines, names) == []  # weights of others know other words
+    assert unknown_names(trained, {}, names) == []
+    monkeypatch.setattr(
+        "stages.commands.detect.unknown_names", lambda _, known, some: unknown_names(trained, known, some)
+    )
+    common = ("detect", str(images / "wide.png"), "--out", str(tmp_path), "--classes")
+    result = run(*common, f"{noun}, democracy")
+    assert result.exit_code == 0 and "note: no caption of this run names democracy: what is" in result.stderr
+    assert "note:" not in run(*common, noun).stderr
 
 
 def test_a_batch_finds_what_single_images_do(model: str, images: Path, tmp_path: Path) -> None:
