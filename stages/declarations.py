@@ -179,13 +179,13 @@ class Labels(ShardStage):
         unread = {"roi": crops, "crop": {"image_size", "max_size", "resize"}}
         unpadded = {"canvas", "images_per_canvas"} if config.labels.canvas == "image" else set()
         # Older labels, made before there were these settings, stay good.
-        unset = _unset(config.labels, "objectness_power", "crop_features", "grid_scales")
+        unset = _unset(config.labels, "objectness_power", "crop_features", "grid_scales", "synonyms")
         section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded | unset)
         return {"labels": section, "teacher": text_settings(config.teacher), **_precision(config)}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """Files of prompts and of published embeddings count by their content."""
-        return text_files(config.teacher)
+        """Files of prompts, of published embeddings and of synonyms count by their content."""
+        return text_files(config.teacher) + _synonyms(config)
 
 
 class Pairs(ShardStage):
@@ -307,6 +307,14 @@ class Report(JobStage):
     def settings(self, config: Config) -> dict[str, Any]:
         """The whole config but where it runs: the page prints settings, so it is made again when one changes."""
         return config.model_dump(mode="json", exclude={"execution", "workspace"})
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """The labels' synonyms, which change no artifact's content, and the page shows what they count."""
+        return _synonyms(config) if STAGES["labels"].by_default(config) else []
+
+
+def _synonyms(config: Config) -> list[str]:
+    return [synonym_file(config.labels.synonyms)] if config.labels.synonyms is not None else []
 
 
 def _unset(section: Section, *names: str) -> set[str]:

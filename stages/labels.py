@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from regionclip_core.datasets.index import split_shards, splits_of_shards
 from regionclip_core.models.clip import load_clip
 from regionclip_core.models.text_embeddings import embed_pool, save_embeddings
+from regionclip_core.pretraining.concept_truth import write_truth
 from regionclip_core.pretraining.label_quality import label_quality
 from regionclip_core.pretraining.labelling import Labeller
 from regionclip_core.storage.records import ShardRecord
@@ -17,7 +18,7 @@ from stages.base import ShardResult, ShardWork, StageContext
 
 class LabelsWork(ShardWork):
     """Writes `labels-00007.parquet`, where asked for with the embeddings of crops, and once those of the pool,
-    `concept_embeddings.safetensors`.
+    `concept_embeddings.safetensors`. Beside the artifact's content: `truth/concepts.parquet` (CONCEPT_TRUTH).
     """
 
     def shards(self, ctx: StageContext) -> list[int]:
@@ -45,8 +46,13 @@ class LabelsWork(ShardWork):
         return ShardResult(table.num_rows, counts, split_of[shard])
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Say how many regions were kept, and for annotated splits what their labels are."""
-        return label_quality(ctx.inputs["data"], ctx.inputs["concepts"], ctx.out, ctx.config.labels.splits)
+        """Say how many regions were kept, and for annotated splits what their labels are, also by concept."""
+        settings = ctx.config.labels
+        inputs = (ctx.inputs["data"], ctx.inputs["concepts"], ctx.out)
+        summary, truth = label_quality(*inputs, settings.splits, settings.synonyms)
+        if truth is not None:
+            write_truth(ctx.out, truth)
+        return summary
 
 
 WORK = LabelsWork()

@@ -84,6 +84,10 @@ class LabelsConfig(Section):
     """Teacher probabilities stored per region; the rest is stored as one residual mass."""
     batch_size: BatchSize = 64
     """`crop`, `crop_features`: crops per forward pass."""
+    synonyms: str | None = None
+    """YAML file of synonyms (`coco` or `world` in data/synonyms, or a path): where boxes are annotated, a label that is
+    a synonym or the plural of the object's category counts as its name. It changes how labels are judged, no label;
+    null: only the category's own name counts."""
 
 
 class PairsConfig(Section):

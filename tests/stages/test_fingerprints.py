@@ -131,7 +131,8 @@ NOT_HELD = {
     # Is held where it is set, so that older teachers stay good.
     "teacher": {"teacher.training.checkpoint_every", "teacher.value_blocks"},
     # Are held where they are not the defaults, so that older labels stay good.
-    "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"},
+    "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"}
+    | {"labels.synonyms"},
     # Are held where they ask for rows of their own.
     "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap"}
     | {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
@@ -246,6 +247,7 @@ CROPS = {"labels": {"crop_features": True, "mode": "roi"}}
     [
         ("labels", {}, "objectness_power", 2.0),
         ("labels", {"labels": {"mode": "crop"}}, "crop_features", True),
+        ("labels", {}, "synonyms", "world"),
         ("pairs", CROPS, "other_regions", 3),
         ("pretrain", CROPS, "crop_weight", 1.0),
         ("pretrain", {}, "weigh_by_score", True),

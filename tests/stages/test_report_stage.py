@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape as html_escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import read_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import save_embeddings
+from regionclip_core.pretraining.concept_truth import write_truth
+from regionclip_core.pretraining.label_quality import label_quality
 from regionclip_core.storage.records import Folder, Manifest, ShardRecord, content_digest, write_manifest
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import StageContext
@@ -129,6 +132,10 @@ class Workspace:
         truth = dict.fromkeys(("all", "base", "novel"), kinds)
         shares = {group: dict.fromkeys(kinds, 0.437) for group in truth}
         summary = {"regions": 90, "kept": 70, "kept_share": 7 / 9, "base_accuracy": 0.681}
+        _, table = label_quality(self.inputs["data"], Folder(str(self.root / "concepts")), labels, ("scene",))
+        assert table is not None
+        write_truth(labels, table)
+        self.truth = table.to_pylist()
         self.finish(labels, "labels", {**summary, "truth": truth, "truth_shares": shares}, {})
 
     def rows(self, shard: int) -> list[Any]:
@@ -303,6 +310,16 @@ def test_page_says_what_the_stages_measured(workspace: Workspace) -> None:
         "rare 699, rare 698",
     ):
         assert words in page.text, words
+
+
+def test_page_shows_the_concepts_of_most_and_of_fewest_clean_labels(workspace: Workspace) -> None:
+    html = workspace.report().read_bytes("report.html").decode()
+    found = [re.findall(">([^<]*)</td>", row) for row in re.findall("<tr>(.*?)</tr>", html, re.DOTALL)]
+    rows = {row[0]: row[1:4] for row in found if len(row) == 7}
+    assert len(rows) == min(20, len(workspace.truth))
+    for one in [*workspace.truth[:10], *workspace.truth[10:][-10:]]:
+        clean = f"{one['clean']} ({100 * one['clean'] / one['kept']:.1f})"
+        assert rows[html_escape(one["concept"])] == [str(one["kept"]), clean, str(one["wrong_name"])]
 
 
 def test_pictures_show_validation_images_with_novel_objects(workspace: Workspace) -> None:
