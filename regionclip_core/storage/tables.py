@@ -112,6 +112,14 @@ LABELS = _schema(
 CROPS = "crops"
 LABELS_WITH_CROPS = LABELS.append(pa.field(CROPS, pa.list_(pa.list_(pa.float16())), nullable=False))
 
+# Rows of `labels.source` that can't be used.
+REJECTED = _schema(
+    row=pa.int64(),  # in the file, from 1
+    image=pa.string(),  # its key or id, as the row has it
+    status=pa.string(),  # unknown_image | bad_box | unknown_name | ...
+    reason=pa.string(),
+)
+
 # Images that `pairs` could not read, where a shard has any.
 UNREADABLE = _schema(key=pa.string(), status=pa.string(), reason=pa.string())
 

@@ -129,7 +129,11 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     more = f"\n... and {len(files) - 10} more" if len(files) > 10 else ""
     sections.append(f"{len(files)} files, {size(sum(f.bytes for f in files))}\n{table(shown)}{more}")
     # The merged table if there is one (a stage's own files come last), else a shard's.
-    for name in [f.name for f in files if f.name.endswith(".parquet")][-1:]:
+    names = [f.name for f in files if f.name.endswith(".parquet")]
+    opened = dict.fromkeys(names[-1:])
+    if line.stage == "labels":  # whose own file has the rows of `labels.source` that could not be used
+        opened = dict.fromkeys([name for name in names if name.startswith("labels-")][-1:] + names[-1:])
+    for name in opened:
         with folder.open(name) as stream, pq.ParquetFile(stream) as file:
             batch = next(file.iter_batches(batch_size=SHOWN_ROWS), None)
             rows = batch.to_pylist() if batch is not None else []
