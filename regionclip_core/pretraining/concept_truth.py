@@ -43,12 +43,13 @@ def write_truth(labels: Folder, table: pa.Table) -> None:
 def best_and_worst(labels: Folder, most: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the first rows of the table, of which most labels are clean, and the last ones, the last one first.
 
-    At most `most` each, none twice. Both are empty where nothing is annotated, and for labels from before there was a
-    table.
+    At most `most` each, none twice; of the last ones none whose labels are all clean. Both are empty where nothing is
+    annotated, and for labels from before there was a table.
     """
     folder = truth_folder(labels)
     if not folder.exists(_FILE):
         return [], []
     with folder.open(_FILE) as file:
         rows = pq.read_table(file).to_pylist()
-    return rows[:most], rows[max(most, len(rows) - most) :][::-1]
+    others = [row for row in rows[most:] if row["clean"] < row["kept"]]
+    return rows[:most], others[::-1][:most]

@@ -55,7 +55,7 @@ def read_corrections(url: str) -> list[Correction]:
         FileNotFoundError: no such file.
         ValueError: another header, or lines that are none; names all of them.
     """
-    text = decode_text(read_location(url), url)
+    text = decode_text(read_location(url), f"labels.corrections: {url}")
     first = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     header = [name.strip().lower() for name in reader.fieldnames or ()]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from regionclip_core.config.encodings import as_utf_8
 from regionclip_core.config.tree import LabelsConfig
 from regionclip_core.datasets.annotation_files import hashable
 from regionclip_core.datasets.cleaning import clean_box
@@ -128,7 +129,9 @@ def read_source(
     _write_given(scratch, sizes, places_N3, values_N5)
     summary = {"rows": read, "used": len(places_N3), "rejected": dict(counts.most_common())}
     what = "unknown_names_dropped" if settings.unknown_names == "drop" else "unknown_names_added"
-    out.write_json(SOURCE, {**summary, what: len(unknown), "most_of_them": dict(unknown.most_common(_NAMES_SHOWN))})
+    out.write_json(
+        SOURCE, {**summary, what: len(unknown), "most_frequent_unknown": dict(unknown.most_common(_NAMES_SHOWN))}
+    )
     return added
 
 
@@ -179,17 +182,19 @@ def source_rows(url: str) -> Iterator[Any]:
             except (pa.ArrowException, UnicodeDecodeError) as error:
                 raise ValueError(f"labels.source: {url}: no whole Parquet file ({error})") from error
     elif url.lower().endswith(".json"):
-        with open_location(url) as file:
-            if file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
-                raise ValueError(
-                    f"labels.source: {url}: expected a JSON list of results, as COCO has them: [{{'image_id': 1, "
-                    "'category_id': 18, 'bbox': [x, y, width, height], 'score': 0.9}, ...]. Of an annotation file, "
-                    "give the list `annotations` as a file of its own"
-                )
         try:
-            yield from top_entries(url)
+            with open_location(url) as file:
+                is_list = as_utf_8(file, url).read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+            if is_list:
+                yield from top_entries(url)
         except ValueError as error:
             raise ValueError(f"labels.source: {error}") from error
+        if not is_list:
+            raise ValueError(
+                f"labels.source: {url}: expected a JSON list of results, as COCO has them: [{{'image_id': 1, "
+                "'category_id': 18, 'bbox': [x, y, width, height], 'score': 0.9}, ...]. Of an annotation file, give "
+                "the list `annotations` as a file of its own"
+            )
     else:
         raise ValueError(f"labels.source: {url}: expected a .json or .parquet file")
 

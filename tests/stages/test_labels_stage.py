@@ -112,7 +112,7 @@ def test_labels_from_elsewhere_train_a_student_without_proposals(elsewhere: Else
     lost = summary["source"].get("rejected", {})
     assert lost == {"unknown_image": 1}
     assert kinds["clean"] + kinds["wrong_name"] == summary["kept"] and kinds["wrong_name"] >= 1
-    assert summary["source"]["most_of_them"]["thingamajig"] == 1
+    assert summary["source"]["most_frequent_unknown"]["thingamajig"] == 1
     history = json.loads((artifact(workspace, "pretrain") / "history.json").read_text())
     assert "crop" in json.dumps(history)
     assert [problems for _, _, problems in verify_workspace(Folder(str(workspace))) if problems] == []

@@ -322,6 +322,23 @@ def test_page_shows_the_concepts_of_most_and_of_fewest_clean_labels(workspace: W
         assert rows[html_escape(one["concept"])] == [str(one["kept"]), clean, str(one["wrong_name"])]
 
 
+def test_page_says_where_labels_are_from(tmp_path: Path) -> None:
+    labels = {"splits": ["scene"], "source": "made/<rows>.json", "corrections": "c.csv", "synonyms": "world"}
+    given = Workspace(tmp_path, make_config(labels=labels))
+    source = {"rows": 1234, "used": 1200, "rejected": {"bad_box": 30, "unknown_image": 4}}
+    corrections = {"used": 1100, "without_region": []}
+    kept = {"regions": 90, "kept": 70, "kept_share": 7 / 9}
+    given.finish(given.inputs["labels"], "labels", {**kept, "source": source, "corrections": corrections}, {})
+    text = " ".join(Page(given.report().read_bytes("report.html").decode()).text.split())
+    assert (
+        "Boxes, names and scores are those of made/<rows>.json. Regions with a score of at most 0.1 are not kept."
+        in text
+    )
+    assert "The teacher compares" not in text
+    assert "Of 1,234 rows of the file 1,200 could be used: bad box 30, unknown image 4." in text
+    assert "A person's corrections (c.csv) won over these labels in 1,100 regions." in text
+
+
 def test_pictures_show_validation_images_with_novel_objects(workspace: Workspace) -> None:
     html = workspace.report().read_bytes("report.html").decode()
     detections = html.split('<section id="detections">')[1].split("</section>")[0]

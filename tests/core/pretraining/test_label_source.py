@@ -138,7 +138,7 @@ def test_coco_results_against_a_loop(labels: LabelRun, unknown: str, seed: int) 
     zebras = sum(name == "zebra" for several in expected.values() for _, name, _ in several)
     zebras = zebras if unknown == "add" else counts["unknown_name"]
     what = "unknown_names_added" if unknown == "add" else "unknown_names_dropped"
-    assert (source[what], source["most_of_them"]) == (1, {"zebra": zebras})
+    assert (source[what], source["most_frequent_unknown"]) == (1, {"zebra": zebras})
     assert not labels.out.child("scan").folders() and not labels.out.child("scan").names()
 
 
@@ -226,6 +226,8 @@ def test_an_id_of_two_splits_is_ambiguous_and_a_file_of_no_use_stops_the_stage(l
     [
         ("a.json", b'{"annotations": []}', "expected a JSON list of results"),
         ("a.json", b"[]", "it has no rows"),
+        ("a.json", b"\xff\xfe[\0]\0", "it has no rows"),
+        ("a.json", b"\x1f\x8b[]", "compressed"),
         ("a.json", b"[{]", "not valid JSON"),
         ("a.csv", b"", r"expected a \.json or \.parquet file"),
         ("a.parquet", b"PAR1", "no whole Parquet file"),
@@ -233,8 +235,18 @@ def test_an_id_of_two_splits_is_ambiguous_and_a_file_of_no_use_stops_the_stage(l
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"labels.source: {tmp_path}/{name}: {message}"):
+    with pytest.raises(ValueError, match=f"^labels.source: {tmp_path}/{name}.*{message}"):
         check_source(str(tmp_path / name))
+
+
+def test_something_after_the_list_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[1, 2] 3")
+    rows = source_rows(str(tmp_path / "a.json"))
+    assert [next(rows), next(rows)] == [1, 2]
+    with pytest.raises(
+        ValueError, match=r"^labels.source: .*something follows the list .* expected one list of entries"
+    ):
+        next(rows)
 
 
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
