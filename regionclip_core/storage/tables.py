@@ -100,8 +100,10 @@ LABELS = _schema(
     boxes=pa.list_(BOX),
     objectness_logit=_FLOATS,
     concept_id=_INTS,  # row in the concept pool
-    score=_FLOATS,  # the teacher's probability of that concept, times objectness ** labels.objectness_power
-    kept=pa.list_(pa.bool_()),  # score > threshold; never of boxes from labels.grid_scales
+    score=_FLOATS,  # the teacher's probability of it, times objectness ** labels.objectness_power; or labels.source's
+    kept=pa.list_(
+        pa.bool_()
+    ),  # score > threshold; never of boxes from labels.grid_scales; labels.corrections: score 1 or 0
     top_concepts=pa.list_(_INTS),
     top_probabilities=pa.list_(_FLOATS),
     residual_mass=_FLOATS,  # 1 - sum(top_probabilities)

@@ -133,6 +133,20 @@ def test_names_that_the_file_adds_come_after_the_pool(elsewhere: Elsewhere) -> N
     assert names[: len(own)] == own and "thingamajig" in names[len(own) :]
 
 
+@pytest.mark.parametrize("lost", [["manifest.json"], ["manifest.json", "records.json", "shard-00001.json"]])
+def test_labels_from_elsewhere_resume(elsewhere: Elsewhere, lost: list[str]) -> None:
+    """As after a run that was killed in its merge, or between two shards."""
+    config = elsewhere.config(unknown_names="add")
+    assert run_small(config, "labels").ok
+    folder, before = artifact(elsewhere.root / "ws", "labels"), manifest(elsewhere.root / "ws", "labels")
+    for name in lost:
+        (folder / name).unlink()
+    assert run_small(config, "labels").ok
+    after = manifest(elsewhere.root / "ws", "labels")
+    assert all(after[key] == before[key] for key in ("content_digest", "summary", "counts"))
+    assert [one.name for one in folder.iterdir() if one.is_dir()] == ["truth"]
+
+
 def wrong(config: Config) -> str:
     with pytest.raises(ValueError) as caught:
         look_ahead(config, ["data", "concepts", "teacher", "labels"], Planner(config).current())
