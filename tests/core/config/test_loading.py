@@ -79,6 +79,13 @@ def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
     ("override", "parts"),
     [
         ("labels.treshold=0.2", ["labels.treshold", "0.2", "labels.threshold"]),
+        ("evaluate.fusion.novl=0.2", ["evaluate.fusion.novl", "nearest valid key: evaluate.fusion.novel"]),
+        ("labels.unknown_names=add", ["labels.unknown_names: is of labels.source", "(came: 'add')"]),
+        ("labels.source_probabilities=teacher", ["labels.source_probabilities: is of labels.source"]),
+        (
+            "labels={splits: [train], source: a.json, objectness_power: 1}",
+            ["labels.objectness_power: expected 0 with", "(came: 1.0)"],
+        ),
         ("lables.threshold=0.2", ["lables", "'threshold': 0.2", "nearest valid key: labels"]),
         ("threshold=0.2", ["threshold", "nearest valid key: labels.threshold"]),
         ("rpn.optim.learning=1", ["rpn.optim.learning", "valid keys in rpn.optim", "lr"]),
