@@ -170,22 +170,31 @@ class Labels(ShardStage):
     for_pretraining = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Images, pool, teacher and boxes."""
-        return ("data", "concepts", "teacher", "proposals")
+        """Images, pool, teacher and boxes, these from the proposals unless a file has them."""
+        needed = ("data", "concepts", "teacher")
+        return needed if config.labels.source is not None else (*needed, "proposals")
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
-        crops = set() if config.labels.crop_features else {"context", "batch_size"}
-        unread = {"roi": crops, "crop": {"image_size", "max_size", "resize"}}
-        unpadded = {"canvas", "images_per_canvas"} if config.labels.canvas == "image" else set()
+        labels = config.labels
+        crops = set() if labels.crop_features else {"context", "batch_size"}
+        unread = {"roi": crops, "crop": {"image_size", "max_size", "resize"}}[labels.mode]
+        unread |= {"canvas", "images_per_canvas"} if labels.canvas == "image" else set()
+        by_teacher = labels.source is None or labels.source_probabilities == "teacher"
+        if not by_teacher:
+            unread |= {"mode", "image_size", "max_size", "resize", "canvas", "images_per_canvas", *crops}
+            unread |= {"temperature", "top_k"}
+        unread |= {"unknown_names", "source_probabilities"} if labels.source is None else set()
+        precision = _precision(config) if by_teacher or labels.crop_features else {}
         # Older labels, made before there were these settings, stay good.
-        unset = _unset(config.labels, "objectness_power", "crop_features", "grid_scales")
-        section = config.labels.model_dump(mode="json", exclude=unread[config.labels.mode] | unpadded | unset)
-        return {"labels": section, "teacher": text_settings(config.teacher), **_precision(config)}
+        newer = ("objectness_power", "crop_features", "grid_scales", "source", "corrections", "synonyms")
+        section = labels.model_dump(mode="json", exclude=unread | _unset(labels, *newer))
+        return {"labels": section, "teacher": text_settings(config.teacher), **precision}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """Files of prompts and of published embeddings count by their content."""
-        return text_files(config.teacher)
+        """Files of prompts, embeddings, labels, corrections and synonyms count by their content."""
+        given = [file for file in (config.labels.source, config.labels.corrections) if file is not None]
+        return text_files(config.teacher) + given + _synonyms(config)
 
 
 class Pairs(ShardStage):
@@ -313,6 +322,14 @@ class Report(JobStage):
     def settings(self, config: Config) -> dict[str, Any]:
         """The whole config but where it runs: the page prints settings, so it is made again when one changes."""
         return config.model_dump(mode="json", exclude={"execution", "workspace"})
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """The labels' synonyms, which change no artifact's content, and the page shows what they count."""
+        return _synonyms(config) if STAGES["labels"].by_default(config) else []
+
+
+def _synonyms(config: Config) -> list[str]:
+    return [synonym_file(config.labels.synonyms)] if config.labels.synonyms is not None else []
 
 
 def _unset(section: Section, *names: str) -> set[str]:

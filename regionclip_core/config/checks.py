@@ -73,7 +73,7 @@ def _unknown_splits(config: Config) -> Iterator[str]:
 
 def _between_sections(config: Config) -> Iterator[str]:
     for path, names in [
-        ("labels.splits", config.labels.splits),
+        ("labels.splits", config.labels.splits if config.labels.source is None else ()),
         ("finetune.split", (config.finetune.split,)),
         ("evaluate.split", (config.evaluate.split,)),
     ]:
@@ -104,6 +104,14 @@ def _between_sections(config: Config) -> Iterator[str]:
             f"(came: {weights})"
         )
     yield from _crop_features(config)
+    for key, default in {"unknown_names": "drop", "source_probabilities": "source"}.items():
+        if config.labels.source is None and (came := getattr(config.labels, key)) != default:
+            yield f"labels.{key}: is of labels.source, which is null; set both, or leave it out (came: {came!r})"
+    if config.labels.source is not None and config.labels.objectness_power:
+        yield (
+            "labels.objectness_power: expected 0 with labels.source, whose boxes have no objectness (came: "
+            f"{config.labels.objectness_power})"
+        )
     if config.labels.canvas == "padded" and config.labels.mode != "roi":
         yield "labels.canvas: `padded` is of labels.mode roi; crops have no canvas. Set image, or labels.mode: roi"
     if config.pairs.min_regions > config.pairs.max_regions:

@@ -105,8 +105,9 @@ def _nearest_key(place: Sequence[int | str], keys: Sequence[int | str]) -> str:
 def _places(annotation: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the place of every setting as pydantic names it, with `*` for the name of a split."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        source = annotation.model_fields.get("source")  # of a split
-        above = (*above, *get_args(source.annotation)) if source else above
+        source = annotation.model_fields.get("source")
+        of_a_split = get_args(source.annotation) if source else ()  # one word; other sections have such a key as well
+        above = (*above, *of_a_split) if len(of_a_split) == 1 else above
         for name, field in annotation.model_fields.items():
             yield (*above, name)
             yield from _places(field.annotation, (*above, name, "*") if name == "splits" else (*above, name))

@@ -1,12 +1,13 @@
 """Load a run's configuration: a YAML file or a preset, and dotted overrides.
 
-Relative paths in a configuration are relative to the current working directory, not to the file.
+Relative paths in a configuration are relative to the current working directory, not to the file; only the file that
+`extends:` names is looked for beside the one that names it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def preset_names() -> list[str]:
 def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Load and check a configuration.
 
-    path: a YAML file, the name of a preset, or None for pipeline.yaml in the working directory.
+    path: a YAML file, the name of a preset, or None for pipeline.yaml in the working directory. Where it has
+        `extends:`, the name of a preset or a file beside it, it says only what is different there: its sections are
+        merged key by key, anything else, lists too, replaces what was there.
     overrides: "a.b=c", applied in order, each key once; c is parsed as YAML, so `a.b=null`, `a.b=[x, y]` and `a.b=1.5`
         work.
 
@@ -39,9 +42,7 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     the full path of each wrong key, the value that came and the nearest valid key.
     """
     file = _find(path)
-    raw = parse_yaml(decode_text(file.read_bytes(), str(file)), str(file))
-    if not isinstance(raw, dict):
-        raise ValueError(f"{file}: expected a mapping of sections at the top, got {type(raw).__name__}")
+    raw = _read(file)
     given: dict[str, Any] = {}
     for override in overrides:
         dotted, separator, text = override.partition("=")
@@ -85,7 +86,32 @@ def dump_config(config: Config) -> str:
     return yaml_text(config.model_dump(mode="json", exclude=incomplete))
 
 
-def _find(path: str | None) -> Path:
+def _read(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return what a file holds, merged into what it extends."""
+    raw = parse_yaml(decode_text(file.read_bytes(), str(file)), str(file))
+    if not isinstance(raw, dict):
+        raise ValueError(f"{file}: expected a mapping of sections at the top, got {type(raw).__name__}")
+    if "extends" not in raw:
+        return raw
+    name, chain = raw.pop("extends"), (*extended_by, file.resolve())
+    if not isinstance(name, str):
+        raise ValueError(f"{file}: extends: expected the name of a preset or a file (came: {name!r})")
+    beside = file.parent / name
+    base = beside if beside.is_file() else _find(name, f"{file}: extends: ")
+    if base.resolve() in chain:
+        raise ValueError(f"{file}: extends: {name} is extended by itself: {' <- '.join(map(str, chain))}")
+    return _merged(_read(base, chain), raw)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _find(path: str | None, why: str = "") -> Path:
     presets = ", ".join(preset_names()) or "none"
     if path is None:
         if Path(DEFAULT_FILE).is_file():
@@ -97,4 +123,4 @@ def _find(path: str | None) -> Path:
         return PRESETS / f"{path}.yaml"
     near = nearest(path, preset_names())
     hint = f"did you mean the preset {near[0]!r}?" if near else f"presets: {presets}"
-    raise FileNotFoundError(f"no config file {path!r} (looked from {os.getcwd()}); {hint}")
+    raise FileNotFoundError(f"{why}no config file {path!r} (looked from {os.getcwd()}); {hint}")

@@ -65,7 +65,8 @@ class LabelsConfig(Section):
     images_per_canvas: Count = 3
     """`padded`: images that share a canvas; officially the 3 images of a GPU."""
     max_regions: CountOrZero = 16
-    """Proposals labelled per image, highest objectness first; 0, with `grid_scales`: only the grid."""
+    """Proposals labelled per image, highest objectness first, or boxes of `source`, highest score first; 0, with
+    `grid_scales`: only the grid."""
     crop_features: bool = False
     """Also store the teacher's embedding of each region's own crop (`context`, `batch_size`), 2 bytes per dimension,
     for `pretrain.crop_weight`."""
@@ -84,6 +85,23 @@ class LabelsConfig(Section):
     """Teacher probabilities stored per region; the rest is stored as one residual mass."""
     batch_size: BatchSize = 64
     """`crop`, `crop_features`: crops per forward pass."""
+    source: str | None = None
+    """File with boxes, names and scores that take the place of the proposals and of the teacher's names: COCO results
+    (.json) or a table (.parquet), see data/README.md. `max_regions` and `threshold` go by its scores, which no
+    objectness changes. null: proposals, named by the teacher."""
+    unknown_names: Literal["drop", "add"] = "drop"
+    """`source`: names that are no concept of the pool. `drop`: their rows are left out, and counted. `add`: the pool of
+    the labels has them too, after the others."""
+    source_probabilities: Literal["source", "teacher"] = "source"
+    """`source`: what the distillation learns. `source`: the name with its score, and the rest as one residual mass, so
+    that the teacher looks at no image. `teacher`: the teacher's `top_k` probabilities of the file's boxes."""
+    corrections: str | None = None
+    """CSV file with the columns key, box (x1 y1 x2 y2) and name, or `no object`: what a person says of the region at
+    that box (IoU from 0.5) wins over the teacher, with the score 1. See data/README.md."""
+    synonyms: str | None = None
+    """YAML file of synonyms (`coco` or `world` in data/synonyms, or a path): where boxes are annotated, a label that is
+    a synonym or the plural of the object's category counts as its name. It changes how labels are judged, no label;
+    null: only the category's own name counts."""
 
 
 class PairsConfig(Section):

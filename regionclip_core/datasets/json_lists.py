@@ -1,8 +1,8 @@
 """Reads the lists of a large JSON file entry by entry, in bounded memory.
 
-The file is one JSON object whose large values are lists, as COCO's and LVIS's files are. The standard library parses
-each entry. ijson was tried: it reads one list per pass, refuses a whole file for the NaN that Python's json writes, and
-turns an undecodable character into "?" without a word.
+The file is one JSON object whose large values are lists, as COCO's and LVIS's files are, or one list, as results. The
+standard library parses each entry. ijson was tried: it reads one list per pass, refuses a whole file for the NaN that
+Python's json writes, and turns an undecodable character into "?" without a word.
 """
 
 from __future__ import annotations
@@ -50,11 +50,23 @@ def list_entries(url: str) -> Iterator[tuple[str, str, Any]]:
             raise window.error("something follows the object")
 
 
+def top_entries(url: str) -> Iterator[Any]:
+    """Yield the values of a file that is one JSON list. Raises as `list_entries`."""
+    with open_location(url) as file:
+        text = io.TextIOWrapper(as_utf_8(file, url), "utf-8-sig", "surrogateescape", newline="")
+        window = _Window(text, url, "one list of entries")
+        window.take("[")
+        for _ in window.members("]"):
+            yield window.value()[1]
+        if window.peek():
+            raise window.error("something follows the list")
+
+
 class _Window:
     """The part of the file that is in memory, and how far it has been read."""
 
-    def __init__(self, file: io.TextIOWrapper, url: str) -> None:
-        self._file, self._url = file, url
+    def __init__(self, file: io.TextIOWrapper, url: str, form: str = "one object with lists of entries") -> None:
+        self._file, self._url, self._form = file, url, form
         self._text, self._at = "", 0
         self._start = 0  # characters of the file before the window
 
@@ -103,7 +115,7 @@ class _Window:
     def error(self, what: str, at: int | None = None) -> ValueError:
         place = self._start + (self._at if at is None else at)
         return ValueError(
-            f"{self._url}: not valid JSON: {what} at character {place}; expected one object with lists of entries, "
+            f"{self._url}: not valid JSON: {what} at character {place}; expected {self._form}, "
             f"each of at most {LARGEST_VALUE >> 20} MiB. Fetch the file again"
         )
 

@@ -195,9 +195,12 @@ def read_pool(concepts: Folder) -> Vocabulary:
     return Vocabulary(names=tuple(names), base=())
 
 
-def embed_pool(clip: ClipModel, concepts: Folder, teacher: TeacherConfig) -> tuple[Vocabulary, Tensor]:
-    """Return the pool and its embeddings, float32[C, D] with rows of unit length; see `NamePrompts.embed`."""
-    pool = read_pool(concepts)
+def embed_pool(
+    clip: ClipModel, concepts: Folder, teacher: TeacherConfig, more: Sequence[str] = ()
+) -> tuple[Vocabulary, Tensor]:
+    """Return the pool, with `more` names at its end, and its embeddings, float32[C, D] with rows of unit length; see
+    `NamePrompts.embed`."""
+    pool = Vocabulary((*read_pool(concepts).names, *more))
     embeddings_CD = embed_names(clip, pool.names, teacher)
     return pool, embeddings_CD / embeddings_CD.norm(dim=1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""Pseudo labels for the proposals of a shard (paper section 3.3).
+"""Pseudo labels for the proposals of a shard (paper section 3.3), or for boxes that come with their names.
 
 R regions of one image, C concepts, D embedding.
 """
@@ -20,12 +20,7 @@ from torch import Tensor
 
 from regionclip_core.config.tree import Config, LabelsConfig
 from regionclip_core.datasets.images import BadImage, ImageReader
-from regionclip_core.datasets.index import (
-    ragged_column,
-    read_index,
-    require_same_images,
-    split_ragged,
-)
+from regionclip_core.datasets.index import ragged_column, read_index
 from regionclip_core.datasets.read_ahead import read_ahead
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.crops import CropEncoder
@@ -34,19 +29,22 @@ from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.boxes import grid_boxes
 from regionclip_core.ops.image_batch import Resized, batch_resized, by_input_size, resize_image
 from regionclip_core.precision import networks
+from regionclip_core.pretraining.corrections import correct, corrections_by_shard
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
+from regionclip_core.pretraining.regions import read_regions
 from regionclip_core.storage.records import Folder
-from regionclip_core.storage.tables import CROPS, LABELS, LABELS_WITH_CROPS, PROPOSALS, read_proposal_table
+from regionclip_core.storage.tables import CROPS, LABELS, LABELS_WITH_CROPS
 
 _IMAGES_AT_ONCE = 16  # bounds memory: crops or feature maps of about this many images
 _GRID_BOXES = 1000  # per image, whatever `labels.grid_scales` asks for
 
 
 class Labeller:
-    """What labels a shard: the teacher, the concepts' embeddings and the settings."""
+    """What labels a shard: the teacher, the concepts' embeddings, the corrections and the settings."""
 
     def __init__(self, config: Config, teacher: Folder, labels: Folder, device: str, readers: int = 0) -> None:
-        """Load the teacher, and the pool's embeddings that the labels stage has written into its own artifact.
+        """Load the teacher, and what the labels stage has written into its own artifact: the pool's embeddings, and the
+        corrections where there are any.
 
         `readers`: threads that read ahead, see `read_ahead`.
         """
@@ -54,33 +52,36 @@ class Labeller:
         clip.model.to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
         pool, embeddings_CD = load_embeddings(labels)
         self.settings = config.labels
-        # The first one's embeddings are labelled, the last one's are those of crops: in `crop` both are the same.
-        self.embedders: list[CroppedRegions | PooledRegions] = [region_embedder(config.labels, clip, device)]
-        if config.labels.crop_features and config.labels.mode != "crop":
+        self.by_teacher = config.labels.source is None or config.labels.source_probabilities == "teacher"
+        # The first one's embeddings are labelled by the teacher, the last one's are those of crops: in `crop` both are
+        # the same. There is none where the teacher looks at no image.
+        self.embedders: list[CroppedRegions | PooledRegions] = []
+        if self.by_teacher:
+            self.embedders.append(region_embedder(config.labels, clip, device))
+        if config.labels.crop_features and not (self.by_teacher and config.labels.mode == "crop"):
             self.embedders.append(CroppedRegions(config.labels, clip))
         self.embeddings_CD = embeddings_CD.to(device)
         self.digest = pool.digest
+        self.corrections = corrections_by_shard(labels)
         # CLIP's own temperature unless the settings say another: with it the scores are CLIP's probabilities.
-        self.temperature = config.labels.temperature or 1 / clip.logit_scale
+        self.temperature = (config.labels.temperature if self.by_teacher else None) or 1 / clip.logit_scale
         self.readers = readers
         # Only the proposal network gives an objectness; with other boxes the score is the probability alone.
         power = config.labels.objectness_power
         self.power = power if power and config.proposals.method == "rpn" else 0.0
 
-    def label_shard(self, data: Folder, proposals: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
-        """Return one LABELS row for each proposals row of the shard, with CROPS if asked for, and counts by status.
+    def label_shard(self, data: Folder, folder: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
+        """Return one LABELS row for each image of the shard, with CROPS if asked for, and counts by status.
+
+        `folder`: where `read_regions` finds the regions.
 
         An image that can't be read has its reason and no regions. The pool's digest is in the table's metadata, so
         that a reader can refuse another pool.
         """
         images = read_index(data, shard)
-        table = read_proposal_table(proposals, shard, PROPOSALS.names)
-        keys, status, reasons = (table[name].to_pylist() for name in ("key", "status", "reason"))
-        require_same_images(keys, [image.key for image in images], f"the proposals of shard {shard}")
-        regions = {
-            name: [one[: self.settings.max_regions] for one in split_ragged(table[name], name)]
-            for name in ("boxes", "objectness_logit")
-        }
+        found = read_regions(folder, images, shard, self.settings)
+        keys, status, reasons = [image.key for image in images], found.status, found.reasons
+        regions: dict[str, list[Any]] = {"boxes": found.boxes, "objectness_logit": found.objectness_logit}
         usable = [number for number, one in enumerate(status) if one == "ok"]
         proposed = [len(own) for own in regions["boxes"]]
         if scales := self.settings.grid_scales:
@@ -90,12 +91,15 @@ class Labeller:
                     regions[name][number] = np.concatenate([regions[name][number], more])
         # Arrays, not lists: the labels of a shard as Python numbers would fill gigabytes.
         nothing = self._labels([self.embeddings_CD[:0]] * 2, [0], np.zeros(0, np.float32))
+        columns: dict[str, list[npt.NDArray[Any]]]
         columns = {name: [array] * len(keys) for name, array in nothing.items()}
         shared = self.settings.images_per_canvas if self.settings.canvas == "padded" else 1
         at_once = max(1, _IMAGES_AT_ONCE // shared) * shared  # whole canvases
         with ImageReader(data) as reader:
 
             def read(number: int) -> list[Tensor | Resized]:
+                if not self.embedders:
+                    return []
                 boxes, image = torch.from_numpy(regions["boxes"][number]), reader.read_tensor(images[number])
                 return [embedder.prepare(image, boxes) for embedder in self.embedders]
 
@@ -123,8 +127,19 @@ class Labeller:
                     for name, array in labels.items():
                         for number, own in zip(numbers, np.split(array, np.cumsum(counts)[:-1]), strict=True):
                             columns[name][number] = own
-        for kept, count in zip(columns["kept"], proposed, strict=True):
-            kept[count:] = False  # boxes of the grid: most are loose, and names would be learned of loose boxes
+        for number, count in enumerate(proposed):
+            if status[number] != "ok":
+                continue
+            row = {name: values[number] for name, values in columns.items()}
+            row["kept"][count:] = False  # boxes of the grid: most are loose, and names would be learned of loose boxes
+            if found.concept_id is not None and found.score is not None:
+                concepts, scores = found.concept_id[number], found.score[number]
+                row["concept_id"][:count], row["score"][:count] = concepts, scores
+                row["kept"][:count] = scores > self.settings.threshold
+                if not self.by_teacher:
+                    row["top_concepts"][:count, 0], row["top_probabilities"][:count, 0] = concepts, scores
+                    row["residual_mass"][:count] = 1 - scores
+            correct(row, self.corrections.get(shard, {}).get(keys[number], {}).items())
         good = [one == "ok" for one in status]
         for name, values in regions.items():
             columns[name] = [own if ok else own[:0] for own, ok in zip(values, good, strict=True)]
@@ -133,11 +148,11 @@ class Labeller:
             schema, metadata[CROPS] = LABELS_WITH_CROPS, str(self.embeddings_CD.shape[1])
         schema = schema.with_metadata(metadata)
         arrays = {name: ragged_column(values, schema.field(name).type) for name, values in columns.items()}
-        found = pa.table({"key": keys, "status": status, "reason": reasons, **arrays}, schema=schema)
+        table = pa.table({"key": keys, "status": status, "reason": reasons, **arrays}, schema=schema)
         totals = Counter(status)
         totals["regions"] = sum(map(len, columns["kept"]))
         totals["regions_kept"] = sum(int(kept.sum()) for kept in columns["kept"])
-        return found, totals
+        return table, totals
 
     def _labels(
         self, features: Sequence[Tensor], counts: Sequence[int], logits_R: npt.NDArray[np.float32]
@@ -147,6 +162,9 @@ class Labeller:
         `features`: [R, D] of each embedder; `counts`: regions per image; `logits_R`: their objectness.
         """
         settings, weights = self.settings, None
+        if not self.by_teacher:
+            found = _unnamed(sum(counts))
+            return found | ({CROPS: _stored(features[-1])} if settings.crop_features else {})
         if self.power:  # in float64, so that no label depends on its place in the batch
             weights = (torch.from_numpy(logits_R).double().sigmoid() ** self.power).float().to(features[0].device)
         labels = pseudo_labels(
@@ -158,10 +176,24 @@ class Labeller:
             counts,
             weights=weights,
         )
-        found = dict(vars(labels))
-        if settings.crop_features:
-            found[CROPS] = F.normalize(features[-1], dim=1).half()
-        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+        found = {name: tensor.cpu().numpy() for name, tensor in vars(labels).items()}
+        return found | ({CROPS: _stored(features[-1])} if settings.crop_features else {})
+
+
+def _stored(features: Tensor) -> npt.NDArray[np.float16]:
+    return F.normalize(features, dim=1).half().cpu().numpy()
+
+
+def _unnamed(count: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the fields of PseudoLabels of regions that nobody has named, with one stored concept each."""
+    return {
+        "concept_id": np.zeros(count, np.int64),
+        "score": np.zeros(count, np.float32),
+        "kept": np.zeros(count, bool),
+        "top_concepts": np.zeros((count, 1), np.int64),
+        "top_probabilities": np.zeros((count, 1), np.float32),
+        "residual_mass": np.ones(count, np.float32),
+    }
 
 
 class CroppedRegions:

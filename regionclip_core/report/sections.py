@@ -16,6 +16,7 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import category_ids
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import load_embeddings
+from regionclip_core.pretraining.concept_truth import best_and_worst
 from regionclip_core.pretraining.label_quality import concept_categories
 from regionclip_core.report.curves import charts
 from regionclip_core.report.pictures import Drawn, PictureBook
@@ -56,6 +57,8 @@ CONCEPTS = 40
 """Most frequent concepts shown."""
 DROPPED_EXAMPLES = 6
 """Most frequent dropped phrases shown per reason."""
+CONCEPT_LINES = 10
+"""Concepts shown of which most, and of which fewest labels are clean."""
 CROPS = 24
 """Pseudo-labelled regions shown, from at most as many images."""
 INITS = {"clip": "CLIP init", "regionclip": "RegionCLIP init"}
@@ -270,7 +273,8 @@ def labels(run: Run) -> Values | None:
         return None
     config = run.config.labels
     pool, _ = load_embeddings(folder)
-    categories = concept_categories(run.folders["concepts"], run.vocabulary)
+    categories = concept_categories(run.folders["concepts"], pool.names, run.vocabulary, config.synonyms)
+    best, worst = best_and_worst(folder, CONCEPT_LINES)
     samples = sample_images(run.folders["data"], config.splits[0], CROPS)
     labelled = [(sample, row) for sample, row in rows_of(folder, "labels", samples) if row["boxes"]]
     # Each image starts at another region, so that not only those of the highest objectness are seen.
@@ -293,7 +297,7 @@ def labels(run: Run) -> Values | None:
             "kept": row["kept"][region],
         }
         crops.append(crop)
-    return {"crops": crops}
+    return {"crops": crops, "best": best, "worst": worst}
 
 
 # ---------------------------------------------------------------- stages that train

@@ -100,8 +100,10 @@ LABELS = _schema(
     boxes=pa.list_(BOX),
     objectness_logit=_FLOATS,
     concept_id=_INTS,  # row in the concept pool
-    score=_FLOATS,  # the teacher's probability of that concept, times objectness ** labels.objectness_power
-    kept=pa.list_(pa.bool_()),  # score > threshold; never of boxes from labels.grid_scales
+    score=_FLOATS,  # the teacher's probability of it, times objectness ** labels.objectness_power; or labels.source's
+    kept=pa.list_(
+        pa.bool_()
+    ),  # score > threshold; never of boxes from labels.grid_scales; labels.corrections: score 1 or 0
     top_concepts=pa.list_(_INTS),
     top_probabilities=pa.list_(_FLOATS),
     residual_mass=_FLOATS,  # 1 - sum(top_probabilities)
@@ -111,6 +113,14 @@ LABELS = _schema(
 # is in the table's metadata.
 CROPS = "crops"
 LABELS_WITH_CROPS = LABELS.append(pa.field(CROPS, pa.list_(pa.list_(pa.float16())), nullable=False))
+
+# Rows of `labels.source` that can't be used.
+REJECTED = _schema(
+    row=pa.int64(),  # in the file, from 1
+    image=pa.string(),  # its key or id, as the row has it
+    status=pa.string(),  # unknown_image | bad_box | unknown_name | ...
+    reason=pa.string(),
+)
 
 # Images that `pairs` could not read, where a shard has any.
 UNREADABLE = _schema(key=pa.string(), status=pa.string(), reason=pa.string())

@@ -14,6 +14,7 @@ from regionclip_core.training.error_budget import PARTLY, first_reasons
 from stages.engine.plan import PlanLine, latest_manifest
 
 SHOWN_ROWS = 5
+SHOWN_CONCEPTS = 8
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -119,6 +120,8 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     for title, value in blocks.items():
         text = yaml_text(value).rstrip()
         sections.append(f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines()))
+    if line.stage == "labels":
+        sections += _concepts(folder)
     if first := first_reasons(folder, shards, "bad_", PARTLY):
         sections.append(f"the first that are bad or lost a part\n  {first}")
     files = [f for record in shards for f in record.files] + stage_files
@@ -126,7 +129,11 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     more = f"\n... and {len(files) - 10} more" if len(files) > 10 else ""
     sections.append(f"{len(files)} files, {size(sum(f.bytes for f in files))}\n{table(shown)}{more}")
     # The merged table if there is one (a stage's own files come last), else a shard's.
-    for name in [f.name for f in files if f.name.endswith(".parquet")][-1:]:
+    names = [f.name for f in files if f.name.endswith(".parquet")]
+    opened = dict.fromkeys(names[-1:])
+    if line.stage == "labels":  # whose own file has the rows of `labels.source` that could not be used
+        opened = dict.fromkeys([name for name in names if name.startswith("labels-")][-1:] + names[-1:])
+    for name in opened:
         with folder.open(name) as stream, pq.ParquetFile(stream) as file:
             batch = next(file.iter_batches(batch_size=SHOWN_ROWS), None)
             rows = batch.to_pylist() if batch is not None else []
@@ -136,3 +143,24 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
             found += [f"  {key}: {text if len(text) <= 100 else f'{text[:97]}...'}" for key, text in cells] + ["  --"]
         sections.append("\n".join(found))
     return "\n\n".join(sections)
+
+
+def _concepts(labels: Folder) -> list[str]:
+    """Return the first and the last lines of the table of concepts; nothing where nothing is annotated."""
+    from regionclip_core.pretraining.concept_truth import best_and_worst, truth_folder  # `status` needs no Arrow
+
+    best, worst = best_and_worst(labels, SHOWN_CONCEPTS)
+    if not best:
+        return []
+    rows = [("concept", "kept", "clean", "wrong name", "mostly on", "loose", "off object")]
+    for row in [*best, *reversed(worst)]:
+        mostly = f"{row['mostly_on']} {row['mostly_on_count']}" if row["mostly_on"] else ""
+        counts = [str(row[key]) for key in ("kept", "clean", "wrong_name", "loose", "off_object")]
+        rows.append((row["concept"], *counts[:3], mostly, *counts[3:]))
+    lines = table(rows).splitlines()
+    if worst:
+        lines.insert(1 + len(best), "...")
+    where = truth_folder(labels).path("concepts.parquet")
+    return [
+        "\n".join([f"kept labels by concept, most clean ones first (all: {where})", *(f"  {one}" for one in lines)])
+    ]

@@ -56,6 +56,7 @@ SCHEMAS = {
     "dropped": tables.DROPPED_CONCEPTS,
     "proposals": tables.PROPOSALS,
     "labels": tables.LABELS,
+    "rejected": tables.REJECTED,
     "unreadable": tables.UNREADABLE,
 }
 """By what a table's name begins with."""
@@ -290,7 +291,9 @@ def _data(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstre
 
 
 def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upstream: Upstream) -> Iterator[str]:
-    """Concept ids point into the pool whose embeddings are here, which is the concepts stage's pool."""
+    """Concept ids point into the pool whose embeddings are here: the concepts stage's, and names that a file of labels
+    added.
+    """
     meta, tensors = "concept_embeddings.json", "concept_embeddings.safetensors"
     if not {meta, tensors} <= names:
         return
@@ -301,7 +304,9 @@ def _labels(folder: Folder, shards: Sequence[ShardRecord], names: set[str], upst
     for record in shards:
         yield from _same_vocabulary(folder, f"labels-{record.shard:05d}.parquet", folder.path(meta), pool["digest"])
     source = upstream.get("concepts")
-    if source is not None and source.read_bytes("concepts.txt").decode().splitlines() != pool["names"]:
+    own = source.read_bytes("concepts.txt").decode().splitlines() if source is not None else pool["names"]
+    if own != pool["names"][: len(own) if "rejected.parquet" in names else None]:
+        assert source is not None
         yield f"{folder.path(meta)}: its concepts differ from {source.path('concepts.txt')}"
 
 

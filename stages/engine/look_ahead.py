@@ -15,6 +15,8 @@ from typing import Any
 from regionclip_core.concepts.identity import no_pipeline, pipeline_version
 from regionclip_core.config.architectures import model_config, tower_of
 from regionclip_core.config.tree import Config
+from regionclip_core.datasets.categories import load_categories
+from regionclip_core.datasets.synonyms import categories_by_synonym
 from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.storage.given_files import TOKENIZER_FILES
 from regionclip_core.storage.locations import absolute, is_remote, nearest_file, remote
@@ -37,6 +39,8 @@ def look_ahead(
     data = lines["data"].manifest if "data" in lines else None
     found = [text for name in to_run for text in lines[name].wrong]
     found += _weights(config, to_run, lines)
+    if "labels" in to_run and not lines["labels"].wrong:
+        found += _label_files(config)
     found += [*_image_folders(config, to_run), *unusable_splits(config, to_run, data.summary if data else None)]
     pipeline = config.concepts.spacy_model
     if "concepts" in to_run and config.concepts.parser == "spacy" and pipeline_version(pipeline) is None:
@@ -103,6 +107,27 @@ def _weights(config: Config, to_run: Collection[str], lines: Mapping[str, PlanLi
                     )
             except (OSError, ValueError) as error:
                 yield f"{settings[name]}: {error}"
+
+
+def _label_files(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the files of labels, corrections and synonyms, as far as they alone show it."""
+    labels, looks = config.labels, list[Callable[[], object]]()
+    if labels.source is not None:
+        from regionclip_core.pretraining.label_source import check_source  # loads Arrow
+
+        looks.append(partial(check_source, labels.source))
+    if labels.corrections is not None:
+        from regionclip_core.pretraining.corrections import read_corrections  # loads torch
+
+        looks.append(partial(read_corrections, labels.corrections))
+    if labels.synonyms is not None:
+        categories = load_categories(config.data.categories)
+        looks.append(partial(categories_by_synonym, labels.synonyms, categories, "labels.synonyms"))
+    for look in looks:
+        try:
+            look()
+        except (OSError, ValueError) as error:
+            yield str(error)
 
 
 def _reads(config: Config, stages: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:

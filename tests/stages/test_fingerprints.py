@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,15 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "pairs": {"other_regions": 4},
         "pretrain": {"crop_weight": 0.5, "weigh_by_score": True, "weight_average": 0.7},
         "finetune": {"sampling": "repeat_factor", "train_sizes": [48, 64], "oracle": False},
+    },
+    # With a file of labels, which the fixture writes.
+    "given": {
+        "proposals": {"method": "random"},
+        "labels": {"source": "", "unknown_names": "add", "crop_features": True},
+    },
+    "given and looked at": {
+        "proposals": {"method": "random"},
+        "labels": {"source": "", "unknown_names": "add", "source_probabilities": "teacher", "mode": "roi"},
     },
 }
 
@@ -114,7 +124,12 @@ class Recorder:
 @pytest.fixture(scope="module", params=VARIANTS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Leaves]]:
     """The config, and what each stage read of it."""
-    config = small_config(tmp_path_factory.mktemp(request.param) / "ws", **VARIANTS[request.param])
+    root, sections = tmp_path_factory.mktemp("run"), VARIANTS[request.param]
+    if "source" in sections.get("labels", {}):
+        rows = [{"image_id": number, "bbox": [5, 5, 40, 40], "name": "cat"} for number in range(8)]
+        (root / "rows.json").write_text(json.dumps(rows))
+        sections = {**sections, "labels": {**sections["labels"], "source": str(root / "rows.json")}}
+    config = small_config(root / "ws", **sections)
     with pytest.MonkeyPatch.context() as patch:
         recorder = Recorder(config, patch)
         result = run_small(config, "evaluate")
@@ -132,7 +147,8 @@ NOT_HELD = {
     # Is held where it is set, so that older teachers stay good.
     "teacher": {"teacher.training.checkpoint_every", "teacher.value_blocks"},
     # Are held where they are not the defaults, so that older labels stay good.
-    "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"},
+    "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"}
+    | {f"labels.{name}" for name in ("source", "corrections", "synonyms")},
     # Are held where they ask for rows of their own.
     "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap", "evaluate.colours"}
     | {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
@@ -167,6 +183,7 @@ def test_a_fingerprint_holds_what_its_stage_reads(run: tuple[Config, dict[str, L
 
 
 GIVEN = {"rpn": {"weights": "a/network.pt"}, "proposals": {"method": "rpn"}, "teacher": {"weights": "a/clip.pt"}}
+ELSEWHERE = {"labels": {"source": "a/rows.json"}}
 Change = Mapping[str, Mapping[str, Any]]
 
 
@@ -193,6 +210,8 @@ def held(stage: str, *changes: Change) -> dict[str, Any]:
         ("labels", {"labels": {"mode": "roi"}}, {"labels": {"context": 2.0, "batch_size": 3}}),
         ("labels", {"labels": {"mode": "crop"}}, {"labels": {"image_size": 9, "resize": "pretraining"}}),
         ("labels", {"labels": {"mode": "roi"}}, {"labels": {"images_per_canvas": 5}}),
+        ("labels", ELSEWHERE, {"labels": {"mode": "roi", "image_size": 99, "top_k": 9, "temperature": 1.0}}),
+        ("labels", ELSEWHERE, {"labels": {"context": 2.0}, "execution": {"precision": "bf16"}}),
     ],
 )
 def test_settings_that_change_nothing_make_nothing_stale(stage: str, base: Change, change: Change) -> None:
@@ -247,6 +266,9 @@ CROPS = {"labels": {"crop_features": True, "mode": "roi"}}
     [
         ("labels", {}, "objectness_power", 2.0),
         ("labels", {"labels": {"mode": "crop"}}, "crop_features", True),
+        ("labels", {}, "synonyms", "world"),
+        ("labels", {}, "corrections", "a/corrections.csv"),
+        ("labels", ELSEWHERE, "unknown_names", "add"),
         ("pairs", CROPS, "other_regions", 3),
         ("pretrain", CROPS, "crop_weight", 1.0),
         ("pretrain", {}, "weigh_by_score", True),
@@ -258,6 +280,17 @@ def test_newer_settings_count_where_they_are_set(stage: str, base: Change, key: 
     assert key not in held(stage)[stage]
     changes = setting_changes(held(stage, base), held(stage, base, {stage: {key: value}}))
     assert len(changes) == 1 and changes[0].startswith(f"{stage}.{key} ")
+
+
+def test_a_file_of_labels_takes_the_place_of_the_proposals() -> None:
+    labels, config = STAGES["labels"], small_config("unused", **ELSEWHERE, concepts={"splits": ["train"]})
+    assert "proposals" in labels.needs(small_config("unused")) and "proposals" not in labels.needs(config)
+    assert labels.raw_inputs(config) == ["a/rows.json"]
+    assert held("labels", ELSEWHERE)["labels"]["source"] == "a/rows.json"
+    looked_at = {"labels": {"source_probabilities": "teacher"}}
+    assert held("labels", ELSEWHERE, looked_at)["labels"]["top_k"] == 3
+    corrected = small_config("unused", labels={"splits": ["train"], "corrections": "c.csv", "synonyms": "world"})
+    assert [Path(file).name for file in labels.raw_inputs(corrected)] == ["c.csv", "world.yaml"]
 
 
 def test_how_crops_are_cut_counts_where_roi_labels_have_them() -> None:

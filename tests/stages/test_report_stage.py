@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape as html_escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import read_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import save_embeddings
+from regionclip_core.pretraining.concept_truth import write_truth
+from regionclip_core.pretraining.label_quality import label_quality
 from regionclip_core.storage.records import Folder, Manifest, ShardRecord, content_digest, write_manifest
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import StageContext
@@ -129,6 +132,10 @@ class Workspace:
         truth = dict.fromkeys(("all", "base", "novel"), kinds)
         shares = {group: dict.fromkeys(kinds, 0.437) for group in truth}
         summary = {"regions": 90, "kept": 70, "kept_share": 7 / 9, "base_accuracy": 0.681}
+        _, table = label_quality(self.inputs["data"], Folder(str(self.root / "concepts")), labels, ("scene",))
+        assert table is not None
+        write_truth(labels, table)
+        self.truth = table.to_pylist()
         self.finish(labels, "labels", {**summary, "truth": truth, "truth_shares": shares}, {})
 
     def rows(self, shard: int) -> list[Any]:
@@ -303,6 +310,33 @@ def test_page_says_what_the_stages_measured(workspace: Workspace) -> None:
         "rare 699, rare 698",
     ):
         assert words in page.text, words
+
+
+def test_page_shows_the_concepts_of_most_and_of_fewest_clean_labels(workspace: Workspace) -> None:
+    html = workspace.report().read_bytes("report.html").decode()
+    found = [re.findall(">([^<]*)</td>", row) for row in re.findall("<tr>(.*?)</tr>", html, re.DOTALL)]
+    rows = {row[0]: row[1:4] for row in found if len(row) == 7}
+    assert len(rows) == min(20, len(workspace.truth))
+    for one in [*workspace.truth[:10], *workspace.truth[10:][-10:]]:
+        clean = f"{one['clean']} ({100 * one['clean'] / one['kept']:.1f})"
+        assert rows[html_escape(one["concept"])] == [str(one["kept"]), clean, str(one["wrong_name"])]
+
+
+def test_page_says_where_labels_are_from(tmp_path: Path) -> None:
+    labels = {"splits": ["scene"], "source": "made/<rows>.json", "corrections": "c.csv", "synonyms": "world"}
+    given = Workspace(tmp_path, make_config(labels=labels))
+    source = {"rows": 1234, "used": 1200, "rejected": {"bad_box": 30, "unknown_image": 4}}
+    corrections = {"used": 1100, "without_region": []}
+    kept = {"regions": 90, "kept": 70, "kept_share": 7 / 9}
+    given.finish(given.inputs["labels"], "labels", {**kept, "source": source, "corrections": corrections}, {})
+    text = " ".join(Page(given.report().read_bytes("report.html").decode()).text.split())
+    assert (
+        "Boxes, names and scores are those of made/<rows>.json. Regions with a score of at most 0.1 are not kept."
+        in text
+    )
+    assert "The teacher compares" not in text
+    assert "Of 1,234 rows of the file 1,200 could be used: bad box 30, unknown image 4." in text
+    assert "A person's corrections (c.csv) won over these labels in 1,100 regions." in text
 
 
 def test_pictures_show_validation_images_with_novel_objects(workspace: Workspace) -> None:

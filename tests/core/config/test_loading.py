@@ -79,6 +79,13 @@ def test_dump_reads_back_equal(file: str, tmp_path: Path) -> None:
     ("override", "parts"),
     [
         ("labels.treshold=0.2", ["labels.treshold", "0.2", "labels.threshold"]),
+        ("evaluate.fusion.novl=0.2", ["evaluate.fusion.novl", "nearest valid key: evaluate.fusion.novel"]),
+        ("labels.unknown_names=add", ["labels.unknown_names: is of labels.source", "(came: 'add')"]),
+        ("labels.source_probabilities=teacher", ["labels.source_probabilities: is of labels.source"]),
+        (
+            "labels={splits: [train], source: a.json, objectness_power: 1}",
+            ["labels.objectness_power: expected 0 with", "(came: 1.0)"],
+        ),
         ("lables.threshold=0.2", ["lables", "'threshold': 0.2", "nearest valid key: labels"]),
         ("threshold=0.2", ["threshold", "nearest valid key: labels.threshold"]),
         ("rpn.optim.learning=1", ["rpn.optim.learning", "valid keys in rpn.optim", "lr"]),
@@ -459,3 +466,38 @@ def test_broken_files(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"c\.yaml"):
         load_config(str(path))
+
+
+def test_a_file_says_only_what_is_different_from_the_one_that_it_extends(tmp_path: Path, file: str) -> None:
+    (tmp_path / "below").mkdir()
+    changed, again = tmp_path / "below" / "changed.yaml", tmp_path / "below" / "again.yaml"
+    changed.write_text("extends: ../c.yaml\nlabels: {threshold: 0.3}\nrpn: {anchor_sizes: [9]}\nseed: 5\n")
+    again.write_text("extends: changed.yaml\nlabels: {threshold: 0.7}\ndata: {splits: {val: {images: 6}}}\n")
+    plain, merged = load_config(file), load_config(str(again), ["rpn.steps=9"])
+    expected = plain.model_dump() | {"seed": 5}
+    expected["labels"] |= {"threshold": 0.7}
+    expected["rpn"] |= {"steps": 9, "anchor_sizes": (9.0,)}
+    expected["data"]["splits"]["val"] |= {"images": 6}
+    assert merged.model_dump() == expected
+    changed.write_text("extends: tiny\nseed: 5\n")
+    assert load_config(str(changed)) == load_config("tiny", ["seed=5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("extends: [a]", ValueError, r"d.yaml: extends: expected the name of a preset or a file \(came: \['a'\]\)"),
+        ("extends: nowhere.yaml", FileNotFoundError, r"d.yaml: extends: no config file 'nowhere.yaml'"),
+        ("extends: tinny", FileNotFoundError, r"d.yaml: extends: .*did you mean the preset 'tiny'\?"),
+        ("extends: d.yaml", ValueError, r"d.yaml: extends: d.yaml is extended by itself: .*d.yaml"),
+        (
+            "extends: tiny\nlabels: {treshold: 1}",
+            ValueError,
+            r"d.yaml: 1 wrong\n  labels.treshold: unknown key.*labels.threshold",
+        ),
+    ],
+)
+def test_what_can_t_be_extended(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "d.yaml").write_text(text)
+    with pytest.raises(error, match=re.compile(message, re.S)):
+        load_config(str(tmp_path / "d.yaml"))
