@@ -56,6 +56,7 @@ OVERVIEW = (
     ("region top-1", "RegionCLIP, region features: top-1", ("novel", "rare")),
     ("zero-shot AP50", "zero-shot, proposals, RegionCLIP: AP50", ("novel", "rare")),
     ("finetuned AP50", "finetuned on base boxes, RegionCLIP init: AP50", ("novel", "rare")),
+    ("finetuned, fused, AP50", "finetuned, RegionCLIP init, fused: AP50", ("novel", "rare")),
     ("whole images top-1", "RegionCLIP, whole images: top-1", ("all",)),
     ("clean labels", "kept labels that are clean, percent", ("all",)),
 )

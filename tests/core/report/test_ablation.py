@@ -83,7 +83,10 @@ def test_a_cell_takes_what_was_measured() -> None:
     assert found["kept labels"] == {"all": 7} and found["seconds, all stages"] == {"all": 10}
     assert {title for _, title, _ in OVERVIEW} <= {measure.title for measure in MEASURES}
     missing = {measure.title for measure in MEASURES} - found.keys()
-    assert missing == {"RegionCLIP, whole images: top-1", "seconds, stages that the baseline doesn't share"}
+    fused = {measure.title for measure in MEASURES if "_fused." in measure.path}
+    assert missing - fused == {"RegionCLIP, whole images: top-1", "seconds, stages that the baseline doesn't share"}
+    more = {"finetuned_fused": {"regionclip": {group: {"ap50": 70.0} for group in ("novel", "base", "all")}}}
+    assert measured({**METRICS, **more}, LABELS, {})["finetuned, RegionCLIP init, fused: AP50"]["novel"] == 70
     student = {**METRICS, "student": {"whole_image_top1": {"novel": 1.0, "base": None}}}
     assert measured(student, {}, {})["RegionCLIP, whole images: top-1"] == {"novel": 1}
 
