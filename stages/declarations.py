@@ -183,17 +183,19 @@ class Labels(ShardStage):
         by_teacher = labels.source is None or labels.source_probabilities == "teacher"
         if not by_teacher:
             unread |= {"mode", "image_size", "max_size", "resize", "canvas", "images_per_canvas", *crops}
-            unread |= {"temperature", "top_k"}
+            unread |= {"temperature", "top_k", "weights"}
         unread |= {"unknown_names", "source_probabilities"} if labels.source is None else set()
         precision = _precision(config) if by_teacher or labels.crop_features else {}
         # Older labels, made before there were these settings, stay good.
-        newer = ("objectness_power", "crop_features", "grid_scales", "source", "corrections", "synonyms")
+        newer = ("weights", "objectness_power", "crop_features", "grid_scales", "source", "corrections", "synonyms")
         section = labels.model_dump(mode="json", exclude=unread | _unset(labels, *newer))
         return {"labels": section, "teacher": text_settings(config.teacher), **precision}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """Files of prompts, embeddings, labels, corrections and synonyms count by their content."""
-        given = [file for file in (config.labels.source, config.labels.corrections) if file is not None]
+        """Files of prompts, embeddings, weights, labels, corrections and synonyms count by their content."""
+        labels = config.labels
+        given = [file for file in (labels.source, labels.corrections) if file is not None]
+        given += clip_files(labels.weights, "student") if labels.weights != "teacher" else []
         return text_files(config.teacher) + given + _synonyms(config)
 
 

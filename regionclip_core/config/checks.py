@@ -112,6 +112,12 @@ def _between_sections(config: Config) -> Iterator[str]:
             "labels.objectness_power: expected 0 with labels.source, whose boxes have no objectness (came: "
             f"{config.labels.objectness_power})"
         )
+    named = config.labels.source is not None and config.labels.source_probabilities == "source"
+    if config.labels.weights != "teacher" and named:
+        yield (
+            "labels.weights: expected teacher with labels.source, whose regions have names, or set "
+            f"labels.source_probabilities: teacher (came: {config.labels.weights!r})"
+        )
     if config.labels.canvas == "padded" and config.labels.mode != "roi":
         yield "labels.canvas: `padded` is of labels.mode roi; crops have no canvas. Set image, or labels.mode: roi"
     if config.pairs.min_regions > config.pairs.max_regions:

@@ -48,6 +48,9 @@ class LabelsConfig(Section):
 
     splits: Listed[tuple[str, ...]] = ()
     """Splits whose proposals are labelled; the student learns from them."""
+    weights: str = "teacher"
+    """What names the regions: the `teacher`, or a CLIP folder, an artifact's too, such as an earlier student. It must
+    embed texts as the teacher does. The embeddings of crops stay the teacher's."""
     mode: Literal["roi", "crop"] = "crop"
     """`roi`: RoIAlign on the image's feature map, as in the paper. `crop`: each region alone through the teacher."""
     context: float = Field(1.2, ge=1, le=100)

@@ -18,7 +18,7 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.synonyms import categories_by_synonym
 from regionclip_core.models.prompt_templates import prompt_templates
-from regionclip_core.storage.given_files import TOKENIZER_FILES
+from regionclip_core.storage.given_files import TOKENIZER_FILES, clip_files
 from regionclip_core.storage.locations import absolute, is_remote, nearest_file, remote
 from regionclip_core.storage.weight_files import names_tensor, weight_layout
 from stages import declarations
@@ -91,12 +91,17 @@ def _weights(config: Config, to_run: Collection[str], lines: Mapping[str, PlanLi
     """Yield which files of weights on this machine are none, or not of the teacher's kind, by their first bytes."""
     pretrain = "pretrain.init" if config.pretrain.weights == "train" else "pretrain.weights"
     settings = {"teacher": "teacher.weights", "rpn": "rpn.weights", "pretrain": pretrain}
+    if config.labels.weights != "teacher":
+        settings["labels"] = "labels.weights"
     if config.finetune.weights != "train":
         settings["finetune"] = "finetune.weights"
     model, towers = config.teacher.model, {"resnet": "visual.layer1.", "vit": "visual.transformer."}
     tower = towers["resnet"] if model == "small" else towers.get(tower_of(model_config(model)).kind, "visual.trunk.")
     for name in [one for one in settings if one in to_run and not lines[one].wrong]:
-        files = [file.removeprefix("file://") for file in declarations.STAGES[name].raw_inputs(config)]
+        files = declarations.STAGES[name].raw_inputs(config)
+        if name == "labels":  # which has inputs of other kinds too
+            files = clip_files(config.labels.weights, "student")
+        files = [file.removeprefix("file://") for file in files]
         for path in [Path(file) for file in files if not is_remote(file) and not file.endswith(".json")]:
             try:
                 if not names_tensor(path, weight_layout(path), tower if name == "teacher" else ""):
