@@ -52,7 +52,7 @@ class LabelsWork(ShardWork):
             write_corrections(ctx.out, data, _regions(ctx), settings, ids)
         clip = load_clip(ctx.inputs["teacher"])
         if settings.weights != "teacher":
-            folder = naming_clip(settings, ctx.inputs["teacher"])
+            folder = naming_clip(settings, ctx.inputs["teacher"], ctx.inputs.get("student"))
             check_texts(load_clip(folder), clip, folder.url)
         clip.model.to(ctx.device)
         pool_and_embeddings = embed_pool(clip, concepts, ctx.config.teacher, added)
@@ -60,7 +60,8 @@ class LabelsWork(ShardWork):
 
     def setup(self, ctx: StageContext) -> tuple[Labeller, dict[int, str]]:
         """Load the CLIP that names regions and the concept embeddings, and find the split of each shard."""
-        labeller = Labeller(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device, ctx.loader_workers)
+        teacher, student = ctx.inputs["teacher"], ctx.inputs.get("student")
+        labeller = Labeller(ctx.config, teacher, ctx.out, ctx.device, ctx.loader_workers, student)
         return labeller, splits_of_shards(ctx.inputs["data"])
 
     def process(self, ctx: StageContext, state: tuple[Labeller, dict[int, str]], shard: int) -> ShardResult:
@@ -72,14 +73,16 @@ class LabelsWork(ShardWork):
         return ShardResult(table.num_rows, counts, split_of[shard])
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Say how many regions were kept, for annotated splits what their labels are, also by concept, and what became
-        of the files of labels and corrections.
+        """Say what named the regions, if not the teacher, how many were kept, for annotated splits what their labels
+        are, also by concept, and what became of the files of labels and corrections.
         """
         settings = ctx.config.labels
         inputs = (ctx.inputs["data"], ctx.inputs["concepts"], ctx.out)
         summary, truth = label_quality(*inputs, settings.splits, settings.synonyms)
         if truth is not None:
             write_truth(ctx.out, truth)
+        if settings.weights != "teacher":
+            summary["named_by"] = settings.weights
         if settings.source is not None:
             summary["source"] = ctx.out.read_json(SOURCE)
             ctx.out.child(SCRATCH).remove_all()

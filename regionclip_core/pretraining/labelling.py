@@ -43,14 +43,22 @@ _GRID_BOXES = 1000  # per image, whatever `labels.grid_scales` asks for
 class Labeller:
     """What labels a shard: the CLIP that names regions, the concepts' embeddings, the corrections and the settings."""
 
-    def __init__(self, config: Config, teacher: Folder, labels: Folder, device: str, readers: int = 0) -> None:
+    def __init__(
+        self,
+        config: Config,
+        teacher: Folder,
+        labels: Folder,
+        device: str,
+        readers: int = 0,
+        student: Folder | None = None,
+    ) -> None:
         """Load the CLIP, and what the labels stage has written into its own artifact: the pool's embeddings, and the
         corrections where there are any.
 
-        `readers`: threads that read ahead, see `read_ahead`.
+        `readers`: threads that read ahead, see `read_ahead`; `student`: of the round before, in a later round.
         """
         settings = config.labels
-        clip = load_clip(naming_clip(settings, teacher))
+        clip = load_clip(naming_clip(settings, teacher, student))
         clip.model.to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
         pool, embeddings_CD = load_embeddings(labels)
         self.settings = settings
@@ -203,9 +211,11 @@ def _unnamed(count: int) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def naming_clip(settings: LabelsConfig, teacher: Folder) -> Folder:
-    """Return the folder of the CLIP that names regions."""
-    return teacher if settings.weights == "teacher" else clip_folder(settings.weights, "student")
+def naming_clip(settings: LabelsConfig, teacher: Folder, student: Folder | None = None) -> Folder:
+    """Return the folder of the CLIP that names regions; the folders given as in `Labeller`."""
+    if settings.weights == "teacher":
+        return teacher
+    return student if student is not None else clip_folder(settings.weights, "student")
 
 
 def check_texts(clip: ClipModel, teacher: ClipModel, source: str) -> None:

@@ -29,15 +29,18 @@ from stages.engine.work import resolve_device
 def look_ahead(
     config: Config, names: Sequence[str], lines: Mapping[str, PlanLine], forced: Collection[str] = ()
 ) -> list[str]:
-    """Return those of the stages `names` that are to run. Raises ValueError if something is known to stop one of them.
+    """Return those of the steps `names` that are to run. Raises ValueError if something is known to stop one of them.
 
     Args:
         lines: `Planner.current()`.
-        forced: stages that run although they are done.
+        forced: steps that run although they are done.
     """
-    to_run = [name for name in names if lines[name].state != "done" or name in forced]
+    steps = [name for name in names if lines[name].state != "done" or name in forced]
+    found = [text for name in steps for text in lines[name].wrong]
+    to_run = list(dict.fromkeys(lines[name].stage for name in steps))
+    # By stage, that of its first round, which reads the files that the config names.
+    lines = {line.stage: line for line in reversed(list(lines.values()))}
     data = lines["data"].manifest if "data" in lines else None
-    found = [text for name in to_run for text in lines[name].wrong]
     found += _weights(config, to_run, lines)
     if "labels" in to_run and not lines["labels"].wrong:
         found += _label_files(config)
@@ -48,7 +51,7 @@ def look_ahead(
     if not config.execution.on_cluster:
         found += _not_on_this_machine(config, to_run, lines)
     refuse(found)
-    return to_run
+    return steps
 
 
 def refuse(found: Iterable[str]) -> None:
