@@ -1,6 +1,6 @@
 """The library under the pipeline: models, losses, parsing, artifacts. It knows nothing of ray, typer or stages.
 
-Its public door: `load`, `open_artifact` and `parse_captions`, of `door.py`.
+Its public door: `load`, `open_artifact`, `ConceptPool` and `parse_captions`, of `door.py`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from regionclip_core.threads import set_usual_threads
 
 if TYPE_CHECKING:
-    from regionclip_core.door import load, open_artifact, parse_captions
+    from regionclip_core.door import ConceptPool, load, open_artifact, parse_captions
 
 __version__ = "0.1.0"
-__all__ = ["load", "open_artifact", "parse_captions"]
+__all__ = ["ConceptPool", "load", "open_artifact", "parse_captions"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""The command line: the only file that imports typer.
+"""The command line. Commands that use a model are in `cli_models.py`, options that several share in `cli_options.py`;
+no other file imports typer.
 
 Each command imports what it needs when it is called: the config alone would make `--help` take three times as long.
 """
@@ -21,8 +22,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from stages.cli_models import detect, embed, features
+from stages.cli_options import (
+    ConfigOption,
+    ModelOption,
+    NameOption,
+    SetOption,
+    WorkspaceOption,
+    load,
+    model_source,
+)
+
 if TYPE_CHECKING:
-    from regionclip_core.config.tree import Config
     from regionclip_core.storage.records import Folder
 
 
@@ -70,22 +81,6 @@ app = _App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", "-c", help="YAML file or preset name.  [default: pipeline.yaml]")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="A.B=C", help="Override a setting; may be repeated.")
-]
-WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", "-w", metavar="URL", help="Folder or fsspec URL, instead of the config's.")
-]
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
-]
-NAMES = "Which of the workspace's detectors: regionclip, clip or oracle"
-NameOption = Annotated[str | None, typer.Option(help=f"{NAMES}.  [default: regionclip]")]
 NO_WORKSPACE = "no artifact there; expected a workspace that `regionclip run` has written (--workspace, --config)"
 SHOWN_FOREIGN = 10
 """How many folders that are no artifacts `gc` names one by one."""
@@ -133,29 +128,6 @@ def _reader_is_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are reported without asking
     return any(events & select.POLLERR for _, events in poll.poll(0))
-
-
-def load(config: str | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None) -> Config:
-    """Return the config that the common options describe."""
-    from regionclip_core.config.loading import load_config
-
-    more = [f"workspace={json.dumps(workspace)}"] if workspace is not None else []
-    more += [f"execution.backend={json.dumps(backend)}"] if backend is not None else []
-    return load_config(config, [*(overrides or []), *more])
-
-
-def model_source(
-    model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None, name: str | None
-) -> Config | str:
-    """Return a model's folder, or the config of the workspace that holds the model `name`; never both."""
-    if model is None:
-        return load(config, overrides, workspace)
-    if config is not None or overrides or workspace is not None or name is not None:
-        raise ValueError(
-            "--model needs no config: leave out --config, --set, --workspace and --name, which choose a model of a "
-            "run, or leave out --model"
-        )
-    return model
 
 
 @app.command()
@@ -379,80 +351,8 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-@app.command()
-@user_errors
-def detect(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
-    model: ModelOption = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(help='What to look for: "a,b,c", or a file of names.  [default: the model\'s own]'),
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="New folder.  [default: detections, detections2, ...]")] = None,
-    score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
-    rpn: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(metavar="DIR", help="CLIP model that embeds --classes, instead of the model's own.")
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Templates for --classes: single, short, clip81 or a file.")
-    ] = None,
-    embeddings: Annotated[str | None, typer.Option(metavar="DIR", help="Published class embeddings.")] = None,
-    proposals: Annotated[int | None, typer.Option(help="Proposals per image, at most.", min=1, max=10**5)] = None,
-    proposal_nms: Annotated[float | None, typer.Option(help="IoU of the proposals' NMS.", min=0.01, max=1)] = None,
-    nms: Annotated[float | None, typer.Option(help="IoU of the per-class NMS.", min=0, max=1)] = None,
-    nms_kind: Annotated[str | None, typer.Option(help="Per-class NMS: hard, or soft: gaussian, linear.")] = None,
-    max_detections: Annotated[int | None, typer.Option(help="Detections per image, at most.", min=1)] = None,
-    objectness: Annotated[
-        str | None, typer.Option(help="How the proposals' objectness enters the score: none, sigmoid or raw_logit.")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Shorter side of the input, pixels.", min=32, max=2**14)
-    ] = None,
-    max_size: Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)] = None,
-    fuse: Annotated[
-        str | None,
-        typer.Option(help="CLIP model that takes part in the scores: a folder, or the run's student or teacher."),
-    ] = None,
-    fuse_crops: Annotated[bool, typer.Option("--fuse-crops", help="It sees crops, not region features.")] = False,
-    fuse_base: Annotated[
-        float | None,
-        typer.Option(help="Its exponent for base categories.  [default: the config's, or 0.35]", min=0, max=1),
-    ] = None,
-    fuse_novel: Annotated[
-        float | None,
-        typer.Option(help="Its exponent for all other names.  [default: the config's, or 0.65]", min=0, max=1),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="auto, float32, tf32 or bf16.  [default: the workspace's, or auto]")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help=f"{NAMES}; or student or teacher: zero-shot.  [default: regionclip]")
-    ] = None,
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Find objects of any named category in images: boxes, and masks where the model makes them."""
-    from regionclip_core.datasets.categories import class_names  # the names are checked before torch is loaded
-
-    names = () if classes is None else class_names(classes)
-    source = model_source(model, config, overrides, workspace, name)
-    from stages.commands.detect import detect as run_detect
-
-    parts = {"rpn": rpn, "text": text, "prompts": prompts, "embeddings": embeddings}
-    size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
-    rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
-    rules |= {"fuse": fuse, "fuse_crops": fuse_crops, "fuse_base": fuse_base, "fuse_novel": fuse_novel}
-    common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
-    worked = run_detect(images, source, parts=parts, device=device, precision=precision, **common, **size, **rules)
-    if not worked:
-        usable = "expected JPEG, PNG, WebP, GIF, BMP or TIFF files (convert others) of 8 x 8 to 67 million pixels"
-        typer.echo(f"error: no image could be done, the reasons are above; {usable}", err=True)
-        raise typer.Exit(1)
+for _command in (detect, features, embed):
+    app.command()(user_errors(_command))
 
 
 @app.command()

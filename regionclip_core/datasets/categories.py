@@ -151,18 +151,18 @@ def read_names(spec: str, option: str) -> Vocabulary:
     return Vocabulary(names_in(decode_text(read_location(spec), spec), spec))
 
 
-def class_names(value: str) -> tuple[str, ...]:
-    """Return the names behind `detect --classes`: written out, see `names_in`, or of a file or category set.
+def class_names(value: str, option: str = "--classes") -> tuple[str, ...]:
+    """Return the names behind an option: written out, see `names_in`, or of a file or category set.
 
     It is a file where one is there, where it begins or ends like one, and always behind @. Raises as `read_names`.
     """
-    spec, what = os.path.expanduser(value.strip().removeprefix("@")), f"--classes {value[:100]!r}"
+    spec, what = os.path.expanduser(value.strip().removeprefix("@")), f"{option} {value[:100]!r}"
     is_file = value.strip().startswith(("@", "./", "../", "/", "~")) or "://" in spec
     is_file = is_file or spec.lower().endswith((*_FILES, "/"))
     is_file = is_file or exists(spec) or exists(str(DATA_FOLDER / f"{spec}.yaml"))
     if is_file and os.path.isdir(spec):
         raise ValueError(f'{what} is a folder; expected "a,b,c", or a file with one name per line')
-    names = read_names(spec, "--classes").names if is_file else names_in(value, what)
+    names = read_names(spec, option).names if is_file else names_in(value, what)
     if not names:
         raise ValueError(f'{what} names no category; expected "a,b,c", or a file with one name per line')
     return names

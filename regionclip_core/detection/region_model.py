@@ -10,30 +10,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from regionclip_core.datasets.images import decode_image, read_image_file, to_tensor
+from regionclip_core.datasets.images import to_tensor
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
+from regionclip_core.detection.given_images import ImageLike, pixels_of, several_of
 from regionclip_core.detection.inference import Detections, Fusion, InferenceSettings
+from regionclip_core.detection.results import NamedDetections
 from regionclip_core.models.clip import ClipModel, Triple
 from regionclip_core.models.crops import CropEncoder
 from regionclip_core.models.text_embeddings import NamePrompts
 from regionclip_core.ops.image_batch import ImageBatch, batch_resized, by_input_size, resize_image
 from regionclip_core.precision import networks
 from regionclip_core.proposals.proposers import NetworkBoxes, proposer_row
-
-ImageLike = str | Path | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
-"""A path or URL, the bytes of a file, a Pillow image, uint8[H, W, 3] RGB, or a uint8 tensor [3, H, W]."""
-
 
 _T = TypeVar("_T")
 _IMAGES_AT_ONCE = 8  # bounds memory
@@ -106,8 +102,15 @@ class RegionModel:
     """Takes part in the scores; see `fused`."""
     _made: dict[str, Tensor] = field(default_factory=dict)  # embeddings [D] by name that the text encoder has made
 
-    def detect(self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = ()) -> list[Detections]:
-        """Find objects by name; returns one Detections per image, boxes in the image's own pixels, on the CPU.
+    def detect(self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = ()) -> list[NamedDetections]:
+        """Find objects by name; returns one NamedDetections per image, boxes in the image's own pixels, on the CPU.
+
+        >>> import regionclip_core
+        >>> model = regionclip_core.load("detector")
+        >>> from PIL import Image
+        >>> several = model.detect(["photo.jpg", Image.open("photo.jpg")], ["cup", "dog"])
+        >>> [len(found) > 0 for found in several]
+        [True, True]
 
         Args:
             classes: names to look for, of which labels are rows; none takes the model's own vocabulary.
@@ -115,13 +118,13 @@ class RegionModel:
         Raises:
             ValueError: as `ready`, and for an image that can't be read.
         """
-        names, found, several = self.ready(classes), list[Detections](), _several(images)
+        names, found, several = self.ready(classes), list[NamedDetections](), several_of(images)
         for start in range(0, len(several), _IMAGES_AT_ONCE):
             found += self._detect_some([pixels_of(image) for image in several[start : start + _IMAGES_AT_ONCE]], names)
         return found
 
     @torch.no_grad()
-    def _detect_some(self, pixels: Sequence[npt.NDArray[np.uint8]], names: Sequence[str]) -> list[Detections]:
+    def _detect_some(self, pixels: Sequence[npt.NDArray[np.uint8]], names: tuple[str, ...]) -> list[NamedDetections]:
         """Return what `detect` does, of images uint8[H, W, 3]; only those of one input size share a batch."""
         assert self.proposer is not None
         images = [to_tensor(image) for image in pixels]
@@ -136,19 +139,29 @@ class RegionModel:
             return self.detector.detect(batch, boxes, logits, self.inference, box_deltas=self.finetuned, fusion=fusion)
 
         return [
-            Detections(one.boxes.cpu(), one.scores.cpu(), one.labels.cpu(), one.proposal.cpu(), one.masks)
-            for one in self._in_batches(images, detect_batch)
+            NamedDetections(
+                *(one.boxes.cpu(), one.scores.cpu(), one.labels.cpu(), one.proposal.cpu(), one.masks),
+                classes=names,
+                size=image.shape[:2],
+            )
+            for one, image in zip(self._in_batches(images, detect_batch), pixels, strict=True)
         ]
 
     @torch.no_grad()
     def region_features(self, images: ImageLike | Sequence[ImageLike], boxes: Sequence[Any]) -> Tensor:
         """Return float32[R, D], rows of unit length, image by image in the order of the boxes, on the CPU.
 
+        >>> import regionclip_core
+        >>> model = regionclip_core.load("detector")
+        >>> boxes = [[[10, 20, 60, 90]], [[0, 0, 80, 40], [5, 5, 30, 30]]]
+        >>> model.region_features(["photo.jpg", "photo.jpg"], boxes).shape[0]
+        3
+
         `boxes`: [R_i, 4] per image (of one image: [R, 4]), absolute xyxy pixels of the image as it comes. The model
         classifies by the cosines `features @ model.embed(names).T`.
         """
         found = [torch.zeros(0, self.detector.encoder.embed_dim)]
-        several = _several(images)
+        several = several_of(images)
         given = list(zip(several, boxes if several is images else [boxes], strict=True))
 
         def encode(batch: ImageBatch, numbers: list[int]) -> Sequence[Tensor]:
@@ -165,6 +178,10 @@ class RegionModel:
 
     def embed(self, names: Sequence[str]) -> Tensor:
         """Return float32[K, D], rows of unit length, on the CPU.
+
+        >>> import regionclip_core
+        >>> regionclip_core.load("detector").embed(["cup", "red umbrella"]).norm(dim=1).round()
+        tensor([1., 1.])
 
         Names of the model's own vocabulary have its embeddings; the text encoder makes the others. ValueError if
         there is none.
@@ -288,29 +305,3 @@ class RegionModel:
             return compute(batch_resized([resized[n] for n in numbers], to.mean, to.std, self.device), numbers)
 
         return by_input_size(resized, compute_some)
-
-
-def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
-    one = isinstance(images, (str, Path, bytes, Image.Image)) or getattr(images, "ndim", 4) < 4
-    return [images] if one else images  # type: ignore[list-item, return-value]
-
-
-def pixels_of(image: ImageLike) -> npt.NDArray[np.uint8]:
-    """Return an image as uint8[H, W, 3] RGB; files are turned upright by their EXIF orientation.
-
-    Raises:
-        ValueError: for a file that can't be read (BadImage), and for an array or tensor of another type or shape.
-    """
-    if isinstance(image, (str, Path)):
-        return decode_image(read_image_file(str(image)))
-    if isinstance(image, bytes):
-        return decode_image(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    pixels = np.asarray(image.cpu().permute(1, 2, 0) if isinstance(image, Tensor) and image.ndim == 3 else image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise ValueError(
-            f"an image: expected uint8[H, W, 3] RGB or, as a tensor, uint8[3, H, W], got {pixels.dtype} of shape "
-            f"{tuple(np.shape(image))}"
-        )
-    return pixels

@@ -374,6 +374,17 @@ def free_target(out: str) -> Path:
     return target
 
 
+def new_file(out: str, ending: str) -> Path:
+    """Return the path `out`. Raises ValueError unless it is a new local file that ends so, in a writable place."""
+    target = Path(out)
+    if target.suffix != ending:
+        raise ValueError(f"--out {out}: expected a file that ends in {ending}")
+    writable_target(out if "://" in out else str(target.parent))
+    if os.path.lexists(target):
+        raise ValueError(f"--out {out} is there already; give a new file, or delete that one first")
+    return target
+
+
 @contextmanager
 def whole_or_nothing(target: Path) -> Iterator[Folder]:
     """Yield a temporary folder that becomes `target` if the block ends well, and is removed otherwise."""

@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from safetensors.torch import save as save_tensors
 from small_runs import artifact
 
+from regionclip_core import load, open_artifact
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.detection import drawing
@@ -30,6 +31,8 @@ from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.model_card import detector_card
+from stages.commands.known_words import unknown_names
+from stages.commands.workspace_models import detector_stages
 
 TINY_COCO_IMAGES = TINY_COCO / "val2017"
 
@@ -59,8 +62,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def entries(result: Any, out: Path) -> list[dict[str, Any]]:
-    assert result.exit_code == 0, result.output
+def entries(result: Any, out: Path, status: int = 0) -> list[dict[str, Any]]:
+    assert result.exit_code == status, result.output
     found: list[dict[str, Any]] = json.loads((out / "detections.json").read_text())
     return found
 
@@ -93,7 +96,9 @@ def test_files_folders_and_globs_are_read_once_each_and_bad_ones_named(
     model: str, images: Path, tmp_path: Path
 ) -> None:
     arguments = [str(images / "wide.png"), str(images / "*.png"), str(images / "more"), str(images / "notes.txt")]
-    rows = entries(free("detect", *arguments, "--model", model, "--out", str(tmp_path)), tmp_path)
+    result = free("detect", *arguments, "--model", model, "--out", str(tmp_path))
+    rows = entries(result, tmp_path, status=1)
+    assert "error: 1 of 3 images could not be done, the reasons are above" in result.stderr
     assert [Path(row["image"]).name for row in rows] == ["wide.png", "tall.jpg", "notes.txt"]
     assert "error" in rows[2] and rows[2]["detections"] == []
     (tmp_path / "empty").mkdir()
@@ -227,24 +232,25 @@ def test_one_bad_file_costs_its_entry_only(
     for name in ("a.png", latin, "n" * 250 + ".png", "y.png", "z.png"):
         shutil.copy(images / "wide.png", folder / name)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
-    real, real_draw, calls = RegionModel.detect, drawing.draw, {"detect": 0, "draw": 0}
+    Image.open(images / "wide.png").resize((120, 100)).save(folder / "y.png")
+    real, real_draw, drawn = RegionModel.detect, drawing.draw, []
 
-    def detect(*arguments: Any) -> Any:
-        calls["detect"] += 1
-        if calls["detect"] == 4:  # y.png
+    def detect(self: RegionModel, pixels: list[np.ndarray], classes: Any) -> Any:
+        if any(image.shape[1] == 120 for image in pixels):  # y.png, with z.png and alone
             raise RuntimeError("CUDA out of memory")
-        return real(*arguments)
+        return real(self, pixels, classes)
 
     def draw(*arguments: Any) -> Any:
-        calls["draw"] += 1
-        if calls["draw"] == 4:  # z.png
+        drawn.append(arguments)
+        if len(drawn) == 4:  # z.png
             raise OSError("no room for a picture")
         return real_draw(*arguments)
 
     monkeypatch.setattr(RegionModel, "detect", detect)
     monkeypatch.setattr(drawing, "draw", draw)
-    result = free("detect", str(folder), "--model", model, "--score", "0", "--out", str(tmp_path / "out"))
-    rows = {Path(row["image"]).name: row for row in entries(result, tmp_path / "out")}
+    common = ("detect", str(folder), "--model", model, "--score", "0", "--batch", "4")
+    result = free(*common, "--out", str(tmp_path / "out"))
+    rows = {Path(row["image"]).name: row for row in entries(result, tmp_path / "out", status=1)}
     assert list(rows) == ["a.png", "broken.jpg", "caf\\xe9.png", "n" * 250 + ".png", "y.png", "z.png"]
     for name in ("a.png", "caf\\xe9.png", "n" * 250 + ".png"):
         assert rows[name]["detections"] == rows["a.png"]["detections"] != [] and Path(rows[name]["picture"]).is_file()
@@ -255,20 +261,103 @@ def test_one_bad_file_costs_its_entry_only(
     assert f"{folder}/caf\\xe9.png: " in result.stdout and f"{folder}/y.png: not searched" in result.stdout
 
 
+def test_pictures_leave_doubles_out_and_the_json_keeps_them(model: str, images: Path, tmp_path: Path) -> None:
+    common = ("detect", str(images / "wide.png"), "--model", model, "--score", "0", "--classes", "cup,mug,dog", "--out")
+    [found] = load(model).detect(str(images / "wide.png"), ["cup", "mug", "dog"])
+    rows = []
+    for iou, more in ((0.5, ()), (0.1, ("--picture-nms", "0.1")), (1.0, ("--picture-nms", "1"))):
+        out = tmp_path / str(iou)
+        result = free(*common, str(out), *more)
+        [row] = entries(result, out)
+        hidden = len(found) - len(found.without_doubles(iou))
+        assert np.array_equal(Image.open(row["picture"]), found.plot(str(images / "wide.png"), score=0, iou=iou))
+        assert (f"({hidden} left out of the picture, under a better one)" in result.stdout) == (hidden > 0)
+        assert (hidden > 0) == (iou < 1)
+        rows.append(row["detections"])
+    assert rows[0] == rows[1] == rows[2] and len(rows[0]) == len(found)
+
+
+def test_names_that_no_caption_has_are_said(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run trained its CLIP on these captions; plurals and last words count, parts of words don't."""
+    config = load_config(str(run.file))
+    teacher = config.teacher.model_copy(update={"weights": "train"})
+    trained = config.model_copy(update={"teacher": teacher})
+    lines = detector_stages(config, "regionclip", "this")
+    table = open_artifact(str(run.workspace), "concepts")
+    [concept, *_] = [row for row in table["concepts"].to_pylist() if row["concept"] not in row["surface_forms"]]
+    noun, form, dropped = concept["concept"], concept["surface_forms"][0], table["dropped"]["concept"][0].as_py()
+    names = [noun, form, f"quick {noun}", noun.upper(), dropped, "democracy", f"{noun} democracy", noun[:-1]]
+    assert unknown_names(trained, lines, names) == names[5:]
+    assert unknown_names(config, lines, names) == []  # weights of others know other words
+    assert unknown_names(trained, {}, names) == []
+    monkeypatch.setattr(
+        "stages.commands.detect.unknown_names", lambda _, known, some: unknown_names(trained, known, some)
+    )
+    common = ("detect", str(images / "wide.png"), "--out", str(tmp_path), "--classes")
+    result = run(*common, f"{noun}, democracy")
+    assert result.exit_code == 0 and "note: no caption of this run names democracy: what is" in result.stderr
+    assert "note:" not in run(*common, noun).stderr
+
+
+def test_a_batch_finds_what_single_images_do(model: str, images: Path, tmp_path: Path) -> None:
+    """Of mixed shapes; lines come image by image, with their place in the whole."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        shutil.copy(images / ("wide.png", "more/tall.jpg")[number % 2], folder / f"{number}.jpg")
+    found = []
+    for batch in ("1", "4"):
+        out = tmp_path / batch
+        result = free("detect", str(folder), "--model", model, "--score", "0", "--batch", batch, "--out", str(out))
+        found.append(without_pictures(entries(result, out)))
+        for number in range(6):
+            assert f"[{number + 1}/6] {folder}/{number}.jpg: " in result.stdout
+        assert "loading the model" in result.stderr and " (6 images in " in result.stdout
+    for one, other in zip(*found, strict=True):
+        assert [row["name"] for row in one["detections"]] == [row["name"] for row in other["detections"]] != []
+        for key in ("box", "score"):
+            values = [np.array([row[key] for row in side["detections"]]) for side in (one, other)]
+            np.testing.assert_allclose(*values, atol=0.11 if key == "box" else 2e-4)
+
+
+def test_other_formats_hold_the_same_detections(model: str, images: Path, tmp_path: Path) -> None:
+    ids = {"images": [{"id": 7, "file_name": "wide.png"}, {"id": 9, "file_name": "tall.jpg"}], "annotations": []}
+    ids["categories"] = [{"id": 44, "name": "dog"}, {"id": 3, "name": "cup"}, {"id": 1, "name": "bus"}]
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    names = ("--classes", "cup,dog", "--ids", str(tmp_path / "ids.json"))
+    arguments = ("--model", model, "--score", "0.01", "--format", "coco,csv", "--format", "voc", *names)
+    result = free("detect", str(images), *arguments, "--out", str(tmp_path / "out"))
+    rows = {Path(row["image"]).name: row["detections"] for row in entries(result, tmp_path / "out")}
+    assert "pictures and detections.json, coco, csv, voc in" in result.stdout
+    made = {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".png"}
+    assert made == {"coco-results.json", "detections.csv", "detections.json", "voc"}
+    found = json.loads((tmp_path / "out" / "coco-results.json").read_text())
+    for image, number in (("wide.png", 7), ("tall.jpg", 9)):
+        own = [one for one in found if one["image_id"] == number]
+        assert [{44: "dog", 3: "cup"}[one["category_id"]] for one in own] == [row["name"] for row in rows[image]] != []
+        assert np.allclose([one["score"] for one in own], [row["score"] for row in rows[image]], atol=1e-4)
+    arguments = tuple("cup,dogs" if argument == "cup,dog" else argument for argument in arguments)
+    refused = free("detect", str(images), *arguments, "--out", str(tmp_path / "never"))
+    assert refused.exit_code == 2 and "its `categories` have no ['dogs']; nearest: dog" in refused.stderr
+    assert not (tmp_path / "never").exists()
+
+
 def test_detections_are_written_when_a_run_is_stopped(
     model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = RegionModel.detect
 
-    def stopped(self: RegionModel, pixels: np.ndarray, classes: Any) -> Any:
-        if pixels.shape[0] == 100:
+    def stopped(self: RegionModel, pixels: list[np.ndarray], classes: Any) -> Any:
+        if pixels[0].shape[0] == 100:
             raise KeyboardInterrupt
         return real(self, pixels, classes)
 
     monkeypatch.setattr(RegionModel, "detect", stopped)
     result = free("detect", str(images), "--model", model, "--out", str(tmp_path))
     assert result.exit_code == 130
-    first, _ = json.loads((tmp_path / "detections.json").read_text())
+    [first] = json.loads((tmp_path / "detections.json").read_text())
     assert Path(first["image"]).name == "tall.jpg" and "picture" in first
 
 

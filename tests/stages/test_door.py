@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from small_runs import artifact
 
 import regionclip_core
 from regionclip_core import door
+from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.sample import make_sample
+from regionclip_core.detection.region_model import RegionModel
+from regionclip_core.detection.results import NamedDetections
 from regionclip_core.storage.records import Folder, read_manifest, write_manifest
 from regionclip_core.threads import available_cpus
 
@@ -33,10 +37,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", regionclip_core.__all__)
+OFFERED = {
+    **{name: getattr(door, name) for name in regionclip_core.__all__},
+    **{name: getattr(RegionModel, name) for name in ("detect", "region_features", "embed")},
+    "results": NamedDetections,
+    **{name: getattr(NamedDetections, name) for name in ("plot", "to_pandas", "to_supervision", "to_coco")},
+}
+"""What a user of the door meets, each with an example."""
+
+
+@pytest.mark.parametrize("name", OFFERED)
 def test_the_example_of(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    [example] = doctest.DocTestFinder(recurse=False).find(getattr(door, name), name)
+    [example] = doctest.DocTestFinder(recurse=False).find(OFFERED[name], name)
     assert example.examples
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     said: list[str] = []
@@ -47,8 +60,9 @@ def test_the_example_of(name: str, place: Path, monkeypatch: pytest.MonkeyPatch)
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, regionclip_core; print(sorted({'torch', 'pyarrow', 'numpy', 'spacy'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    assert {"load", "open_artifact", "parse_captions", "__version__"} <= set(dir(regionclip_core))
-    with pytest.raises(AttributeError, match="no attribute 'detect'; it offers load, open_artifact, parse_captions"):
+    offered = ["ConceptPool", "load", "open_artifact", "parse_captions"]
+    assert regionclip_core.__all__ == offered and {*offered, "__version__"} <= set(dir(regionclip_core))
+    with pytest.raises(AttributeError, match=f"no attribute 'detect'; it offers {', '.join(offered)}"):
         regionclip_core.detect  # noqa: B018
 
 
@@ -72,6 +86,7 @@ def test_tables_are_those_of_all_shards_and_of_the_newest_finished_artifact(plac
     manifest, table = read_manifest(Folder(str(old))), old / "index-00000.parquet"
     assert manifest is not None
     new.write_bytes("index-00000.parquet", table.read_bytes())
+    new.write_bytes("categories.json", (old / "categories.json").read_bytes())
     new.write_json("records.json", {"shards": [], "stage": [vars(record) for record in new.written]})
     try:
         assert len(regionclip_core.open_artifact(str(place / "ws"), "data")["index"]) == 12  # it isn't finished
@@ -80,6 +95,37 @@ def test_tables_are_those_of_all_shards_and_of_the_newest_finished_artifact(plac
         assert len(regionclip_core.open_artifact(str(place / "ws"), "data")["index"]) == 4
     finally:
         new.remove_all()
+
+
+def test_names_are_beside_the_ids(place: Path) -> None:
+    """Of every row and list, as a plain lookup gives them."""
+    names = json.loads((artifact(place / "ws", "data") / "categories.json").read_text())["names"]
+    index = regionclip_core.open_artifact(str(place / "ws"), "data")["index"]
+    labels = index["box_labels"].to_pylist()
+    assert sum(map(len, labels)) > 10
+    assert index["box_names"].to_pylist() == [[names[i] if i >= 0 else None for i in row] for row in labels]
+    pool = regionclip_core.open_artifact(str(place / "ws"), "concepts")["concepts"]["concept"].to_pylist()
+    found = regionclip_core.open_artifact(str(place / "ws"), "labels")["labels"]
+    assert found["concept_name"].to_pylist() == [[pool[i] for i in row] for row in found["concept_id"].to_pylist()]
+    top = found["top_concepts"].to_pylist()
+    assert found["top_names"].to_pylist() == [[[pool[i] for i in one] for one in row] for row in top]
+    assert found.to_pandas()["top_names"][0][0][0] == pool[top[0][0][0]]
+
+
+def test_a_pool_of_captions_is_that_of_the_stage(place: Path) -> None:
+    """Of the same captions, with the same settings."""
+    config = load_config(str(place / "c.yaml")).concepts
+    rows = regionclip_core.open_artifact(str(place / "ws"), "data")["index"].to_pylist()
+    captions = [row["captions"] for row in rows]
+    assert max(map(len, captions)) > 1
+    pool = regionclip_core.ConceptPool.from_captions(captions, config.min_count, config.max_concepts, config.parser)
+    stored = regionclip_core.open_artifact(str(place / "ws"), "concepts")
+    assert pool.names == stored["concepts"]["concept"].to_pylist() and len(pool.names) > 3
+    unprotected = [column for column in pool.table.column_names if column not in ("source", "dataset_class")]
+    assert pool.table.select(unprotected).equals(stored["concepts"].select(unprotected))
+    assert pool.dropped.equals(stored["dropped"])
+    few = regionclip_core.ConceptPool.from_captions(captions, max_concepts=2)
+    assert few.names == pool.names[:2] and "beyond_max_concepts" in few.dropped["reason"].to_pylist()
 
 
 def test_what_has_no_tables_says_so(place: Path) -> None:
@@ -106,3 +152,5 @@ def test_a_caption_that_is_not_in_a_list_is_refused() -> None:
     """It would be parsed letter by letter."""
     with pytest.raises(ValueError, match=r"expected a list of captions, got the text 'A dog'; write \[caption\]"):
         regionclip_core.parse_captions("A dog")
+    with pytest.raises(ValueError, match="expected a list of captions"):
+        regionclip_core.ConceptPool.from_captions("A dog")

@@ -15,6 +15,7 @@ from places import ROOT
 from small_inputs import write_coco
 from typer.testing import CliRunner, Result
 
+from regionclip_core import ConceptPool
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.storage.folder import Folder
 from stages.cli import app
@@ -71,6 +72,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "photos").mkdir()
     for number, name in enumerate(("photo.jpg", "photos/a.jpg", "photos/b.png")):
         picture(number).save(root / name)
+    (root / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax\na.jpg,10,20,60,90\nb.png,0,0,128,128\n")
+    (root / "names.txt").write_text("teapot\nviolin\n")
     torch.save({"model": full_state("coco_ovd_rn50")}, root / "regionclip_finetuned-coco_rn50.pth")
     (root / "weights.pth").symlink_to(root / "regionclip_finetuned-coco_rn50.pth")
     return root
@@ -131,7 +134,10 @@ def test_the_lines_of_python(ran: dict[str, Result], here: Path, monkeypatch: py
     monkeypatch.chdir(here)
     [code] = [block for language, block in BLOCKS if language == "python"]
     names: dict[str, object] = {}
-    exec(code, names)
+    exec(code.replace("runs/default", "runs/tiny"), names)  # that of the small pipeline.yaml
     features = names["features"]
     assert isinstance(features, torch.Tensor) and features.shape[0] == 1
-    assert names["pool"] == [("dog", 1), ("kite", 1)]
+    assert isinstance(names["pool"], ConceptPool) and names["pool"].names == ["dog", "kite"]
+    assert {"name", "score"} <= set(names["table"]) and (here / "found.png").is_file()  # type: ignore[call-overload]
+    assert names["texts"].shape == (2, features.shape[1])  # type: ignore[attr-defined]
+    assert "concept_name" in names["labels"].column_names  # type: ignore[attr-defined]

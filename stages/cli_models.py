@@ -1,0 +1,163 @@
+"""The commands that use a model: detect, features and embed. `cli.py` adds them to the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from stages.cli_options import NAMES, ConfigOption, ModelOption, SetOption, WorkspaceOption, model_source
+
+ImagesArgument = Annotated[list[str], typer.Argument(help="Image files, folders or globs.")]
+AnyNameOption = Annotated[
+    str | None, typer.Option(help=f"{NAMES}; or student or teacher: zero-shot.  [default: regionclip]")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="auto, float32, tf32 or bf16.  [default: the workspace's, or auto]")
+]
+ImageSizeOption = Annotated[int | None, typer.Option(help="Shorter side of the input, pixels.", min=32, max=2**14)]
+MaxSizeOption = Annotated[int | None, typer.Option(help="Longer side of it, at most, pixels.", min=32, max=2**14)]
+BatchOption = Annotated[
+    int | None, typer.Option(help="Images computed at once, at most.  [default: 1 on a CPU, 4 on a GPU]", min=1, max=64)
+]
+TextOption = Annotated[
+    str | None, typer.Option(metavar="DIR", help="CLIP model that embeds names, instead of the model's own.")
+]
+PromptsOption = Annotated[str | None, typer.Option(help="Templates for names: single, short, clip81 or a file.")]
+EmbeddingsOption = Annotated[str | None, typer.Option(metavar="DIR", help="Published class embeddings.")]
+USABLE = "expected JPEG, PNG, WebP, GIF, BMP or TIFF files (convert others) of 8 x 8 to 67 million pixels"
+
+
+def detect(
+    images: ImagesArgument,
+    model: ModelOption = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help='What to look for: "a,b,c", a file of names, or @file.  [default: the model\'s own]'),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="New folder.  [default: detections, detections2, ...]")] = None,
+    score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
+    format: Annotated[
+        list[str] | None,
+        typer.Option(help="Also write coco, yolo, voc or csv; several with commas.  [default: JSON and pictures]"),
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Annotation file whose ids --format coco takes.")
+    ] = None,
+    picture_nms: Annotated[
+        float,
+        typer.Option(
+            help="Pictures leave out what a better box, of any name, overlaps by more than this IoU.", min=0, max=1
+        ),
+    ] = 0.5,
+    batch: BatchOption = None,
+    rpn: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
+    ] = None,
+    text: TextOption = None,
+    prompts: PromptsOption = None,
+    embeddings: EmbeddingsOption = None,
+    proposals: Annotated[int | None, typer.Option(help="Proposals per image, at most.", min=1, max=10**5)] = None,
+    proposal_nms: Annotated[float | None, typer.Option(help="IoU of the proposals' NMS.", min=0.01, max=1)] = None,
+    nms: Annotated[float | None, typer.Option(help="IoU of the per-class NMS.", min=0, max=1)] = None,
+    nms_kind: Annotated[str | None, typer.Option(help="Per-class NMS: hard, or soft: gaussian, linear.")] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Detections per image, at most.", min=1)] = None,
+    objectness: Annotated[
+        str | None, typer.Option(help="How the proposals' objectness enters the score: none, sigmoid or raw_logit.")
+    ] = None,
+    image_size: ImageSizeOption = None,
+    max_size: MaxSizeOption = None,
+    fuse: Annotated[
+        str | None,
+        typer.Option(help="CLIP model that takes part in the scores: a folder, or the run's student or teacher."),
+    ] = None,
+    fuse_crops: Annotated[bool, typer.Option("--fuse-crops", help="It sees crops, not region features.")] = False,
+    fuse_base: Annotated[
+        float | None,
+        typer.Option(help="Its exponent for base categories.  [default: the config's, or 0.35]", min=0, max=1),
+    ] = None,
+    fuse_novel: Annotated[
+        float | None,
+        typer.Option(help="Its exponent for all other names.  [default: the config's, or 0.65]", min=0, max=1),
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    name: AnyNameOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Find objects of any named category in images: boxes, and masks where the model makes them."""
+    from regionclip_core.datasets.categories import class_names  # the names are checked before torch is loaded
+
+    names = () if classes is None else class_names(classes)
+    source = model_source(model, config, overrides, workspace, name)
+    from stages.commands.detect import detect as run_detect
+
+    parts = {"rpn": rpn, "text": text, "prompts": prompts, "embeddings": embeddings}
+    size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
+    rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
+    rules |= {"fuse": fuse, "fuse_crops": fuse_crops, "fuse_base": fuse_base, "fuse_novel": fuse_novel}
+    common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
+    common |= {"formats": format or (), "ids": ids, "picture_nms": picture_nms, "batch": batch}
+    _exit(*run_detect(images, source, parts=parts, device=device, precision=precision, **common, **size, **rules))
+
+
+def features(
+    images: ImagesArgument,
+    boxes: Annotated[
+        str, typer.Option(metavar="FILE", help="COCO's JSON, a folder of YOLO's labels, or a CSV or Parquet table.")
+    ],
+    out: Annotated[str, typer.Option(help="New file, such as features.parquet.")],
+    model: ModelOption = None,
+    batch: BatchOption = None,
+    image_size: ImageSizeOption = None,
+    max_size: MaxSizeOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    name: AnyNameOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the region features of given boxes: one row of a table per box."""
+    source = model_source(model, config, overrides, workspace, name)
+    from stages.commands.features import features as run_features
+    from stages.commands.model_choice import NO_PARTS, choose_model
+
+    choice = choose_model(source, name or "regionclip", NO_PARTS, device, precision, "features")
+    _exit(*run_features(images, boxes, choice, out, batch, image_size, max_size))
+
+
+def embed(
+    names: Annotated[str, typer.Argument(help='Names: "a,b,c", a file of names, or @file.')],
+    out: Annotated[str, typer.Option(help="New file, such as names.safetensors.")],
+    model: ModelOption = None,
+    text: TextOption = None,
+    prompts: PromptsOption = None,
+    embeddings: EmbeddingsOption = None,
+    device: DeviceOption = "auto",
+    name: AnyNameOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the embeddings of names, to be compared with region features."""
+    from regionclip_core.datasets.categories import class_names
+
+    wanted = class_names(names, "NAMES")
+    source = model_source(model, config, overrides, workspace, name)
+    from stages.commands.embed import embed as run_embed
+    from stages.commands.model_choice import choose_model
+
+    parts = {"rpn": None, "text": text, "prompts": prompts, "embeddings": embeddings}
+    run_embed(wanted, choose_model(source, name or "regionclip", parts, device, None, "embed"), out)
+
+
+def _exit(done: int, failed: int) -> None:
+    """End with status 1 if an image could not be done."""
+    if failed:
+        what = f"{failed} of {done + failed} images could not be done" if done else "no image could be done"
+        typer.echo(f"error: {what}, the reasons are above; {USABLE}", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,51 @@
+"""The options that commands share, and what they choose: a config, or a model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from regionclip_core.config.tree import Config
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", help="YAML file or preset name.  [default: pipeline.yaml]")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="A.B=C", help="Override a setting; may be repeated.")
+]
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", "-w", metavar="URL", help="Folder or fsspec URL, instead of the config's.")
+]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder from `import` or `export`.  [default: the workspace of the config]"),
+]
+NAMES = "Which of the workspace's detectors: regionclip, clip or oracle"
+NameOption = Annotated[str | None, typer.Option(help=f"{NAMES}.  [default: regionclip]")]
+
+
+def load(config: str | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None) -> Config:
+    """Return the config that the common options describe."""
+    from regionclip_core.config.loading import load_config
+
+    more = [f"workspace={json.dumps(workspace)}"] if workspace is not None else []
+    more += [f"execution.backend={json.dumps(backend)}"] if backend is not None else []
+    return load_config(config, [*(overrides or []), *more])
+
+
+def model_source(
+    model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None, name: str | None
+) -> Config | str:
+    """Return a model's folder, or the config of the workspace that holds the model `name`; never both."""
+    if model is None:
+        return load(config, overrides, workspace)
+    if config is not None or overrides or workspace is not None or name is not None:
+        raise ValueError(
+            "--model needs no config: leave out --config, --set, --workspace and --name, which choose a model of a "
+            "run, or leave out --model"
+        )
+    return model
