@@ -36,7 +36,7 @@ class Stage(ABC):
         return f"stages.{self.name}:WORK"
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Return the names of the stages whose artifacts this one reads."""
+        """Return the names of the stages whose artifacts this one reads; `student`: `pretrain` of the round before."""
         return ()
 
     def by_default(self, config: Config) -> bool:
@@ -78,7 +78,7 @@ class StageContext:
     out: Folder
     """This stage's artifact folder. Files written through `out.write` are its content."""
     inputs: Mapping[str, Folder]
-    """Finished upstream artifacts by stage name."""
+    """Finished upstream artifacts by the names in `needs`."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`, already resolved; always `cpu` for stages without `uses_gpu`."""
     progress: Callable[[int, int, str], None] = no_progress

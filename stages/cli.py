@@ -157,7 +157,7 @@ def run(
     if dry_run:
         planner = Planner(loaded)
         wanted = planner.closure(stages, force)
-        lines = [line for line in planner.lines() if line.stage in wanted]
+        lines = [line for line in planner.lines() if line.name in wanted]
         forced = (stages or ()) if force else ()
         typer.echo(plan_table(lines, forced=forced))
         look_ahead(loaded, wanted, planner.current(), forced)
@@ -274,7 +274,7 @@ def show(
     planner.closure([stage])  # refuses an unknown name
     line = planner.finished().get(stage)
     if line is None:
-        line = next(line for line in planner.lines() if line.stage == stage)
+        line = next(line for line in planner.lines() if line.name == stage)
     with undisturbed([line] if line.state == "done" else []):
         typer.echo(show_stage(line, planner.workspace))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regionclip_core.concepts.identity import parser_identity
+from regionclip_core.config.rounds import is_student
 from regionclip_core.config.section import Section
 from regionclip_core.config.tree import RPN_FIELDS, CocoSplit, Config, FolderSplit, LvisSplit, TarsSplit, WorldSplit
 from regionclip_core.datasets.categories import load_categories
@@ -170,30 +171,35 @@ class Labels(ShardStage):
     for_pretraining = True
 
     def needs(self, config: Config) -> tuple[str, ...]:
-        """Images, pool, teacher and boxes, these from the proposals unless a file has them."""
-        needed = ("data", "concepts", "teacher")
+        """Images, pool, teacher and boxes, these from the proposals unless a file has them; in a later round the
+        student of the round before.
+        """
+        needed = ("data", "concepts", "teacher", *_student(config.labels.weights))
         return needed if config.labels.source is not None else (*needed, "proposals")
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What the mode reads, and what shapes the embeddings of names; nothing is drawn by chance."""
-        labels = config.labels
+        labels, unread = config.labels, {"later_rounds"}
         crops = set() if labels.crop_features else {"context", "batch_size"}
-        unread = {"roi": crops, "crop": {"image_size", "max_size", "resize"}}[labels.mode]
+        unread |= {"roi": crops, "crop": {"image_size", "max_size", "resize"}}[labels.mode]
         unread |= {"canvas", "images_per_canvas"} if labels.canvas == "image" else set()
         by_teacher = labels.source is None or labels.source_probabilities == "teacher"
         if not by_teacher:
             unread |= {"mode", "image_size", "max_size", "resize", "canvas", "images_per_canvas", *crops}
-            unread |= {"temperature", "top_k"}
+            unread |= {"temperature", "top_k", "weights"}
         unread |= {"unknown_names", "source_probabilities"} if labels.source is None else set()
         precision = _precision(config) if by_teacher or labels.crop_features else {}
         # Older labels, made before there were these settings, stay good.
-        newer = ("objectness_power", "crop_features", "grid_scales", "source", "corrections", "synonyms")
+        newer = ("weights", "objectness_power", "crop_features", "grid_scales", "source", "corrections", "synonyms")
         section = labels.model_dump(mode="json", exclude=unread | _unset(labels, *newer))
         return {"labels": section, "teacher": text_settings(config.teacher), **precision}
 
     def raw_inputs(self, config: Config) -> list[str]:
-        """Files of prompts, embeddings, labels, corrections and synonyms count by their content."""
-        given = [file for file in (config.labels.source, config.labels.corrections) if file is not None]
+        """Files of prompts, embeddings, weights, labels, corrections and synonyms count by their content."""
+        labels = config.labels
+        given = [file for file in (labels.source, labels.corrections) if file is not None]
+        if labels.weights != "teacher" and not is_student(labels.weights):
+            given += clip_files(labels.weights, "student")
         return text_files(config.teacher) + given + _synonyms(config)
 
 
@@ -224,7 +230,8 @@ class Pretrain(JobStage):
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Pairs, the pool's embeddings (kept with the labels), weights to start from; nothing for a given student."""
-        return ("teacher", "labels", "pairs") if config.pretrain.weights == "train" else ()
+        needed = ("teacher", "labels", "pairs", *_student(config.pretrain.init))
+        return needed if config.pretrain.weights == "train" else ()
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section and the seed; for a given student its place, and what it must fit.
@@ -243,7 +250,7 @@ class Pretrain(JobStage):
     def raw_inputs(self, config: Config) -> list[str]:
         """A student that is given, or started from, counts by its content."""
         weights = config.pretrain.weights if config.pretrain.weights != "train" else config.pretrain.init
-        return [] if weights == "teacher" else clip_files(weights, "student")
+        return [] if weights == "teacher" or is_student(weights) else clip_files(weights, "student")
 
 
 class Finetune(JobStage):
@@ -326,6 +333,11 @@ class Report(JobStage):
     def raw_inputs(self, config: Config) -> list[str]:
         """The labels' synonyms, which change no artifact's content, and the page shows what they count."""
         return _synonyms(config) if STAGES["labels"].by_default(config) else []
+
+
+def _student(weights: str) -> tuple[str, ...]:
+    """Return the name under which a stage reads the student of the round before, where it does."""
+    return ("student",) if is_student(weights) else ()
 
 
 def _synonyms(config: Config) -> list[str]:

@@ -15,7 +15,7 @@ from regionclip_core.pretraining.concept_truth import write_truth
 from regionclip_core.pretraining.corrections import CORRECTIONS, write_corrections
 from regionclip_core.pretraining.label_quality import label_quality
 from regionclip_core.pretraining.label_source import SOURCE, read_source
-from regionclip_core.pretraining.labelling import Labeller
+from regionclip_core.pretraining.labelling import Labeller, check_texts, naming_clip
 from regionclip_core.pretraining.regions import concept_ids
 from regionclip_core.storage.records import Folder, ShardRecord
 from stages.base import ShardResult, ShardWork, StageContext
@@ -39,7 +39,8 @@ class LabelsWork(ShardWork):
         only read them.
 
         Raises:
-            ValueError: the file of labels has no row that can be used, or lines of the corrections are wrong.
+            ValueError: the file of labels has no row that can be used, lines of the corrections are wrong, or the CLIP
+                of `labels.weights` embeds texts otherwise than the teacher.
         """
         data, concepts, settings = ctx.inputs["data"], ctx.inputs["concepts"], ctx.config.labels
         ids, added = concept_ids(concepts), list[str]()
@@ -50,13 +51,17 @@ class LabelsWork(ShardWork):
         if settings.corrections is not None:
             write_corrections(ctx.out, data, _regions(ctx), settings, ids)
         clip = load_clip(ctx.inputs["teacher"])
+        if settings.weights != "teacher":
+            folder = naming_clip(settings, ctx.inputs["teacher"], ctx.inputs.get("student"))
+            check_texts(load_clip(folder), clip, folder.url)
         clip.model.to(ctx.device)
         pool_and_embeddings = embed_pool(clip, concepts, ctx.config.teacher, added)
         save_embeddings(ctx.out, *pool_and_embeddings)
 
     def setup(self, ctx: StageContext) -> tuple[Labeller, dict[int, str]]:
-        """Load teacher and concept embeddings, and find the split of each shard."""
-        labeller = Labeller(ctx.config, ctx.inputs["teacher"], ctx.out, ctx.device, ctx.loader_workers)
+        """Load the CLIP that names regions and the concept embeddings, and find the split of each shard."""
+        teacher, student = ctx.inputs["teacher"], ctx.inputs.get("student")
+        labeller = Labeller(ctx.config, teacher, ctx.out, ctx.device, ctx.loader_workers, student)
         return labeller, splits_of_shards(ctx.inputs["data"])
 
     def process(self, ctx: StageContext, state: tuple[Labeller, dict[int, str]], shard: int) -> ShardResult:
@@ -68,14 +73,16 @@ class LabelsWork(ShardWork):
         return ShardResult(table.num_rows, counts, split_of[shard])
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Say how many regions were kept, for annotated splits what their labels are, also by concept, and what became
-        of the files of labels and corrections.
+        """Say what named the regions, if not the teacher, how many were kept, for annotated splits what their labels
+        are, also by concept, and what became of the files of labels and corrections.
         """
         settings = ctx.config.labels
         inputs = (ctx.inputs["data"], ctx.inputs["concepts"], ctx.out)
         summary, truth = label_quality(*inputs, settings.splits, settings.synonyms)
         if truth is not None:
             write_truth(ctx.out, truth)
+        if settings.weights != "teacher":
+            summary["named_by"] = settings.weights
         if settings.source is not None:
             summary["source"] = ctx.out.read_json(SOURCE)
             ctx.out.child(SCRATCH).remove_all()

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from regionclip_core.config.rounds import is_student
 from regionclip_core.datasets.index import split_shards, splits_of_shards
 from regionclip_core.pretraining.pairs import (
     crop_dimensions,
@@ -62,6 +63,8 @@ class PairsWork(ShardWork):
                 f"pairs: {'; '.join(empty)}. A sample needs a caption, and as many kept regions as pairs.min_regions: "
                 "give labels.splits with captions, or lower labels.threshold or pairs.min_regions (now "
                 f"{ctx.config.labels.threshold} and {ctx.config.pairs.min_regions})"
+                + "; in this round, labels.later_rounds.threshold"
+                * is_student(ctx.config.labels.weights)
             )
         shards = sorted(record.shard for record in records)
         top_k = stored_probabilities(ctx.inputs["labels"], shards)

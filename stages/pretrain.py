@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from regionclip_core.config.tree import Config
+from regionclip_core.config.rounds import is_student
 from regionclip_core.models.clip import ClipModel, load_clip, named_architecture, save_clip, small_architecture
 from regionclip_core.pretraining.student import average_weights, make_student, pretrain_student
 from regionclip_core.storage.given_files import clip_folder
@@ -21,13 +21,13 @@ class PretrainWork(JobWork):
         """Train, then save the student; or save the given one."""
         config = ctx.config
         if config.pretrain.weights != "train":
-            given = self._given(config, "weights")
+            given = self._given(ctx, "weights")
             if ctx.rank == 0:
                 save_clip(given, ctx.out)
             return {"model": given.name, "weights": config.pretrain.weights}
         clip = load_clip(ctx.inputs["teacher"])
         if config.pretrain.init != "teacher":
-            clip.model.visual.load_state_dict(self._given(config, "init").model.visual.state_dict())
+            clip.model.visual.load_state_dict(self._given(ctx, "init").model.visual.state_dict())
         student = make_student(clip, config.pretrain)
         result, pairs = pretrain_student(
             student,
@@ -52,10 +52,10 @@ class PretrainWork(JobWork):
         summary = {"samples": len(pairs), "steps": result.steps, "loss": result.history[-1]["loss"]}
         return {**summary, **pairs.unreadable.summary()}
 
-    def _given(self, config: Config, key: Literal["weights", "init"]) -> ClipModel:
+    def _given(self, ctx: StageContext, key: Literal["weights", "init"]) -> ClipModel:
         """Return the student that a key names. Raises ValueError for one of another architecture than the teacher's."""
-        where, teacher = getattr(config.pretrain, key), config.teacher
-        clip = load_clip(clip_folder(where, "student"))
+        where, teacher = getattr(ctx.config.pretrain, key), ctx.config.teacher
+        clip = load_clip(ctx.inputs["student"] if is_student(where) else clip_folder(where, "student"))
         small = teacher.model == "small"
         wanted = small_architecture(teacher.architecture) if small else named_architecture(teacher.model)
         if any(clip.architecture[part] != wanted[part] for part in ("embed_dim", "vision_cfg")):

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from regionclip_core.config.architectures import NO_VALUES, RESNET_STRIDE, model_config, tower_of, why_not_buildable
 from regionclip_core.config.nearest import nearest_hint
+from regionclip_core.config.rounds import is_student
 from regionclip_core.config.tree import Config, FinetuneConfig, PretrainConfig, Split, TeacherTraining
 
 
@@ -82,7 +83,7 @@ def _between_sections(config: Config) -> Iterator[str]:
                 yield f"{path}: split {name!r} has no proposals; add it to proposals.splits"
     for section in ("rpn", "labels", "pretrain", "finetune", "evaluate"):
         settings = getattr(config, section)
-        read = section != "labels" or config.labels.mode == "roi"
+        read = section != "labels" or _labels_by_roi(config)
         if read and settings.max_size < (shorter := settings.image_size):
             yield (
                 f"{section}.max_size: expected at least {section}.image_size, which is {shorter} "
@@ -112,7 +113,14 @@ def _between_sections(config: Config) -> Iterator[str]:
             "labels.objectness_power: expected 0 with labels.source, whose boxes have no objectness (came: "
             f"{config.labels.objectness_power})"
         )
-    if config.labels.canvas == "padded" and config.labels.mode != "roi":
+    named = config.labels.source is not None and config.labels.source_probabilities == "source"
+    if config.labels.weights != "teacher" and named:
+        yield (
+            "labels.weights: expected teacher with labels.source, whose regions have names, or set "
+            f"labels.source_probabilities: teacher (came: {config.labels.weights!r})"
+        )
+    yield from _rounds(config)
+    if config.labels.canvas == "padded" and not _labels_by_roi(config):
         yield "labels.canvas: `padded` is of labels.mode roi; crops have no canvas. Set image, or labels.mode: roi"
     if config.pairs.min_regions > config.pairs.max_regions:
         yield (
@@ -137,6 +145,31 @@ def _between_sections(config: Config) -> Iterator[str]:
                 f"finetune.mask_head: split {name!r} has no masks to learn from; set masks: true in "
                 f"data.splits.{name}, which must be a coco or lvis split"
             )
+
+
+def _labels_by_roi(config: Config) -> bool:
+    """Return whether the regions of a round are labelled by RoIAlign."""
+    return config.labels.mode == "roi" or (config.rounds > 1 and config.labels.later_rounds.mode == "roi")
+
+
+def _rounds(config: Config) -> Iterator[str]:
+    """Yield why there can't be so many rounds, and what is asked of later ones where there is none."""
+    for path in ("labels.weights", "pretrain.init"):
+        section, key = path.split(".")
+        if is_student(came := getattr(getattr(config, section), key)):
+            yield f"{path}: expected a folder; `rounds` gives the student of an earlier round (came: {came!r})"
+    labels = config.labels
+    if config.rounds == 1:
+        if labels.later_rounds != type(labels).model_fields["later_rounds"].default:
+            yield "labels.later_rounds: there is one round; set rounds: 2, or leave it out"
+        return
+    if config.pretrain.weights != "train":
+        yield f"pretrain.weights: expected train with rounds above 1 (came: {config.pretrain.weights!r})"
+    if labels.source is not None and labels.source_probabilities == "source":
+        yield (
+            "labels.source_probabilities: with rounds above 1 the student labels the boxes of labels.source; set "
+            "teacher, or rounds: 1 (came: 'source')"
+        )
 
 
 def _crop_features(config: Config) -> Iterator[str]:
@@ -231,7 +264,7 @@ def _too_small(config: Config, name: str, stride: int) -> Iterator[str]:
         (f"{stage}.image_size", getattr(config, stage).image_size) for stage in ("pretrain", "finetune", "evaluate")
     ]
     sides += [("finetune.train_sizes", side) for side in config.finetune.train_sizes]
-    if config.labels.mode == "roi":
+    if _labels_by_roi(config):
         sides.append(("labels.image_size", config.labels.image_size))
     for path, side in sides:
         if side < stride:

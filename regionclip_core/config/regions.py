@@ -43,11 +43,23 @@ class ProposalsConfig(Section):
     """`grid`: box sides as shares of the shorter image side; `random` draws between the extremes."""
 
 
+class LaterRoundsConfig(Section):
+    """How regions are labelled in the rounds after the first, by the student of the round before; with `rounds`."""
+
+    mode: Literal["roi", "crop"] = "roi"
+    """As `labels.mode`: a student was trained on region features, and names crops worse."""
+    threshold: float | None = Field(None, ge=0, lt=1)
+    """Replaces `labels.threshold`, unless null: the student's probabilities are others than the teacher's."""
+
+
 class LabelsConfig(Section):
     """Teacher pseudo labels for proposals (paper section 3.3)."""
 
     splits: Listed[tuple[str, ...]] = ()
     """Splits whose proposals are labelled; the student learns from them."""
+    weights: str = "teacher"
+    """What names the regions: the `teacher`, or a CLIP folder, an artifact's too, such as an earlier student. It must
+    embed texts as the teacher does. The embeddings of crops stay the teacher's."""
     mode: Literal["roi", "crop"] = "crop"
     """`roi`: RoIAlign on the image's feature map, as in the paper. `crop`: each region alone through the teacher."""
     context: float = Field(1.2, ge=1, le=100)
@@ -85,6 +97,7 @@ class LabelsConfig(Section):
     """Teacher probabilities stored per region; the rest is stored as one residual mass."""
     batch_size: BatchSize = 64
     """`crop`, `crop_features`: crops per forward pass."""
+    later_rounds: LaterRoundsConfig = LaterRoundsConfig()
     source: str | None = None
     """File with boxes, names and scores that take the place of the proposals and of the teacher's names: COCO results
     (.json) or a table (.parquet), see data/README.md. `max_regions` and `threshold` go by its scores, which no

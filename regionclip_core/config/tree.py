@@ -26,6 +26,7 @@ from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.regions import EvaluateConfig as EvaluateConfig
 from regionclip_core.config.regions import FusionConfig as FusionConfig
 from regionclip_core.config.regions import LabelsConfig as LabelsConfig
+from regionclip_core.config.regions import LaterRoundsConfig as LaterRoundsConfig
 from regionclip_core.config.regions import PairsConfig as PairsConfig
 from regionclip_core.config.regions import ProposalsConfig as ProposalsConfig
 from regionclip_core.config.regions import Resize as Resize
@@ -113,6 +114,10 @@ class Config(Section):
     """Start of all random numbers: the same seed and settings give the same results."""
     workspace: str = "runs/default"
     """Folder or fsspec URL; every stage writes <workspace>/<stage>/<fingerprint>/."""
+    rounds: int = Field(1, ge=1, le=10)
+    """How often labels, pairs and pretrain are done, before finetune. In each round after the first, the student of the
+    round before names the regions (see `labels.later_rounds`), and the new student starts from it, instead of from
+    what `labels.weights` and `pretrain.init` say."""
     execution: ExecutionConfig = ExecutionConfig()
     data: DataConfig = DataConfig()
     concepts: ConceptsConfig = ConceptsConfig()
@@ -173,4 +178,4 @@ class Config(Section):
         return path
 
 
-STAGE_NAMES = tuple(name for name in Config.model_fields if name not in ("seed", "workspace", "execution"))
+STAGE_NAMES = tuple(name for name in Config.model_fields if name not in ("seed", "workspace", "rounds", "execution"))

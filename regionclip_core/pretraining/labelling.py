@@ -32,6 +32,7 @@ from regionclip_core.precision import networks
 from regionclip_core.pretraining.corrections import correct, corrections_by_shard
 from regionclip_core.pretraining.pseudo_labels import pseudo_labels
 from regionclip_core.pretraining.regions import read_regions
+from regionclip_core.storage.given_files import clip_folder
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import CROPS, LABELS, LABELS_WITH_CROPS
 
@@ -40,34 +41,48 @@ _GRID_BOXES = 1000  # per image, whatever `labels.grid_scales` asks for
 
 
 class Labeller:
-    """What labels a shard: the teacher, the concepts' embeddings, the corrections and the settings."""
+    """What labels a shard: the CLIP that names regions, the concepts' embeddings, the corrections and the settings."""
 
-    def __init__(self, config: Config, teacher: Folder, labels: Folder, device: str, readers: int = 0) -> None:
-        """Load the teacher, and what the labels stage has written into its own artifact: the pool's embeddings, and the
+    def __init__(
+        self,
+        config: Config,
+        teacher: Folder,
+        labels: Folder,
+        device: str,
+        readers: int = 0,
+        student: Folder | None = None,
+    ) -> None:
+        """Load the CLIP, and what the labels stage has written into its own artifact: the pool's embeddings, and the
         corrections where there are any.
 
-        `readers`: threads that read ahead, see `read_ahead`.
+        `readers`: threads that read ahead, see `read_ahead`; `student`: of the round before, in a later round.
         """
-        clip = load_clip(teacher)
+        settings = config.labels
+        clip = load_clip(naming_clip(settings, teacher, student))
         clip.model.to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
         pool, embeddings_CD = load_embeddings(labels)
-        self.settings = config.labels
-        self.by_teacher = config.labels.source is None or config.labels.source_probabilities == "teacher"
-        # The first one's embeddings are labelled by the teacher, the last one's are those of crops: in `crop` both are
-        # the same. There is none where the teacher looks at no image.
+        self.settings = settings
+        self.by_teacher = settings.source is None or settings.source_probabilities == "teacher"
+        # The first one's embeddings are labelled, the last one's are the teacher's of crops: where the teacher labels
+        # in `crop`, both are the same. There is none where no CLIP looks at an image.
         self.embedders: list[CroppedRegions | PooledRegions] = []
         if self.by_teacher:
-            self.embedders.append(region_embedder(config.labels, clip, device))
-        if config.labels.crop_features and not (self.by_teacher and config.labels.mode == "crop"):
-            self.embedders.append(CroppedRegions(config.labels, clip))
+            self.embedders.append(region_embedder(settings, clip, device))
+        by_teachers_crops = self.by_teacher and settings.mode == "crop" and settings.weights == "teacher"
+        if settings.crop_features and not by_teachers_crops:
+            of_crops = clip
+            if settings.weights != "teacher":
+                of_crops = load_clip(teacher)
+                of_crops.model.to(device, memory_format=torch.channels_last)
+            self.embedders.append(CroppedRegions(settings, of_crops))
         self.embeddings_CD = embeddings_CD.to(device)
         self.digest = pool.digest
         self.corrections = corrections_by_shard(labels)
         # CLIP's own temperature unless the settings say another: with it the scores are CLIP's probabilities.
-        self.temperature = (config.labels.temperature if self.by_teacher else None) or 1 / clip.logit_scale
+        self.temperature = (settings.temperature if self.by_teacher else None) or 1 / clip.logit_scale
         self.readers = readers
         # Only the proposal network gives an objectness; with other boxes the score is the probability alone.
-        power = config.labels.objectness_power
+        power = settings.objectness_power
         self.power = power if power and config.proposals.method == "rpn" else 0.0
 
     def label_shard(self, data: Folder, folder: Folder, shard: int) -> tuple[pa.Table, Counter[str]]:
@@ -194,6 +209,31 @@ def _unnamed(count: int) -> dict[str, npt.NDArray[Any]]:
         "top_probabilities": np.zeros((count, 1), np.float32),
         "residual_mass": np.ones(count, np.float32),
     }
+
+
+def naming_clip(settings: LabelsConfig, teacher: Folder, student: Folder | None = None) -> Folder:
+    """Return the folder of the CLIP that names regions; the folders given as in `Labeller`."""
+    if settings.weights == "teacher":
+        return teacher
+    return student if student is not None else clip_folder(settings.weights, "student")
+
+
+def check_texts(clip: ClipModel, teacher: ClipModel, source: str) -> None:
+    """Raise ValueError unless the model of the folder `source` embeds texts as the teacher does.
+
+    Its text encoder must be the teacher's, bit for bit: the concepts' embeddings are the teacher's, and the student
+    keeps the teacher's text encoder.
+    """
+    own, wanted = (
+        {name: tensor for name, tensor in one.model.state_dict().items() if not name.startswith(("visual.", "logit_"))}
+        for one in (clip, teacher)
+    )
+    if differing := [n for n in sorted(own | wanted) if n not in own or n not in wanted or not own[n].equal(wanted[n])]:
+        raise ValueError(
+            f"labels.weights: {source} holds the model {clip.name}, whose text encoder is not the teacher's "
+            f"({teacher.name}): {len(differing)} tensors differ, such as {differing[0]}. Expected a CLIP that embeds "
+            "texts as the teacher does, such as a student trained from it"
+        )
 
 
 class CroppedRegions:

@@ -31,7 +31,6 @@ from regionclip_core.report.ablation import (
     measured,
 )
 from regionclip_core.storage.records import Folder, canonical_json
-from stages import declarations
 from stages.commands.finished import folder_of
 from stages.commands.gc import ABLATION
 from stages.commands.show import table
@@ -170,14 +169,13 @@ def plan_of(ablation: Table, cells: Sequence[Cell]) -> str:
     rows = [("seed", "variant", "to run", "shared with earlier cells")]
     planned: set[Any] = set()
     for cell in cells:
-        config = ablation.configs[cell.variant, cell.seed]
-        planner = Planner(config)
+        planner = Planner(ablation.configs[cell.variant, cell.seed])
         lines, keys, to_run, shared = planner.current(), {}, [], []
         for name in planner.closure([TARGET]):
-            stage, line = declarations.STAGES[name], lines[name]
+            step, line = planner.steps[name], lines[name]
             # A fingerprint as far as one can be told before the upstream has run.
-            files = (canonical_json(line.settings), *stage.raw_inputs(config))
-            keys[name] = (name, *files, *(keys[need] for need in stage.needs(config)))
+            files = (canonical_json(line.settings), *step.stage.raw_inputs(step.config))
+            keys[name] = (step.stage.name, *files, *(keys[need] for need in step.needs.values()))
             if line.state != "done":
                 (shared if keys[name] in planned else to_run).append(name)
         planned.update(keys.values())
@@ -223,7 +221,7 @@ def _read(ablation: Table, cell: Cell) -> None:
     lines = _needed(ablation, cell.variant, cell.seed)
     if TARGET not in lines:
         every = Planner(ablation.configs[cell.variant, cell.seed]).lines()
-        if failed := [f"{line.stage}: {' '.join(line.reason.split())}" for line in every if line.state == "failed"]:
+        if failed := [f"{line.name}: {' '.join(line.reason.split())}" for line in every if line.state == "failed"]:
             cell.state, cell.reason = "failed", "; ".join(failed)
         return
     shared = {line.path for line in _needed(ablation, ablation.shown.baseline, cell.seed).values()}

@@ -21,7 +21,7 @@ def finished(
     planner = Planner(config)
     lines = planner.finished()
     if not set(needed) <= lines.keys():  # to say why, more has to be looked at
-        lines = {line.stage: line for line in planner.lines()}
+        lines = {line.name: line for line in planner.lines()}
     for stage in needed:
         line = lines[stage]
         if line.state != "done":
@@ -46,7 +46,7 @@ def undisturbed(lines: Iterable[PlanLine]) -> Iterator[None]:
         gone = [line for line in lines if read_manifest(folder_of(line)) is None]
         if not gone:
             raise
-        named = ", ".join(f"{line.stage} ({line.path})" for line in gone)
+        named = ", ".join(f"{line.name} ({line.path})" for line in gone)
         raise ValueError(
             f"deleted while it was being read, by `gc --yes` or `run --force`: {named}. Look at `regionclip status`, "
             "then try again"

@@ -40,7 +40,7 @@ def status_table(lines: Sequence[PlanLine], workspace: Folder) -> str:
             cells = [f"({cell})" for cell in cells]
             path = f"({_artifact(line.stage, line.previous, workspace).url})"
             brackets = "\n(...): of the latest result, which is not the one that this config asks for"
-        rows.append((line.stage, state, *cells, line.reason, path))
+        rows.append((line.name, state, *cells, line.reason, path))
     return table(rows) + brackets
 
 
@@ -51,28 +51,28 @@ def _artifact(stage: str, manifest: Manifest, workspace: Folder) -> Folder:
 def plan_table(lines: Sequence[PlanLine], forced: Collection[str] = ()) -> str:
     """Return what a run would do, and why; `forced` are the stages whose results it throws away first."""
     rows = [("stage", "action", "why", "path")]
-    again: set[str] = set()
-    """Stages that run, and what is up to date only if these come out as they were."""
+    again: dict[str | None, str] = {}
+    """By path, the names of stages that run, and of what is up to date only if these come out as they were."""
     for line in lines:
         action, why = line.action, line.reason
-        depends = [stage for stage in line.inputs if stage in again]
-        if line.stage in forced:
+        depends = [again[path] for path in line.upstream.values() if path in again]
+        if line.name in forced:
             was = f"{line.state}, {line.reason}" if line.path is not None else line.reason
             action, why = "run", f"--force throws away what is there ({was})"
         elif action == "skip" and depends:
             why = f"up to date, if {', '.join(depends)} come{'s' * (len(depends) == 1)} out as before; else run"
-        if line.stage in forced or (action == "skip" and depends):
-            again.add(line.stage)
-        rows.append((line.stage, action, why, line.path or "(known after what it needs)"))
+        if line.name in forced or (action == "skip" and depends):
+            again[line.path] = line.name
+        rows.append((line.name, action, why, line.path or "(known after what it needs)"))
     return table(rows)
 
 
 def status_json(lines: Sequence[PlanLine]) -> list[dict[str, Any]]:
     """Return the status for programs."""
-    keys = ("stage", "state", "action", "reason", "fingerprint", "path", "done", "total", "settings", "inputs")
+    keys = ("name", "stage", "round", "state", "action", "reason", "fingerprint", "path", "done", "total", "settings")
     parts = ("manifest", "so_far", "previous")
     return [
-        {key: getattr(line, key) for key in (*keys, "raw_inputs")}
+        {key: getattr(line, key) for key in (*keys, "inputs", "raw_inputs")}
         | {key: asdict(part) if (part := getattr(line, key)) else None for key in parts}
         for line in lines
     ]
@@ -88,7 +88,7 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     manifest, note = line.manifest, ""
     begun = line.path is not None and line.state in ("failed", "partial")
     if manifest is None:
-        manifest = None if begun else latest_manifest(workspace.child(line.stage))
+        manifest = None if begun else latest_manifest(workspace.child(line.stage), line.round)
         note = f"not {'finished' if begun else 'the current one'}: {line.state}, {line.reason}\n"
     blocks: dict[str, Any]
     if manifest is not None:
@@ -113,8 +113,8 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
         }
     else:
         raise ValueError(
-            f"{line.stage} has no finished result in {workspace.url}: {line.state}, {line.reason}. Run "
-            f"`regionclip run {line.stage}` with the same config first"
+            f"{line.name} has no finished result in {workspace.url}: {line.state}, {line.reason}. Run "
+            f"`regionclip run {line.name}` with the same config first"
         )
     sections = [f"{folder.url}\n{note}".rstrip()]
     for title, value in blocks.items():

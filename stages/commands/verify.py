@@ -374,12 +374,14 @@ def advice(bad: Sequence[tuple[str, Folder]], lines: Sequence[PlanLine], options
     `run --force` repairs those that the config reaches; of any other it would throw away a good result of the stage.
     options: of the command line, from its first blank on.
     """
-    paths = {line.stage: line.path for line in lines}
+    reached = {line.path: line.name for line in lines if line.path is not None}
+    unknown = {line.stage for line in lines if line.path is None}
     files = [folder.url for _, folder in bad if folder.is_local and os.path.isfile(folder.url)]
     bad = [(stage, folder) for stage, folder in bad if folder.url not in files]
-    again = sorted({stage for stage, folder in bad if folder.url == paths.get(stage)})
-    waiting = sorted({stage for stage, _ in bad if paths.get(stage) is None})
-    others = [f.url for stage, f in bad if stage not in waiting and f.url != paths[stage]]
+    again = sorted({reached[folder.url] for _, folder in bad if folder.url in reached})
+    bad = [(stage, folder) for stage, folder in bad if folder.url not in reached]
+    waiting = sorted({stage for stage, _ in bad if stage in unknown})
+    others = [folder.url for stage, folder in bad if stage not in unknown]
     todo = [f"move it away: {url}" for url in files]
     if again:
         todo.append(f"do them over: regionclip run {' '.join(again)} --force{options}")

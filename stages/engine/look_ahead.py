@@ -18,7 +18,7 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.synonyms import categories_by_synonym
 from regionclip_core.models.prompt_templates import prompt_templates
-from regionclip_core.storage.given_files import TOKENIZER_FILES
+from regionclip_core.storage.given_files import TOKENIZER_FILES, clip_files
 from regionclip_core.storage.locations import absolute, is_remote, nearest_file, remote
 from regionclip_core.storage.weight_files import names_tensor, weight_layout
 from stages import declarations
@@ -29,15 +29,18 @@ from stages.engine.work import resolve_device
 def look_ahead(
     config: Config, names: Sequence[str], lines: Mapping[str, PlanLine], forced: Collection[str] = ()
 ) -> list[str]:
-    """Return those of the stages `names` that are to run. Raises ValueError if something is known to stop one of them.
+    """Return those of the steps `names` that are to run. Raises ValueError if something is known to stop one of them.
 
     Args:
         lines: `Planner.current()`.
-        forced: stages that run although they are done.
+        forced: steps that run although they are done.
     """
-    to_run = [name for name in names if lines[name].state != "done" or name in forced]
+    steps = [name for name in names if lines[name].state != "done" or name in forced]
+    found = [text for name in steps for text in lines[name].wrong]
+    to_run = list(dict.fromkeys(lines[name].stage for name in steps))
+    # By stage, that of its first round, which reads the files that the config names.
+    lines = {line.stage: line for line in reversed(list(lines.values()))}
     data = lines["data"].manifest if "data" in lines else None
-    found = [text for name in to_run for text in lines[name].wrong]
     found += _weights(config, to_run, lines)
     if "labels" in to_run and not lines["labels"].wrong:
         found += _label_files(config)
@@ -48,7 +51,7 @@ def look_ahead(
     if not config.execution.on_cluster:
         found += _not_on_this_machine(config, to_run, lines)
     refuse(found)
-    return to_run
+    return steps
 
 
 def refuse(found: Iterable[str]) -> None:
@@ -91,12 +94,17 @@ def _weights(config: Config, to_run: Collection[str], lines: Mapping[str, PlanLi
     """Yield which files of weights on this machine are none, or not of the teacher's kind, by their first bytes."""
     pretrain = "pretrain.init" if config.pretrain.weights == "train" else "pretrain.weights"
     settings = {"teacher": "teacher.weights", "rpn": "rpn.weights", "pretrain": pretrain}
+    if config.labels.weights != "teacher":
+        settings["labels"] = "labels.weights"
     if config.finetune.weights != "train":
         settings["finetune"] = "finetune.weights"
     model, towers = config.teacher.model, {"resnet": "visual.layer1.", "vit": "visual.transformer."}
     tower = towers["resnet"] if model == "small" else towers.get(tower_of(model_config(model)).kind, "visual.trunk.")
     for name in [one for one in settings if one in to_run and not lines[one].wrong]:
-        files = [file.removeprefix("file://") for file in declarations.STAGES[name].raw_inputs(config)]
+        files = declarations.STAGES[name].raw_inputs(config)
+        if name == "labels":  # which has inputs of other kinds too
+            files = clip_files(config.labels.weights, "student")
+        files = [file.removeprefix("file://") for file in files]
         for path in [Path(file) for file in files if not is_remote(file) and not file.endswith(".json")]:
             try:
                 if not names_tensor(path, weight_layout(path), tower if name == "teacher" else ""):

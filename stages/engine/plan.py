@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +29,7 @@ from regionclip_core.storage.records import (
 )
 from stages import declarations
 from stages.base import JobStage
+from stages.engine.steps import step_name, steps
 
 T = TypeVar("T")
 
@@ -80,6 +81,14 @@ class PlanLine:
     """URL of each upstream artifact."""
     wrong: tuple[str, ...] = ()
     """What is wrong with its settings and outside inputs, which only the user can change: a run is refused."""
+    round: int = 1
+    last: bool = True
+    """As in Step."""
+
+    @property
+    def name(self) -> str:
+        """What the stage of this round is called."""
+        return step_name(self.stage, self.round, self.last)
 
     @property
     def action(self) -> str:
@@ -103,10 +112,11 @@ class Planner:
         self.config = config
         self.workspace = workspace or Folder(config.workspace)
         self.digests = InputDigests(self.workspace)
+        self.steps = steps(config)
         self._begun: set[str] | None = None
 
     def closure(self, targets: Sequence[str] | None, force: bool = False) -> list[str]:
-        """Return the targets (without any: all that are `by_default`) and everything they need, in pipeline order.
+        """Return the steps that the targets (without any: all stages that are `by_default`) are and need, in order.
 
         force: for a run that throws the targets' results away, which has to name them.
 
@@ -114,19 +124,22 @@ class Planner:
         """
         if force and not targets:
             raise ValueError("--force needs the stages to do over, e.g. `run labels --force`")
-        stages = declarations.STAGES
-        wanted = set(targets or (name for name, stage in stages.items() if stage.by_default(self.config)))
-        if unknown := sorted(wanted - stages.keys()):
-            near = nearest_hint(unknown[0], list(stages))
-            raise ValueError(f"no stage {', '.join(map(repr, unknown))}; stages: {', '.join(stages)}{near}")
-        for name in reversed(stages):
+        wanted = set(targets or (name for name, step in self.steps.items() if step.stage.by_default(self.config)))
+        if unknown := sorted(wanted - self.steps.keys()):
+            near = nearest_hint(unknown[0], list(self.steps))
+            raise ValueError(f"no stage {', '.join(map(repr, unknown))}; stages: {', '.join(self.steps)}{near}")
+        for name in reversed(self.steps):
             if name in wanted:
-                wanted.update(stages[name].needs(self.config))
-        check_stages(self.config, wanted)
-        return [name for name in stages if name in wanted]
+                wanted.update(self.steps[name].needs.values())
+        check_stages(self.config, self.stages(wanted))
+        return [name for name in self.steps if name in wanted]
+
+    def stages(self, names: Iterable[str]) -> set[str]:
+        """Return the names of the stages of these steps."""
+        return {self.steps[name].stage.name for name in names}
 
     def lines(self) -> list[PlanLine]:
-        """Return one line per stage, in pipeline order; unfinished ones with what their finished shards add up to."""
+        """Return one line per step, in pipeline order; unfinished ones with what their finished shards add up to."""
         lines = list(self._lines(self.line).values())
         for at, line in enumerate(lines):
             if line.state != "done" and (lacking := check_config(self.config, (line.stage,))):
@@ -151,35 +164,40 @@ class Planner:
 
     def _lines(self, look: Callable[[str, dict[str, PlanLine]], PlanLine]) -> dict[str, PlanLine]:
         known: dict[str, PlanLine] = {}
-        for name in declarations.STAGES:
+        for name in self.steps:
             try:
                 known[name] = look(name, known)
             except (NotADirectoryError, IsADirectoryError, PermissionError) as error:
-                known[name] = PlanLine(name, "failed", f"can't be read: {error}")
+                known[name] = self.bare(name, "failed", f"can't be read: {error}")
         with suppress(OSError):  # a workspace that may only be read can still be looked at
             self.digests.save()
         return known
 
     def line(self, name: str, known: Mapping[str, PlanLine]) -> PlanLine:
-        """Return the state of one stage and the reason for it, given the lines of the stages before it."""
+        """Return the state of one step and the reason for it, given the lines of the steps before it."""
         line = self._current(name, known)
         if line.state in ("done", "blocked"):
             return line
         if line.fingerprint is not None:
             return self._unfinished(line)
-        waits_for = [known[need] for need in declarations.STAGES[name].needs(self.config) if not known[need].manifest]
+        waits_for = [known[need] for need in self.steps[name].needs.values() if not known[need].manifest]
         previous = self._latest(name)
-        if blocking := [need.stage for need in waits_for if need.state in ("failed", "blocked")]:
+        if blocking := [need.name for need in waits_for if need.state in ("failed", "blocked")]:
             return replace(line, state="blocked", reason=f"waits for {', '.join(blocking)}", previous=previous)
-        after = "after " + ", ".join(need.stage for need in waits_for)
+        after = "after " + ", ".join(need.name for need in waits_for)
         if previous is None:
             return replace(line, reason=after)
         return replace(line, state="stale", reason="; ".join([*_changes(previous, line), after]), previous=previous)
 
+    def bare(self, name: str, state: str, reason: str) -> PlanLine:
+        """Return the line of a step of which nothing else is known."""
+        step = self.steps[name]
+        return PlanLine(step.stage.name, state, reason, round=step.round, last=step.last)
+
     def _current(self, name: str, known: Mapping[str, PlanLine]) -> PlanLine:
         """Return the line of a stage by its inputs and manifest alone; one that is "missing" has no reason yet."""
-        stage = declarations.STAGES[name]
-        needs = stage.needs(self.config)
+        step = self.steps[name]
+        stage, needs = step.stage, step.needs
         problems: dict[str, bool] = {}
         """By text, whether it stays until the user changes something."""
 
@@ -190,29 +208,21 @@ class Planner:
                 problems[_with_key(self.config, error)] = isinstance(error, (ValueError, *_OF_THE_USER))
                 return otherwise
 
-        settings = looked(partial(stage.settings, self.config), {})
-        paths = looked(partial(stage.raw_inputs, self.config), [])
+        settings = looked(partial(stage.settings, step.config), {})
+        paths = looked(partial(stage.raw_inputs, step.config), [])
         raw = {path: looked(partial(self.digests.digest, path), "") for path in paths}
         if problems:
             wrong = tuple(text for text, stays in problems.items() if stays)
-            return PlanLine(name, "blocked", "; ".join(problems), settings=settings, wrong=wrong)
-        upstream = {need: manifest for need in needs if (manifest := known[need].manifest) is not None}
+            return replace(self.bare(name, "blocked", "; ".join(problems)), settings=settings, wrong=wrong)
+        line = replace(self.bare(name, "missing", ""), settings=settings)
+        upstream = {need: manifest for need, of in needs.items() if (manifest := known[of].manifest) is not None}
         if len(upstream) < len(needs):
-            return PlanLine(name, "missing", "", settings=settings)
+            return line
         inputs = {need: manifest.content_digest for need, manifest in upstream.items()}
-        mark = fingerprint(name, stage.version, settings, inputs, raw)
-        folder = self.workspace.child(name).child(mark[:SHORT])
-        line = PlanLine(
-            name,
-            "missing",
-            "",
-            fingerprint=mark,
-            path=folder.url,
-            settings=settings,
-            inputs=inputs,
-            raw_inputs=raw,
-            upstream={need: str(known[need].path) for need in needs},
-        )
+        mark = fingerprint(stage.name, stage.version, settings, inputs, raw)
+        folder = self.workspace.child(stage.name).child(mark[:SHORT])
+        read = {need: str(known[of].path) for need, of in needs.items()}
+        line = replace(line, fingerprint=mark, path=folder.url, inputs=inputs, raw_inputs=raw, upstream=read)
         try:
             manifest = read_manifest(folder)
         except ValueError as error:
@@ -249,7 +259,7 @@ class Planner:
             return replace(line, state="failed", reason=f"{many}: {error.error} ({so_far})")
         if plan is not None:
             return replace(line, state="partial", reason=so_far)
-        previous = self._latest(line.stage)
+        previous = self._latest(line.name)
         if previous is None:
             return replace(line, reason="never run")
         changes = [
@@ -260,10 +270,13 @@ class Planner:
         return replace(line, state="stale", reason="; ".join(changes) or "its result was removed", previous=previous)
 
     def _latest(self, name: str) -> Manifest | None:
-        """Return the stage's most recently finished artifact; stages that never ran cost one listing together."""
+        """Return the most recently finished artifact of the stage and the round; stages that never ran cost one listing
+        together."""
         if self._begun is None:
             self._begun = set(self.workspace.folders())
-        return latest_manifest(self.workspace.child(name)) if name in self._begun else None
+        step = self.steps[name]
+        begun = step.stage.name in self._begun
+        return latest_manifest(self.workspace.child(step.stage.name), step.round) if begun else None
 
 
 def _failure(folder: Folder, shard: int | None = None) -> Failure | None:
@@ -276,8 +289,9 @@ def _failure(folder: Folder, shard: int | None = None) -> Failure | None:
         return Failure("", shard, str(error), "", "", "")
 
 
-def latest_manifest(stage_folder: Folder) -> Manifest | None:
-    """Return the most recently finished artifact of a stage, whatever its settings; damaged ones count as none."""
+def latest_manifest(stage_folder: Folder, number: int) -> Manifest | None:
+    """Return the most recently finished artifact of a stage in round `number`, whatever its settings; damaged ones
+    count as none."""
 
     def read(folder: Folder) -> Manifest | None:
         with suppress(ValueError):
@@ -286,7 +300,8 @@ def latest_manifest(stage_folder: Folder) -> Manifest | None:
 
     folders = [stage_folder.child(name) for name in stage_folder.folders() if is_mark(name)]
     with ThreadPoolExecutor(max_workers=1 if stage_folder.is_local else REQUESTS) as threads:
-        finished = [manifest for manifest in threads.map(read, folders) if manifest is not None]
+        found = [manifest for manifest in threads.map(read, folders) if manifest is not None]
+        finished = [manifest for manifest in found if manifest.provenance.get("round", 1) == number]
     return max(finished, key=lambda m: str(m.provenance.get("finished", "")), default=None)
 
 
@@ -316,7 +331,7 @@ def _with_key(config: Config, error: OSError | ValueError) -> str:
 def _changes(previous: Manifest, line: PlanLine) -> list[str]:
     """Return what is new in a stage since an earlier result: its version, its settings."""
     version = declarations.STAGES[line.stage].version
-    newer = [f"{line.stage} version {previous.version} -> {version}"] if version != previous.version else []
+    newer = [f"{line.name} version {previous.version} -> {version}"] if version != previous.version else []
     return newer + setting_changes(previous.settings, line.settings)
 
 

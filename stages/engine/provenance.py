@@ -16,8 +16,9 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pyarrow", "pill
 """Packages whose versions may show in an artifact."""
 
 
-def provenance(started: datetime, seconds: float) -> dict[str, Any]:
-    """Return git commit, package versions, host, times (UTC, ISO 8601) and seconds of a stage that ends now."""
+def provenance(started: datetime, seconds: float, number: int = 1) -> dict[str, Any]:
+    """Return git commit, package versions, host, times (UTC, ISO 8601) and seconds of a stage that ends now, and the
+    number of its round, if not the first."""
     versions = {}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -30,6 +31,7 @@ def provenance(started: datetime, seconds: float) -> dict[str, Any]:
         "started": started.isoformat(timespec="milliseconds"),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": seconds,
+        **({"round": number} if number > 1 else {}),
     }
 
 

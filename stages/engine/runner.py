@@ -105,14 +105,14 @@ class Pipeline:
             if left is not None:
                 self.report.say(f"took over the lock of a process that is gone ({left})")
             self.planner = Planner(self.config)  # another run may have ended since the first look
-            stages = [declarations.STAGES[name] for name in names]
+            stages = [self.planner.steps[name].stage for name in names]
             self._runs_models = any(isinstance(stage, ShardStage) and stage.uses_gpu for stage in stages)
             known: dict[str, PlanLine] = {}
             try:
                 for name in names:  # one after the other, each with the whole machine
                     known[name] = self._stage(name, known, force and name in (targets or ()))
                     if name == "data" and (manifest := known[name].manifest) is not None:
-                        refuse(unusable_splits(self.config, to_run, manifest.summary))
+                        refuse(unusable_splits(self.config, self.planner.stages(to_run), manifest.summary))
             finally:
                 self.report.stop()
                 if self._backend is not None:
@@ -130,7 +130,7 @@ class Pipeline:
                 Folder(line.path).remove_all()
                 line = self.planner.line(name, known)
         except OSError as error:  # a store that is away
-            return self._note(PlanLine(name, "failed", f"{_text(error)}{_advised(_text(error))}"))
+            return self._note(self.planner.bare(name, "failed", f"{_text(error)}{_advised(_text(error))}"))
         if line.state == "done":
             self.result.outcomes[name] = "skipped"
             self.report.say(f"{name:<10} skip    {line.reason}")
@@ -182,9 +182,9 @@ class Pipeline:
         stage = declarations.STAGES[line.stage]
         started, clock = datetime.now(UTC), time.perf_counter()
         task = StageTask(
-            stage=line.stage,
+            stage=line.name,
             work=stage.work,
-            config=self.config,
+            config=self.planner.steps[line.name].config,
             out=absolute(out.url),
             inputs={need: absolute(url) for need, url in line.upstream.items()},
             uses_gpu=stage.uses_gpu,
@@ -200,7 +200,7 @@ class Pipeline:
             outcome: StageOutcome = self._checked(out, backend.call(task, "merge"))  # step 6
         else:
             write_plan(out, None)  # step 2
-            watch = partial(self._show_progress, line.stage, out)
+            watch = partial(self._show_progress, line.name, out)
             outcome = self._checked(out, backend.call(task, "job", watch))  # step 6
             out.remove(PROGRESS)
         stage_files = prepared + outcome.files
@@ -222,11 +222,11 @@ class Pipeline:
             files=len(files),
             bytes=sum(f.bytes for f in files),
             content_digest=content_digest(files),
-            provenance=provenance(started, round(time.perf_counter() - clock, 3)),
+            provenance=provenance(started, round(time.perf_counter() - clock, 3), line.round),
         )
         if changed := self.planner.digests.changed_since(line.raw_inputs):
             self.report.say(
-                f"{line.stage:<10} {', '.join(changed)} changed while the stage ran: what it read counts as the old "
+                f"{line.name:<10} {', '.join(changed)} changed while the stage ran: what it read counts as the old "
                 "content. Run again for the new; with the old restored, do it over with --force"
             )
             manifest.provenance["changed_inputs"] = changed
@@ -361,10 +361,10 @@ class Pipeline:
 
     def _note(self, line: PlanLine) -> PlanLine:
         """Note a stage that failed or is blocked."""
-        self.result.outcomes[line.stage], self.result.messages[line.stage] = line.state, line.reason
+        self.result.outcomes[line.name], self.result.messages[line.name] = line.state, line.reason
         shown = "FAILED " if line.state == "failed" else line.state
         if not line.reason.startswith("waits for "):
-            self.report.complain(f"{line.stage:<10} {shown} {line.reason}")
+            self.report.complain(f"{line.name:<10} {shown} {line.reason}")
         return line
 
     def _say_what_waits(self) -> None:

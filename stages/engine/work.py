@@ -52,6 +52,7 @@ class StageTask:
     """A stage to run, as it travels to a worker: names and absolute paths or URLs, never data."""
 
     stage: str
+    """What it is called: with the number of its round, where that is not the last."""
     work: str
     """"module:attribute" of its ShardWork or JobWork."""
     config: Config

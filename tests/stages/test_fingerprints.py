@@ -148,7 +148,7 @@ NOT_HELD = {
     "teacher": {"teacher.training.checkpoint_every", "teacher.value_blocks"},
     # Are held where they are not the defaults, so that older labels stay good.
     "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"}
-    | {f"labels.{name}" for name in ("source", "corrections", "synonyms")},
+    | {f"labels.{name}" for name in ("weights", "source", "corrections", "synonyms")},
     # Are held where they ask for rows of their own.
     "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap", "evaluate.colours"}
     | {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
@@ -267,6 +267,7 @@ CROPS = {"labels": {"crop_features": True, "mode": "roi"}}
         ("labels", {}, "objectness_power", 2.0),
         ("labels", {"labels": {"mode": "crop"}}, "crop_features", True),
         ("labels", {}, "synonyms", "world"),
+        ("labels", {}, "weights", "a/student"),
         ("labels", {}, "corrections", "a/corrections.csv"),
         ("labels", ELSEWHERE, "unknown_names", "add"),
         ("pairs", CROPS, "other_regions", 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from small_runs import artifact, manifest, run_small, small_config, small_tree
 
 from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config
+from regionclip_core.models.clip import build_clip, save_clip, small_architecture
 from regionclip_core.storage.folder import Folder
 from stages.commands.show import show_stage
 from stages.commands.verify import verify_workspace
@@ -183,3 +185,38 @@ def test_corrections_in_a_run(tmp_path: Path) -> None:
     assert not result.ok
     failure = json.loads(next((tmp_path / "ws" / "labels").glob("*/failed.json")).read_text())
     assert "line 2: no concept of the pool is called 'kat'" in failure["error"]
+
+
+@pytest.mark.parametrize("mode", ["roi", "crop"])
+def test_an_earlier_student_names_regions_as_if_it_were_the_teacher(tmp_path: Path, mode: str) -> None:
+    crops = {"labels": {"mode": mode, "crop_features": True}}
+    config = small_config(tmp_path / "ws", **crops)
+    assert run_small(config, "pretrain").ok
+    student = tmp_path / "student"
+    shutil.copytree(artifact(tmp_path / "ws", "pretrain"), student)
+    by_teacher = table(Planner(config))
+    config = small_config(tmp_path / "ws", labels={**crops["labels"], "weights": str(student)})
+    assert run_small(config, "labels").ok
+    line = Planner(config).finished()["labels"]
+    assert {str(student / name) for name in ("clip.json", "clip.safetensors")} == set(line.raw_inputs)
+    as_teacher = small_config(tmp_path / "plain", labels=crops["labels"], teacher={"weights": str(student)})
+    assert run_small(as_teacher, "labels").ok
+    expected, found = table(Planner(as_teacher)), table(Planner(config))
+    assert not expected["score"].equals(by_teacher["score"]) and not expected["crops"].equals(by_teacher["crops"])
+    assert found.drop(["crops"]).equals(expected.drop(["crops"]))
+    # The embeddings of crops stay the teacher's, which are what the distillation is to learn.
+    assert found["crops"].equals(by_teacher["crops"])
+
+
+def table(planner: Planner) -> pa.Table:
+    return pq.read_table(Path(str(planner.finished()["labels"].path)) / "labels-00000.parquet")
+
+
+def test_what_names_regions_must_embed_texts_as_the_teacher_does(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    config = small_config(tmp_path / "ws", labels={"weights": str(other)})
+    with pytest.raises(ValueError, match=r"labels.weights: .*other"):
+        look_ahead(config, ["labels"], Planner(config).current())
+    save_clip(build_clip(small_architecture(config.teacher.architecture), "small", 9), Folder(str(other)))
+    result = run_small(config, "labels")
+    assert not result.ok and "text encoder is not the teacher's" in result.messages["labels"]
