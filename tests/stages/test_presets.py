@@ -11,9 +11,10 @@ import typer
 from places import ROOT
 
 from regionclip_core.config.loading import load_config, preset_names
-from regionclip_core.config.tree import Config
+from regionclip_core.config.tree import Config, FusionConfig
 from regionclip_core.detection.inference import InferenceSettings
 from stages.cli import app
+from stages.commands.ablate import load_ablation
 from stages.declarations import STAGES
 
 PAGE = ROOT / "docs" / "REPRODUCE.md"
@@ -144,7 +145,7 @@ def at(config: Config, path: str) -> Any:
 
 
 def test_there_is_a_table_for_every_preset_of_real_data() -> None:
-    assert set(preset_names()) - {"default", "tiny", "coco_tiny"} == set(OFFICIAL)
+    assert set(preset_names()) - {"default", "best", "tiny", "coco_tiny"} == set(OFFICIAL)
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -211,3 +212,12 @@ def test_the_commands_to_reproduce_the_tables_are_commands() -> None:
             assert not {"labels", "pairs"} & needed
             assert config.proposals.splits == (config.evaluate.split,)
     assert runs == 7
+
+
+def test_the_ablation_s_last_variant_is_the_preset_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    table = load_ablation("docs/ablation.yaml")
+    found, preset = table.configs["best", 0].model_dump(), load_config("best").model_dump()
+    different = {section for section in preset if found[section] != preset[section]}
+    assert different == {"workspace", "execution", "finetune"}
+    assert table.configs["paper", 0].evaluate.model_copy(update={"fusion": FusionConfig()}) == load_config().evaluate
