@@ -95,6 +95,7 @@ def local(s3: S3, inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
     return Folder(str(workspace))
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_in_a_bucket_gives_the_bytes_of_a_local_run(
     s3: S3, inputs: dict[str, Any], local: Folder
 ) -> None:

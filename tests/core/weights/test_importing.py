@@ -111,6 +111,7 @@ def test_a_full_coco_detector_comes_in_whole_and_goes_back_bit_by_bit(tmp_path: 
     assert same_bits(official_at(tmp_path), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["lvis_rn50"])
 def test_a_full_lvis_detector_of_half_precision(tmp_path: Path, model: str) -> None:
     state = full_state(model, torch.float16)
