@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from regionclip_core.datasets.image_list import Spool, by_image
-from regionclip_core.datasets.json_lists import list_entries
+from regionclip_core.storage.json_lists import list_entries
 
 Image = dict[str, Any]
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")

@@ -10,9 +10,9 @@ from typing import Any
 from regionclip_core.config.encodings import as_utf_8, decode_text
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.yaml_text import parse_yaml
-from regionclip_core.datasets.json_lists import list_entries
 from regionclip_core.datasets.names import checked_names, names_in
 from regionclip_core.datasets.vocabulary import DATA_FOLDER, Vocabulary, clean_lvis_name
+from regionclip_core.storage.json_lists import list_entries
 from regionclip_core.storage.locations import exists, nearest_file, open_location, read_location
 
 _TAIL = 1 << 22  # bytes of the end in which `categories` is looked for; LVIS's take half a MiB

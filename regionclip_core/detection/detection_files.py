@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from regionclip_core.config.nearest import nearest_hint
-from regionclip_core.datasets.json_lists import list_entries
 from regionclip_core.datasets.vocabulary import clean_lvis_name
 from regionclip_core.detection.listed_files import ListedFiles
+from regionclip_core.storage.json_lists import list_entries
 from regionclip_core.storage.locations import printable
 
 if TYPE_CHECKING:

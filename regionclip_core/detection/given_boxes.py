@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from regionclip_core.config.encodings import decode_text
 from regionclip_core.config.yaml_text import parse_yaml
-from regionclip_core.datasets.json_lists import list_entries
 from regionclip_core.detection.listed_files import ListedFiles
+from regionclip_core.storage.json_lists import list_entries
 from regionclip_core.storage.locations import exists, open_location, printable, read_location
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -51,7 +51,7 @@ class GivenBoxes:
 
 
 def read_boxes(url: str, files: Sequence[str]) -> dict[str, GivenBoxes]:
-    """Return the boxes of those of the image files that have any in a file or folder of boxes, by image file.
+    """Return boxes by image file, of the image files that a file or folder of boxes names.
 
     Images are known by their names, and where several images have one name, by as much of the path as is given.
 

@@ -32,8 +32,8 @@ from regionclip_core.datasets.index import (
     split_shards,
     splits_of_shards,
 )
-from regionclip_core.datasets.json_lists import top_entries
 from regionclip_core.pretraining.regions import given_name
+from regionclip_core.storage.json_lists import top_entries
 from regionclip_core.storage.locations import open_location, printable
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import BOX, REJECTED

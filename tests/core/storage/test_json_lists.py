@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from regionclip_core.datasets import json_lists
-from regionclip_core.datasets.json_lists import list_entries
+from regionclip_core.storage import json_lists
+from regionclip_core.storage.json_lists import list_entries
 
 
 def some_value(rng: random.Random, depth: int = 0) -> Any:
