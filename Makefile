@@ -24,7 +24,7 @@ test: $(READY)  ## ruff, strict typing of the core, the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-slow: $(READY)  ## the long ones
 	$(BIN)/python -m pytest -m slow

@@ -29,6 +29,7 @@ def test_other_values_are_refused(value: Any) -> None:
         small_config("unused", execution={"backend": "local", "precision": value})
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_says_so(tmp_path: Path) -> None:
     """Every stage with a network has other bytes than in float32; recomputed activations change none."""
     execution = {"backend": "local", "threads": 1}

@@ -207,6 +207,7 @@ def test_a_training_waits_aloud_for_a_place_in_the_cluster_and_gives_up(
     assert toy.calls() == []
 
 
+@pytest.mark.slow
 def test_a_long_shard_is_no_waiting(
     toy: Toy, cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,14 +79,6 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def ran(here: Path) -> dict[str, Result]:
-    """What each command gave, in README's order."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(here)
-        return {command: call(command) for command in COMMANDS if command != LONG}
-
-
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 15 and LONG in COMMANDS and len(SHOWN) >= 3
 
@@ -98,17 +90,18 @@ def test_the_preset_of_coco_runs(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command != LONG])
-def test_the_command(command: str, ran: dict[str, Result]) -> None:
-    result = ran[command]
-    assert result.exit_code == 0, f"{command}\n{result.output}{result.exception!r}"
-
-
-def test_a_changed_setting_reruns_what_depends_on_it(
-    ran: dict[str, Result], here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The shown table, without its numbers, which are those of pipeline.yaml; the preset's threshold is another."""
+def test_every_command_in_its_order(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One test, since each command needs what those before it have written, and so does what follows them here."""
     monkeypatch.chdir(here)
+    ran = {command: call(command) for command in COMMANDS if command != LONG}
+    wrong = [f"{command}\n{one.output}{one.exception!r}" for command, one in ran.items() if one.exit_code]
+    assert not wrong, "\n\n".join(wrong)
+    check_the_shown_table()
+    check_the_lines_of_python()
+
+
+def check_the_shown_table() -> None:
+    """The table without its numbers, which are those of pipeline.yaml; the preset's threshold is another."""
     [(command, shown)] = [item for item in SHOWN.items() if " status " in item[0]]
     found = call(command.replace("0.5", "0.6")).stdout  # `run --set labels.threshold=0.5` has run above
 
@@ -120,6 +113,18 @@ def test_a_changed_setting_reruns_what_depends_on_it(
     assert rows(found) == rows(shown)
 
 
+def check_the_lines_of_python() -> None:
+    [code] = [block for language, block in BLOCKS if language == "python"]
+    names: dict[str, object] = {}
+    exec(code.replace("runs/default", "runs/tiny"), names)  # that of the small pipeline.yaml
+    features = names["features"]
+    assert isinstance(features, torch.Tensor) and features.shape[0] == 1
+    assert isinstance(names["pool"], ConceptPool) and names["pool"].names == ["dog", "kite"]
+    assert {"name", "score"} <= set(names["table"]) and Path("found.png").is_file()  # type: ignore[call-overload]
+    assert names["texts"].shape == (2, features.shape[1])  # type: ignore[attr-defined]
+    assert "concept_name" in names["labels"].column_names  # type: ignore[attr-defined]
+
+
 def test_an_import_shows_what_became_of_the_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
     [(command, shown)] = [item for item in SHOWN.items() if item[0].endswith("--out coco")]
@@ -128,16 +133,3 @@ def test_an_import_shows_what_became_of_the_file(here: Path, monkeypatch: pytest
     for line in shown.replace("into coco", "into imported").splitlines():
         for part in re.sub(r"sha256 \w+", "sha256", line).replace("...", "").split(", "):
             assert part.strip() in result.output, line
-
-
-def test_the_lines_of_python(ran: dict[str, Result], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(here)
-    [code] = [block for language, block in BLOCKS if language == "python"]
-    names: dict[str, object] = {}
-    exec(code.replace("runs/default", "runs/tiny"), names)  # that of the small pipeline.yaml
-    features = names["features"]
-    assert isinstance(features, torch.Tensor) and features.shape[0] == 1
-    assert isinstance(names["pool"], ConceptPool) and names["pool"].names == ["dog", "kite"]
-    assert {"name", "score"} <= set(names["table"]) and (here / "found.png").is_file()  # type: ignore[call-overload]
-    assert names["texts"].shape == (2, features.shape[1])  # type: ignore[attr-defined]
-    assert "concept_name" in names["labels"].column_names  # type: ignore[attr-defined]

@@ -254,6 +254,7 @@ def broken_run(s3: S3, inputs: dict[str, Any], local: Folder, name: str, sent: i
     assert read_holder(workspace) is None
 
 
+@pytest.mark.slow
 def test_a_run_whose_connection_broke_goes_on(s3: S3, inputs: dict[str, Any], local: Folder, one_try: None) -> None:
     broken_run(s3, inputs, local, "broken", 60_000)
 
