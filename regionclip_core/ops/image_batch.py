@@ -189,18 +189,6 @@ def pixel_batch(
     )
 
 
-def batch_images(
-    images: Sequence[Tensor],
-    short_side: int | Sequence[int],
-    max_side: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    resize: Resize = "detection",
-) -> ImageBatch:
-    """Resize, normalise and pad RGB images on the CPU, see `pixel_batch`."""
-    return pixel_batch(images, short_side, max_side, mean, std, resize).to("cpu")
-
-
 def batch_resized(
     images: Sequence[Resized], mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
 ) -> ImageBatch:

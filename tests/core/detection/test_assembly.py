@@ -28,7 +28,7 @@ from regionclip_core.evaluation.second_scores import SecondScores, crop_scores
 from regionclip_core.models.clip import save_clip
 from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.models.text_embeddings import NamePrompts, embed_names, read_prompts, write_prompts
-from regionclip_core.ops.image_batch import batch_images
+from regionclip_core.ops.image_batch import pixel_batch
 from regionclip_core.proposals.network import build_network
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.rpn_folder import rpn_section, write_rpn_folder
@@ -386,7 +386,7 @@ def test_features_and_embeddings_are_what_the_model_classifies_by(
     model.detector.set_vocabulary(embeddings, UNKNOWN)
     row = 0
     for image, some in zip(images, boxes, strict=True):
-        batch = batch_images([to_tensor(image)], 64, 1333, model.preprocess.mean, model.preprocess.std)
+        batch = pixel_batch([to_tensor(image)], 64, 1333, model.preprocess.mean, model.preprocess.std).to("cpu")
         regions = batch.to_input(0, torch.as_tensor(some))
         with torch.no_grad():
             logits = model.detector(batch.tensor, [regions]).logits[:, :-1]

@@ -21,7 +21,7 @@ from regionclip_core.models.clip import create_clip
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.boxes import FOREGROUND, match
-from regionclip_core.ops.image_batch import batch_images
+from regionclip_core.ops.image_batch import pixel_batch
 from regionclip_core.storage.records import Folder
 
 GOLDEN = np.load(GOLDEN_FOLDER / "detector_losses.npz")
@@ -194,7 +194,7 @@ def test_calibrated_background_is_even_with_the_categories(small):
 def test_detect_works_in_original_pixels_image_by_image(small):
     small.eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((60, 80), (64, 48))]
-    batch = batch_images(images, 96, 1333, (0.5,) * 3, (0.25,) * 3)
+    batch = pixel_batch(images, 96, 1333, (0.5,) * 3, (0.25,) * 3).to("cpu")
     original = [torch.tensor([[10.0, 10, 40, 50], [30, 5, 80, 40]]), torch.tensor([[2.0, 3, 40, 60]])]
     proposals = [batch.to_input(i, boxes) for i, boxes in enumerate(original)]
     settings = InferenceSettings(score_threshold=0.0, nms=1.0, objectness="sigmoid")

@@ -15,7 +15,7 @@ from regionclip_core.config.tree import ClipArchitecture, TeacherConfig
 from regionclip_core.models.clip import create_clip
 from regionclip_core.models.resnet_encoder import ResNetEncoder, pool_single_query
 from regionclip_core.models.towers import region_encoder
-from regionclip_core.ops.image_batch import batch_images, normalize_and_pad, resized_shape
+from regionclip_core.ops.image_batch import normalize_and_pad, pixel_batch, resized_shape
 
 GOLDEN = np.load(GOLDEN_FOLDER / "region_features.npz")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -213,13 +213,13 @@ def test_resized_shape_is_the_official_detection_rule(case):
     assert list(resized_shape(*case["input_hw"], 640, 1333)) == case["detection_train640_hw"]
 
 
-def test_batch_images_resizes_as_pillow():
+def test_a_batch_is_resized_as_pillow_does():
     from PIL import Image
 
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
     arrays = [np.asarray(Image.fromarray(small).resize((w, h))) for w, h in [(120, 90), (50, 80)]]
-    batch = batch_images([torch.from_numpy(a.copy()).permute(2, 0, 1) for a in arrays], 60, 90, MEAN, STD)
+    batch = pixel_batch([torch.from_numpy(a.copy()).permute(2, 0, 1) for a in arrays], 60, 90, MEAN, STD).to("cpu")
     assert batch.sizes == [(60, 80), (90, 56)]
     assert batch.original_sizes == [(90, 120), (80, 50)]
     assert batch.tensor.shape == (2, 3, 90, 80)
@@ -232,7 +232,7 @@ def test_batch_images_resizes_as_pillow():
 
 
 def test_boxes_go_to_the_input_and_back():
-    batch = batch_images([torch.zeros(3, 427, 640, dtype=torch.uint8)], 128, 1333, MEAN, STD)
+    batch = pixel_batch([torch.zeros(3, 427, 640, dtype=torch.uint8)], 128, 1333, MEAN, STD).to("cpu")
     assert batch.sizes == [(128, 192)]
     whole = torch.tensor([[0.0, 0.0, 640.0, 427.0]])
     torch.testing.assert_close(batch.to_input(0, whole), torch.tensor([[0.0, 0.0, 192.0, 128.0]]))
@@ -241,7 +241,7 @@ def test_boxes_go_to_the_input_and_back():
 
 def test_global_boxes():
     images = [torch.zeros(3, 64, 96, dtype=torch.uint8), torch.zeros(3, 80, 64, dtype=torch.uint8)]
-    batch = batch_images(images, 64, 200, MEAN, STD)
+    batch = pixel_batch(images, 64, 200, MEAN, STD).to("cpu")
     assert [b.tolist() for b in batch.global_boxes()] == [[[0, 0, 96, 64]], [[0, 0, 64, 80]]]
     assert [b.tolist() for b in batch.global_boxes("padded")] == [[[0, 0, 96, 80]]] * 2
 

@@ -12,7 +12,7 @@ from PIL import Image
 from places import GOLDEN as GOLDEN_FOLDER
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from regionclip_core.ops.image_batch import ImageBatch, batch_images, pixel_batch, resize_uint8, resized_shape
+from regionclip_core.ops.image_batch import ImageBatch, pixel_batch, resize_uint8, resized_shape
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "misc.json").read_text())["image_sizes"]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -64,7 +64,7 @@ def pillow(array: np.ndarray, height: int, width: int, method: Image.Resampling)
 def test_pixels_are_pillows(size: tuple[int, int], short_side: int, max_side: int) -> None:
     array = photo(*size)
     image = torch.from_numpy(array).permute(2, 0, 1)
-    batch = batch_images([image], short_side, max_side, MEAN, STD, "pretraining")
+    batch = pixel_batch([image], short_side, max_side, MEAN, STD, "pretraining").to("cpu")
     height, width = resized_shape(*size, short_side, max_side, "pretraining")
     assert batch.sizes == [(height, width)]
     pixels = (batch.tensor[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
@@ -89,14 +89,14 @@ def test_every_value_is_pillows_at_many_sizes(method: Image.Resampling) -> None:
 def test_a_photo_at_the_official_size_is_pillows_own_resize() -> None:
     """In one call, as the official code makes it (detectron2's ResizeShortestEdge, 800 pixels)."""
     array = photo(480, 640)
-    batch = batch_images([torch.from_numpy(array).permute(2, 0, 1)], 800, 1333, (0, 0, 0), (1, 1, 1))
+    batch = pixel_batch([torch.from_numpy(array).permute(2, 0, 1)], 800, 1333, (0, 0, 0), (1, 1, 1)).to("cpu")
     expected = np.asarray(Image.fromarray(array).resize((1067, 800), Image.Resampling.BILINEAR))
     assert np.array_equal((batch.tensor[0] * 255).round().permute(1, 2, 0).numpy(), expected)
 
 
 def test_an_image_of_the_right_short_side_is_left_alone() -> None:
     image = torch.from_numpy(photo(60, 200)).permute(2, 0, 1)
-    batch = batch_images([image], 60, 100, MEAN, STD, "pretraining")
+    batch = pixel_batch([image], 60, 100, MEAN, STD, "pretraining").to("cpu")
     assert batch.sizes == [(60, 200)]
     pixels = (batch.tensor[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     torch.testing.assert_close(pixels.round(), image.float(), atol=0, rtol=0)
@@ -104,14 +104,14 @@ def test_an_image_of_the_right_short_side_is_left_alone() -> None:
 
 def test_every_image_may_have_its_own_short_side() -> None:
     images = [torch.from_numpy(photo(*size)).permute(2, 0, 1) for size in [(80, 100), (50, 40), (64, 64)]]
-    together = batch_images(images, [40, 60, 50], 80, MEAN, STD)
+    together = pixel_batch(images, [40, 60, 50], 80, MEAN, STD).to("cpu")
     assert together.sizes == [(40, 50), (75, 60), (50, 50)]
     for i, (image, side) in enumerate(zip(images, [40, 60, 50], strict=True)):
-        alone = batch_images([image], side, 80, MEAN, STD)
+        alone = pixel_batch([image], side, 80, MEAN, STD).to("cpu")
         height, width = together.sizes[i]
         assert torch.equal(together.tensor[i, :, :height, :width], alone.tensor[0])
     with pytest.raises(ValueError, match="zip"):
-        batch_images(images, [40, 60], 80, MEAN, STD)
+        pixel_batch(images, [40, 60], 80, MEAN, STD).to("cpu")
 
 
 def test_images_travel_as_bytes_and_are_normalised_where_they_arrive() -> None:

@@ -20,7 +20,7 @@ from regionclip_core.detection.detector import OpenVocabularyDetector, load_dete
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.ops.image_batch import ImageBatch, pixel_batch
 from regionclip_core.ops.masks import encode_masks
 from regionclip_core.storage.records import Folder
 
@@ -93,7 +93,7 @@ def two_images() -> tuple[ImageBatch, list[Tensor]]:
     images = [
         torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in ((60, 80), (64, 48))
     ]
-    batch = batch_images(images, 96, 1333, (0.5,) * 3, (0.25,) * 3)
+    batch = pixel_batch(images, 96, 1333, (0.5,) * 3, (0.25,) * 3).to("cpu")
     original = [torch.tensor([[10.0, 10, 40, 50], [30, 5, 80, 40]]), torch.tensor([[2.0, 3, 40, 60]])]
     return batch, [batch.to_input(i, boxes) for i, boxes in enumerate(original)]
 

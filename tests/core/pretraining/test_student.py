@@ -27,7 +27,7 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.clip import ClipModel, load_clip
 from regionclip_core.models.region_encoder import RegionEncoder
 from regionclip_core.models.text_embeddings import save_embeddings
-from regionclip_core.ops.image_batch import batch_images
+from regionclip_core.ops.image_batch import pixel_batch
 from regionclip_core.pretraining import student as student_module
 from regionclip_core.pretraining.pairs import RegionPairs, RegionSample
 from regionclip_core.pretraining.region_batches import RegionBatch, collate
@@ -129,7 +129,7 @@ def test_images_are_resized_by_the_rule_of_the_settings(resize: str, width: int)
     clip, one = tiny_clip(), sample(0, 48, 65)
     chosen = settings(image_size=33, flip=0.0, regions_per_image=4, resize=resize)
     batch = collated([one], chosen, clip.mean, clip.std, seed=0, step=0)
-    expected = batch_images([one.image], 33, 1333, clip.mean, clip.std, resize)
+    expected = pixel_batch([one.image], 33, 1333, clip.mean, clip.std, resize).to("cpu")
     assert batch.images.sizes == [(33, width)]
     assert torch.equal(batch.images.tensor, expected.tensor)
     torch.testing.assert_close(batch.boxes[0], one.boxes * torch.tensor([width / 65, 33 / 48] * 2))

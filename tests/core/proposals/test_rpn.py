@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from regionclip_core.config.tree import RpnConfig
 from regionclip_core.ops import boxes as box_ops
-from regionclip_core.ops.image_batch import ImageBatch, batch_images
+from regionclip_core.ops.image_batch import ImageBatch, pixel_batch
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn import AnchorLayout, RegionProposalNetwork, RpnSampling, select_proposals
 from regionclip_core.proposals.rpn_weights import from_official
@@ -110,7 +110,7 @@ def test_official_names_that_are_missing_or_unknown_are_refused():
 def test_resnet_gets_what_the_official_branch_gets(name):
     network = ProposalNetwork(RpnConfig(backbone=name)).eval()
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
-    batch = batch_images([image], 70, 1333, network.mean, network.std)
+    batch = pixel_batch([image], 70, 1333, network.mean, network.std).to("cpu")
     seen = []
     network.backbone.resnet.conv1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():

@@ -17,7 +17,7 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from regionclip_core.config.tree import ProposalsConfig, RpnConfig
-from regionclip_core.ops.image_batch import batch_images
+from regionclip_core.ops.image_batch import pixel_batch
 from regionclip_core.proposals.network import ProposalNetwork
 from regionclip_core.proposals.rpn import Proposals, select_proposals
 from regionclip_core.proposals.rpn_folder import (
@@ -138,7 +138,7 @@ def theirs(model: FasterRCNN, image: Tensor) -> tuple[Tensor, Tensor]:
 def ours(state: dict[str, Tensor], image: Tensor) -> Proposals:
     network = ProposalNetwork(RpnConfig(backbone="torchvision_fpn")).eval()
     network.load_state_dict(from_torchvision(state))
-    batch = batch_images([image], 70, 1333, network.mean, network.std)
+    batch = pixel_batch([image], 70, 1333, network.mean, network.std).to("cpu")
     return network.propose(batch.tensor, batch.sizes, PRE_NMS, POST_NMS, NMS)[0]
 
 
