@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from regionclip_core.concepts.counts import count_captions
+from regionclip_core.concepts.given_names import NO_NAMES, read_given
 from regionclip_core.concepts.parser import CaptionParser, make_parser
 from regionclip_core.concepts.pool import build_pool
 from regionclip_core.datasets.index import read_index, split_shards
@@ -23,19 +24,19 @@ def phrases_name(shard: int) -> str:
 class ConceptsWork(ShardWork):
     """Counts phrases shard by shard in `phrases-00007.parquet`; the merge writes the pool.
 
-    concepts.parquet (tables.CONCEPTS): the pool, most frequent first.
+    concepts.parquet (tables.CONCEPTS): the pool, most frequent first; with `concepts.file` in the file's order.
     dropped.parquet (tables.DROPPED_CONCEPTS): what was left out, and why.
     concepts.txt: the pool's names, one per line.
     """
 
     def shards(self, ctx: StageContext) -> list[int]:
-        """Return the shards of `concepts.splits`."""
+        """Return the shards of `concepts.splits`; none where a file of names is the pool and no split is named."""
         return split_shards(ctx.inputs["data"], ctx.config.concepts.splits)
 
     def setup(self, ctx: StageContext) -> CaptionParser:
         """Load the parser."""
         section = ctx.config.concepts
-        return make_parser(section, _categories(ctx) if section.protect_categories else ())
+        return make_parser(section, _categories(ctx) if section.protect_categories else (), read_given(section))
 
     def process(self, ctx: StageContext, state: CaptionParser, shard: int) -> ShardResult:
         """Parse and count the captions of every good row; a row of the result is one phrase."""
@@ -48,8 +49,8 @@ class ConceptsWork(ShardWork):
         return ShardResult(table.num_rows, {"ok": len(captions)} | ({"skipped": skipped} if skipped else {}))
 
     def merge(self, ctx: StageContext, records: list[ShardRecord]) -> dict[str, Any]:
-        """Sum the shards, leave out what was seen fewer than min_count times, write the pool."""
-        parser, section = self.setup(ctx), ctx.config.concepts
+        """Sum the shards, leave out what was seen fewer than min_count times or is banned, write the pool."""
+        parser, section, given = self.setup(ctx), ctx.config.concepts, read_given(ctx.config.concepts)
         classes = {parser.class_name(name): name for name in _categories(ctx)}
 
         def tables() -> Any:
@@ -59,7 +60,8 @@ class ConceptsWork(ShardWork):
                     yield pq.read_table(file)
 
         with ctx.out.write("dropped.parquet") as file:
-            pool, dropped = build_pool(tables(), section, file, classes)
+            named: dict[str, Any] = {"names": list(given.synonyms), "banned": parser.banned()}
+            pool, dropped = build_pool(tables(), section, file, classes, **named)
         with ctx.out.write("concepts.parquet") as file:
             pq.write_table(pool, file, compression="zstd")
         names = pool.column("concept").to_pylist()
@@ -73,6 +75,7 @@ class ConceptsWork(ShardWork):
             "categories": len(classes),
             "categories_in_pool": sum(name is not None for name in pool.column("dataset_class").to_pylist()),
             "most_frequent": names[:20],
+            **({"given": len(given.synonyms), "banned": len(given.banned)} if given != NO_NAMES else {}),
         }
 
 

@@ -12,6 +12,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from regionclip_core.concepts.given_names import given_files
 from regionclip_core.concepts.identity import parser_identity
 from regionclip_core.config.rounds import is_student
 from regionclip_core.config.section import Section
@@ -73,7 +74,13 @@ class Concepts(ShardStage):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The section, and the parser that it means on this machine: `auto` must not mix two parsers in one pool."""
-        return {"concepts": config.concepts.model_dump(mode="json"), "parser": parser_identity(config.concepts)}
+        unset = _unset(config.concepts, "file", "add", "ban")  # older pools, made before there were any, stay good
+        section = config.concepts.model_dump(mode="json", exclude=unset)
+        return {"concepts": section, "parser": parser_identity(config.concepts)}
+
+    def raw_inputs(self, config: Config) -> list[str]:
+        """Files of names count by their content."""
+        return given_files(config.concepts)
 
 
 class Teacher(JobStage):

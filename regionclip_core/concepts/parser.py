@@ -16,6 +16,7 @@ from typing import Any
 import spacy
 from spacy.language import Language
 
+from regionclip_core.concepts.given_names import NO_NAMES, GivenNames
 from regionclip_core.concepts.identity import RULES_VERSION, TRAINED, lemmas_version, no_pipeline, tables_version
 from regionclip_core.concepts.phrases import Phrase, PhraseExtractor, class_lemmas, clean, is_foreign, pieces
 from regionclip_core.concepts.rules.component import (
@@ -45,14 +46,35 @@ class CaptionParser:
     """
 
     def __init__(
-        self, nlp: Language, config: ConceptsConfig, protected: Sequence[str], name: str, version: str, tables: str
+        self,
+        nlp: Language,
+        config: ConceptsConfig,
+        protected: Sequence[str],
+        given: GivenNames,
+        name: str,
+        version: str,
+        tables: str,
     ) -> None:
         self.nlp, self.name, self.version, self.tables = nlp, name, version, tables
-        self.extractor = PhraseExtractor(nlp, config, protected)
+        self.extractor = PhraseExtractor(nlp, config, [*protected, *given.all()])
         self._merge = dict(config.merge)
+        self._given = given
+        self._named: dict[str, str] = {}
+        self._named = given.by_spelling(self.class_name)
 
     def parse(self, captions: Iterable[str]) -> Iterator[list[Phrase]]:
-        """Yield the phrases of each caption, in order; [] for an empty caption and for one in another language."""
+        """Yield the phrases of each caption, in order; [] for an empty caption and for one in another language.
+
+        A phrase that is a given name, or a synonym of one, is called by that name.
+        """
+        for phrases in self._parse(captions):
+            yield [self._by_name(phrase) for phrase in phrases] if self._named else phrases
+
+    def _by_name(self, phrase: Phrase) -> Phrase:
+        name = self._named.get(phrase.text) if phrase.drop_reason is None else None
+        return phrase if name is None else Phrase(name, name.split()[-1], len(name.split()), phrase.surface, None)
+
+    def _parse(self, captions: Iterable[str]) -> Iterator[list[Phrase]]:
         extract = self.extractor.extract
         if self.name == "rules":  # what the component of the pipeline does, in half the time without a document
             for caption in captions:
@@ -81,9 +103,25 @@ class CaptionParser:
         return parts
 
     def class_name(self, name: str) -> str:
-        """Return a class name as the pool would spell it ("skis" -> "ski"), by the same pipeline as the captions."""
+        """Return a class name as the pool would spell it ("skis" -> "ski"), by the same pipeline as the captions; of a
+        given name or a synonym of one, that name."""
         text = " ".join(class_lemmas(self.nlp, name))
-        return self._merge.get(text, text)
+        text = self._merge.get(text, text)
+        return self._named.get(text, text)
+
+    def banned(self) -> set[str]:
+        """Return the concepts that are never kept, as the pool would spell them.
+
+        Raises:
+            ValueError: one of them is a name of `concepts.add`, spelled otherwise.
+        """
+        found: set[str] = set()
+        for name in self._given.banned:
+            concept = name if name in self._given.synonyms else self.class_name(name)
+            if concept in self._given.added:
+                raise ValueError(f"concepts.ban: {name!r} is {concept!r} of concepts.add; leave it out of one of them")
+            found.add(concept)
+        return found
 
     def description(self) -> dict[str, Any]:
         """Return what to record with a pool."""
@@ -101,13 +139,14 @@ def _say_that_rules_parse(model: str) -> None:
     )
 
 
-def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> CaptionParser:
+def make_parser(config: ConceptsConfig, protected: Sequence[str] = (), given: GivenNames = NO_NAMES) -> CaptionParser:
     """Return the parser that `config.parser` names.
 
     Args:
         config: the concepts section.
         protected: class names that are never dropped; those of several words ("hot dog") also keep their inner head
             from counting.
+        given: names that a person gives, see `read_given`.
 
     Raises:
         ValueError: `parser: spacy` and the pipeline is not installed or parses no noun chunks; or the lemma tables are
@@ -134,5 +173,5 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = ()) -> Captio
             if TABLE_LEMMAS not in nlp.pipe_names:
                 nlp.add_pipe(TABLE_LEMMAS)
             name = f"spacy:{nlp.meta['lang']}_{nlp.meta['name']}"
-            return CaptionParser(nlp, config, protected, name, str(nlp.meta["version"]), lemmas_version())
-    return CaptionParser(blank_pipeline(), config, protected, "rules", str(RULES_VERSION), tables_version())
+            return CaptionParser(nlp, config, protected, given, name, str(nlp.meta["version"]), lemmas_version())
+    return CaptionParser(blank_pipeline(), config, protected, given, "rules", str(RULES_VERSION), tables_version())

@@ -7,8 +7,8 @@ that neither the number of shards nor that of phrases fills the machine; only th
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from typing import BinaryIO
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import duckdb
 import numpy as np
@@ -36,12 +36,18 @@ _PHRASES = """
                sum(n_images)::BIGINT AS n_images, sum(n_mentions)::BIGINT AS n_mentions
         FROM counts GROUP BY phrase, drop_reason
     )
-    SELECT sums.*, head, n_words, example FROM sums JOIN counts USING (phrase, drop_reason, shard)
+    SELECT sums.*, head, n_words, example, place, coalesce(is_banned, false) AS is_banned
+    FROM sums JOIN counts USING (phrase, drop_reason, shard) LEFT JOIN given USING (phrase)
 """
+# Given names have a place. Of the others as many are kept as `max_concepts` says; with a file of names none.
 _KEPT = """
     CREATE TABLE kept AS
-    SELECT (row_number() OVER (ORDER BY {unit} DESC, phrase) - 1)::INTEGER AS id, *
-    FROM phrases WHERE drop_reason = '' AND {unit} >= {min_count} ORDER BY id LIMIT {max_concepts}
+    WITH open AS (
+        SELECT *, row_number() OVER (PARTITION BY place IS NULL ORDER BY {unit} DESC, phrase) AS rank
+        FROM phrases WHERE drop_reason = '' AND NOT is_banned AND (place IS NOT NULL OR {unit} >= {min_count})
+    )
+    SELECT (row_number() OVER (ORDER BY {order}) - 1)::INTEGER AS id, * EXCLUDE rank
+    FROM open WHERE place IS NOT NULL OR rank <= {max_concepts} ORDER BY id
 """
 _POOL = f"""
     WITH forms AS (
@@ -52,12 +58,14 @@ _POOL = f"""
     ), lists AS (
         SELECT id, list(form ORDER BY seen DESC, form)[:{SURFACE_FORMS}] AS surface_forms FROM totals GROUP BY id
     )
-    SELECT id, phrase AS concept, head, n_words, n_captions, n_images, n_mentions, surface_forms, example
-    FROM kept JOIN lists USING (id) ORDER BY id
+    SELECT id, phrase AS concept, head, n_words, n_captions, n_images, n_mentions,
+           coalesce(surface_forms, []) AS surface_forms, example, place IS NOT NULL AS is_given
+    FROM kept LEFT JOIN lists USING (id) ORDER BY id
 """
 _DROPPED = """
     SELECT phrase AS concept,
            CASE WHEN drop_reason <> '' THEN drop_reason
+                WHEN is_banned THEN 'banned' WHEN {fixed} THEN 'not_in_file'
                 WHEN {unit} < {min_count} THEN 'below_min_count' ELSE 'beyond_max_concepts' END AS reason,
            n_captions, n_images, n_mentions, example
     FROM phrases ANTI JOIN kept USING (phrase, drop_reason) ORDER BY {unit} DESC, phrase, drop_reason
@@ -70,27 +78,34 @@ def build_pool(
     dropped: BinaryIO,
     class_names: Mapping[str, str] | None = None,
     memory: str = MEMORY,
+    names: Sequence[str] = (),
+    banned: Collection[str] = (),
 ) -> tuple[pa.Table, int]:
     """Return the concept pool, and write the phrases that it leaves out to `dropped`, a Parquet file.
 
     Args:
         tables: counts of the shards (tables.PHRASES), in shard order; one at a time is held.
-        config: count_unit, min_count, max_concepts and protect_categories are used.
-        dropped: gets tables.DROPPED_CONCEPTS, in the pool's order; reasons: the phrase's own, `below_min_count`,
-            `beyond_max_concepts`.
+        config: count_unit, min_count, max_concepts, protect_categories and whether there is a `file` are used.
+        dropped: gets tables.DROPPED_CONCEPTS, most frequent first; reasons: the phrase's own, `banned`, `not_in_file`,
+            `below_min_count`, `beyond_max_concepts`.
         class_names: class names of the data set by their spelling in the pool (`CaptionParser.class_name`); they fill
             `dataset_class`, and with protect_categories also `source`. They add no concept.
         memory: limit of DuckDB's memory.
+        names: that are kept whatever their counts; with a `file` nothing else is.
+        banned: that are never kept, also if they are among `names`.
 
     Returns:
-        tables.CONCEPTS, most frequent first (by count_unit, ties by name), about 200 bytes per concept; and the number
-        of rows in `dropped`.
+        tables.CONCEPTS, most frequent first (by count_unit, ties by name), with a `file` in the order of `names`; about
+        200 bytes per concept; and the number of rows in `dropped`.
 
     Raises:
         ValueError: no concept is left, or the shards were parsed by different parsers.
     """
     unit = "n_captions" if config.count_unit == "caption" else "n_images"
-    limits = {"unit": unit, "min_count": config.min_count, "max_concepts": config.max_concepts or "ALL"}
+    fixed = config.file is not None
+    limits: dict[str, Any] = {"unit": unit, "min_count": config.min_count, "fixed": fixed}
+    limits["order"] = "place" if fixed else f"{unit} DESC, phrase"
+    limits["max_concepts"] = 0 if fixed else config.max_concepts or 1 << 62
     with (
         tempfile.TemporaryDirectory(prefix="regionclip-concepts-") as scratch,
         # One thread: several would share the limit, and most of the time goes into handing the tables over.
@@ -98,11 +113,17 @@ def build_pool(
     ):
         db.execute("SET enable_progress_bar = false")
         _load(db, tables)
+        _load_names(db, names, banned)
         db.execute(_PHRASES)
         db.execute(_KEPT.format(**limits))
         pool = db.sql(_POOL).to_arrow_table()
         if not pool.num_rows:
-            most = f"SELECT phrase, {unit} FROM phrases WHERE drop_reason = '' ORDER BY {unit} DESC, phrase LIMIT 1"
+            if fixed:
+                raise ValueError(f"concepts.ban has every name of concepts.file ({config.file}): nothing is left")
+            most = f"""
+                SELECT phrase, {unit} FROM phrases WHERE drop_reason = '' AND NOT is_banned
+                ORDER BY {unit} DESC, phrase LIMIT 1
+            """
             if (best := db.execute(most).fetchone()) is None:
                 raise ValueError(
                     "the captions gave no concept at all: check that the splits in concepts.splits have English "
@@ -123,7 +144,8 @@ def build_pool(
     classes = [(class_names or {}).get(name) for name in pool["concept"].to_pylist()]
     protected = [config.protect_categories and name is not None for name in classes]
     columns = {name: pool[name] for name in pool.column_names}
-    columns["source"] = np.where(protected, "dataset", "parsed")
+    given = pool["is_given"].to_pylist()
+    columns["source"] = np.where(protected, "dataset", np.where(given, "given", "parsed"))
     columns["dataset_class"] = classes
     return pa.table({name: columns[name] for name in CONCEPTS.names}, schema=CONCEPTS).combine_chunks(), rows
 
@@ -146,3 +168,24 @@ def _load(db: duckdb.DuckDBPyConnection, tables: Iterable[pa.Table]) -> None:
             )
         db.from_arrow(table).project(_LOADED.format(shard=shard)).insert_into("counts")
     db.commit()
+
+
+def _load_names(db: duckdb.DuckDBPyConnection, names: Sequence[str], banned: Collection[str]) -> None:
+    """Fill the table `given`; and add to `counts`, behind all shards, each of `names` with a count of 0."""
+    kept = [name for name in names if name not in banned]
+    columns = {
+        "phrase": [*kept, *banned],
+        "place": [*range(len(kept)), *[None] * len(banned)],
+        "is_banned": [False] * len(kept) + [True] * len(banned),
+    }
+    kinds = {"phrase": pa.string(), "place": pa.int64(), "is_banned": pa.bool_()}
+    db.from_arrow(pa.table(columns, schema=pa.schema(list(kinds.items())))).create("given")
+    rows = [
+        {"phrase": name, "head": name.split()[-1], "n_words": len(name.split())}
+        | dict.fromkeys(("n_captions", "n_images", "n_mentions"), 0)
+        | {"surface_forms": [], "surface_counts": []}
+        for name in names
+    ]
+    db.from_arrow(pa.Table.from_pylist(rows, schema=PHRASES)).project(_LOADED.format(shard=1 << 30)).insert_into(
+        "counts"
+    )

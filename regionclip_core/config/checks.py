@@ -60,7 +60,7 @@ def _unknown_splits(config: Config) -> Iterator[str]:
     if not known:
         yield "data.splits: missing; it has no default"
     for path, names in wanted:
-        if not names:
+        if not names and not (path == "concepts.splits" and config.concepts.file is not None):
             yield f"{path}: expected at least one split of data.splits, which has {known} (came: [])"
         for name in dict.fromkeys(names):
             if name not in known:
@@ -105,6 +105,11 @@ def _between_sections(config: Config) -> Iterator[str]:
             f"(came: {weights})"
         )
     yield from _crop_features(config)
+    if config.concepts.file is not None and config.concepts.max_concepts is not None:
+        yield (
+            "concepts.max_concepts: expected null with concepts.file, which is the pool as it is (came: "
+            f"{config.concepts.max_concepts})"
+        )
     for key, default in {"unknown_names": "drop", "source_probabilities": "source"}.items():
         if config.labels.source is None and (came := getattr(config.labels, key)) != default:
             yield f"labels.{key}: is of labels.source, which is null; set both, or leave it out (came: {came!r})"

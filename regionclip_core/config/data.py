@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -10,6 +10,7 @@ from regionclip_core.config.section import Count, Listed, Section
 
 ObjectCount = Annotated[int, Field(ge=1, le=100)]
 ObjectShare = Annotated[float, Field(gt=0, le=0.9)]
+NameList = Listed[tuple[str, ...]] | str
 DroppedWords = Literal["relational", "partitive", "image", "time", "abstract"]
 
 
@@ -126,6 +127,20 @@ class ConceptsConfig(Section):
     """Never drop a category name as a class of words; it must still be in the captions, `min_count` times."""
     max_concepts: Count | None = None
     """Keep only the most frequent ones."""
+    file: str | None = None
+    """File of names, with synonyms if wanted, that is the pool: these and no others, in this order, whatever their
+    counts. A synonym in a caption counts for its name. `splits` may then be empty. See data/README.md."""
+    add: NameList = ()
+    """Names, or a file of names as `file`, that are kept whatever their counts."""
+    ban: NameList = ()
+    """Names, or a file of names, that are never kept."""
+
+    @field_validator("add", "ban", mode="before")
+    @classmethod
+    def _names_or_a_file(cls, value: Any) -> Any:
+        if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)):
+            return value
+        raise ValueError(f"expected a list of names, such as [dog, red cup], or a file of names (came: {value!r})")
 
     @field_validator("spacy_model")
     @classmethod

@@ -53,7 +53,7 @@ CONCEPTS = _schema(
     n_images=pa.int64(),
     n_mentions=pa.int64(),
     surface_forms=_TEXTS,
-    source=pa.string(),  # parsed | dataset
+    source=pa.string(),  # parsed | dataset | given (concepts.file, concepts.add)
     dataset_class=pa.string(),
     example=pa.string(),
 )

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from regionclip_core.concepts.given_names import read_given
 from regionclip_core.concepts.identity import no_pipeline, pipeline_version
 from regionclip_core.config.architectures import model_config, tower_of
 from regionclip_core.config.tree import Config
@@ -42,6 +43,8 @@ def look_ahead(
     lines = {line.stage: line for line in reversed(list(lines.values()))}
     data = lines["data"].manifest if "data" in lines else None
     found += _weights(config, to_run, lines)
+    if "concepts" in to_run and not lines["concepts"].wrong:
+        found += _given_names(config)
     if "labels" in to_run and not lines["labels"].wrong:
         found += _label_files(config)
     found += [*_image_folders(config, to_run), *unusable_splits(config, to_run, data.summary if data else None)]
@@ -117,6 +120,14 @@ def _weights(config: Config, to_run: Collection[str], lines: Mapping[str, PlanLi
                 yield f"{settings[name]}: {error}"
 
 
+def _given_names(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the names that a person gives the pool."""
+    try:
+        read_given(config.concepts)
+    except (OSError, ValueError) as error:
+        yield str(error)
+
+
 def _label_files(config: Config) -> Iterator[str]:
     """Yield what is wrong with the files of labels, corrections and synonyms, as far as they alone show it."""
     labels, looks = config.labels, list[Callable[[], object]]()
@@ -152,6 +163,8 @@ def _reads(config: Config, stages: Iterable[str]) -> dict[str, tuple[str, tuple[
         "finetune": ("finetune.split", (config.finetune.split,)),
         "evaluate": ("evaluate.split", (config.evaluate.split,)),
     }
+    if config.concepts.file is not None:  # the pool needs no captions
+        del named["concepts"]
     reading = [n for n in stages if n == "data" or "data" in declarations.STAGES[n].needs(config)]
     return {name: named[name] for name in reading if name in named}
 

@@ -165,8 +165,9 @@ class ShardWorker:
 def merge(task: StageTask) -> StageOutcome:
     """Merge a stage whose shards are all done; reads their records from the roll-up."""
     work, ctx = begin(task)
-    records, _ = read_records(ctx.out)  # which the driver has just rolled up
-    if len(records) < (planned := ctx.out.read_json(PLAN)["total"]):
+    planned = ctx.out.read_json(PLAN)["total"]
+    records = read_records(ctx.out)[0] if planned else []  # the driver has just rolled them up, where there are any
+    if len(records) < planned:
         raise RuntimeError(
             f"{ctx.out.path(RECORDS)} has {len(records)} shards, but {planned} are done: the store still gives an "
             "older one; run again"

@@ -10,6 +10,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from small_inputs import NAMES, write_coco
+from small_runs import artifact, run_small, small_config
 
 from regionclip_core.concepts.counts import count_captions
 from regionclip_core.concepts.parser import make_parser
@@ -17,12 +20,16 @@ from regionclip_core.config.loading import load_config
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import IndexRow, write_index
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.door import open_artifact
 from regionclip_core.models.text_embeddings import read_pool
 from regionclip_core.storage.records import Folder, ShardRecord
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 from stages.base import StageContext
+from stages.commands.verify import verify_workspace
 from stages.concepts import WORK
 from stages.declarations import STAGES
+from stages.engine.look_ahead import look_ahead
+from stages.engine.plan import Planner
 
 VOCABULARY = Vocabulary(names=("dog", "hot dog", "skis", "zebra"), base=("dog",))
 CAPTIONS = {
@@ -164,3 +171,28 @@ def test_planning_imports_no_spacy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_of_names_is_the_pool_of_images_without_captions(tmp_path: Path) -> None:
+    split = {name: value for name, value in write_coco(Folder(str(tmp_path / "coco")), 3).items() if name != "captions"}
+    (tmp_path / "set.yaml").write_text(yaml.safe_dump({"base": NAMES}))
+    file = tmp_path / "names.yaml"
+    file.write_text(yaml.safe_dump({"zebra": None, NAMES[1]: ["thing"], "red cup": None}, sort_keys=False))
+    data = {"splits": {"train": split}, "categories": str(tmp_path / "set.yaml")}
+    sections = {"data": data, "proposals": {"splits": ["train"]}, "evaluate": {"split": "train"}}
+    sections |= {"rpn": {"split": "train"}, "concepts": {"splits": [], "file": str(file)}}
+    config = small_config(tmp_path / "ws", **sections)
+    assert run_small(config, "labels").ok
+    concepts = artifact(tmp_path / "ws", "concepts")
+    assert (concepts / "concepts.txt").read_text().splitlines() == ["zebra", NAMES[1], "red cup"]
+    pool = pq.read_table(concepts / "concepts.parquet").to_pylist()
+    assert [(row["dataset_class"], row["n_captions"]) for row in pool] == [(None, 0), (NAMES[1], 0), (None, 0)]
+    assert not [problem for _, _, problems in verify_workspace(Planner(config).workspace) for problem in problems]
+    labels = open_artifact(str(tmp_path / "ws"), "labels")["labels"]
+    assert set(labels["concept_name"].combine_chunks().values.to_pylist()) <= {"zebra", NAMES[1], "red cup"}
+    assert Planner(config).current()["concepts"].state == "done"
+    file.write_text("- zebra\n")
+    assert Planner(config).current()["concepts"].state != "done"
+    file.write_text("- zebra\n- Zebra\n")  # before anything runs
+    with pytest.raises(ValueError, match=r"concepts\.file: .*names\.yaml: 'zebra' and 'Zebra' are one name"):
+        look_ahead(config, ["concepts", "labels"], Planner(config).current())

@@ -142,6 +142,7 @@ NOT_HELD = {
         "pretrain.checkpoint_every",  # a training goes on bit-equal from wherever it was cut
         *("pretrain.crop_weight", "pretrain.weigh_by_score", "pretrain.weight_average"),  # as those of `labels`
     },
+    "concepts": {"concepts.file", "concepts.add", "concepts.ban"},  # as those of `labels`
     "pairs": {"pairs.other_regions"},
     "finetune": {"finetune.checkpoint_every"},
     # Is held where it is set, so that older teachers stay good.
@@ -264,6 +265,9 @@ CROPS = {"labels": {"crop_features": True, "mode": "roi"}}
 @pytest.mark.parametrize(
     ("stage", "base", "key", "value"),
     [
+        ("concepts", {}, "file", "a/names.txt"),
+        ("concepts", {}, "add", ["red cup"]),
+        ("concepts", {}, "ban", ["dog"]),
         ("labels", {}, "objectness_power", 2.0),
         ("labels", {"labels": {"mode": "crop"}}, "crop_features", True),
         ("labels", {}, "synonyms", "world"),
