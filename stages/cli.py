@@ -1,5 +1,5 @@
-"""The command line. Commands that use a model are in `cli_models.py`, options that several share in `cli_options.py`;
-no other file imports typer.
+"""The command line. Commands that use a model or give results away are in `cli_models.py`, options that several share
+in `cli_options.py`; no other file imports typer.
 
 Each command imports what it needs when it is called: the config alone would make `--help` take three times as long.
 """
@@ -22,15 +22,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from stages.cli_models import detect, embed, features
+from stages.cli_models import corrections, detect, embed, export, features
 from stages.cli_options import (
     ConfigOption,
-    ModelOption,
-    NameOption,
     SetOption,
     WorkspaceOption,
     load,
-    model_source,
 )
 
 if TYPE_CHECKING:
@@ -261,17 +258,41 @@ def status(
 @user_errors
 def show(
     stage: Annotated[str, typer.Argument(help="Stage to look into.")],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="concepts: what differs from this other workspace's or artifact's pool."),
+    ] = None,
+    concept: Annotated[str | None, typer.Option(help="labels: only those of this concept.")] = None,
+    pictures: Annotated[
+        str | None, typer.Option(metavar="DIR", help="With --concept: pictures of its regions, into this new folder.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Pictures at most, highest scores first.", min=1, max=10**5)] = 50,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Look into a stage's artifact: summary, counts, settings, files, first rows."""
+    """Look into a stage's artifact: summary, counts, settings, files, first rows; pool and labels by name."""
     from stages.commands.finished import undisturbed
-    from stages.commands.show import show_stage
+    from stages.commands.show import section_text, show_stage
     from stages.engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
     planner.closure([stage])  # refuses an unknown name
+    for option, value, wanted in (("against", against, "concepts"), ("concept", concept, "labels")):
+        if value is not None and stage != wanted:
+            raise ValueError(f"--{option} is of `regionclip show {wanted}` (came: show {stage})")
+    if pictures is not None and concept is None:
+        raise ValueError("--pictures are those of one concept: name it with --concept")
+    if against is not None or concept is not None:
+        from stages.commands.show_names import look_closer
+
+        for section in look_closer(planner.config, against, concept):
+            typer.echo(section_text(*section) + "\n")
+        if pictures is not None and concept is not None:
+            from stages.commands.export_labels import write_pictures
+
+            write_pictures(planner.config, concept, pictures, limit)
+        return
     line = planner.finished().get(stage)
     if line is None:
         line = next(line for line in planner.lines() if line.name == stage)
@@ -351,30 +372,8 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (detect, features, embed):
+for _command in (detect, features, embed, export, corrections):
     app.command()(user_errors(_command))
-
-
-@app.command()
-@user_errors
-def export(
-    what: Annotated[str, typer.Argument(help="student, teacher or detector.")],
-    out: Annotated[str, typer.Option(help="Folder to make; with --format official a file, such as model.pth.")],
-    model: ModelOption = None,
-    format: Annotated[
-        str | None,
-        typer.Option(help="open_clip, detector or official.  [default: detector for a detector, else open_clip]"),
-    ] = None,
-    name: NameOption = None,
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Write a model of the workspace for other programs: open_clip, a Hugging Face folder, the official code."""
-    source = model_source(model, config, overrides, workspace, name)
-    from stages.commands.export import export as run_export
-
-    run_export(what, source, out, format, name)
 
 
 @app.command("import")

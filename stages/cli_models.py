@@ -1,4 +1,6 @@
-"""The commands that use a model: detect, features and embed. `cli.py` adds them to the command line."""
+"""The commands that use a model, or give one or labels away: detect, features, embed, export and corrections. `cli.py`
+adds them to the command line.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stages.cli_options import NAMES, ConfigOption, ModelOption, SetOption, WorkspaceOption, model_source
+from stages.cli_options import NAMES, ConfigOption, ModelOption, NameOption, SetOption, WorkspaceOption, model_source
 
 ImagesArgument = Annotated[list[str], typer.Argument(help="Image files, folders or globs.")]
 AnyNameOption = Annotated[
@@ -40,7 +42,10 @@ def detect(
     score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
     format: Annotated[
         list[str] | None,
-        typer.Option(help="Also write coco, yolo, voc or csv; several with commas.  [default: JSON and pictures]"),
+        typer.Option(
+            help="Also write coco, yolo, voc, csv, label-studio, cvat or fiftyone; several with commas.  "
+            "[default: JSON and pictures]"
+        ),
     ] = None,
     ids: Annotated[
         str | None, typer.Option(metavar="FILE", help="Annotation file whose ids --format coco takes.")
@@ -153,6 +158,61 @@ def embed(
 
     parts = {"rpn": None, "text": text, "prompts": prompts, "embeddings": embeddings}
     run_embed(wanted, choose_model(source, name or "regionclip", parts, device, None, "embed"), out)
+
+
+def export(
+    what: Annotated[str, typer.Argument(help="student, teacher or detector; or labels, with their images.")],
+    out: Annotated[str, typer.Option(help="Folder to make; with --format official a file, such as model.pth.")],
+    model: ModelOption = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="open_clip, detector or official.  [default: detector for a detector, else open_clip]  labels: coco, "
+            "yolo, label-studio, cvat, fiftyone, voc or csv; several with commas.  [default: coco]"
+        ),
+    ] = None,
+    name: NameOption = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="labels: of this split; repeatable.  [default: labels.splits]")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="labels: kept ones of at least this score.  [default: all]", min=0, max=1)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="labels: of the first images with labels only.", min=1)] = None,
+    images: Annotated[
+        str | None, typer.Option(help="labels: copy images, or refer to where they are.  [default: copy]")
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a model or the labels of the workspace for other programs: open_clip, the official code, YOLO, CVAT, ..."""
+    source = model_source(model, config, overrides, workspace, name)
+    of_labels = {"--split": split, "--min-score": min_score, "--limit": limit, "--images": images}
+    if what == "labels":
+        from stages.commands.export_labels import export_labels
+
+        if isinstance(source, str) or name is not None:
+            raise ValueError("export labels: leave out --model and --name, which choose a model; labels are of a run")
+        if export_labels(source, out, format, split or (), min_score or 0.0, limit, images or "copy"):
+            raise typer.Exit(1)
+        return
+    if given := [option for option, value in of_labels.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)}: of `regionclip export labels` alone (came: export {what})")
+    from stages.commands.export import export as run_export
+
+    run_export(what, source, out, format, name)
+
+
+def corrections(
+    file: Annotated[str, typer.Argument(help="Label Studio's export as JSON, or CVAT's annotations.xml.")],
+    exported: Annotated[str, typer.Option(metavar="DIR", help="Folder that `regionclip export labels` made before.")],
+    out: Annotated[str, typer.Option(help="New CSV file, for labels.corrections.")],
+) -> None:
+    """Write what people changed in exported labels as a file for labels.corrections."""
+    from regionclip_core.pretraining.corrected_exports import write_changes
+
+    typer.echo(write_changes(file, exported, out))
 
 
 def _exit(done: int, failed: int) -> None:

@@ -29,11 +29,18 @@ QUICK = {
     ),
     ROOT / "regionclip_core" / "weights" / "import_options.py",
     ROOT / "regionclip_core" / "models" / "prompt_templates.py",
-    *(ROOT / "regionclip_core" / "detection" / f"{name}.py" for name in ("given_parts", "detection_files")),
+    ROOT / "regionclip_core" / "concepts" / "given_names.py",
+    *(
+        ROOT / "regionclip_core" / "detection" / f"{name}.py"
+        for name in ("given_parts", "detection_files", "annotation_tools")
+    ),
     *(path for path in (ROOT / "stages").glob("*.py") if path.stem not in STAGE_FILES),
     *(path for path in (ROOT / "stages" / "engine").glob("*.py") if path.stem not in RAY),
     *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("show", "detect", "finished", "export", "embed")),
-    *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("given_images", "known_words", "model_choice")),
+    *(
+        ROOT / "stages" / "commands" / f"{name}.py"
+        for name in ("given_images", "known_words", "model_choice", "export_labels")
+    ),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
 # The rooms of the library from the ground up: a package imports none that comes after it.

@@ -112,6 +112,16 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     return np.array(image.convert("RGB"))  # a copy: writable
 
 
+def upright_file(data: bytes) -> tuple[bytes, ImageHeader]:
+    """Return an encoded image that programs show alike, and its header: one that its EXIF orientation turns becomes an
+    upright PNG, any other is left as it is. Raises BadImage as `read_header` and `decode_image`."""
+    header = read_header(data)
+    if _orientation(_open(data)) > 1:
+        data = encode_png(decode_image(data))
+        header = read_header(data)
+    return data, header
+
+
 def read_image_file(url: str) -> bytes:
     """Return the encoded bytes of an image that is a file of its own, at a path or URL.
 

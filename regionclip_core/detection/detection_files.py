@@ -1,4 +1,5 @@
-"""Detections as the files of other programs: COCO's results, YOLO's and Pascal VOC's labels, CSV.
+"""Detections and labels as the files of other programs: COCO's, YOLO's and Pascal VOC's, CSV, and those of Label
+Studio, CVAT and FiftyOne (`annotation_tools.py`).
 
 Nothing slow is imported: what a user can get wrong is checked before torch is loaded.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.datasets.vocabulary import clean_lvis_name
+from regionclip_core.detection.annotation_tools import TOOLS, AnnotationTool
 from regionclip_core.detection.listed_files import ListedFiles
 from regionclip_core.storage.json_lists import list_entries
 from regionclip_core.storage.locations import printable
@@ -22,7 +24,7 @@ from regionclip_core.storage.locations import printable
 if TYPE_CHECKING:
     from regionclip_core.detection.results import NamedDetections
 
-FORMATS = ("coco", "yolo", "voc", "csv")
+FORMATS = ("coco", "yolo", "voc", "csv", *TOOLS)
 CSV_COLUMNS = ("image", "name", "score", "xmin", "ymin", "xmax", "ymax")
 
 
@@ -99,17 +101,24 @@ class DetectionFiles:
     yolo: `yolo/labels/<image>.txt` with lines "class cx cy w h", shares of the image, and `yolo/data.yaml`.
     voc: `voc/<image>.xml`, whole pixels counted from 1.
     csv: `detections.csv`, boxes in pixels as everywhere.
+    label-studio, cvat, fiftyone: see `annotation_tools.py`.
+
+    A data set, whose images are in `images/` of the folder, has its boxes as annotations: in `coco-instances.json`,
+    with their scores, in the place of `coco-images.json`; YOLO's in `labels/` beside the images, with `data.yaml`.
     """
 
     folder: Path
     formats: Sequence[str]
     classes: Sequence[str]
     ids: CocoIds | None = None
+    is_data_set: bool = False
     _images: list[dict[str, Any]] = field(default_factory=list)
     _results: list[dict[str, Any]] = field(default_factory=list)
     _rows: list[tuple[Any, ...]] = field(default_factory=list)
+    _tools: list[AnnotationTool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._tools += [make(self.classes, self.is_data_set) for name, make in TOOLS.items() if name in self.formats]
         if self.ids is not None and (missing := [name for name in self.classes if name not in self.ids.categories]):
             near = nearest_hint(missing[0], list(self.ids.categories))
             raise ValueError(
@@ -117,13 +126,17 @@ class DetectionFiles:
                 "(--classes), or leave out --ids"
             )
 
-    def add(self, file: str, found: NamedDetections) -> None:
-        """Write or keep the detections of one image."""
+    def add(self, file: str, found: NamedDetections, **facts: str) -> None:
+        """Write or keep the detections of one image.
+
+        `file`: its path or URL, in a data set from the folder on. `facts`: more to say of it, such as its split, where
+        the format has a place for it.
+        """
         stem = printable(Path(file).stem)
         if "coco" in self.formats:
-            self._add_coco(file, found)
+            self._add_coco(file, found, facts)
         if "yolo" in self.formats:
-            self._write(f"yolo/labels/{stem}.txt", _yolo_lines(found))
+            self._write(f"{self._yolo}labels/{stem}.txt", _yolo_lines(found))
         if "voc" in self.formats:
             self._write(f"voc/{stem}.xml", _voc_page(printable(Path(file).name), found))
         if "csv" in self.formats:
@@ -131,13 +144,20 @@ class DetectionFiles:
             for name, score, box in zip(found.names, scores, boxes, strict=True):
                 self._rows.append((printable(file), name, f"{score:.6f}", *(f"{side:.2f}" for side in box)))
 
-    def _add_coco(self, file: str, found: NamedDetections) -> None:
+        for tool in self._tools:
+            tool.add(file, found, facts)
+
+    @property
+    def _yolo(self) -> str:
+        return "" if self.is_data_set else "yolo/"
+
+    def _add_coco(self, file: str, found: NamedDetections, facts: Mapping[str, str]) -> None:
         if self.ids is not None:
             self._results += found.to_coco(self.ids.images[file], self.ids.categories)
             return
         height, width = found.size
         number = len(self._images) + 1
-        self._images.append({"id": number, "file_name": printable(file), "width": width, "height": height})
+        self._images.append({"id": number, "file_name": printable(file), "width": width, "height": height, **facts})
         self._results += found.to_coco(number, {name: row for row, name in enumerate(self.classes, start=1)})
 
     def close(self) -> None:
@@ -146,10 +166,21 @@ class DetectionFiles:
             self._write("coco-results.json", json.dumps(self._results))
             if self.ids is None:
                 categories = [{"id": row, "name": name} for row, name in enumerate(self.classes, start=1)]
-                listed = {"images": self._images, "annotations": [], "categories": categories}
-                self._write("coco-images.json", json.dumps(listed, indent=1))
+                annotations = [
+                    {"id": number, **one, "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0}
+                    for number, one in enumerate(self._results if self.is_data_set else (), start=1)
+                ]
+                listed = {"images": self._images, "annotations": annotations, "categories": categories}
+                name = "coco-instances.json" if self.is_data_set else "coco-images.json"
+                self._write(name, json.dumps(listed, indent=1))
         if "yolo" in self.formats:
-            self._write("yolo/data.yaml", f"names: {json.dumps([*self.classes], ensure_ascii=False)}\n")
+            # Trainers ask for `val`; without boxes that people drew there is none of its own.
+            places = "train: images\nval: images\n" if self.is_data_set else ""
+            names = json.dumps([*self.classes], ensure_ascii=False)
+            self._write(f"{self._yolo}data.yaml", f"{places}names: {names}\n")
+        for tool in self._tools:
+            for name, text in tool.files():
+                self._write(name, text)
         if "csv" in self.formats:
             with (self.folder / "detections.csv").open("w", encoding="utf-8", newline="") as out:
                 csv.writer(out, lineterminator="\n").writerows([CSV_COLUMNS, *self._rows])

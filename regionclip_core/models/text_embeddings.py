@@ -24,6 +24,7 @@ from regionclip_core.models.prompt_templates import SINGLE, prompt_templates
 from regionclip_core.models.prompts import embed_texts
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import EMBEDDING_FILES
+from regionclip_core.storage.tables import POOL_NAMES
 
 PROMPTS = "prompts.json"
 """The file beside an exported text encoder that says how it embeds names."""
@@ -208,10 +209,10 @@ def embed_pool(
 def save_embeddings(folder: Folder, pool: Vocabulary, embeddings_CD: Tensor) -> None:
     """Write `concept_embeddings.safetensors` and, beside it, the names that the rows belong to."""
     folder.write_bytes(f"{_POOL}.safetensors", save_tensors({"embeddings": embeddings_CD.cpu().contiguous()}))
-    folder.write_json(f"{_POOL}.json", pool.to_json())
+    folder.write_json(POOL_NAMES, pool.to_json())
 
 
 def load_embeddings(folder: Folder) -> tuple[Vocabulary, Tensor]:
     """Return what `save_embeddings` wrote."""
     embeddings_CD = read_safetensors(folder, f"{_POOL}.safetensors")["embeddings"]
-    return Vocabulary.from_json(folder.read_json(f"{_POOL}.json")), embeddings_CD
+    return Vocabulary.from_json(folder.read_json(POOL_NAMES)), embeddings_CD

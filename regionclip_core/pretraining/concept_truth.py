@@ -53,3 +53,13 @@ def best_and_worst(labels: Folder, most: int) -> tuple[list[dict[str, Any]], lis
         rows = pq.read_table(file).to_pylist()
     others = [row for row in rows[most:] if row["clean"] < row["kept"]]
     return rows[:most], others[::-1][:most]
+
+
+def clean_shares(labels: Folder) -> dict[str, float]:
+    """Return the share of clean labels of each concept in the table; empty as for `best_and_worst`."""
+    folder = truth_folder(labels)
+    if not folder.exists(_FILE):
+        return {}
+    with folder.open(_FILE) as file:
+        rows = pq.read_table(file, columns=["concept", "clean", "kept"]).to_pylist()
+    return {row["concept"]: row["clean"] / row["kept"] for row in rows}

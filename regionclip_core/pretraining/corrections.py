@@ -31,7 +31,9 @@ CORRECTIONS = "corrections.json"
 """`regions`: [shard, key, region, concept id or -1] each; `no_region`: lines whose box is on no region."""
 NO_OBJECT = "no object"
 _COLUMNS = ("key", "box", "name")
-_MATCH = 0.5  # IoU from which on a corrected box means a region
+MATCH = 0.5
+"""IoU from which on a corrected box means a region."""
+Box = tuple[float, float, float, float]
 _BY_SHARD = dict[int, dict[str, dict[int, int]]]
 
 
@@ -41,7 +43,7 @@ class Correction:
 
     line: int
     key: str
-    box: tuple[float, float, float, float]
+    box: Box
     name: str | None
 
 
@@ -67,7 +69,7 @@ def read_corrections(url: str) -> list[Correction]:
     try:
         for row in reader:
             key, box, name = ((row[column] or "").strip() for column in _COLUMNS)
-            numbers = _numbers(box)
+            numbers = box_numbers(box)
             if row.get(None):  # DictReader's key of further fields
                 wrong.append(f"line {reader.line_num}: has more than {len(header)} fields; put the box in quotes")
             elif not key or not name:
@@ -82,7 +84,8 @@ def read_corrections(url: str) -> list[Correction]:
     return found
 
 
-def _numbers(text: str) -> tuple[float, float, float, float] | None:
+def box_numbers(text: str) -> Box | None:
+    """Return the box in a text, four numbers with spaces or commas between them; None for none, or one of no area."""
     try:
         x1, y1, x2, y2 = map(float, re.split(r"[\s,;]+", text.strip(" []()")))
     except ValueError:
@@ -130,7 +133,7 @@ def write_corrections(
                     wrong[one.line] = f"the key {one.key!r} is in several of labels.splits"
                     continue
                 overlap, region = _nearest(one.box, own)
-                if overlap < _MATCH:
+                if overlap < MATCH:
                     without.append({"line": one.line, "key": one.key, "best_iou": round(overlap, 3)})
                 elif (other := line_of.setdefault(region, one.line)) != one.line:
                     wrong[one.line] = f"is of the same region as line {other}"

@@ -114,6 +114,9 @@ LABELS = _schema(
 CROPS = "crops"
 LABELS_WITH_CROPS = LABELS.append(pa.field(CROPS, pa.list_(pa.list_(pa.float16())), nullable=False))
 
+POOL_NAMES = "concept_embeddings.json"
+"""File of a labels artifact: the names that concept ids mean there."""
+
 # Rows of `labels.source` that can't be used.
 REJECTED = _schema(
     row=pa.int64(),  # in the file, from 1

@@ -28,7 +28,7 @@ def export(what: str, source: Config | str, out: str, format: str | None, name: 
         ValueError: if there is no such model or format, or the model has no place in the format.
     """
     if what not in FORMATS:
-        raise ValueError(f"export {what}: expected one of {', '.join(FORMATS)}")
+        raise ValueError(f"export {what}: expected one of {', '.join(FORMATS)}, labels")
     format = format or FORMATS[what][0]
     if format not in FORMATS[what]:
         raise ValueError(f"--format {format}: a {what} can be exported as {' or '.join(FORMATS[what])}")

@@ -120,7 +120,14 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
     for title, value in blocks.items():
         text = yaml_text(value).rstrip()
         sections.append(f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines()))
+    if line.stage == "concepts" and manifest is not None:
+        from stages.commands.show_names import pool_sections
+
+        sections += [section_text(*one) for one in pool_sections(folder)]
     if line.stage == "labels":
+        from stages.commands.show_names import label_sections
+
+        sections += [section_text(*one) for one in label_sections(folder, [record.shard for record in shards])]
         sections += _concepts(folder)
     if first := first_reasons(folder, shards, "bad_", PARTLY):
         sections.append(f"the first that are bad or lost a part\n  {first}")
@@ -143,6 +150,11 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
             found += [f"  {key}: {text if len(text) <= 100 else f'{text[:97]}...'}" for key, text in cells] + ["  --"]
         sections.append("\n".join(found))
     return "\n\n".join(sections)
+
+
+def section_text(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a title and, indented, a table."""
+    return "\n".join([title, *(f"  {one}" for one in (table(rows).splitlines() if rows else ()))])
 
 
 def _concepts(labels: Folder) -> list[str]:

@@ -185,7 +185,7 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, place: Path, tmp_pat
         "NAMES: 'names.txt' is not `world`": ["embed", "names.txt", *model, "--out", "n.safetensors"],
         "--device gpu: expected auto, cpu": ["embed", "a", *model, "--out", "n.safetensors", "--device", "gpu"],
         "NAMES 'a,b,a' names ['a'] more than once": ["embed", "a,b,a", *model, "--out", "n.safetensors"],
-        "--format vok: expected some of coco, yolo, voc, csv; nearest: voc": [
+        "--format vok: expected some of coco, yolo, voc, csv, label-studio, cvat, fiftyone; nearest: voc": [
             "detect",
             image,
             *model,

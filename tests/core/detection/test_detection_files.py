@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,27 @@ def test_supervision_reads_yolo(written: Path) -> None:
         boxes, labels = FOUND[f"in/{Path(path).name}"]
         assert np.allclose(theirs.xyxy, np.reshape(boxes, (-1, 4)), atol=1e-3) and theirs.class_id.tolist() == labels
     assert len(loaded) == 3 and (folder / "labels" / "c.d.txt").is_file()
+
+
+def test_tools_find_images_by_their_whole_paths(written: Path) -> None:
+    """Boxes by hand; images are elsewhere than these files."""
+    here = Path.cwd()
+    tasks = json.loads((written / "label-studio-tasks.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [f"/data/local-files/?d={str(here / f)[1:]}" for f in FOUND]
+    samples = json.loads((written / "fiftyone" / "samples.json").read_text())["samples"]
+    assert [sample["filepath"] for sample in samples] == [str(here / file) for file in FOUND]
+    images = ElementTree.parse(written / "cvat-annotations.xml").getroot().findall("image")
+    assert [image.get("name") for image in images] == [*FOUND]
+    for (boxes, labels), task, sample, image in zip(FOUND.values(), tasks, samples, images, strict=True):
+        results = [one["value"] for one in task["predictions"][0]["result"]]
+        detections, drawn = sample["predictions"]["detections"], image.findall("box")
+        for box, label, percent, share, corners in zip(boxes, labels, results, detections, drawn, strict=True):
+            x, y, w, h = share["bounding_box"]
+            assert np.allclose([x * 160, y * 120, (x + w) * 160, (y + h) * 120], box, atol=1e-4)
+            assert np.allclose([percent["x"] / 100, percent["height"] / 100], [x, h])
+            assert np.allclose([float(corners.get(side)) for side in ("xtl", "ytl", "xbr", "ybr")], box, atol=0.006)
+            assert {*percent["rectanglelabels"], share["label"], corners.get("label")} == {CLASSES[label]}
+    assert [one["name"] for one in json.loads((written / "cvat-labels.json").read_text())] == [*CLASSES]
 
 
 def test_supervision_reads_pascal_voc(written: Path) -> None:
@@ -147,7 +169,10 @@ def test_formats_and_what_they_cannot_hold() -> None:
     assert check_formats(["coco, csv", "yolo", "csv"], ["a.jpg"], "x.json") == ("coco", "csv", "yolo")
     assert check_formats([], ["x/a.jpg", "y/a.jpg"], None) == ()
     assert check_formats(["coco,csv"], ["x/a.jpg", "y/a.jpg"], None) == ("coco", "csv")
-    with pytest.raises(ValueError, match="--format vok: expected some of coco, yolo, voc, csv; nearest: voc"):
+    with pytest.raises(
+        ValueError,
+        match="--format vok: expected some of coco, yolo, voc, csv, label-studio, cvat, fiftyone; nearest: voc",
+    ):
         check_formats(["vok"], [], None)
     with pytest.raises(ValueError, match="give --format coco too"):
         check_formats(["csv"], [], "x.json")
