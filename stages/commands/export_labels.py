@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import Config
+from regionclip_core.datasets.images import EXTENSIONS
 from regionclip_core.detection.detection_files import DetectionFiles, check_formats
 from regionclip_core.storage.folder import free_target, whole_or_nothing
 from regionclip_core.storage.locations import printable
@@ -173,7 +174,9 @@ def write_pictures(config: Config, concept: str, out: str, most: int) -> None:
 
 def file_name(number: int, key: str) -> str:
     """Return a name, without ending, for a file of an image: a key is never trusted as a path."""
-    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key)[-_NAME_LENGTH:]}"
+    stem, ending = os.path.splitext(key)
+    name = stem if ending[1:].lower() in EXTENSIONS else key
+    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-_NAME_LENGTH:]}"
 
 
 def box_text(box: Sequence[float]) -> str:

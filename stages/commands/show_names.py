@@ -90,7 +90,8 @@ def pool_difference(concepts: Folder, against: str) -> list[Section]:
         (f"other counts: {len(counts)}", ("concept", "there", "here", "difference"), counts),
     ]
     sizes = f"{len(new)} concepts here, {len(old)} in {other.url}, {len(new.keys() & old.keys())} in both"
-    return [(sizes, []), *((title + _first(len(rows)), [head, *rows[:SHOWN_NAMES]]) for title, head, rows in tables)]
+    shown = [(title + _first(len(rows)), [head, *rows[:SHOWN_NAMES]] if rows else []) for title, head, rows in tables]
+    return [(sizes, []), *shown]
 
 
 def label_sections(labels: Folder, shards: Sequence[int], concept: str | None = None) -> list[Section]:

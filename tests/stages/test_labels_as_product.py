@@ -189,7 +189,9 @@ def test_images_are_copied_upright_and_names_are_no_paths(run: Run, exported: Pa
         original, copy = (run.root / "coco" / "images" / key).read_bytes(), exported / name
         assert np.array_equal(np.asarray(Image.open(copy).convert("RGB")), decode_image(original))
         assert (copy.read_bytes() == original) == (key != "000000000001.png")
+    assert {path.suffix for path in (exported / "images").iterdir()} == {".png"}
     assert file_name(7, "../../etc/pass wd\\x") == "000007-..-..-etc-pass-wd-x"
+    assert file_name(7, "train/é 1.JPG") == "000007-train-1"
     assert len(file_name(0, "a" * 900)) == 67
 
 
