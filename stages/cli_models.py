@@ -208,11 +208,14 @@ def corrections(
     file: Annotated[str, typer.Argument(help="Label Studio's export as JSON, or CVAT's annotations.xml.")],
     exported: Annotated[str, typer.Option(metavar="DIR", help="Folder that `regionclip export labels` made before.")],
     out: Annotated[str, typer.Option(help="New CSV file, for labels.corrections.")],
+    onto: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Corrections that these labels had already; they stay.")
+    ] = None,
 ) -> None:
     """Write what people changed in exported labels as a file for labels.corrections."""
     from regionclip_core.pretraining.corrected_exports import write_changes
 
-    typer.echo(write_changes(file, exported, out))
+    typer.echo(write_changes(file, exported, out, onto))
 
 
 def _exit(done: int, failed: int) -> None:

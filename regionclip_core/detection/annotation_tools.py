@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -30,7 +30,8 @@ class AnnotationTool(ABC):
 
     def __init__(self, classes: Sequence[str], is_data_set: bool) -> None:
         self.classes, self.is_data_set = classes, is_data_set
-        self.images: list[Any] = []
+        self.images: list[str] = []
+        """As text already: there may be millions."""
 
     @abstractmethod
     def add(self, file: str, found: NamedDetections, facts: Mapping[str, str]) -> None:
@@ -64,11 +65,11 @@ class LabelStudio(AnnotationTool):
         best = max(found.scores.tolist(), default=0.0)
         data = {"image": place if "://" in place else LOCAL_FILES + place.lstrip("/"), "file": place, **facts}
         prediction = {"model_version": "regionclip", "score": best, "result": result}
-        self.images.append({"data": data, "predictions": [prediction]})
+        self.images.append(_json({"data": data, "predictions": [prediction]}))
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield the tasks and the config."""
-        yield "label-studio-tasks.json", json.dumps(self.images, indent=1, ensure_ascii=False)
+        yield "label-studio-tasks.json", _list(self.images)
         view = ElementTree.Element("View")
         ElementTree.SubElement(view, "Image", name=TO_NAME, value="$image")
         control = ElementTree.SubElement(view, "RectangleLabels", name=FROM_NAME, toName=TO_NAME)
@@ -93,17 +94,15 @@ class Cvat(AnnotationTool):
             kind = {"label": label, "source": "auto", "occluded": "0", "z_order": "0"}
             one = ElementTree.SubElement(image, "box", {**kind, **corners})
             ElementTree.SubElement(one, "attribute", name="score").text = f"{score:.6f}"
-        self.images.append(image)
+        self.images.append(_xml(image))
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield the annotations and the labels."""
-        root = ElementTree.Element("annotations")
-        ElementTree.SubElement(root, "version").text = "1.1"
-        root.extend(self.images)
-        yield "cvat-annotations.xml", '<?xml version="1.0" encoding="utf-8"?>\n' + _xml(root)
+        start = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
+        yield "cvat-annotations.xml", "".join([start, *self.images, "</annotations>\n"])
         score = {"name": "score", "input_type": "text", "mutable": False, "default_value": "", "values": []}
         labels = [{"name": name, "attributes": [score]} for name in self.classes]
-        yield "cvat-labels.json", json.dumps(labels, indent=1, ensure_ascii=False)
+        yield "cvat-labels.json", _list(map(_json, labels))
 
 
 class FiftyOne(AnnotationTool):
@@ -126,14 +125,14 @@ class FiftyOne(AnnotationTool):
         more = {key: value for key, value in facts.items() if key != "split"}
         tags = [facts["split"]] if "split" in facts else []
         boxes = {"_cls": "Detections", "detections": detections}
-        self.images.append({"filepath": self.place(file), "tags": tags, **more, "predictions": boxes})
+        self.images.append(_json({"filepath": self.place(file), "tags": tags, **more, "predictions": boxes}))
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield both. Metadata without a version say that the samples are plain JSON, not documents of a database."""
         folder = "" if self.is_data_set else "fiftyone/"
         metadata = {"media_type": "image", "default_classes": list(self.classes)}
-        yield f"{folder}metadata.json", json.dumps(metadata, ensure_ascii=False)
-        yield f"{folder}samples.json", json.dumps({"samples": self.images}, indent=1, ensure_ascii=False)
+        yield f"{folder}metadata.json", _json(metadata)
+        yield f"{folder}samples.json", f'{{"samples": {_list(self.images)}}}\n'
 
 
 TOOLS: dict[str, Callable[[Sequence[str], bool], AnnotationTool]] = {
@@ -147,6 +146,15 @@ TOOLS: dict[str, Callable[[Sequence[str], bool], AnnotationTool]] = {
 def _rows(found: NamedDetections) -> Iterator[tuple[str, float, list[float]]]:
     """Yield name, score and box, xyxy in pixels."""
     yield from zip(found.names, found.scores.tolist(), found.boxes.tolist(), strict=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _list(entries: Iterable[str]) -> str:
+    """Return a JSON list, one entry per line."""
+    return "[\n" + ",\n".join(entries) + "\n]\n"
 
 
 def _xml(root: ElementTree.Element) -> str:

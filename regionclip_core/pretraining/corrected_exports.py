@@ -18,7 +18,7 @@ import torch
 
 from regionclip_core.config.encodings import decode_text
 from regionclip_core.ops.boxes import iou
-from regionclip_core.pretraining.corrections import MATCH, NO_OBJECT, Box, box_numbers
+from regionclip_core.pretraining.corrections import MATCH, NO_OBJECT, Box, Correction, box_numbers, read_corrections
 from regionclip_core.storage.folder import Folder, new_file
 from regionclip_core.storage.json_lists import top_entries
 from regionclip_core.storage.locations import exists, printable, read_location
@@ -45,7 +45,7 @@ class ExportedImage(NamedTuple):
     labels: list[NamedBox]
 
 
-def write_changes(file: str, exported: str, out: str) -> str:
+def write_changes(file: str, exported: str, out: str, onto: str | None = None) -> str:
     """Write what people changed to `out`, a new CSV file for `labels.corrections`; return what it is, in words.
 
     See `changes`. Images that nobody looked at change nothing: in Label Studio those without a submitted annotation, in
@@ -54,15 +54,19 @@ def write_changes(file: str, exported: str, out: str) -> str:
     Args:
         file: Label Studio's export (.json), or CVAT's (.xml).
         exported: the folder that `regionclip export labels` made: its LIST says what there was before.
+        onto: corrections that the exported labels had; those that nothing newer replaces come first in `out`.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: it is of another form, or of other images.
     """
     target, before = new_file(out, ".csv"), _read_list(Folder(exported))
+    earlier = [] if onto is None else read_corrections(onto)
     meaning = _meanings(before)
-    kinds, rows = Counter[str](), [("key", "box", "name")]
+    kinds, rows = Counter[str](), list[tuple[str, str, str]]()
     looked_at = set[str]()
+    replaced: dict[str, list[tuple[str, NamedBox]]] = {}
+    """What is different, by key."""
     for image, boxes in read_corrected(file):
         name = _meant(image, meaning)
         if name is None:
@@ -73,17 +77,43 @@ def write_changes(file: str, exported: str, out: str) -> str:
         if name in looked_at:
             raise ValueError(f"{file}: the image {printable(image)!r} is there twice; leave one out")
         looked_at.add(name)
-        for kind, one in changes(before[name].labels, boxes):
-            kinds[kind] += 1
-            if kind != _SECOND:
-                rows.append((before[name].key, " ".join(f"{side:.2f}" for side in one.box), one.name))
+        found = replaced[before[name].key] = list(changes(before[name].labels, boxes))
+        kinds.update(kind for kind, _ in found)
+        rows += [_row(before[name].key, one.box, one.name) for kind, one in found if kind != _SECOND]
     if not looked_at:
         raise ValueError(f"{file}: no image with a submitted annotation; expected {_FORMS}")
+    labels = {one.key: one.labels for one in before.values()}
+    old = [one for one in earlier if not _is_replaced(one, labels.get(one.key, []), replaced.get(one.key, []))]
+    lines = [("key", "box", "name"), *(_row(one.key, one.box, one.name or NO_OBJECT) for one in old), *rows]
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(lines)
     Folder(str(target.absolute().parent)).write_bytes(target.name, text.getvalue().encode())
     what = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) or "nothing was changed"
-    return f"{len(rows) - 1} corrections in {out} ({what}); images looked at: {len(looked_at)} of {len(before)}"
+    kept = f", behind {len(old)} of {len(earlier)} earlier ones" if onto is not None else ""
+    return f"{len(rows)} corrections in {out} ({what}){kept}; images looked at: {len(looked_at)} of {len(before)}"
+
+
+def _row(key: str, box: Box, name: str) -> tuple[str, str, str]:
+    return key, " ".join(f"{side:.2f}" for side in box), name
+
+
+def _is_replaced(earlier: Correction, labels: Sequence[NamedBox], found: Sequence[tuple[str, NamedBox]]) -> bool:
+    """Return whether a newer change is about the region of an earlier correction.
+
+    That region was exported by the name that it got, or as no object not at all.
+
+    Args:
+        labels: that were exported of its image.
+        found: what is different there.
+    """
+    boxes = [one.box for kind, one in found if kind == _NEW]
+    if earlier.name is not None:
+        boxes = [one.box for one in labels]
+    if not boxes:
+        return False
+    overlap = iou(torch.tensor([earlier.box]), torch.tensor(boxes))[0]
+    nearest = boxes[int(overlap.argmax())]
+    return float(overlap.max()) >= MATCH and any(one.box == nearest for _, one in found)
 
 
 def changes(before: Sequence[NamedBox], after: Sequence[NamedBox]) -> Iterator[tuple[str, NamedBox]]:

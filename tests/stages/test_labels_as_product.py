@@ -307,6 +307,26 @@ def test_boxes_belong_together_by_overlap() -> None:
     assert list(changes([], [new])) == [("new", new)] and len(list(changes(before, []))) == 3
 
 
+def test_earlier_corrections_stay_unless_something_newer_is_about_their_region(
+    run: Run, exported: Path, tmp_path: Path
+) -> None:
+    first, second, third = run.kept()
+    earlier = [
+        f"{first},10 5 40 25,{POOL[0]}",  # now no object
+        f"{second},1.00 2.00 61.00 52.00,{ODD}",  # its box is still there, by its name
+        f"{second},70 71 78 78,no object",  # somebody drew a box there
+        f"{second},0.00 60.00 9.00 70.00,no object",
+        f"{third},0.00 0.00 5.00 5.00,never",  # of an image that nobody looked at
+    ]
+    (tmp_path / "old.csv").write_text("\n".join(["key,box,name", *earlier]))
+    (tmp_path / "fixed.json").write_text(json.dumps(in_label_studio(exported)))
+    options = ["--exported", str(exported), "--onto", str(tmp_path / "old.csv"), "--out", str(tmp_path / "new.csv")]
+    result = CliRunner().invoke(app, ["corrections", str(tmp_path / "fixed.json"), *options])
+    assert "1 new), behind 3 of 5 earlier ones; images looked at" in result.stdout, result.output
+    assert (tmp_path / "new.csv").read_text().splitlines()[1:4] == [earlier[1], earlier[3], earlier[4]]
+    assert len(read_corrections(str(tmp_path / "new.csv"))) == 6
+
+
 def test_a_turned_rectangle_is_taken_by_its_outline(tmp_path: Path) -> None:
     value = {"x": 50, "y": 10, "width": 20, "height": 10, "rotation": 90, "rectanglelabels": ["cat"]}
     result = {"type": "rectanglelabels", "original_width": 100, "original_height": 200, "value": value}
