@@ -60,7 +60,7 @@ class ConceptsWork(ShardWork):
                     yield pq.read_table(file)
 
         with ctx.out.write("dropped.parquet") as file:
-            named: dict[str, Any] = {"names": list(given.synonyms), "banned": parser.banned()}
+            named: dict[str, Any] = {"names": list(given.synonyms), "banned": parser.banned}
             pool, dropped = build_pool(tables(), section, file, classes, **named)
         with ctx.out.write("concepts.parquet") as file:
             pq.write_table(pool, file, compression="zstd")

@@ -43,6 +43,7 @@ class CaptionParser:
         name: `rules`, or `spacy:<pipeline>`.
         version: of the rules, or of the pipeline.
         tables: name and version of the lemma tables.
+        banned: concepts that are never kept, as the pool would spell them.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class CaptionParser:
         self.nlp, self.name, self.version, self.tables = nlp, name, version, tables
         self.extractor = PhraseExtractor(nlp, config, [*protected, *given.all()])
         self._merge = dict(config.merge)
-        self._given = given
         self._named: dict[str, str] = {}
         self._named = given.by_spelling(self.class_name)
+        self.banned = self._banned(given)
 
     def parse(self, captions: Iterable[str]) -> Iterator[list[Phrase]]:
         """Yield the phrases of each caption, in order; [] for an empty caption and for one in another language.
@@ -109,16 +110,11 @@ class CaptionParser:
         text = self._merge.get(text, text)
         return self._named.get(text, text)
 
-    def banned(self) -> set[str]:
-        """Return the concepts that are never kept, as the pool would spell them.
-
-        Raises:
-            ValueError: one of them is a name of `concepts.add`, spelled otherwise.
-        """
+    def _banned(self, given: GivenNames) -> set[str]:
         found: set[str] = set()
-        for name in self._given.banned:
-            concept = name if name in self._given.synonyms else self.class_name(name)
-            if concept in self._given.added:
+        for name in given.banned:
+            concept = name if name in given.synonyms else self.class_name(name)
+            if concept in given.added:
                 raise ValueError(f"concepts.ban: {name!r} is {concept!r} of concepts.add; leave it out of one of them")
             found.add(concept)
         return found
@@ -149,8 +145,8 @@ def make_parser(config: ConceptsConfig, protected: Sequence[str] = (), given: Gi
         given: names that a person gives, see `read_given`.
 
     Raises:
-        ValueError: `parser: spacy` and the pipeline is not installed or parses no noun chunks; or the lemma tables are
-            not installed.
+        ValueError: `parser: spacy` and the pipeline is not installed or parses no noun chunks; the lemma tables are not
+            installed; or a name that is never kept is one of `concepts.add`, spelled otherwise.
     """
     model = config.spacy_model
     if config.parser != "rules":

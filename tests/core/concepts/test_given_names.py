@@ -32,7 +32,7 @@ def pool(images: Sequence[Sequence[str]] = IMAGES, **settings: object) -> tuple[
     parser = make_parser(section, given=given)
     file = io.BytesIO()
     tables = [count_captions(parser, [captions]) for captions in images]
-    found, _ = build_pool(tables, section, file, names=list(given.synonyms), banned=parser.banned())
+    found, _ = build_pool(tables, section, file, names=list(given.synonyms), banned=parser.banned)
     dropped = pq.read_table(io.BytesIO(file.getvalue())).to_pylist()
     return found.to_pylist(), {row["concept"]: row["reason"] for row in dropped}
 
