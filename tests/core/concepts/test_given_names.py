@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_captions import config
 
+from regionclip_core.concepts import parser as parser_module
 from regionclip_core.concepts.counts import count_captions
 from regionclip_core.concepts.given_names import GivenNames, read_given
 from regionclip_core.concepts.parser import make_parser
@@ -23,6 +25,14 @@ IMAGES = [
     ["A traffic light beside two dogs", "A man in the background"],
     ["A mug on skis", "A picture of a cat"],
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_pipeline() -> Iterator[None]:
+    """Making the parser's pipeline takes longer than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser_module, "blank_pipeline", cache(parser_module.blank_pipeline))
+        yield
 
 
 def pool(images: Sequence[Sequence[str]] = IMAGES, **settings: object) -> tuple[list[Row], dict[str, str]]:
