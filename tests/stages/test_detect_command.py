@@ -130,6 +130,10 @@ def test_classes_and_settings_of_ones_own(run: Run, model: str, images: Path, tm
     assert found("--classes", str(tmp_path / "classes.txt")) == asked
     assert found("--classes", "dragon, tea pot", call=run) == asked
     assert found("--classes", "dragon, tea pot", "--prompts", "short") != asked
+    by_model = load(model).detect(str(images / "wide.png"), ["dragon", "tea pot"], load(model).vocabulary.names)[0]
+    against = found("--classes", "dragon, tea pot", "--against", "own")
+    assert [row["score"] for row in against] == [round(score, 4) for score in by_model.scores.tolist()]
+    assert against != asked == found("--classes", "dragon, tea pot", "--against", "dragon, tea pot")
     assert len(found("--max-detections", "2")) == 2
     assert len(found("--nms", "0.01", "--classes", "dragon, tea pot")) < len(asked)
     assert found("--objectness", "sigmoid") != found()
