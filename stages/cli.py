@@ -406,5 +406,29 @@ def import_(
     typer.echo(f"every tensor by name: {out}/{REPORT}")
 
 
+@app.command()
+@user_errors
+def reproduce(
+    preset: Annotated[str, typer.Argument(help="coco_rn50, coco_rn50x4, lvis_rn50 or lvis_rn50x4.")],
+    weights: Annotated[str, typer.Option(metavar="DIR", help="Folder with the official files.")],
+    imported: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for what `import` makes of them; used again.")
+    ] = "weights",
+    overrides: SetOption = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", metavar="URL", help="Folder or URL.  [default: runs/published_PRESET]"),
+    ] = None,
+) -> None:
+    """Measure the published weights with a preset, and print the paper's figures beside the results."""
+    from stages.commands.reproduce import reproduce as run_reproduce
+    from stages.commands.reproduce import reproduction
+
+    config = reproduction(preset, weights, imported, workspace, overrides or ())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not run_reproduce(preset, weights, imported, config, typer.echo):
+        raise typer.Exit(1)
+
+
 if __name__ == "__main__":
     sys.exit(app())
