@@ -1,5 +1,5 @@
-"""The command line. Commands that use a model are in `cli_models.py`, options that several share in `cli_options.py`;
-no other file imports typer.
+"""The command line. Commands that use a model are in `cli_models.py`, init in `cli_configs.py`, options that several
+share in `cli_options.py`; no other file imports typer.
 
 Each command imports what it needs when it is called: the config alone would make `--help` take three times as long.
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from stages.cli_configs import init
 from stages.cli_models import detect, embed, features
 from stages.cli_options import (
     ConfigOption,
@@ -281,10 +282,21 @@ def show(
 
 @app.command("config")
 @user_errors
-def show_config(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
+def show_config(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of config files, for editors.")
+    ] = False,
+) -> None:
     """Print the whole configuration, defaults and overrides included."""
     from regionclip_core.config.loading import dump_config
+    from regionclip_core.config.schema import json_schema
 
+    if schema:
+        typer.echo(json.dumps(json_schema(), indent=1))
+        return
     typer.echo(dump_config(load(config, overrides, workspace)), nl=False)
 
 
@@ -351,7 +363,7 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (detect, features, embed):
+for _command in (init, detect, features, embed):
     app.command()(user_errors(_command))
 
 
