@@ -38,7 +38,8 @@ extension, and others with yaml-language-server).
 - `null` is a value: `teacher.training: null` removes that section.
 - A file that `extends` another one stands for both. After it, `--config` goes on with the next file, and `--set` comes
   last.
-- `regionclip config` shows beside each key that was not set by the first file where it came from.
+- `regionclip config` shows beside each key of a later file which one it is from, `run` says in which order files were
+  merged, and a mistake is shown with its file.
 
 Relative paths in a config start from where `regionclip` runs; only the file that `extends` names is looked for beside
 the file that names it.
