@@ -1,5 +1,5 @@
-"""The command line. Commands that use a model are in `cli_models.py`, options that several share in `cli_options.py`;
-no other file imports typer.
+"""The command line. Commands that use a model are in `cli_models.py`, init in `cli_configs.py`, options that several
+share in `cli_options.py`; no other file imports typer.
 
 Each command imports what it needs when it is called: the config alone would make `--help` take three times as long.
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from stages.cli_configs import init
 from stages.cli_models import detect, embed, features
 from stages.cli_options import (
     ConfigOption,
@@ -30,6 +31,7 @@ from stages.cli_options import (
     SetOption,
     WorkspaceOption,
     load,
+    load_files,
     model_source,
 )
 
@@ -153,7 +155,10 @@ def run(
     from stages.engine.runner import Pipeline
 
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
-    loaded = load(config, [*(overrides or []), *limit], workspace, backend)
+    files = load_files(config, [*(overrides or []), *limit], workspace, backend)
+    loaded = files.config
+    if len(files.files) > 1:
+        typer.echo(f"config: {', then '.join(files.files)}", err=True)
     if dry_run:
         planner = Planner(loaded)
         wanted = planner.closure(stages, force)
@@ -281,11 +286,23 @@ def show(
 
 @app.command("config")
 @user_errors
-def show_config(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
-    """Print the whole configuration, defaults and overrides included."""
+def show_config(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of config files, for editors.")
+    ] = False,
+) -> None:
+    """Print the whole configuration, defaults and overrides included; what is of a later file says so."""
     from regionclip_core.config.loading import dump_config
+    from regionclip_core.config.schema import json_schema
 
-    typer.echo(dump_config(load(config, overrides, workspace)), nl=False)
+    if schema:
+        typer.echo(json.dumps(json_schema(), indent=1))
+        return
+    loaded = load_files(config, overrides, workspace)
+    typer.echo(dump_config(loaded.config, loaded.later_origins), nl=False)
 
 
 @app.command()
@@ -309,7 +326,11 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
         raise ValueError(f"{planner.workspace.url}: {NO_WORKSPACE}")
     typer.echo(f"{checked} artifacts read, {len({stage for stage, _ in bad})} stages with problems")
     if bad:
-        given = [("--config", config), *(("--set", one) for one in overrides or []), ("--workspace", workspace)]
+        given = [
+            *(("--config", one) for one in config or []),
+            *(("--set", one) for one in overrides or []),
+            ("--workspace", workspace),
+        ]
         options = "".join(f" {option} {shlex.quote(value)}" for option, value in given if value is not None)
         for line in advice(bad, planner.lines(), options):
             typer.echo(line, err=True)
@@ -330,7 +351,7 @@ def gc(
     from stages.commands.gc import ablations, collect, foreign_folders, unreachable
     from stages.commands.verify import artifacts
 
-    configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
+    configs = [load(config, overrides, workspace), *(load([other], None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)
     if next(artifacts(folder), None) is None and not foreign_folders(folder):
         raise ValueError(f"{folder.url}: {NO_WORKSPACE}")
@@ -351,7 +372,7 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (detect, features, embed):
+for _command in (init, detect, features, embed):
     app.command()(user_errors(_command))
 
 
