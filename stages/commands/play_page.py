@@ -35,11 +35,11 @@ Row = tuple[Any, ...]
 _BOX = "xmin, ymin, xmax, ymax"
 _STYLE = """
 footer { display: none !important; }
-.problem { color: var(--error-text-color); font-weight: 600; }
+.problem { color: var(--error-icon-color); font-weight: 600; }
 .rows { overflow-x: auto; }
 .rows table { border-collapse: collapse; width: 100%; }
-.rows th, .rows td { border-bottom: 1px solid var(--border-color-primary); padding: 0.4em 0.8em; }
-.rows th, .rows td { text-align: left; white-space: nowrap; }
+.rows th, .rows td { padding: 0.4em 0.8em !important; text-align: left; white-space: nowrap; }
+.rows th, .rows td { border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; }
 """
 
 
@@ -66,7 +66,9 @@ class Playground:
             raise ValueError("Words names no category; expected names with commas between them, such as: cup, red kite")
         return names
 
-    def detect(self, photo: str | None, words: str, score: float, iou: float) -> tuple[Image.Image, list[Row], str]:
+    def detect(
+        self, photo: str | None, words: str, score: float, iou: float, against_own: bool = False
+    ) -> tuple[Image.Image, list[Row], str]:
         """Return the picture, a row (name, score, box) per box in it, and what to say.
 
         Args:
@@ -74,12 +76,13 @@ class Playground:
             words: see `names`.
             score: lowest score shown.
             iou: see `NamedDetections.without_doubles`.
+            against_own: whether a word is compared with the model's own names instead of the other words.
 
         Raises:
             ValueError: for a file that is no image, or names that can't be looked for.
         """
         pixels, names, began = _pixels(photo), self.names(words), time.monotonic()
-        [found] = self.model.detect(pixels, names)
+        [found] = self.model.detect(pixels, names, self.model.vocabulary.names if against_own else ())
         shown = found.without_doubles(iou).at_least(score)
         said = f"{len(shown)} found in {time.monotonic() - began:.1f} s."
         if not len(shown):
@@ -164,10 +167,15 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
                         score = gr.Slider(0, 1, 0.3, step=0.01, label="Score", info="Lowest shown", min_width=240)
                         hidden = "IoU with a better box that hides one"
                         iou = gr.Slider(0, 1, PICTURE_NMS, step=0.05, label="NMS", info=hidden, min_width=240)
+                    own = gr.Checkbox(
+                        label="Compare each word with the model's own names",
+                        info="Its score then doesn't depend on the other words.",
+                        visible=bool(playground.own_words),
+                    )
                     button, said = gr.Button("Detect", variant="primary"), gr.HTML()
                     outputs = [gr.Image(**shown), gr.HTML(), said]
                     answer = answering(playground.detect, ["name", "score", _BOX], 1)
-                    button.click(answer, [photo, words, score, iou], outputs, **one_at_a_time)
+                    button.click(answer, [photo, words, score, iou, own], outputs, **one_at_a_time)
                 if playground.pair is not None:
                     student = "detector" if playground.pair[1].finetuned else "student"
                     with gr.Tab("Regions"):
@@ -224,7 +232,7 @@ def _pixels(photo: str | None) -> npt.NDArray[np.uint8]:
     try:
         return decode_image(read_image_file(photo))
     except BadImage as error:
-        raise ValueError(f"the photo can't be read: {error}; expected {', '.join(FORMATS)}") from error
+        raise ValueError(f"the photo can't be read: {error.reason}; expected {', '.join(FORMATS)}") from error
 
 
 def _digits(values: Tensor) -> list[str]:

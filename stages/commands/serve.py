@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -63,6 +64,7 @@ def serve(
                 "that `regionclip import` made of a CLIP or pretraining file"
             )
     choice = choose_model(source, name, parts, device, None, "serve", names=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are deleted
     with listening(host, port) as listener, opened_page(choice, teacher) as (_, page):
         import uvicorn  # comes with gradio
 
