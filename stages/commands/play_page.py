@@ -38,8 +38,8 @@ footer { display: none !important; }
 .problem { color: var(--error-icon-color); font-weight: 600; }
 .rows { overflow-x: auto; }
 .rows table { border-collapse: collapse; width: 100%; }
-.rows th, .rows td { padding: 0.4em 0.8em !important; text-align: left; white-space: nowrap; }
-.rows th, .rows td { border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; }
+.rows :is(th, td) { border-bottom: 1px solid var(--border-color-primary); padding: 0.4em 0.6em; }
+.rows :is(th, td) { text-align: left; white-space: nowrap; }
 """
 
 
@@ -145,7 +145,8 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
         what: the model, in words.
         photos: examples.
     """
-    shown: dict[str, Any] = {"format": "png", "interactive": False, "show_label": False, "buttons": []}
+    # JPEG, since a PNG of a phone's photo takes seconds.
+    shown: dict[str, Any] = {"format": "jpeg", "interactive": False, "show_label": False, "buttons": []}
     one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
     with gr.Blocks(title="RegionCLIP", analytics_enabled=False) as blocks:
         gr.Markdown(f"# RegionCLIP\nFinds what you name, with {what}. Photos stay on the machine that runs this page.")
@@ -173,7 +174,7 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
                         visible=bool(playground.own_words),
                     )
                     button, said = gr.Button("Detect", variant="primary"), gr.HTML()
-                    outputs = [gr.Image(**shown), gr.HTML(), said]
+                    outputs = [gr.Image(**shown), gr.HTML(apply_default_css=False), said]
                     answer = answering(playground.detect, ["name", "score", _BOX], 1)
                     button.click(answer, [photo, words, score, iou, own], outputs, **one_at_a_time)
                 if playground.pair is not None:
@@ -186,7 +187,7 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
                                 with gr.Column(min_width=240):
                                     gr.Markdown(name)
                                     pictures.append(gr.Image(**shown))
-                        outputs = [*pictures, gr.HTML(), said]
+                        outputs = [*pictures, gr.HTML(apply_default_css=False), said]
                         headers = ["region", "CLIP", "probability", "RegionCLIP", "probability", _BOX]
                         answer = answering(playground.regions, headers, 2)
                         button.click(answer, [photo, words, count], outputs, **one_at_a_time)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.proposals.proposers import proposer_row
 from stages.commands.model_choice import NO_PARTS, ModelChoice, choose_model
-from stages.commands.serve import listening, opened_page
+from stages.commands.serve import example_photos, listening, opened_page
 
 if TYPE_CHECKING:  # gradio and Playwright take seconds to load, and other tests need neither
     from playwright.sync_api import Page
@@ -92,11 +93,13 @@ def rows_of(page: Page) -> list[tuple[str, ...]]:
     return [tuple(row.locator("td").all_inner_texts()) for row in page.locator("tr:visible:has(td)").all()]
 
 
-def pixels_of(page: Page, number: int) -> np.ndarray:
-    """A picture that is seen, of those of an answer."""
+def shows(page: Page, number: int, picture: Image.Image) -> bool:
+    """Whether the page has this picture, as a JPEG, among those of its answer."""
     source = page.locator("[role=tabpanel] img:visible").nth(number).get_attribute("src")
     assert source is not None
-    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())))
+    picture.save(expected := io.BytesIO(), "JPEG")
+    came = io.BytesIO(page.request.get(source).body())
+    return np.array_equal(Image.open(came), Image.open(expected))
 
 
 def written(boxes: torch.Tensor) -> list[str]:
@@ -126,15 +129,15 @@ def test_a_visitor_finds_boxes_and_compares_regions(run: Run, detector: str, pho
             page.locator("input[type=file]").set_input_files(file)
             page.get_by_label("Remove Image").wait_for()
 
-        def compare(against: Sequence[str]) -> None:
+        def compare(file: Path | str, against: Sequence[str] = ()) -> None:
             """The page's answer with the model's own."""
-            [found] = model.detect(photo, WORDS, against)
+            [found] = model.detect(file, WORDS, against)
             kept = found.without_doubles(0.5)
             answer("Detect", f"{len(kept)} found in ")
             scores = [f"{score:.3f}" for score in kept.scores.tolist()]
             assert len(kept) > 2
             assert rows_of(page) == list(zip(kept.names, scores, written(kept.boxes), strict=True))
-            assert np.array_equal(pixels_of(page, 0), found.plot(photo, score=0))
+            assert shows(page, 0, found.plot(file, score=0))
 
         own, alone = model.vocabulary.names, page.get_by_label("Compare each word with the model's own names")
         words = page.get_by_placeholder("cup, red kite")
@@ -144,20 +147,21 @@ def test_a_visitor_finds_boxes_and_compares_regions(run: Run, detector: str, pho
         answer("Detect", "no photo: give one first")
         upload(photo)
         alone.check()
-        compare(own)
+        compare(photo, own)
         page.get_by_label("Remove Image").click()
         upload(tmp_path / "broken.jpg")
         answer("Detect", "the photo can't be read: no image of a known format")
         page.get_by_label("Remove Image").click()
-        upload(photo)
+        page.locator("button.gallery-item").nth(1).click()
+        page.get_by_label("Remove Image").wait_for()
         alone.uncheck()
-        compare(())
+        compare(example_photos(chosen(run), tmp_path)[1])
 
         page.get_by_role("tab", name="Regions").click()
-        *pictures, rows, said = playground.regions(photo, ", ".join(WORDS), 8)
+        *pictures, rows, said = playground.regions(str(tmp_path / "1.png"), ", ".join(WORDS), 8)
         answer("Compare regions", said)
         assert rows_of(page) == [tuple(map(str, row)) for row in rows]
-        assert all(np.array_equal(pixels_of(page, n), picture) for n, picture in enumerate(pictures))
+        assert all(shows(page, number, picture) for number, picture in enumerate(pictures))
 
         page.get_by_role("tab", name="Detect").click()
         words.fill("a, b, a")
@@ -242,6 +246,15 @@ def test_what_a_visitor_gets_wrong_is_an_answer(
 
         monkeypatch.setattr(RegionModel, "detect", fail)
         assert "RuntimeError: CUDA out of memory" in answer(photo, "cat", 0, 0.5)[-1]
+
+
+def test_the_photos_offered_are_of_the_evaluated_split(run: Run, tmp_path: Path) -> None:
+    data = artifact(run.workspace, "data")
+    [shard, *_] = json.loads((data / "splits.json").read_text())["val"]["shards"]
+    with tarfile.open(data / f"images-{shard:05d}.tar") as tar:
+        stored = [tar.extractfile(member).read() for member in tar.getmembers()]  # type: ignore[union-attr]
+    photos = example_photos(chosen(run), tmp_path)
+    assert [path.read_bytes() for path in photos] == stored[:6] != []
 
 
 def test_two_clip_folders_are_compared(run: Run, photo: str) -> None:
