@@ -257,11 +257,16 @@ def test_the_photos_offered_are_of_the_evaluated_split(run: Run, tmp_path: Path)
     assert [path.read_bytes() for path in photos] == stored[:6] != []
 
 
-def test_two_clip_folders_are_compared(run: Run, photo: str) -> None:
-    """A student has no names of its own; beside it is the teacher that `--teacher` names."""
+@pytest.mark.parametrize("imported", [False, True])
+def test_two_clip_models_are_compared(run: Run, photo: str, tmp_path: Path, imported: bool) -> None:
+    """A student has no names of its own; beside it is what `--teacher` names, or the teacher of an imported file."""
     student, teacher, rpn = (str(artifact(run.workspace, stage)) for stage in ("pretrain", "teacher", "rpn"))
-    choice = choose_model(student, "", {**NO_PARTS, "rpn": rpn}, "cpu", None, "serve", names=True)
-    with opened_page(choice, teacher) as (playground, _):
+    place, parts, beside = student, {**NO_PARTS, "rpn": rpn}, teacher
+    if imported:
+        place, parts, beside = str(tmp_path), NO_PARTS, None
+        for name, folder in (("student", student), ("teacher", teacher), ("rpn", rpn)):
+            shutil.copytree(folder, tmp_path / name)
+    with opened_page(choose_model(place, "", parts, "cpu", None, "serve", names=True), beside) as (playground, _):
         assert playground.own_words == "" and playground.pair is not None
         first, second = playground.pair
         assert first.preprocess == second.preprocess
