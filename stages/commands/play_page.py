@@ -18,6 +18,7 @@ import gradio as gr
 import numpy as np
 import numpy.typing as npt
 import torch
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from torch import Tensor
@@ -203,6 +204,19 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=_STYLE,
     )
+
+
+class PageServer(uvicorn.Server):
+    """Serves what `make_page` gave."""
+
+    def __init__(self, page: FastAPI) -> None:
+        super().__init__(uvicorn.Config(page, log_level="error", timeout_graceful_shutdown=1))
+        self._ended = page.routes[-1].app.stop_event  # type: ignore[attr-defined]
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """End the connection that each open page holds, and then all else; uvicorn alone would wait for them."""
+        self._ended.set()
+        await super().shutdown(sockets)
 
 
 def answering(answer: Callable[..., Row], headers: Sequence[str], pictures: int) -> Callable[..., Row]:

@@ -66,15 +66,14 @@ def serve(
     choice = choose_model(source, name, parts, device, None, "serve", names=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are deleted
     with listening(host, port) as listener, opened_page(choice, teacher) as (_, page):
-        import uvicorn  # comes with gradio
+        from stages.commands.play_page import PageServer
 
         if host not in ("localhost", "::1") and not host.startswith("127."):
             print(f"warning: --host {host}: all who reach it can use the page, it has no password", file=sys.stderr)
         shown = f"[{host}]" if ":" in host else host
         print(f"the page is at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
-        settings = uvicorn.Config(page, log_level="error", timeout_graceful_shutdown=1)  # an open page never hangs up
         try:
-            uvicorn.Server(settings).run(sockets=[listener])
+            PageServer(page).run(sockets=[listener])
         except KeyboardInterrupt:
             print("stopped")
 

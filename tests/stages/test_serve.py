@@ -75,10 +75,10 @@ def chosen(run: Run, name: str = "regionclip") -> ModelChoice:
 @contextmanager
 def served(run: Run) -> Iterator[tuple[str, Playground]]:
     """The link to the page of a run, in this process, and what the page does."""
-    import uvicorn
-
     with listening("127.0.0.1", 0) as listener, opened_page(chosen(run)) as (playground, app):
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        from stages.commands.play_page import PageServer
+
+        server = PageServer(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -257,7 +257,7 @@ def test_the_photos_offered_are_of_the_evaluated_split(run: Run, tmp_path: Path)
     assert [path.read_bytes() for path in photos] == stored[:6] != []
 
 
-@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize("imported", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_clip_models_are_compared(run: Run, photo: str, tmp_path: Path, imported: bool) -> None:
     """A student has no names of its own; beside it is what `--teacher` names, or the teacher of an imported file."""
     student, teacher, rpn = (str(artifact(run.workspace, stage)) for stage in ("pretrain", "teacher", "rpn"))
@@ -336,8 +336,14 @@ def test_the_command_serves_until_it_is_stopped(detector: str, tmp_path: Path, s
         with urllib.request.urlopen(link) as page:
             assert b"RegionCLIP" in page.read()
         assert any(tmp_path.glob("regionclip-serve-*"))
-        process.send_signal(stop)
+        with urllib.request.urlopen(f"{link}/gradio_api/heartbeat/abc") as open_page:  # as a browser holds it
+            assert open_page.readline() == b"data: ALIVE\n"
+            process.send_signal(stop)
+            process.wait(timeout=60)
         assert process.stdout.read() == "stopped\n"
-        assert "warning: --host 0.0.0.0: all who reach it can use the page, it has no password" in process.stderr.read()
+        assert "warning: --host 0.0.0.0: all who reach it can use the page, it has no password\n" in (
+            errors := process.stderr.read()
+        )
+        assert "Traceback" not in errors and "ERROR" not in errors, errors
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == []
