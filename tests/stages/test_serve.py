@@ -49,6 +49,12 @@ SWITCHES = [
 WORDS = ["dragon", "tea pot", "cup"]
 
 
+@pytest.fixture(autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gradio, in a process with several pages one after the other, makes the first one's folder again."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.getbasetemp()))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return finished_run(tmp_path_factory.mktemp("run"), "finetune")
