@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from stages.cli_configs import init
-from stages.cli_models import detect, embed, features
+from stages.cli_models import detect, embed, features, serve
 from stages.cli_options import (
     ConfigOption,
     ModelOption,
@@ -372,7 +372,7 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (init, detect, features, embed):
+for _command in (init, detect, features, embed, serve):
     app.command()(user_errors(_command))
 
 
