@@ -18,7 +18,15 @@ import torch
 
 from regionclip_core.config.encodings import decode_text
 from regionclip_core.ops.boxes import iou
-from regionclip_core.pretraining.corrections import MATCH, NO_OBJECT, Box, Correction, box_numbers, read_corrections
+from regionclip_core.pretraining.corrections import (
+    MATCH,
+    NO_OBJECT,
+    Box,
+    Correction,
+    box_numbers,
+    box_text,
+    read_corrections,
+)
 from regionclip_core.storage.folder import Folder, new_file
 from regionclip_core.storage.json_lists import top_entries
 from regionclip_core.storage.locations import exists, printable, read_location
@@ -94,7 +102,7 @@ def write_changes(file: str, exported: str, out: str, onto: str | None = None) -
 
 
 def _row(key: str, box: Box, name: str) -> tuple[str, str, str]:
-    return key, " ".join(f"{side:.2f}" for side in box), name
+    return key, box_text(box), name
 
 
 def _is_replaced(earlier: Correction, labels: Sequence[NamedBox], found: Sequence[tuple[str, NamedBox]]) -> bool:

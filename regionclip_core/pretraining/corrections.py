@@ -93,6 +93,11 @@ def box_numbers(text: str) -> Box | None:
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 and all(map(math.isfinite, (x1, y1, x2, y2))) else None
 
 
+def box_text(box: Sequence[float]) -> str:
+    """Return a box as `labels.corrections` has it."""
+    return " ".join(f"{side:.2f}" for side in box)
+
+
 def write_corrections(
     out: Folder, data: Folder, regions: Folder, settings: LabelsConfig, concept_of: Mapping[str, int]
 ) -> None:

@@ -5,6 +5,8 @@ R regions of one image, C concepts. Boxes are xyxy pixels in the original image.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,12 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from regionclip_core.config.nearest import nearest_hint
+from regionclip_core.datasets.images import EXTENSIONS
 from regionclip_core.datasets.index import IndexRow, read_index, require_same_images, split_ragged, split_shards
 from regionclip_core.storage.records import Folder
 from regionclip_core.storage.tables import POOL_NAMES
 
 BINS = 10
 """Of the histogram of scores, from 0 to 1."""
+_NAME_LENGTH = 60  # letters of a key in the name of its image: a file system takes 255 bytes
 _COLUMNS = ("key", "boxes", "concept_id", "score", "kept")
 
 
@@ -127,6 +131,13 @@ def read_kept(
                 chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
                 if len(chosen):
                     yield split, ImageLabels(image, boxes[chosen], ids[chosen].astype(np.int64), scores[chosen])
+
+
+def file_name(number: int, key: str) -> str:
+    """Return a name, without ending, for a file of an image: a key is never trusted as a path."""
+    stem, ending = os.path.splitext(key)
+    name = stem if ending[1:].lower() in EXTENSIONS else key
+    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-_NAME_LENGTH:]}"
 
 
 def _read(labels: Folder, shard: int, columns: Sequence[str]) -> pa.Table:

@@ -1,21 +1,35 @@
-"""The `export` command: models of a workspace, or of an imported folder, for other programs."""
+"""The `export` command: a workspace's labels and models, and those of an imported folder, for other programs."""
 
 from __future__ import annotations
 
+import csv
+import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import Config
+from regionclip_core.detection.detection_files import DetectionFiles, check_formats
 from regionclip_core.storage.folder import Folder, free_target, whole_or_nothing, writable_target
 from regionclip_core.storage.given_files import clip_folder, clip_layout, is_model_folder
+from regionclip_core.storage.locations import printable
 from regionclip_core.threads import set_usual_threads
 from stages.commands.finished import finished, folder_of, undisturbed
 from stages.commands.workspace_models import USEFUL, ZERO_SHOT, detector_stages, run_vocabulary, workspace_detector
 from stages.engine.plan import PlanLine
 
+if TYPE_CHECKING:
+    from regionclip_core.datasets.index import IndexRow
+    from regionclip_core.pretraining.kept_labels import ImageLabels
+
 FORMATS = {"student": ("open_clip", "official"), "teacher": ("open_clip",), "detector": ("detector", "official")}
 """What can be written of what; the first is the default."""
+IMAGES = ("copy", "refer")
+"""What becomes of the images of exported labels; the first is the default."""
 
 
 def export(what: str, source: Config | str, out: str, format: str | None, name: str | None) -> None:
@@ -103,3 +117,113 @@ def _write(what: str, source: Config | str, folder: Folder, name: str, lines: di
         save_model(folder, model, str(detector_card(model, name, facts)))
     else:
         export_open_clip(folder, clip, clip_card(clip, what, facts), NamePrompts.from_config(source.teacher))
+
+
+def export_labels(
+    config: Config,
+    out: str,
+    formats: str | None = None,
+    splits: Sequence[str] = (),
+    min_score: float = 0.0,
+    limit: int | None = None,
+    images: str = "copy",
+) -> int:
+    """Write the kept labels of a workspace, and their images, into the new folder `out`; prints what.
+
+    Beside the formats' files there is labels.csv, a line per label. Images without labels are left out. An image that
+    can't be read gets its reason on the screen, and the others go on. Returns how many these are.
+
+    Args:
+        formats: some of FORMATS, with commas between them; None: coco.
+        splits: some of labels.splits; empty: all.
+        min_score: labels of a lower score are left out.
+        limit: images at most, the first ones.
+        images: `copy` writes them into `out`/images; `refer` names them where they are.
+
+    Raises:
+        ValueError: if there are no labels, or an option can't be met.
+    """
+    if images not in IMAGES:
+        raise ValueError(f"--images {images}: expected {' or '.join(IMAGES)}{nearest_hint(images, IMAGES)}")
+    chosen = check_formats([formats or "coco"], (), None)
+    if images == "refer" and "yolo" in chosen:
+        raise ValueError(
+            "--images refer: YOLO's trainers look for labels beside the images; leave it out, to copy them"
+        )
+    for split in splits:
+        if split not in config.labels.splits:
+            known = config.labels.splits
+            raise ValueError(f"--split {split}: expected one of labels.splits, {[*known]}{nearest_hint(split, known)}")
+    target = free_target(out)
+    lines = finished(config, ["data", "labels"], purpose="export labels")
+    set_usual_threads()  # before torch is imported
+    import numpy as np
+    import torch
+
+    from regionclip_core.datasets.images import BadImage, ImageReader, read_header, upright_file
+    from regionclip_core.detection.results import NamedDetections
+    from regionclip_core.pretraining.corrected_exports import LIST, LIST_COLUMNS
+    from regionclip_core.pretraining.corrections import box_text
+    from regionclip_core.pretraining.kept_labels import file_name, pool_names, read_kept
+
+    data, labels = folder_of(lines["data"]), folder_of(lines["labels"])
+
+    def chosen_images() -> Iterator[tuple[str, ImageLabels]]:
+        return islice(read_kept(data, labels, splits or config.labels.splits, min_score), limit)
+
+    failed = done = boxes = 0
+    with undisturbed(lines.values()), whole_or_nothing(target) as folder, ImageReader(data) as reader:
+        pool = pool_names(labels)
+        used = sorted({number for _, one in chosen_images() for number in one.concept_id.tolist()})
+        if not used:
+            raise ValueError(
+                f"no label of {', '.join(splits or config.labels.splits)} is kept with a score of {min_score:g} or "
+                "more; lower --min-score or labels.threshold (`regionclip show labels` has the scores)"
+            )
+        classes, place = tuple(pool[number] for number in used), Path(folder.url)
+        files = DetectionFiles(place, chosen, classes, is_data_set=True)
+        with (place / LIST).open("w", encoding="utf-8", newline="") as listed:
+            rows = csv.writer(listed, lineterminator="\n")
+            rows.writerow(LIST_COLUMNS)
+            for number, (split, one) in enumerate(chosen_images()):
+                try:
+                    if images == "copy":
+                        content, header = upright_file(reader.read_bytes(one.image))
+                        name = f"images/{file_name(number, one.image.key)}.{header.extension}"
+                    else:
+                        content, name = b"", _own_file(one.image)
+                        header = read_header(reader.read_bytes(one.image))
+                    if (header.width, header.height) != (one.image.width, one.image.height):
+                        raise BadImage("bad_image", f"{header.width} x {header.height} pixels, not those of the index")
+                except BadImage as error:
+                    failed += 1
+                    print(f"{printable(one.image.key)}: not read: {error}")
+                    continue
+                if content:
+                    (place / "images").mkdir(exist_ok=True)
+                    (place / name).write_bytes(content)
+                tensors = (torch.from_numpy(one.boxes), torch.from_numpy(one.score))
+                found = NamedDetections(
+                    *tensors,
+                    torch.from_numpy(np.searchsorted(used, one.concept_id)),
+                    torch.zeros(len(one.score), dtype=torch.int64),
+                    classes=classes,
+                    size=(one.image.height, one.image.width),
+                )
+                files.add(name, found, key=printable(one.image.key), split=split)
+                for called, score, box in zip(found.names, one.score.tolist(), one.boxes.tolist(), strict=True):
+                    rows.writerow((one.image.key, box_text(box), called, f"{score:.6f}", split, name))
+                done, boxes = done + 1, boxes + len(found)
+        files.close()
+    print(f"{boxes} labels of {len(classes)} concepts on {done} images in {out}: {', '.join((*chosen, LIST))}")
+    return failed
+
+
+def _own_file(image: IndexRow) -> str:
+    """Return where an image is that is a file of its own. ValueError for one in a tar."""
+    if image.offset:
+        raise ValueError(
+            f"--images refer: {printable(image.key)} is inside {printable(image.url)}, and programs open files; leave "
+            "it out, to copy the images"
+        )
+    return image.url if "://" in image.url else os.path.abspath(image.url)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from regionclip_core.config.tree import Config
 from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.storage.fingerprints import SHORT
+from regionclip_core.storage.folder import free_target, whole_or_nothing
 from regionclip_core.storage.records import Folder, Manifest, read_records, read_shard_records, size
+from regionclip_core.threads import set_usual_threads
 from regionclip_core.training.error_budget import PARTLY, first_reasons
+from stages.commands.finished import finished, folder_of, undisturbed
 from stages.engine.plan import PlanLine, latest_manifest
 
 SHOWN_ROWS = 5
@@ -121,11 +127,11 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
         text = yaml_text(value).rstrip()
         sections.append(f"{title}\n" + "\n".join(f"  {row}" for row in text.splitlines()))
     if line.stage == "concepts" and manifest is not None:
-        from stages.commands.show_names import pool_sections
+        from regionclip_core.pretraining.named_sections import pool_sections
 
         sections += [section_text(*one) for one in pool_sections(folder)]
     if line.stage == "labels":
-        from stages.commands.show_names import label_sections
+        from regionclip_core.pretraining.named_sections import label_sections
 
         sections += [section_text(*one) for one in label_sections(folder, [record.shard for record in shards])]
         sections += _concepts(folder)
@@ -150,6 +156,84 @@ def show_stage(line: PlanLine, workspace: Folder) -> str:
             found += [f"  {key}: {text if len(text) <= 100 else f'{text[:97]}...'}" for key, text in cells] + ["  --"]
         sections.append("\n".join(found))
     return "\n\n".join(sections)
+
+
+def look_closer(config: Config, against: str | None, concept: str | None) -> str:
+    """Return what differs between the run's pool and the one at `against`, or what the labels of one concept are.
+
+    Args:
+        against: an artifact of the stage `concepts`, or a workspace, of which the newest one is taken.
+
+    Raises:
+        ValueError: the run's stage is not finished, or there is no such pool or concept.
+    """
+    from regionclip_core.pretraining.named_sections import label_sections, pool_difference
+
+    stage = "concepts" if against is not None else "labels"
+    line = finished(config, [stage], purpose=f"this look into {stage}")[stage]
+    with undisturbed([line]):
+        folder = folder_of(line)
+        if against is None:
+            sections = label_sections(folder, [record.shard for record in read_records(folder)[0]], concept)
+        else:
+            other = Folder(against)
+            if not other.exists("concepts.parquet"):
+                done = latest_manifest(other.child("concepts"), 1)
+                if done is None:
+                    raise ValueError(
+                        f"--against {against}: no pool there; expected a workspace with a finished stage concepts, or "
+                        "the folder of its artifact (`path` of `regionclip status`)"
+                    )
+                other = _artifact("concepts", done, Folder(against))
+            sections = pool_difference(folder, other)
+    return "\n\n".join(section_text(*section) for section in sections)
+
+
+def write_pictures(config: Config, concept: str, out: str, most: int) -> None:
+    """Write pictures of the regions that are labelled with a concept, and labels.csv, into the new folder `out`.
+
+    The kept ones with the highest scores, these first in the names of the files; at most `most`.
+
+    Raises:
+        ValueError: if the pool has no such concept, or no region is labelled with it.
+    """
+    target = free_target(out)
+    lines = finished(config, ["data", "labels"], purpose="show labels --pictures")
+    set_usual_threads()  # before torch is imported
+    import torch
+
+    from regionclip_core.datasets.images import ImageReader
+    from regionclip_core.datasets.index import IndexRow, read_index, split_shards, splits_of_shards
+    from regionclip_core.detection.drawing import draw
+    from regionclip_core.detection.inference import Detections
+    from regionclip_core.pretraining.corrected_exports import LIST, LIST_COLUMNS
+    from regionclip_core.pretraining.corrections import box_text
+    from regionclip_core.pretraining.kept_labels import best_regions, concept_number, file_name, pool_names
+
+    data, labels = folder_of(lines["data"]), folder_of(lines["labels"])
+    with undisturbed(lines.values()):
+        names = pool_names(labels)
+        found = best_regions(labels, split_shards(data, config.labels.splits), concept_number(names, concept), most)
+        if not found:
+            raise ValueError(f"no kept label is {concept!r}; `regionclip show labels` has the concepts that are")
+        split_of, images = splits_of_shards(data), dict[int, Mapping[int, IndexRow]]()
+        for shard in {one.shard for one in found}:
+            wanted = {one.row for one in found if one.shard == shard}
+            images[shard] = {row: image for row, image in enumerate(read_index(data, shard)) if row in wanted}
+        with whole_or_nothing(target) as folder, ImageReader(data) as reader:
+            place = Path(folder.url)
+            with (place / LIST).open("w", encoding="utf-8", newline="") as listed:
+                rows = csv.writer(listed, lineterminator="\n")
+                rows.writerow(LIST_COLUMNS)
+                for number, one in enumerate(found, start=1):
+                    image = images[one.shard][one.row]
+                    score, zero = torch.tensor([one.score]), torch.zeros(1, dtype=torch.int64)
+                    region = Detections(torch.tensor([one.box]), score, zero, zero)
+                    picture = f"{file_name(number, image.key)}.png"
+                    draw(reader.read(image), region, [concept], 0).save(place / picture)
+                    own = (box_text(one.box), concept, f"{one.score:.6f}", split_of[one.shard], picture)
+                    rows.writerow((image.key, *own))
+    print(f"{len(found)} pictures of {concept!r}, highest scores first, and {LIST} in {out}")
 
 
 def section_text(title: str, rows: Sequence[Sequence[str]]) -> str:

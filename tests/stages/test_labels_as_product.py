@@ -28,9 +28,9 @@ from regionclip_core.datasets.images import decode_image
 from regionclip_core.door import open_artifact
 from regionclip_core.pretraining.corrected_exports import NamedBox, changes, read_corrected
 from regionclip_core.pretraining.corrections import read_corrections
+from regionclip_core.pretraining.kept_labels import file_name
 from regionclip_core.storage.folder import Folder
 from stages.cli import app
-from stages.commands.export_labels import file_name
 
 Boxes = dict[str, list[tuple[str, float, tuple[float, ...]]]]
 """By image: name, score and xyxy box of each label, highest score first."""

@@ -1,4 +1,4 @@
-"""`show concepts` and `show labels` by name: the pool, what differs from another one, and the labels of each concept.
+"""A look at pools and labels by name: a pool, what differs from another one, and the labels of each concept.
 
 A section is a title and the rows of a table, its header first.
 """
@@ -13,32 +13,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from regionclip_core.config.tree import Config
 from regionclip_core.pretraining.concept_truth import clean_shares
 from regionclip_core.pretraining.kept_labels import BINS, best_regions, concept_number, count_labels, pool_names
-from regionclip_core.storage.fingerprints import SHORT
-from regionclip_core.storage.records import Folder, read_records
+from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.tables import POOL_NAMES
-from stages.commands.finished import finished, folder_of, undisturbed
-from stages.engine.plan import latest_manifest
 
-Section = tuple[str, list[tuple[str, ...]]]
+Section = tuple[str, Sequence[tuple[str, ...]]]
 
 SHOWN_NAMES = 20
 """Lines per section."""
 SHOWN_REGIONS = 10
 _BAR = 40  # letters of the longest bar
-
-
-def look_closer(config: Config, against: str | None, concept: str | None) -> list[Section]:
-    """Return `pool_difference` of the run's pool, or `label_sections` of one concept; the stage must be finished."""
-    stage = "concepts" if against is not None else "labels"
-    line = finished(config, [stage], purpose=f"this look into {stage}")[stage]
-    with undisturbed([line]):
-        folder = folder_of(line)
-        if against is not None:
-            return pool_difference(folder, against)
-        return label_sections(folder, [record.shard for record in read_records(folder)[0]], concept)
 
 
 def pool_sections(concepts: Folder) -> list[Section]:
@@ -49,7 +34,7 @@ def pool_sections(concepts: Folder) -> list[Section]:
         forms = ", ".join(form for form in row["surface_forms"] if form != row["concept"])
         counts = (str(row["n_captions"]), str(row["n_images"]))
         rows.append((str(row["id"]), row["concept"], *counts, row["source"], forms))
-    sections = [(f"the pool: {len(pool)} concepts{_first(len(pool))}; all in concepts.txt", rows)]
+    sections: list[Section] = [(f"the pool: {len(pool)} concepts{_first(len(pool))}; all in concepts.txt", rows)]
     if len(dropped):
         of_reason: dict[str, list[str]] = {}
         for name, reason in zip(dropped["concept"].to_pylist(), dropped["reason"].to_pylist(), strict=True):
@@ -60,24 +45,8 @@ def pool_sections(concepts: Folder) -> list[Section]:
     return sections
 
 
-def pool_difference(concepts: Folder, against: str) -> list[Section]:
-    """Return what this pool has and the one at `against` hasn't, the other way round, and other counts of the same.
-
-    Args:
-        against: an artifact of the stage, or a workspace, of which the newest one is taken.
-
-    Raises:
-        ValueError: there is no pool.
-    """
-    other = Folder(against)
-    if not other.exists("concepts.parquet"):
-        done = latest_manifest(other.child("concepts"), 1)
-        if done is None:
-            raise ValueError(
-                f"--against {against}: no pool there; expected a workspace with a finished stage concepts, or the "
-                "folder of its artifact (`path` of `regionclip status`)"
-            )
-        other = other.child("concepts").child(done.fingerprint[:SHORT])
+def pool_difference(concepts: Folder, other: Folder) -> list[Section]:
+    """Return what this pool has and the other one hasn't, the other way round, and other counts of the same."""
     (new, why_not_new), (old, why_not_old) = ((_counts(folder), _reasons(folder)) for folder in (concepts, other))
     added = [(name, str(new[name]), why_not_old.get(name, "not seen")) for name in new if name not in old]
     removed = [(name, str(old[name]), why_not_new.get(name, "not seen")) for name in old if name not in new]
@@ -121,7 +90,7 @@ def label_sections(labels: Folder, shards: Sequence[int], concept: str | None = 
     return [("labels of one concept", rows), histogram, ("the kept ones with the highest scores", found)]
 
 
-def _histogram(by_score: npt.NDArray[np.int64]) -> list[tuple[str, ...]]:
+def _histogram(by_score: npt.NDArray[np.int64]) -> Sequence[tuple[str, ...]]:
     """Return a row per range of scores: kept regions as #, others as dots. `by_score`: [2, BINS], see LabelCounts."""
     most = max(1, int(by_score.sum(0).max()))
     rows = [("score", "kept", "others", "# kept, . not kept")]
