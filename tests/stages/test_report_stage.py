@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import csv
+import io
 import re
+from collections import Counter
 from html import escape as html_escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,14 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from browser import look
+from small_artifacts import naive_iou
 
+from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config
+from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.datasets.index import read_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.pretraining.concept_truth import write_truth
 from regionclip_core.pretraining.label_quality import label_quality
-from regionclip_core.storage.records import Folder, Manifest, ShardRecord, content_digest, write_manifest
+from regionclip_core.proposals.recall import recall_of_splits
+from regionclip_core.report.run import INITS
+from regionclip_core.report.samples import Detection, correct, objects_of
+from regionclip_core.storage.records import FileRecord, Folder, Manifest, ShardRecord, content_digest, write_manifest
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import StageContext
 from stages.data import WORK as DATA
@@ -30,6 +42,17 @@ from stages.report import WORK as REPORT
 needs = STAGES["report"].needs
 
 SPLITS = {"scene": 12, "train": 4, "val": 12}
+MARK = "0123456789ab"
+PROVENANCE = {
+    "git_commit": "c" * 40,
+    "packages": {"regionclip": "0.1.0", "torch": "2.9.9"},
+    "python": "3.11.7",
+    "host": "node-7",
+    "machine": "Linux x86_64, 2 CPUs",
+    "started": "2026-03-01T10:20:30.000+00:00",
+    "finished": "2026-03-01T10:21:30.000+00:00",
+    "seconds": 60.0,
+}
 BAD_METRICS = {"zero_shot_gt": {}, "zero_shot_rpn": {}, "finetuned": {}, "teacher": {}, "images": 0}
 
 
@@ -52,8 +75,11 @@ class Workspace:
     def __init__(self, root: Path, config: Config) -> None:
         self.config = config
         self.root = root
-        self.rng = np.random.default_rng(0)
+        self.rng = np.random.default_rng(config.seed)
         self.inputs: dict[str, Folder] = {}
+        self.digests: dict[str, str] = {}
+        self.written: dict[str, list[FileRecord]] = {}
+        """Of each report, by its name."""
         self.data()
         self.concepts()
         self.boxes()
@@ -69,16 +95,21 @@ class Workspace:
         self.evaluate(names)
 
     def context(self, stage: str) -> StageContext:
-        return StageContext(self.config, Folder(str(self.root / stage)), dict(self.inputs))
+        return StageContext(self.config, self.folder(stage), dict(self.inputs))
+
+    def folder(self, stage: str) -> Folder:
+        return Folder(str(self.root / stage / MARK))
 
     def finish(self, folder: Folder, stage: str, summary: dict[str, Any], counts: dict[str, int]) -> None:
         self.inputs[stage] = folder
-        digest = content_digest(folder.written)
-        settings = {"seed": self.config.seed}
+        self.digests[stage] = digest = content_digest(folder.written)
+        settings = {**STAGES[stage].settings(self.config), "seed": self.config.seed}
+        made_from = {need: self.digests[need] for need in STAGES[stage].needs(self.config) if need in self.digests}
         size = sum(f.bytes for f in folder.written)
         manifest = Manifest(
-            stage, 1, "f" * 64, settings, {}, {}, summary, 1, 12, counts, len(folder.written), size, digest
-        )
+            stage, 1, MARK + "f" * 52, settings, made_from, {}, summary, 1, 12, counts, len(folder.written), size,
+            digest, PROVENANCE,
+        )  # fmt: skip
         write_manifest(folder, manifest)
 
     def data(self) -> None:
@@ -93,7 +124,7 @@ class Workspace:
         self.shards = ctx.out.read_json("splits.json")
 
     def concepts(self) -> None:
-        folder = Folder(str(self.root / "concepts"))
+        folder = self.folder("concepts")
         # One category is missing from the pool, and one name has to be escaped.
         self.pool = Vocabulary((*self.vocabulary.names[1:], "a <b> & c"))
         rows = [
@@ -113,7 +144,7 @@ class Workspace:
 
     def boxes(self) -> None:
         """Proposals around the objects, best first; labels for those of `scene`, mostly right."""
-        proposals, labels = Folder(str(self.root / "proposals")), Folder(str(self.root / "labels"))
+        proposals, labels = self.folder("proposals"), self.folder("labels")
         save_embeddings(labels, self.pool, torch.zeros(len(self.pool), 4))
         for split in SPLITS:
             for shard in self.shards[split]["shards"]:
@@ -132,7 +163,7 @@ class Workspace:
         truth = dict.fromkeys(("all", "base", "novel"), kinds)
         shares = {group: dict.fromkeys(kinds, 0.437) for group in truth}
         summary = {"regions": 90, "kept": 70, "kept_share": 7 / 9, "base_accuracy": 0.681}
-        _, table = label_quality(self.inputs["data"], Folder(str(self.root / "concepts")), labels, ("scene",))
+        _, table = label_quality(self.inputs["data"], self.folder("concepts"), labels, ("scene",))
         assert table is not None
         write_truth(labels, table)
         self.truth = table.to_pylist()
@@ -166,7 +197,7 @@ class Workspace:
         }
 
     def job(self, stage: str, summary: dict[str, Any], histories: dict[str, list[str]]) -> None:
-        folder = Folder(str(self.root / stage))
+        folder = self.folder(stage)
         for name, losses in histories.items():
             rows = []
             for step in range(10, 210, 10):
@@ -177,7 +208,7 @@ class Workspace:
         self.finish(folder, stage, summary, {})
 
     def evaluate(self, names: list[str]) -> None:
-        folder = Folder(str(self.root / "evaluate"))
+        folder = self.folder("evaluate")
 
         def scores(level: float, top1: bool) -> dict[str, Any]:
             groups = {"base": level, "novel": level + 2, "all": level + 1}
@@ -220,9 +251,12 @@ class Workspace:
         return result
 
     def report(self, name: str = "report") -> Folder:
+        """The report; the next call with the same name returns the same one."""
         ctx = self.context(name)
-        ctx.inputs = {stage: self.inputs[stage] for stage in needs(self.config)}
-        assert REPORT.run(ctx) == {"report": "report.html"}
+        if not ctx.out.exists("report.html"):
+            ctx.inputs = {stage: self.inputs[stage] for stage in needs(self.config)}
+            assert REPORT.run(ctx) == {"report": "report.html"}
+            self.written[name] = ctx.out.written
         return ctx.out
 
 
@@ -279,7 +313,7 @@ def test_page_is_whole_and_self_contained(workspace: Workspace) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert page.links
     for link in page.links:
-        assert link.startswith(("#", "data:image/"))
+        assert link.startswith(("#", "data:image/", "data:text/"))
         assert not link.startswith("#") or link[1:] in page.ids
     assert "script" not in page.tags
     # The style sheet fetches nothing either.
@@ -290,9 +324,11 @@ def test_page_is_whole_and_self_contained(workspace: Workspace) -> None:
 
 
 def test_same_inputs_give_the_same_bytes(workspace: Workspace) -> None:
-    first, second = workspace.report("report-1"), workspace.report("report-2")
-    assert [(f.name, f.sha256) for f in first.written] == [(f.name, f.sha256) for f in second.written]
-    assert {f.name for f in first.written} == {"report.html", "results.txt", "results.md"}
+    workspace.report(), workspace.report("report-2")
+    first, second = workspace.written["report"], workspace.written["report-2"]
+    assert [(f.name, f.sha256) for f in first] == [(f.name, f.sha256) for f in second]
+    tables = {f.name for f in first if f.name.endswith(".csv")}
+    assert {f.name for f in first} - tables == {"report.html", "results.txt", "results.md"}
 
 
 def test_page_says_what_the_stages_measured(workspace: Workspace) -> None:
@@ -339,19 +375,187 @@ def test_page_says_where_labels_are_from(tmp_path: Path) -> None:
     assert "A person's corrections (c.csv) won over these labels in 1,100 regions." in text
 
 
-def test_pictures_show_validation_images_with_novel_objects(workspace: Workspace) -> None:
+def rows_of_csv(folder: Folder, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(folder.read_bytes(f"{name}.csv").decode())))
+
+
+def test_every_table_is_there_as_csv_in_the_page_and_beside_it(workspace: Workspace) -> None:
+    report = workspace.report()
+    html = report.read_bytes("report.html").decode()
+    assert len(re.findall(r"</table></div>\s*<p class=\"csv\">", html)) == html.count("<table")
+    linked = dict(re.findall(r'<a download="([^"]+\.csv)" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html))
+    written = {f.name for f in workspace.written["report"] if f.name.endswith(".csv")}
+    assert linked.keys() == written and len(written) >= 15
+    for name, text in linked.items():
+        assert base64.b64decode(text) == report.read_bytes(name)
+    # Unrounded, and what the page shows.
+    [gain] = [
+        r
+        for r in rows_of_csv(report, "results")
+        if (r["setting"], r["model"]) == ("zero-shot, given boxes", "difference")
+    ]
+    assert float(gain["top1 novel"]) == 13.25
+    assert [row["seconds"] for row in rows_of_csv(report, "times")] == ["60.0"] * len(workspace.inputs)
+
+
+def test_head_says_where_the_numbers_come_from(workspace: Workspace) -> None:
     html = workspace.report().read_bytes("report.html").decode()
-    detections = html.split('<section id="detections">')[1].split("</section>")[0]
-    counts = [int(n) for n in re.findall(r"<b>Ground truth</b> \d+ objects, (\d+) novel", detections)]
-    novel = set(workspace.vocabulary.novel_ids)
-    images = [row for shard in workspace.shards["val"]["shards"] for row in workspace.rows(shard)]
-    with_novel = sum(bool(novel & set(row.box_labels.tolist())) for row in images)
-    assert len(counts) == 3
-    assert sum(count > 0 for count in counts) == min(3, with_novel)
-    # Three views of each image, which is in the page once.
-    assert len(re.findall('<use href="#(image-[0-9]+)"', detections)) == 9
-    assert len(set(re.findall('<use href="#(image-[0-9]+)"', detections))) == 3
+    head = Page(html.split('<section id="origin">')[1].split("</section>")[0]).text
+    words = " ".join(head.split())
+    stages = len(workspace.inputs)
+    for text in (
+        "c" * 12,
+        "2.9.9",
+        "node-7: Linux x86_64, 2 CPUs",
+        "2026-03-01 10:21",
+        "What the seed means",
+        f"{stages} min",
+    ):
+        assert text in words, text
+    assert "git checkout " + "c" * 40 in words and "different versions" not in words
+    [url] = set(re.findall(r'download="config.yaml" href="([^"]+)"', html))
+    again = parse_config(parse_yaml(base64.b64decode(url.split(",")[1]).decode(), "config.yaml"))
+    assert again.workspace == "runs/again" and again != workspace.config
+    same = {"workspace": workspace.config.workspace, "execution": workspace.config.execution}
+    assert again.model_copy(update=same) == workspace.config
+
+
+def found_in(workspace: Workspace, name: str) -> dict[int, list[Detection]]:
+    """Detections by image, highest score first."""
+    rows = workspace.inputs["evaluate"].read_json(f"detections-{name}.json")
+    found: dict[int, list[Detection]] = {}
+    for row in sorted(rows, key=lambda row: -row["score"]):
+        x, y, w, h = row["bbox"]
+        found.setdefault(row["image_id"], []).append(Detection((x, y, x + w, y + h), row["category_id"], row["score"]))
+    return found
+
+
+def val_rows(workspace: Workspace) -> list[Any]:
+    return [row for shard in workspace.shards["val"]["shards"] for row in workspace.rows(shard)]
+
+
+def test_counts_over_all_images_and_pictures_chosen_by_them(workspace: Workspace) -> None:
+    report = workspace.report()
+    vocabulary, novel = workspace.vocabulary, set(workspace.vocabulary.novel_ids)
+    images = {row.image_id: objects_of(row) for row in val_rows(workspace)}
+    right: dict[str, dict[int, int]] = {}
+    wrong: dict[str, dict[int, int]] = {}
+    table = {row["detector"]: row for row in rows_of_csv(report, "detections")}
+    for name, title in INITS.items():
+        found, by_novel = found_in(workspace, name), 0
+        for image, objects in images.items():
+            counted = [one for one in found.get(image, []) if one.score >= 0.3][:8]
+            hits = correct(counted, objects)
+            right.setdefault(name, {})[image] = sum(hits)
+            wrong.setdefault(name, {})[image] = len(hits) - sum(hits)
+            by_novel += sum(hit and one.label in novel for one, hit in zip(counted, hits, strict=True))
+        expected = [sum(map(len, images.values())), sum(right[name].values()), by_novel, sum(wrong[name].values())]
+        columns = ("objects", "found", "novel found", "wrong boxes")
+        assert [int(table[title][column]) for column in columns] == expected
+    html = report.read_bytes("report.html").decode()
+    section = html.split('<section id="detections">')[1].split("</section>")[0]
+    gain = {i: (right["regionclip"][i] - right["clip"][i], wrong["clip"][i] - wrong["regionclip"][i]) for i in images}
+    order = sorted(images, key=lambda image: (-gain[image][0], -gain[image][1], image))
+    keys = {row.image_id: row.key for row in val_rows(workspace)}
+    parts = re.split("<h3>", section)[1:]
+    shown = [re.findall('aria-label="ground truth of ([^"]+)"', part) for part in parts]
+    assert shown[0] == [keys[order[0]]] and shown[-1] == [keys[order[-1]]]  # three pictures: one of each kind
+    assert f"as many in {sum(first == 0 for first, _ in gain.values())}" in " ".join(Page(section).text.split())
+    assert len(re.findall('<use href="#(image-[0-9]+)"', section)) == 9  # three views of each
     assert html.count("data:image/") == len(set(re.findall('<use href="#(image-[0-9]+)"', html)))
+
+    # Which name an object of a novel category got: of the best box on it, whatever its score.
+    names: Counter[tuple[str, str]] = Counter()
+    found = found_in(workspace, "regionclip")
+    for image, objects in images.items():
+        for box, label in objects:
+            if label in novel:
+                on = [one.label for one in found.get(image, []) if naive_iou(one.box, box) >= 0.5]
+                names[vocabulary.names[label], vocabulary.names[on[0]] if on else "(no box)"] += 1
+    told = {(r["category"], r["name given"]): int(r["objects"]) for r in rows_of_csv(report, "names-of-novel-objects")}
+    assert told == names and len(told) > 3
+
+
+def test_curves_are_those_of_coco_and_of_the_recall(workspace: Workspace) -> None:
+    """The mean precision of a group is its AP50 by pycocotools; recall is that of the stage that counts it."""
+    report = workspace.report()
+    curves = rows_of_csv(report, "precision-recall")
+    vocabulary = workspace.vocabulary
+    for name, title in INITS.items():
+        ap50 = coco_ap50(val_rows(workspace), workspace.inputs["evaluate"].read_json(f"detections-{name}.json"))
+        for group, labels in (("novel", vocabulary.novel_ids), ("base", vocabulary.base_ids)):
+            precision = [float(r["precision"]) for r in curves if (r["detector"], r["group"]) == (title, group)]
+            assert len(precision) == 101
+            there = [ap50[label] for label in labels if label in ap50]
+            assert np.mean(precision) == pytest.approx(100 * np.mean(there), abs=1e-6)
+    recall = recall_of_splits(workspace.inputs["data"], workspace.inputs["proposals"], ["val"])["val"]
+    curve = {
+        (r["group"], int(float(r["proposals"]))): float(r["recall"]) for r in rows_of_csv(report, "recall-by-proposals")
+    }
+    assert curve["novel", 0] == 0 and curve["novel", 1] < curve["novel", 10]
+    for group in ("novel", "base"):
+        assert curve[group, 10] == pytest.approx(100 * recall[f"{group}_recall@10"])
+
+
+def coco_ap50(rows: list[Any], detections: list[dict[str, Any]]) -> dict[int, float]:
+    """AP50 by label, 0..1, by pycocotools; labels without an object are left out."""
+    pytest.importorskip("pycocotools")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = []
+    for row in rows:
+        for (x0, y0, x1, y1), label in objects_of(row):
+            shape = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            truth.append({"id": len(truth) + 1, "image_id": row.image_id, "category_id": label, **shape})
+    labels = sorted({one["category_id"] for one in truth})
+    common = {"images": [{"id": row.image_id} for row in rows], "categories": [{"id": label} for label in labels]}
+    found = [
+        {**one, "id": i + 1, "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0} for i, one in enumerate(detections)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = []
+        for annotations in (truth, found):
+            side = COCO()
+            side.dataset = {**common, "annotations": annotations}
+            side.createIndex()
+            sides.append(side)
+        evaluator = COCOeval(*sides, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return {label: float(evaluator.eval["precision"][0, :, k, 0, -1].mean()) for k, label in enumerate(labels)}
+
+
+def test_labels_are_counted_by_score_objectness_and_concept(workspace: Workspace) -> None:
+    report = workspace.report()
+    labels = workspace.inputs["labels"]
+    regions = []
+    for shard in workspace.shards["scene"]["shards"]:
+        with labels.open(f"labels-{shard:05d}.parquet") as file:
+            for row in pq.read_table(file).to_pylist():
+                columns = (row["concept_id"], row["score"], row["kept"], row["objectness_logit"])
+                regions += list(zip(*columns, strict=True))
+    counts = Counter(workspace.pool.names[concept] for concept, _, kept, _ in regions if kept)
+    shown = {r["concept"]: int(r["kept labels"]) for r in rows_of_csv(report, "labels-per-concept")}
+    assert shown == {name: counts[name] for name in workspace.pool.names}
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+    for what, value in (("score", 1), ("objectness logit", 3)):
+        bins = [r for r in rows_of_csv(report, "label-histograms") if r["what"] == what]
+        assert sum(int(r["regions"]) for r in bins) == len(regions)
+        for row in bins:
+            inside = [r for r in regions if np.float32(row["from"]) <= r[value] < np.float32(row["to"])]
+            if float(row["to"]) < 1 or what != "score":  # the last bin of scores has 1 itself, too
+                assert int(row["regions"]) == sum(r[2] == (row["use"] == "kept") for r in inside), row
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_page_in_a_browser(workspace: Workspace, width: int, dark: bool) -> None:
+    report = workspace.report()
+    seen = look(Path(report.path("report.html")), width, dark)
+    assert (seen.page_width, seen.too_wide) == (width, [])
+    assert (max(seen.background) < 60) if dark else (min(seen.background) > 230)
+    assert (seen.requests, seen.console, seen.broken) == ([], [], 0) and seen.images > 5
+    assert seen.shown == ["times.csv", report.read_bytes("times.csv").decode()]
 
 
 def test_needs_and_settings() -> None:
@@ -373,13 +577,15 @@ def test_runs_without_the_optional_parts(tmp_path: Path) -> None:
         report={"images": 0},
     )
     bare = Workspace(tmp_path, config)
-    Folder(str(tmp_path / "teacher")).remove("history.json")
-    Folder(str(tmp_path / "concepts")).remove("dropped.parquet")
+    bare.folder("teacher").remove("history.json")
+    bare.folder("concepts").remove("dropped.parquet")
     bare.inputs["evaluate"].write_json("metrics.json", BAD_METRICS)
     for stage, summary in (("proposals", {"recall": {}}), ("labels", {"regions": 0, "kept": 0, "kept_share": 0.0})):
         bare.finish(bare.inputs[stage], stage, summary, {})
     page = Page(bare.report().read_bytes("report.html").decode())
-    assert {"rpn", "detections"}.isdisjoint(page.ids)
+    assert "rpn" not in page.ids
+    assert "Ground truth" not in page.text  # no pictures, but the counts
+    assert "Of 12 images, RegionCLIP init finds more objects than CLIP init in" in " ".join(page.text.split())
     assert page.text.count("not measured") == 3
     assert "The teacher was not trained in this run." in page.text
     assert "oracle" not in page.text.split("Finetuning")[2].split("Artifacts")[0]
@@ -395,7 +601,7 @@ def test_runs_of_published_weights(tmp_path: Path) -> None:
         ("pretrain", ["history"]),
         ("finetune", [f"history-{n}" for n in ("clip", "regionclip", "oracle")]),
     ):
-        [Folder(str(tmp_path / stage)).remove(f"{name}.json") for name in names]
+        [named.folder(stage).remove(f"{name}.json") for name in names]
     page = Page(named.report().read_bytes("report.html").decode())
     assert {"concepts", "labels"}.isdisjoint(page.ids)
     assert {"pretrain", "finetune"} <= set(page.ids)
