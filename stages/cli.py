@@ -215,6 +215,22 @@ def ablate(
 
 @app.command()
 @user_errors
+def compare(
+    a: Annotated[str, typer.Argument(help="Workspace, config file, or a cell: NAME.ablation.json:VARIANT:SEED.")],
+    b: Annotated[str, typer.Argument(help="The other one; differences are B - A.")],
+    out: Annotated[str | None, typer.Option(help="HTML file for a page with all tables and with pictures.")] = None,
+) -> None:
+    """Put two finished runs side by side: settings that differ, results, categories, the same pictures."""
+    from regionclip_core.report.comparison import format_comparison
+    from stages.commands.compare import compare_runs
+
+    typer.echo(format_comparison(compare_runs(a, b, out)), nl=False)
+    if out is not None:
+        typer.echo(f"\npage: {out}")
+
+
+@app.command()
+@user_errors
 def check(
     stages: Annotated[list[str] | None, typer.Argument(help="Stages that are to run.  [default: all]")] = None,
     config: ConfigOption = None,

@@ -7,7 +7,9 @@ import contextlib
 import csv
 import io
 import re
+import shutil
 from collections import Counter
+from dataclasses import replace
 from html import escape as html_escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 import torch
 from browser import look
 from small_artifacts import naive_iou
+from typer.testing import CliRunner
 
 from regionclip_core.config.loading import parse_config
 from regionclip_core.config.tree import Config
@@ -30,11 +33,14 @@ from regionclip_core.models.text_embeddings import save_embeddings
 from regionclip_core.pretraining.concept_truth import write_truth
 from regionclip_core.pretraining.label_quality import label_quality
 from regionclip_core.proposals.recall import recall_of_splits
+from regionclip_core.report.comparison import build_comparison_page, compare
 from regionclip_core.report.run import INITS
 from regionclip_core.report.samples import Detection, correct, objects_of
 from regionclip_core.storage.records import FileRecord, Folder, Manifest, ShardRecord, content_digest, write_manifest
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import StageContext
+from stages.cli import app
+from stages.commands.compare import find_run
 from stages.data import WORK as DATA
 from stages.declarations import STAGES
 from stages.report import WORK as REPORT
@@ -72,10 +78,12 @@ def make_config(**changes: Any) -> Config:
 class Workspace:
     """A finished run, stage by stage; numbers are drawn, images and boxes are the world's."""
 
-    def __init__(self, root: Path, config: Config) -> None:
+    def __init__(self, root: Path, config: Config, draw: int = 0) -> None:
+        """Another `draw` has other labels and detections, of the same images."""
         self.config = config
+        self.draw = draw
         self.root = root
-        self.rng = np.random.default_rng(config.seed)
+        self.rng = np.random.default_rng(draw)
         self.inputs: dict[str, Folder] = {}
         self.digests: dict[str, str] = {}
         self.written: dict[str, list[FileRecord]] = {}
@@ -223,7 +231,7 @@ class Workspace:
         metrics = {
             "zero_shot_gt": {"clip": scores(25, True), "regionclip": scores(38.25, True)},
             "zero_shot_rpn": {"clip": scores(20, False), "regionclip": scores(30, False)},
-            "finetuned": {name: scores(29.5 + 5 * i, False) for i, name in enumerate(names)},
+            "finetuned": {name: scores(29.5 + 5 * i - 3 * self.draw, False) for i, name in enumerate(names)},
             "teacher": {"crop_top1": {"base": 65.0, "novel": 66.5, "all": 65.4}},
             "images": 12,
         }
@@ -263,6 +271,12 @@ class Workspace:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace(tmp_path_factory.mktemp("run"), make_config())
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Another threshold, and other numbers, on the same images."""
+    return Workspace(tmp_path_factory.mktemp("other"), make_config(labels={"splits": ["scene"], "threshold": 0.5}), 1)
 
 
 class Page(HTMLParser):
@@ -556,6 +570,69 @@ def test_page_in_a_browser(workspace: Workspace, width: int, dark: bool) -> None
     assert (max(seen.background) < 60) if dark else (min(seen.background) > 230)
     assert (seen.requests, seen.console, seen.broken) == ([], [], 0) and seen.images > 5
     assert seen.shown == ["times.csv", report.read_bytes("times.csv").decode()]
+
+
+def test_two_runs_side_by_side(workspace: Workspace, other: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "compare.html"
+    done = CliRunner().invoke(app, ["compare", str(workspace.root), f"{other.root}/evaluate/{MARK}", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["labels.threshold", "0.4", "0.5"] in lines
+    at = next(at for at, line in enumerate(lines) if line[:1] == ["settings"])
+    assert lines[at + 2] == []  # that one alone
+    assert "stages with the same content: data, concepts, pairs\n" in done.stdout
+    said = [" ".join(line) for line in lines]
+    assert "finetuned on base boxes RegionCLIP 36.5 33.5 -3.0 34.5 31.5 -3.0 35.5 32.5 -3.0" in said
+    assert "zero-shot, given boxes RegionCLIP 60.2 60.2 0.0 58.2 58.2 0.0 59.2 59.2 0.0" in said
+    assert "largest losses of B" in done.stdout and "largest gains of B" not in done.stdout
+
+    seen = look(out, 390, dark=True)
+    assert (seen.page_width, seen.too_wide, seen.requests, seen.console, seen.broken) == (390, [], [], [], 0)
+    assert max(seen.background) < 60 and 3 <= seen.images <= 12
+    assert list(csv.reader(io.StringIO(seen.shown[1]))) == [["setting", "A", "B"], ["labels.threshold", "0.4", "0.5"]]
+    html = out.read_text()
+    assert len(re.findall(r"</table></div>\s*<p class=\"csv\">", html)) == html.count("<table")
+    linked = dict(re.findall(r'download="([^"]+).csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html))
+    tables = {name: list(csv.DictReader(io.StringIO(base64.b64decode(text).decode()))) for name, text in linked.items()}
+    results = {(r["setting"], r["model"], r["metric"], r["group"]): float(r["B - A"]) for r in tables["results"]}
+    assert results["finetuned on base boxes", "RegionCLIP", "ap", "novel"] == -1.5
+    assert {row["B - A"] for row in tables["ap50-per-category"]} == {"-3.0", ""}
+    # What each found in all images is what its own report says.
+    totals = [list(row.values())[1:] for row in tables["detections"]]
+    reports = [rows_of_csv(one.report(), "detections") for one in (workspace, other)]
+    title = INITS["regionclip"]
+    assert totals == [list(row.values())[1:] for rows in reports for row in rows if row["detector"] == title]
+
+
+def test_pictures_are_compared_of_the_same_images_only(workspace: Workspace, other: Workspace) -> None:
+    a, b = find_run(str(workspace.root)), find_run(str(other.root))
+    evaluated = replace(b.manifests["evaluate"], inputs={"data": "0" * 64})
+    elsewhere = replace(b, manifests={**b.manifests, "evaluate": evaluated})
+    page = build_comparison_page(compare(a, elsewhere, pictures=True))
+    assert "None are shown: the runs evaluated different images." in page and "data:image" not in page
+    gone = replace(a, folders={k: v for k, v in a.folders.items() if k != "data"})
+    assert "is no longer in its workspace" in compare(gone, b, pictures=True).why_no_pictures
+
+
+def test_what_is_no_run_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    here, cells = str(workspace.root), tmp_path / "x.ablation.json"
+    cells.write_text('{"cells": [{"variant": "paper", "seed": 0}, {"variant": "paper", "seed": 1}]}')
+    lvis = tmp_path / "lvis" / "evaluate" / MARK
+    shutil.copytree(workspace.folder("evaluate").url, lvis)
+    (lvis / "metrics.json").write_text('{"protocol": "lvis"}')
+    for given, said in (
+        ([str(tmp_path), here], f"{tmp_path}: expected a workspace, an artifact of evaluate"),
+        ([here, f"{here}/labels/{MARK}"], "but it is an artifact of labels"),
+        ([here, f"{cells}:papre:0"], "no variant 'papre'; variants: paper; nearest: paper"),
+        ([here, f"{cells}:paper"], "its cells: paper:0, paper:1"),
+        ([f"{tmp_path}/none.ablation.json:a:0", here], "no such file"),
+        ([here, str(tmp_path / "lvis")], "measured by the protocol coco and"),
+        ([here, here, "--out", "x.txt"], "--out: expected a file that ends in .html (came: 'x.txt')"),
+        ([here, here, "--out", str(tmp_path / "no" / "x.html")], "is no folder"),
+    ):
+        done = CliRunner().invoke(app, ["compare", *given])
+        assert done.exit_code == 2 and done.stderr.startswith("error: "), done.output
+        assert said in done.stderr
 
 
 def test_needs_and_settings() -> None:
