@@ -22,6 +22,8 @@ BROKEN = """async () => {
         image.src = url; });
     const found = await Promise.all(urls.map(loads));
     return {images: urls.length, broken: found.filter(ok => !ok).length}; }"""
+BARS = """() => [...document.querySelectorAll(".aps li > div")].map(
+    e => [parseFloat(e.querySelector("b").textContent), e.querySelector("i").getBoundingClientRect().width])"""
 BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"
 
 
@@ -41,8 +43,10 @@ class Seen:
     """URLs asked for, without the page's own and `data:`."""
     console: list[str]
     """Errors and warnings, and exceptions."""
-    shown: list[str]
-    """CSV files that can be downloaded by a click, with their text."""
+    bars: list[tuple[float, float]]
+    """Number beside it, and width in pixels, of each bar of a category."""
+    csv: tuple[str, str]
+    """Name and text of the first table, downloaded by a click."""
 
 
 def look(page: Path, width: int = 390, dark: bool = False) -> Seen:
@@ -75,7 +79,8 @@ def look(page: Path, width: int = 390, dark: bool = False) -> Seen:
             broken=images["broken"],
             requests=[url for url in requests if url != page.as_uri() and not url.startswith("data:")],
             console=console,
-            shown=[waiting.value.suggested_filename, Path(waiting.value.path()).read_text()],
+            bars=[(value, width) for value, width in tab.evaluate(BARS) if value is not None],
+            csv=(waiting.value.suggested_filename, Path(waiting.value.path()).read_text()),
         )
         browser.close()
     return seen

@@ -569,7 +569,9 @@ def test_page_in_a_browser(workspace: Workspace, width: int, dark: bool) -> None
     assert (seen.page_width, seen.too_wide) == (width, [])
     assert (max(seen.background) < 60) if dark else (min(seen.background) > 230)
     assert (seen.requests, seen.console, seen.broken) == ([], [], 0) and seen.images > 5
-    assert seen.shown == ["times.csv", report.read_bytes("times.csv").decode()]
+    assert seen.csv == ("times.csv", report.read_bytes("times.csv").decode())
+    scale = [pixels / value for value, pixels in seen.bars if 10 < value < 100]
+    assert len(scale) > 100 and scale == pytest.approx([scale[0]] * len(scale), rel=0.02)  # longer by as much as better
 
 
 def test_two_runs_side_by_side(workspace: Workspace, other: Workspace, tmp_path: Path) -> None:
@@ -589,7 +591,7 @@ def test_two_runs_side_by_side(workspace: Workspace, other: Workspace, tmp_path:
     seen = look(out, 390, dark=True)
     assert (seen.page_width, seen.too_wide, seen.requests, seen.console, seen.broken) == (390, [], [], [], 0)
     assert max(seen.background) < 60 and 3 <= seen.images <= 12
-    assert list(csv.reader(io.StringIO(seen.shown[1]))) == [["setting", "A", "B"], ["labels.threshold", "0.4", "0.5"]]
+    assert list(csv.reader(io.StringIO(seen.csv[1]))) == [["setting", "A", "B"], ["labels.threshold", "0.4", "0.5"]]
     html = out.read_text()
     assert len(re.findall(r"</table></div>\s*<p class=\"csv\">", html)) == html.count("<table")
     linked = dict(re.findall(r'download="([^"]+).csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html))
