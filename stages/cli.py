@@ -1,5 +1,5 @@
-"""The command line. Commands that use a model are in `cli_models.py`, options that several share in `cli_options.py`;
-no other file imports typer.
+"""The command line. Commands that use a model are in `cli_models.py`, init in `cli_configs.py`, options that several
+share in `cli_options.py`; no other file imports typer.
 
 Each command imports what it needs when it is called: the config alone would make `--help` take three times as long.
 """
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from stages.cli_models import detect, embed, features
+from stages.cli_configs import init
+from stages.cli_models import detect, embed, features, serve
 from stages.cli_options import (
     ConfigOption,
     ModelOption,
@@ -30,6 +31,7 @@ from stages.cli_options import (
     SetOption,
     WorkspaceOption,
     load,
+    load_files,
     model_source,
 )
 
@@ -153,7 +155,10 @@ def run(
     from stages.engine.runner import Pipeline
 
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
-    loaded = load(config, [*(overrides or []), *limit], workspace, backend)
+    files = load_files(config, [*(overrides or []), *limit], workspace, backend)
+    loaded = files.config
+    if len(files.files) > 1:
+        typer.echo(f"config: {', then '.join(files.files)}", err=True)
     if dry_run:
         planner = Planner(loaded)
         wanted = planner.closure(stages, force)
@@ -194,7 +199,7 @@ def ablate(
 ) -> None:
     """Run variants of a config with several seeds, and write a table of their results and differences."""
     from regionclip_core.report.ablation import format_ablation
-    from stages.commands.ablate import check, choose, load_ablation, plan_of, run_ablation
+    from stages.commands.comparisons.ablate import check, choose, load_ablation, plan_of, run_ablation
 
     if not all(seed.strip().isdecimal() for seed in (seeds or "0").split(",")):
         raise ValueError(f"--seeds: expected whole numbers, such as 0,1,2 (came: {seeds!r})")
@@ -222,7 +227,7 @@ def compare(
 ) -> None:
     """Put two finished runs side by side: settings that differ, results, categories, the same pictures."""
     from regionclip_core.report.comparison import format_comparison
-    from stages.commands.compare import compare_runs
+    from stages.commands.comparisons.compare import compare_runs
 
     typer.echo(format_comparison(compare_runs(a, b, out)), nl=False)
     if out is not None:
@@ -297,11 +302,23 @@ def show(
 
 @app.command("config")
 @user_errors
-def show_config(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
-    """Print the whole configuration, defaults and overrides included."""
+def show_config(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of config files, for editors.")
+    ] = False,
+) -> None:
+    """Print the whole configuration, defaults and overrides included; what is of a later file says so."""
     from regionclip_core.config.loading import dump_config
+    from regionclip_core.config.schema import json_schema
 
-    typer.echo(dump_config(load(config, overrides, workspace)), nl=False)
+    if schema:
+        typer.echo(json.dumps(json_schema(), indent=1))
+        return
+    loaded = load_files(config, overrides, workspace)
+    typer.echo(dump_config(loaded.config, loaded.later_origins), nl=False)
 
 
 @app.command()
@@ -325,7 +342,11 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
         raise ValueError(f"{planner.workspace.url}: {NO_WORKSPACE}")
     typer.echo(f"{checked} artifacts read, {len({stage for stage, _ in bad})} stages with problems")
     if bad:
-        given = [("--config", config), *(("--set", one) for one in overrides or []), ("--workspace", workspace)]
+        given = [
+            *(("--config", one) for one in config or []),
+            *(("--set", one) for one in overrides or []),
+            ("--workspace", workspace),
+        ]
         options = "".join(f" {option} {shlex.quote(value)}" for option, value in given if value is not None)
         for line in advice(bad, planner.lines(), options):
             typer.echo(line, err=True)
@@ -346,7 +367,7 @@ def gc(
     from stages.commands.gc import ablations, collect, foreign_folders, unreachable
     from stages.commands.verify import artifacts
 
-    configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
+    configs = [load(config, overrides, workspace), *(load([other], None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)
     if next(artifacts(folder), None) is None and not foreign_folders(folder):
         raise ValueError(f"{folder.url}: {NO_WORKSPACE}")
@@ -367,7 +388,7 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (detect, features, embed):
+for _command in (init, detect, features, embed, serve):
     app.command()(user_errors(_command))
 
 
@@ -420,6 +441,30 @@ def import_(
     typer.echo(f"imported into {out}")
     typer.echo("\n".join(report.lines()))
     typer.echo(f"every tensor by name: {out}/{REPORT}")
+
+
+@app.command()
+@user_errors
+def reproduce(
+    preset: Annotated[str, typer.Argument(help="coco_rn50, coco_rn50x4, lvis_rn50 or lvis_rn50x4.")],
+    weights: Annotated[str, typer.Option(metavar="DIR", help="Folder with the official files.")],
+    imported: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for what `import` makes of them; used again.")
+    ] = "weights",
+    overrides: SetOption = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", metavar="URL", help="Folder or URL.  [default: runs/published_PRESET]"),
+    ] = None,
+) -> None:
+    """Measure the published weights with a preset, and print the paper's figures beside the results."""
+    from stages.commands.reproduce import reproduce as run_reproduce
+    from stages.commands.reproduce import reproduction
+
+    config = reproduction(preset, weights, imported, workspace, overrides or ())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not run_reproduce(preset, weights, imported, config, typer.echo):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

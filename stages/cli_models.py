@@ -1,4 +1,4 @@
-"""The commands that use a model: detect, features and embed. `cli.py` adds them to the command line."""
+"""The commands that use a model: detect, features, embed and serve. `cli.py` adds them to the command line."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def detect(
     classes: Annotated[
         str | None,
         typer.Option(help='What to look for: "a,b,c", a file of names, or @file.  [default: the model\'s own]'),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Names, as for --classes, or own (the model's): a class is compared with these, not with the others."
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option(help="New folder.  [default: detections, detections2, ...]")] = None,
     score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
@@ -92,6 +98,7 @@ def detect(
     from regionclip_core.datasets.categories import class_names  # the names are checked before torch is loaded
 
     names = () if classes is None else class_names(classes)
+    rivals = against if against in (None, "own") else class_names(against, "--against")
     source = model_source(model, config, overrides, workspace, name)
     from stages.commands.detect import detect as run_detect
 
@@ -99,7 +106,13 @@ def detect(
     size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
     rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
     rules |= {"fuse": fuse, "fuse_crops": fuse_crops, "fuse_base": fuse_base, "fuse_novel": fuse_novel}
-    common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
+    common: dict[str, Any] = {
+        "out": out,
+        "score": score,
+        "classes": names,
+        "against": rivals or (),
+        "name": name or "regionclip",
+    }
     common |= {"formats": format or (), "ids": ids, "picture_nms": picture_nms, "batch": batch}
     _exit(*run_detect(images, source, parts=parts, device=device, precision=precision, **common, **size, **rules))
 
@@ -153,6 +166,32 @@ def embed(
 
     parts = {"rpn": None, "text": text, "prompts": prompts, "embeddings": embeddings}
     run_embed(wanted, choose_model(source, name or "regionclip", parts, device, None, "embed"), out)
+
+
+def serve(
+    model: ModelOption = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="CLIP model to compare --model with.  [default: the teacher/ in it, if any]"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but this one is open to others.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 7860,
+    rpn: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
+    ] = None,
+    text: TextOption = None,
+    device: DeviceOption = "auto",
+    name: AnyNameOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve a page to play with a model: a photo, words, boxes; and CLIP's and RegionCLIP's regions side by side."""
+    source = model_source(model, config, overrides, workspace, name)
+    from stages.commands.serve import serve as run_serve
+
+    parts = {"rpn": rpn, "text": text, "prompts": None, "embeddings": None}
+    run_serve(source, name=name or "regionclip", parts=parts, teacher=teacher, device=device, host=host, port=port)
 
 
 def _exit(done: int, failed: int) -> None:

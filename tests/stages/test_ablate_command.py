@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from regionclip_core.config.loading import load_config, parse_config
 from regionclip_core.report.ablation import MEASURES
 from stages.cli import app
-from stages.commands.ablate import load_ablation
+from stages.commands.comparisons.ablate import load_ablation
 from stages.engine.plan import Planner
 from stages.pretrain import PretrainWork
 

@@ -40,7 +40,7 @@ from regionclip_core.storage.records import FileRecord, Folder, Manifest, ShardR
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, LABELS, PROPOSALS
 from stages.base import StageContext
 from stages.cli import app
-from stages.commands.compare import find_run
+from stages.commands.comparisons.compare import find_run
 from stages.data import WORK as DATA
 from stages.declarations import STAGES
 from stages.report import WORK as REPORT

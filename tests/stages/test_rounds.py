@@ -18,8 +18,8 @@ from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.pretraining.labelling import Labeller
 from regionclip_core.storage.folder import Folder
 from stages.cli import app
-from stages.commands.ablate import choose, load_ablation, plan_of
-from stages.commands.compare import side_of
+from stages.commands.comparisons.ablate import choose, load_ablation, plan_of
+from stages.commands.comparisons.compare import side_of
 from stages.commands.finished import folder_of
 from stages.commands.gc import unreachable
 from stages.commands.verify import advice, verify_workspace
