@@ -23,7 +23,10 @@ from stages.cli import app
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S)
 COMMANDS = [
-    line.split("#")[0].strip() for _, block in BLOCKS for line in block.splitlines() if line.startswith("regionclip ")
+    line.split("#")[0].strip()
+    for _, block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("regionclip ") and not line.startswith("regionclip serve")  # which ends with Ctrl-C: test_serve
 ]
 LONG = (
     "regionclip import regionclip_finetuned-coco_rn50.pth --out coco_rn50",
