@@ -625,6 +625,7 @@ def test_what_is_no_run_is_refused(workspace: Workspace, tmp_path: Path) -> None
     for given, said in (
         ([str(tmp_path), here], f"{tmp_path}: expected a workspace, an artifact of evaluate"),
         ([here, f"{here}/labels/{MARK}"], "but it is an artifact of labels"),
+        ([f"{here}/evaluate/{MARK}/metrics.json", here], "but it is a file"),
         ([here, f"{cells}:papre:0"], "no variant 'papre'; variants: paper; nearest: paper"),
         ([here, f"{cells}:paper"], "its cells: paper:0, paper:1"),
         ([f"{tmp_path}/none.ablation.json:a:0", here], "no such file"),

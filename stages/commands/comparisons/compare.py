@@ -47,6 +47,8 @@ def find_run(given: str) -> Side:
     if given.endswith((".yaml", ".yml")):
         line = finished(load_config(given), ["evaluate"], purpose=f"comparing {given}")["evaluate"]
         return side_of(folder_of(line), given)
+    if Path(given).is_file():
+        raise ValueError(f"{given}: expected {WHAT}, but it is a file")
     folder = Folder(given.rstrip("/") or given)
     if folder.exists(MANIFEST):
         return side_of(folder, given)
