@@ -14,7 +14,7 @@ from regionclip_core.config.loading import load_config, preset_names
 from regionclip_core.config.tree import Config, FusionConfig
 from regionclip_core.detection.inference import InferenceSettings
 from stages.cli import app
-from stages.commands.ablate import load_ablation
+from stages.commands.comparisons.ablate import load_ablation
 from stages.declarations import STAGES
 
 PAGE = ROOT / "docs" / "REPRODUCE.md"
