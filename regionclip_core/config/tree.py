@@ -76,6 +76,10 @@ class ExecutionConfig(Section):
     """GPUs that one worker of a stage with a model asks Ray for."""
     shard_retries: int = Field(2, ge=0, le=1000)
     """How often a shard or a training is repeated because a worker died (not because it raised an error)."""
+    curves: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where trainings draw their losses while they run. `tensorboard`: files for TensorBoard, in the folder
+    `tensorboard` of a local workspace; a workspace on an object store gets none. `wandb`: Weights & Biases, with the
+    extra `wandb` and `wandb login`, or WANDB_MODE=offline. Results don't depend on it."""
     max_error_rate: Share = 0.1
     """A stage stops when more than this share of its samples is bad; a sample that lost a box or caption is not bad."""
 

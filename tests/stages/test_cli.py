@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -25,7 +24,6 @@ from regionclip_core.report.results import GROUPS
 from regionclip_core.storage.folder import Folder
 from stages.cli import app
 from stages.engine.plan import PlanLine, Planner
-from stages.engine.progress import Reporter
 from stages.engine.runner import Pipeline, RunResult
 
 Cli = Callable[..., Result]
@@ -218,21 +216,6 @@ def test_results_are_shown_by_a_run_that_evaluates(
     monkeypatch.setattr(Pipeline, "run", lambda *_: RunResult(outcomes))
     printed = cli("run").stdout
     assert [text for text in ("AP50", "report: ") if text in printed] == shown
-
-
-def test_progress_is_a_line_now_and_then_and_never_twice_the_same(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 0.0, 11.0, 22.0, 33.0, 34.0, 45.0, 46.0, 57.0])
-    monkeypatch.setattr("stages.engine.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    report = Reporter()
-    report.start("pretrain")
-    for done in (10, 10, 20, 30, 30):
-        report.update("pretrain", done, 300)
-    report.start("pretrain")  # again, as after a failure
-    report.update("pretrain", 30, 300)
-    lines = [f"pretrain   {done}/300" for done in (10, 20, 30, 30)]
-    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_config_prints_what_reads_back(toy: Toy, cli: Cli, tmp_path: Path) -> None:
