@@ -27,10 +27,15 @@ from stages.cli_options import (
     ConfigOption,
     ModelOption,
     NameOption,
+    QuietOption,
     SetOption,
+    StageArgument,
+    StagesArgument,
+    VerboseOption,
     WorkspaceOption,
     load,
     model_source,
+    verbosity,
 )
 
 if TYPE_CHECKING:
@@ -67,19 +72,38 @@ class _Command(TyperCommand):
 
 
 class _App(typer.Typer):
-    def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
-        return super().command(name, cls=_Command, **settings)
+    def command(self, name: str | None = None, *examples: str, **settings: Any) -> Callable[..., Any]:
+        """Add a command; `examples` of its use are at the end of its help, as they are."""
+        epilog = "\n".join(["\b", f"Example{'s' * (len(examples) > 1)}:", *(f"  {one}" for one in examples)])
+        return super().command(name, cls=_Command, epilog=epilog, **settings)
 
 
 app = _App(
     name="regionclip",
     help="RegionCLIP: region-text pretraining and open-vocabulary detection, from captions to a report.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich's would double the time to answer
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    """Print the version and end, if it was asked for."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"regionclip {version('regionclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None: ...
+
 
 NO_WORKSPACE = "no artifact there; expected a workspace that `regionclip run` has written (--workspace, --config)"
 SHOWN_FOREIGN = 10
@@ -130,10 +154,15 @@ def _reader_is_gone() -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
-@app.command()
+@app.command(
+    None,
+    "regionclip run                                   every stage that is not up to date",
+    "regionclip run labels --set labels.threshold=0.5",
+    "regionclip run --config coco_rn50 --workspace runs/coco --dry-run",
+)
 @user_errors
 def run(
-    stages: Annotated[list[str] | None, typer.Argument(help="Stages to bring up to date.  [default: all]")] = None,
+    stages: StagesArgument = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -143,6 +172,8 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Throw the named stages' current results away first.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Bring stages, and all they need, up to date."""
     from regionclip_core.report.results import format_results
@@ -150,8 +181,10 @@ def run(
     from stages.commands.show import plan_table
     from stages.engine.look_ahead import look_ahead
     from stages.engine.plan import Planner
+    from stages.engine.progress import reporter
     from stages.engine.runner import Pipeline
 
+    shown = reporter(verbosity(quiet, verbose))
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
     loaded = load(config, [*(overrides or []), *limit], workspace, backend)
     if dry_run:
@@ -163,7 +196,9 @@ def run(
         look_ahead(loaded, wanted, planner.current(), forced)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
-    result = Pipeline(loaded).run(stages, force)
+    result = Pipeline(loaded, shown).run(stages, force)
+    if quiet:
+        raise typer.Exit(0 if result.ok else 1)
     try:
         finished = Planner(loaded).finished()
         if "evaluate" in finished and "evaluate" in result.outcomes:
@@ -178,7 +213,11 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    None,
+    "regionclip ablate ablation.yaml",
+    "regionclip ablate ablation.yaml --only surer --seeds 0,1",
+)
 @user_errors
 def ablate(
     file: Annotated[str, typer.Argument(help="YAML file: config, seeds, variants; and workspace, set.")],
@@ -191,11 +230,15 @@ def ablate(
     workspace: WorkspaceOption = None,
     backend: Annotated[str | None, typer.Option(help="ray or local, instead of the config's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run variants of a config with several seeds, and write a table of their results and differences."""
     from regionclip_core.report.ablation import format_ablation
     from stages.commands.ablate import check, choose, load_ablation, plan_of, run_ablation
+    from stages.engine.progress import reporter
 
+    level = verbosity(quiet, verbose)
     if not all(seed.strip().isdecimal() for seed in (seeds or "0").split(",")):
         raise ValueError(f"--seeds: expected whole numbers, such as 0,1,2 (came: {seeds!r})")
     numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
@@ -206,17 +249,18 @@ def ablate(
         typer.echo(plan_of(ablation, cells))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
-    run_ablation(ablation, cells, typer.echo)
-    typer.echo("\n" + format_ablation(ablation.shown))
-    typer.echo(f"also as {ablation.workspace.path(ablation.shown.name)}.txt, .md, .html and .ablation.json")
+    say = (lambda text: None) if quiet else typer.echo
+    run_ablation(ablation, cells, say, lambda: reporter(level))
+    say("\n" + format_ablation(ablation.shown))
+    say(f"also as {ablation.workspace.path(ablation.shown.name)}.txt, .md, .html and .ablation.json")
     if any(cell.state == "failed" for cell in cells):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(None, "regionclip check --config mine.yaml", "regionclip check teacher labels")
 @user_errors
 def check(
-    stages: Annotated[list[str] | None, typer.Argument(help="Stages that are to run.  [default: all]")] = None,
+    stages: StagesArgument = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -233,7 +277,7 @@ def check(
     typer.echo(f"nothing is wrong; to run: {', '.join(to_run) or 'nothing, all is up to date'}")
 
 
-@app.command()
+@app.command(None, "regionclip status", "regionclip status --set labels.threshold=0.5    what would run again, and why")
 @user_errors
 def status(
     config: ConfigOption = None,
@@ -257,10 +301,10 @@ def status(
         typer.echo(f"{'left locked by a process that is gone' if gone else 'running'}: {holder}")
 
 
-@app.command()
+@app.command(None, "regionclip show labels", "regionclip show data --workspace runs/coco")
 @user_errors
 def show(
-    stage: Annotated[str, typer.Argument(help="Stage to look into.")],
+    stage: StageArgument,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -279,7 +323,7 @@ def show(
         typer.echo(show_stage(line, planner.workspace))
 
 
-@app.command("config")
+@app.command("config", "regionclip config --config coco_rn50 > mine.yaml")
 @user_errors
 def show_config(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Print the whole configuration, defaults and overrides included."""
@@ -288,7 +332,7 @@ def show_config(config: ConfigOption = None, overrides: SetOption = None, worksp
     typer.echo(dump_config(load(config, overrides, workspace)), nl=False)
 
 
-@app.command()
+@app.command(None, "regionclip verify --workspace runs/coco")
 @user_errors
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
@@ -316,7 +360,7 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(None, "regionclip gc                     list", "regionclip gc --also best --yes    delete")
 @user_errors
 def gc(
     config: ConfigOption = None,
@@ -351,11 +395,23 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (detect, features, embed):
-    app.command()(user_errors(_command))
+for _command, *_examples in (
+    (
+        detect,
+        'regionclip detect photo.jpg --classes "teapot, violin, red umbrella"',
+        "regionclip detect photos/ --model my_detector --classes names.txt --format coco,csv",
+    ),
+    (features, "regionclip features photos/ --model my_detector --boxes boxes.csv --out features.parquet"),
+    (embed, 'regionclip embed "teapot, violin" --model my_detector --out names.safetensors'),
+):
+    app.command(None, *_examples)(user_errors(_command))
 
 
-@app.command()
+@app.command(
+    None,
+    "regionclip export detector --out my_detector",
+    "regionclip export detector --model weights/coco_rn50 --out model.pth --format official",
+)
 @user_errors
 def export(
     what: Annotated[str, typer.Argument(help="student, teacher or detector.")],
@@ -377,7 +433,11 @@ def export(
     run_export(what, source, out, format, name)
 
 
-@app.command("import")
+@app.command(
+    "import",
+    "regionclip import regionclip_finetuned-coco_rn50.pth --out weights/coco_rn50",
+    "regionclip import lvis_1203_cls_emb.pth --out weights/lvis_names --names lvis_v1_val.json",
+)
 @user_errors
 def import_(
     file: Annotated[str, typer.Argument(help="File of weights: .pth, .pt, .safetensors, an OpenAI download.")],

@@ -10,6 +10,18 @@ import typer
 if TYPE_CHECKING:
     from regionclip_core.config.tree import Config
 
+
+def _stages(incomplete: str) -> list[str]:
+    """Return the stages that begin so, for a shell's completion."""
+    from regionclip_core.config.tree import STAGE_NAMES
+
+    return [name for name in STAGE_NAMES if name.startswith(incomplete)]
+
+
+StagesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Stages to bring up to date.  [default: all]", autocompletion=_stages)
+]
+StageArgument = Annotated[str, typer.Argument(help="Stage to look into.", autocompletion=_stages)]
 ConfigOption = Annotated[
     str | None, typer.Option("--config", "-c", help="YAML file or preset name.  [default: pipeline.yaml]")
 ]
@@ -26,6 +38,16 @@ ModelOption = Annotated[
 ]
 NAMES = "Which of the workspace's detectors: regionclip, clip or oracle"
 NameOption = Annotated[str | None, typer.Option(help=f"{NAMES}.  [default: regionclip]")]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and what went wrong.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print each shard too, and progress more often.")]
+
+
+def verbosity(quiet: bool, verbose: bool) -> int:
+    """Return how much is printed: -1, 0 or 1. Raises ValueError for both at once."""
+    if quiet and verbose:
+        raise ValueError("expected --quiet or --verbose, not both")
+    return verbose - quiet
 
 
 def load(config: str | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None) -> Config:

@@ -7,6 +7,7 @@ doubles no point. What is drawn is beside the artifacts, since no two runs give 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import socket
 import time
@@ -79,6 +80,24 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
 
         self._file.write(Event(**{"wall_time": time.time(), **fields}).SerializeToString())
+
+
+def no_wandb() -> list[str]:
+    """Return why Weights & Biases can't be used here, and what to do; empty if it can."""
+    otherwise = "or set execution.curves to tensorboard or none"
+    if importlib.util.find_spec("wandb") is None:
+        return [f"execution.curves: wandb is not installed here: `pip install wandb`, {otherwise}"]
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return []
+    import wandb  # slow
+
+    try:
+        if wandb.login(prompt=False):  # asks the server whether it takes the key
+            return []
+        why = "has no key here"
+    except wandb.Error as error:
+        why = f"does not answer: {error}"
+    return [f"execution.curves: wandb {why}. Run `wandb login`, set WANDB_MODE=offline, {otherwise}"]
 
 
 class WeightsAndBiases:

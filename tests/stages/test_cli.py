@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,6 +20,8 @@ import yaml
 from places import ROOT
 from safetensors.numpy import save
 from toy_runs import Toy
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from regionclip_core.report.results import GROUPS
@@ -316,3 +320,42 @@ def test_help_and_status_import_nothing_slow(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "[]\n", arguments
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"regionclip {project['version']}\n"
+
+
+def test_every_command_has_examples_that_it_takes() -> None:
+    """As plain lines at the end of its help, whatever the width; each is parsed as the command would."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    for name, command in group.commands.items():
+        text = CliRunner().invoke(app, [name, "-h"], terminal_width=50).stdout
+        heading, _, lines = text.partition("Example")[2].partition("\n")
+        assert heading in (":", "s:") and lines
+        for line in filter(None, lines.splitlines()):
+            words = shlex.split(line.strip().split("    ")[0].split(" > ")[0])
+            assert words[:2] == ["regionclip", name]
+            command.make_context(name, words[2:])
+
+
+def test_a_shell_completes_stages() -> None:
+    asked = {"_REGIONCLIP_COMPLETE": "complete_bash", "COMP_WORDS": "regionclip run p", "COMP_CWORD": "2"}
+    assert CliRunner().invoke(app, env=asked, prog_name="regionclip").stdout.split() == [
+        "proposals",
+        "pairs",
+        "pretrain",
+    ]
+
+
+def test_a_quiet_run_prints_what_goes_wrong_and_a_verbose_one_each_shard(toy: Toy, cli: Cli) -> None:
+    toy.fault("raise-scaled-1")
+    quiet = cli("run", "-q")
+    assert quiet.exit_code == 1 and quiet.stdout == "" and quiet.stderr.count("made to fail") == 1
+    log = (Path(toy.workspace.url) / "run.log").read_text()
+    assert "numbers    done" in log and "made to fail" in log and "shard   0" not in log
+    verbose = cli("run", "--verbose")
+    assert "scaled     shard   1 failed: RuntimeError: made to fail" in verbose.stdout
+    assert cli("run", "-q", "-v").exit_code == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,3 +251,52 @@ def test_pace_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(pace) == "100 images/s, 40 s left"
     assert pace.in_numbers() == {"per_second": 100.0, "seconds_left": 40.0}
     assert [duration(one) for one in (0.4, 99, 100, 3600, 7200)] == ["0 s", "99 s", "2 min", "60 min", "2.0 h"]
+
+
+# ---------------------------------------------------------------- Weights & Biases
+
+
+def test_wandb_is_looked_for_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.engine import curves
+
+    config = parse_config(small_tree(tmp_path, execution={"curves": "wandb"}))
+    monkeypatch.setattr(curves.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^execution\.curves: wandb is not installed here: `pip install wandb`"):
+        Pipeline(config, Reporter()).run(["rpn"])
+    assert not (tmp_path / "data").exists()
+
+
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """The records of a log of LevelDB's form: in blocks of 32 KiB, each part with its checksum, length and kind."""
+    at, parts = 7, b""  # the first block has a header before
+    data = bytes(7) + data
+    while at + 7 <= len(data):
+        if 2**15 - at % 2**15 < 7:
+            at += 2**15 - at % 2**15
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+@pytest.mark.slow
+def test_wandb_gets_each_step_once_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(training, "_LOG_EVERY", 1)
+    settings = {"execution": {"curves": "wandb"}, "rpn": {"steps": 4}, "proposals": {"method": "rpn"}}
+    config = parse_config(small_tree(tmp_path, **settings))
+    assert Pipeline(config, Reporter()).run(["rpn"]).ok
+    [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    found = list[tuple[int, float]]()
+    for data in leveldb_records(file.read_bytes()[7:]):
+        record = Record.FromString(data)
+        values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        if "loss" in values:
+            found.append((record.history.step.num, float(values["loss"])))
+    history = json.loads((artifact(tmp_path, "rpn") / "history.json").read_text())
+    assert found == [(row["step"], pytest.approx(row["loss"])) for row in history]
