@@ -51,7 +51,7 @@ class ExecutionConfig(Section):
     address: str | None = None
     """Ray cluster address; null starts Ray on this machine."""
     dashboard: bool = False
-    """Start Ray's dashboard on this machine and print its link: 1 s and 200 MiB more. A cluster has its own."""
+    """Start Ray's dashboard on this machine and print its link: 1 s and 210 MB more. A cluster has its own."""
     workers: int | None = Field(None, ge=1, le=10**5)
     """Shard workers; null takes one per available CPU (or per GPU for stages that use one), also of machines that join
     a cluster during the run. A number is what the run asks a cluster for, whatever it has now: set it to make an

@@ -140,7 +140,7 @@ def fit(
             now = time.perf_counter()
             rate = (step + 1 - clocked) * batch_size / (now - clock)
             clock, clocked = now, step + 1
-            note = f"{losses_in_words(history[-1])}, {rate:.4g} images/s"
+            note = f"{rate:.3g} images/s, {losses_in_words(history[-1])}"
             progress(step + 1, steps, note, {**history[-1], "samples_per_second": rate})
         # The last step has a checkpoint too: an interrupted job of several trainings then skips the finished ones.
         if (step + 1) % checkpoint_every == 0 or last:

@@ -36,7 +36,7 @@ class Reporter:
         self.journal: Journal | None = None
         """Where what is said goes too, while a run holds the workspace."""
         self._verbosity = verbosity
-        self.start("")
+        Reporter.start(self, "")
 
     # ---------------------------------------------------------------- lines
 
@@ -213,14 +213,14 @@ class BarReporter(Reporter):
     def start(self, stage: str) -> None:
         """Show the stage's bar, empty at first."""
         super().start(stage)
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # slow
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # slow
         from rich.table import Column
 
         self._bar = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TextColumn("{task.description:<10}", table_column=Column(min_width=10)),
+            BarColumn(bar_width=20, table_column=Column(min_width=20)),
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            # The only one that is cut on a narrow terminal.
             TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             transient=True,
         )
@@ -229,7 +229,7 @@ class BarReporter(Reporter):
 
     def _show(self, stage: str, done: int, total: int, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, text=text)
+            self._bar.update(self._task, completed=done, total=total, text=f"{done}/{total}  {text}".rstrip())
 
     def _print(self, text: str) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from stages.engine import history as live
 from stages.engine.curves import TensorBoard
 from stages.engine.history import History
 from stages.engine.journal import Journal
-from stages.engine.progress import Pace, Reporter, duration
+from stages.engine.progress import BarReporter, Pace, Reporter, duration, reporter
 from stages.engine.runner import Pipeline
 from stages.engine.work import ProgressFile
 
@@ -238,6 +239,30 @@ def test_a_file_gets_a_line_per_tenth_and_the_rate(
     quiet.say("rpn done")
     quiet.warn("rpn note")
     assert capsys.readouterr().out == "rpn note\n"
+
+
+def test_a_terminal_gets_a_bar_while_a_stage_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wide as the terminal, with the lines above it, and nothing of it left in the end."""
+    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "60", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    report = reporter()
+    report.say("before")
+    assert isinstance(report, BarReporter) and capsys.readouterr().out == "before\n"
+    assert type(reporter(-1)) is Reporter
+    report.start("labels")
+    for shard in range(4):
+        report.update("labels", shard, 8, "a note that is far too long for the rest of the line", 100 * shard)
+    report._bar.refresh()  # else ten times a second
+    report.say("[between] all")
+    report.stop()
+    report.say("after")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out).replace("\r", "\n").splitlines()
+    bars = [line for line in shown if line.startswith("labels ")]
+    assert re.search(r"━ 0:00:00 3/8  .* images/s, .*…$", bars[-1]) and max(map(len, bars)) == 60
+    assert "[between] all" in shown and shown[-1] == "after"
 
 
 def test_pace_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
