@@ -217,12 +217,15 @@ class BarReporter(Reporter):
         from rich.table import Column
 
         self._bar = Progress(
-            TextColumn("{task.description:<10}", table_column=Column(min_width=10)),
-            BarColumn(bar_width=20, table_column=Column(min_width=20)),
-            TimeElapsedColumn(table_column=Column(min_width=7)),
+            TextColumn("{task.description:<10}", table_column=Column(width=10)),
+            BarColumn(bar_width=20, table_column=Column(width=20)),
+            TimeElapsedColumn(table_column=Column(width=7)),
             # The only one that is cut on a narrow terminal.
-            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn(
+                "{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
             transient=True,
+            expand=True,
         )
         self._task = self._bar.add_task(stage, total=None, text="")
         self._bar.start()
