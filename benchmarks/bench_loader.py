@@ -9,6 +9,8 @@ Waiting: share of the time that a step waits for its batch, where the step takes
 JPEG: 640 x 480 and 640 x 427 pixels with files as large as a photo's, resized to 800 pixels, batches of 8. CPU
 time per image is that of all processes, with the way through shared memory where there are workers.
 
+The bytes are not normalised here, nor moved (torch's device `meta`): on a GPU its own kernels do that.
+
 The first batch, for which the workers start, has a column of its own and is not counted in the others. Medians over
 rounds, least and most in brackets; the numbers of workers alternate within a round.
 """
@@ -121,7 +123,7 @@ def run(pairs: Folder, batch: int, side: int, workers: int, steps: int, sleep: f
     samples = RegionPairs(pairs, 0)
     at = Timed(RegionBatches(samples, settings, (0.5,) * 3, (0.25,) * 3, 0))
     start = time.perf_counter()
-    batches = read_batches(at, 0, steps + 1, torch.device("cpu"), workers, samples.unreadable)
+    batches = read_batches(at, 0, steps + 1, torch.device("meta"), workers, samples.unreadable)
     next(batches)
     first = time.perf_counter() - start
     cpu, waited, start = time.process_time(), 0.0, time.perf_counter()

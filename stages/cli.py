@@ -1,12 +1,11 @@
-"""The command line. Commands that use a model are in `cli_models.py`, options that several share in `cli_options.py`;
-no other file imports typer.
+"""The command line. Commands that use a model are in `cli_models.py`, init in `cli_configs.py`, options that several
+share in `cli_options.py`; no other file imports typer.
 
 Each command imports what it needs when it is called: the config alone would make `--help` take three times as long.
 """
 
 from __future__ import annotations
 
-import copy
 import errno
 import io
 import json
@@ -20,8 +19,9 @@ from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
+from stages.cli_commands import App
+from stages.cli_configs import init
 from stages.cli_models import detect, embed, features
 from stages.cli_options import (
     ConfigOption,
@@ -34,6 +34,7 @@ from stages.cli_options import (
     VerboseOption,
     WorkspaceOption,
     load,
+    load_files,
     model_source,
     verbosity,
 )
@@ -42,43 +43,7 @@ if TYPE_CHECKING:
     from regionclip_core.storage.records import Folder
 
 
-class _Command(TyperCommand):
-    """A command that refuses an empty value and an option given twice, and says with any refused value what came."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        parser = self.make_parser(ctx)
-        for param in self.params:
-            if isinstance(param, TyperOption) and not param.is_flag:
-                several = copy.copy(param)
-                several.multiple = True  # of an option given twice the parser would keep the last value only
-                several.add_to_parser(parser, ctx)
-        given, _, _ = parser.parse_args(list(args))
-        came = {
-            name: [values] if isinstance(values, (str, bool)) else list(values or ()) for name, values in given.items()
-        }
-        for param in self.params:
-            values = came.get(param.name, [])
-            if "" in values:
-                raise typer.BadParameter("expected a text, and an empty one came; is a variable not set?", ctx, param)
-            if isinstance(param, TyperOption) and len(values) > 1 and not param.multiple:
-                both = " and ".join(map(repr, values))
-                raise typer.BadParameter(f"expected one value (came: {both}); give the option once", ctx, param)
-        try:
-            return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            if error.param is not None and (values := came.get(error.param.name)):
-                error.message += f" (came: {values[0]!r})"
-            raise
-
-
-class _App(typer.Typer):
-    def command(self, name: str | None = None, *examples: str, **settings: Any) -> Callable[..., Any]:
-        """Add a command; `examples` of its use are at the end of its help, as they are."""
-        epilog = "\n".join(["\b", f"Example{'s' * (len(examples) > 1)}:", *(f"  {one}" for one in examples)])
-        return super().command(name, cls=_Command, epilog=epilog, **settings)
-
-
-app = _App(
+app = App(
     name="regionclip",
     help="RegionCLIP: region-text pretraining and open-vocabulary detection, from captions to a report.",
     no_args_is_help=True,
@@ -154,12 +119,7 @@ def _reader_is_gone() -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
-@app.command(
-    None,
-    "regionclip run                                   every stage that is not up to date",
-    "regionclip run labels --set labels.threshold=0.5",
-    "regionclip run --config coco_rn50 --workspace runs/coco --dry-run",
-)
+@app.command()
 @user_errors
 def run(
     stages: StagesArgument = None,
@@ -186,7 +146,10 @@ def run(
 
     shown = reporter(verbosity(quiet, verbose))
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
-    loaded = load(config, [*(overrides or []), *limit], workspace, backend)
+    files = load_files(config, [*(overrides or []), *limit], workspace, backend)
+    loaded = files.config
+    if len(files.files) > 1:
+        typer.echo(f"config: {', then '.join(files.files)}", err=True)
     if dry_run:
         planner = Planner(loaded)
         wanted = planner.closure(stages, force)
@@ -213,11 +176,7 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command(
-    None,
-    "regionclip ablate ablation.yaml",
-    "regionclip ablate ablation.yaml --only surer --seeds 0,1",
-)
+@app.command()
 @user_errors
 def ablate(
     file: Annotated[str, typer.Argument(help="YAML file: config, seeds, variants; and workspace, set.")],
@@ -257,7 +216,7 @@ def ablate(
         raise typer.Exit(1)
 
 
-@app.command(None, "regionclip check --config mine.yaml", "regionclip check teacher labels")
+@app.command()
 @user_errors
 def check(
     stages: StagesArgument = None,
@@ -277,7 +236,7 @@ def check(
     typer.echo(f"nothing is wrong; to run: {', '.join(to_run) or 'nothing, all is up to date'}")
 
 
-@app.command(None, "regionclip status", "regionclip status --set labels.threshold=0.5    what would run again, and why")
+@app.command()
 @user_errors
 def status(
     config: ConfigOption = None,
@@ -301,7 +260,7 @@ def status(
         typer.echo(f"{'left locked by a process that is gone' if gone else 'running'}: {holder}")
 
 
-@app.command(None, "regionclip show labels", "regionclip show data --workspace runs/coco")
+@app.command()
 @user_errors
 def show(
     stage: StageArgument,
@@ -323,16 +282,28 @@ def show(
         typer.echo(show_stage(line, planner.workspace))
 
 
-@app.command("config", "regionclip config --config coco_rn50 > mine.yaml")
+@app.command("config")
 @user_errors
-def show_config(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
-    """Print the whole configuration, defaults and overrides included."""
+def show_config(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of config files, for editors.")
+    ] = False,
+) -> None:
+    """Print the whole configuration, defaults and overrides included; what is of a later file says so."""
     from regionclip_core.config.loading import dump_config
+    from regionclip_core.config.schema import json_schema
 
-    typer.echo(dump_config(load(config, overrides, workspace)), nl=False)
+    if schema:
+        typer.echo(json.dumps(json_schema(), indent=1))
+        return
+    loaded = load_files(config, overrides, workspace)
+    typer.echo(dump_config(loaded.config, loaded.later_origins), nl=False)
 
 
-@app.command(None, "regionclip verify --workspace runs/coco")
+@app.command()
 @user_errors
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
@@ -353,14 +324,18 @@ def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: 
         raise ValueError(f"{planner.workspace.url}: {NO_WORKSPACE}")
     typer.echo(f"{checked} artifacts read, {len({stage for stage, _ in bad})} stages with problems")
     if bad:
-        given = [("--config", config), *(("--set", one) for one in overrides or []), ("--workspace", workspace)]
+        given = [
+            *(("--config", one) for one in config or []),
+            *(("--set", one) for one in overrides or []),
+            ("--workspace", workspace),
+        ]
         options = "".join(f" {option} {shlex.quote(value)}" for option, value in given if value is not None)
         for line in advice(bad, planner.lines(), options):
             typer.echo(line, err=True)
         raise typer.Exit(1)
 
 
-@app.command(None, "regionclip gc                     list", "regionclip gc --also best --yes    delete")
+@app.command()
 @user_errors
 def gc(
     config: ConfigOption = None,
@@ -374,7 +349,7 @@ def gc(
     from stages.commands.gc import ablations, collect, foreign_folders, unreachable
     from stages.commands.verify import artifacts
 
-    configs = [load(config, overrides, workspace), *(load(other, None, workspace) for other in also or [])]
+    configs = [load(config, overrides, workspace), *(load([other], None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)
     if next(artifacts(folder), None) is None and not foreign_folders(folder):
         raise ValueError(f"{folder.url}: {NO_WORKSPACE}")
@@ -395,23 +370,11 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command, *_examples in (
-    (
-        detect,
-        'regionclip detect photo.jpg --classes "teapot, violin, red umbrella"',
-        "regionclip detect photos/ --model my_detector --classes names.txt --format coco,csv",
-    ),
-    (features, "regionclip features photos/ --model my_detector --boxes boxes.csv --out features.parquet"),
-    (embed, 'regionclip embed "teapot, violin" --model my_detector --out names.safetensors'),
-):
-    app.command(None, *_examples)(user_errors(_command))
+for _command in (init, detect, features, embed):
+    app.command()(user_errors(_command))
 
 
-@app.command(
-    None,
-    "regionclip export detector --out my_detector",
-    "regionclip export detector --model weights/coco_rn50 --out model.pth --format official",
-)
+@app.command()
 @user_errors
 def export(
     what: Annotated[str, typer.Argument(help="student, teacher or detector.")],
@@ -433,11 +396,7 @@ def export(
     run_export(what, source, out, format, name)
 
 
-@app.command(
-    "import",
-    "regionclip import regionclip_finetuned-coco_rn50.pth --out weights/coco_rn50",
-    "regionclip import lvis_1203_cls_emb.pth --out weights/lvis_names --names lvis_v1_val.json",
-)
+@app.command("import")
 @user_errors
 def import_(
     file: Annotated[str, typer.Argument(help="File of weights: .pth, .pt, .safetensors, an OpenAI download.")],
@@ -464,6 +423,30 @@ def import_(
     typer.echo(f"imported into {out}")
     typer.echo("\n".join(report.lines()))
     typer.echo(f"every tensor by name: {out}/{REPORT}")
+
+
+@app.command()
+@user_errors
+def reproduce(
+    preset: Annotated[str, typer.Argument(help="coco_rn50, coco_rn50x4, lvis_rn50 or lvis_rn50x4.")],
+    weights: Annotated[str, typer.Option(metavar="DIR", help="Folder with the official files.")],
+    imported: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for what `import` makes of them; used again.")
+    ] = "weights",
+    overrides: SetOption = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", metavar="URL", help="Folder or URL.  [default: runs/published_PRESET]"),
+    ] = None,
+) -> None:
+    """Measure the published weights with a preset, and print the paper's figures beside the results."""
+    from stages.commands.reproduce import reproduce as run_reproduce
+    from stages.commands.reproduce import reproduction
+
+    config = reproduction(preset, weights, imported, workspace, overrides or ())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not run_reproduce(preset, weights, imported, config, typer.echo):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ def detect(
         str | None,
         typer.Option(help='What to look for: "a,b,c", a file of names, or @file.  [default: the model\'s own]'),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Names, as for --classes, or own (the model's): a class is compared with these, not with the others."
+        ),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="New folder.  [default: detections, detections2, ...]")] = None,
     score: Annotated[float, typer.Option(help="Lowest score shown.", min=0, max=1)] = 0.3,
     format: Annotated[
@@ -92,6 +98,7 @@ def detect(
     from regionclip_core.datasets.categories import class_names  # the names are checked before torch is loaded
 
     names = () if classes is None else class_names(classes)
+    rivals = against if against in (None, "own") else class_names(against, "--against")
     source = model_source(model, config, overrides, workspace, name)
     from stages.commands.detect import detect as run_detect
 
@@ -99,7 +106,13 @@ def detect(
     size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
     rules = {"nms": nms, "nms_kind": nms_kind, "max_detections": max_detections, "objectness": objectness}
     rules |= {"fuse": fuse, "fuse_crops": fuse_crops, "fuse_base": fuse_base, "fuse_novel": fuse_novel}
-    common: dict[str, Any] = {"out": out, "score": score, "classes": names, "name": name or "regionclip"}
+    common: dict[str, Any] = {
+        "out": out,
+        "score": score,
+        "classes": names,
+        "against": rivals or (),
+        "name": name or "regionclip",
+    }
     common |= {"formats": format or (), "ids": ids, "picture_nms": picture_nms, "batch": batch}
     _exit(*run_detect(images, source, parts=parts, device=device, precision=precision, **common, **size, **rules))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from regionclip_core.config.loading import Loaded
     from regionclip_core.config.tree import Config
 
 
@@ -23,7 +24,13 @@ StagesArgument = Annotated[
 ]
 StageArgument = Annotated[str, typer.Argument(help="Stage to look into.", autocompletion=_stages)]
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", "-c", help="YAML file or preset name.  [default: pipeline.yaml]")
+    list[str] | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML file or preset name; of several, which are merged, the later ones win.  [default: pipeline.yaml]",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="A.B=C", help="Override a setting; may be repeated.")
@@ -50,22 +57,33 @@ def verbosity(quiet: bool, verbose: bool) -> int:
     return verbose - quiet
 
 
-def load(config: str | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None) -> Config:
-    """Return the config that the common options describe."""
-    from regionclip_core.config.loading import load_config
+def load_files(
+    config: list[str] | None, overrides: list[str] | None, workspace: str | None, backend: str | None = None
+) -> Loaded:
+    """Return the config that the common options describe, and where its keys are from."""
+    from regionclip_core.config import loading
 
     more = [f"workspace={json.dumps(workspace)}"] if workspace is not None else []
     more += [f"execution.backend={json.dumps(backend)}"] if backend is not None else []
-    return load_config(config, [*(overrides or []), *more])
+    return loading.load_files(config, [*(overrides or []), *more])
+
+
+def load(config: list[str] | None, overrides: list[str] | None, workspace: str | None) -> Config:
+    """Return the config that the common options describe."""
+    return load_files(config, overrides, workspace).config
 
 
 def model_source(
-    model: str | None, config: str | None, overrides: list[str] | None, workspace: str | None, name: str | None
+    model: str | None,
+    config: list[str] | None,
+    overrides: list[str] | None,
+    workspace: str | None,
+    name: str | None,
 ) -> Config | str:
     """Return a model's folder, or the config of the workspace that holds the model `name`; never both."""
     if model is None:
         return load(config, overrides, workspace)
-    if config is not None or overrides or workspace is not None or name is not None:
+    if config or overrides or workspace is not None or name is not None:
         raise ValueError(
             "--model needs no config: leave out --config, --set, --workspace and --name, which choose a model of a "
             "run, or leave out --model"

@@ -25,6 +25,7 @@ def table(page: str, title: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+@pytest.mark.slow
 def test_every_comparison_agrees_with_its_reference(tmp_path: Path) -> None:
     compares = ("regions", "pretraining", "detection", "nms", "evaluation")
     run("benchmarks", *compares, "--quick", "--rounds", "1", "--out", str(tmp_path))

@@ -17,6 +17,7 @@ class WorldSplit(Section):
     """Images of the embedded world, drawn by the project itself."""
 
     source: Literal["world"] = "world"
+    """What kind of split it is; each kind has keys of its own."""
     kind: Literal["closeup", "scene"] = "scene"
     """`closeup`: one to three large objects, as in web images. `scene`: several small objects, as in COCO."""
     images: Count
@@ -40,6 +41,7 @@ class TarsSplit(Section):
     """WebDataset tars in img2dataset's layout: `<key>.jpg`, `<key>.txt`, `<key>.json`."""
 
     source: Literal["tars"]
+    """What kind of split it is."""
     urls: str
     """Path or fsspec URL, with `*` globs or `{00000..00099}` braces."""
 
@@ -48,6 +50,7 @@ class CocoSplit(Section):
     """COCO-style annotations beside a folder of images."""
 
     source: Literal["coco"]
+    """What kind of split it is."""
     images: str
     """Folder (or fsspec URL) that holds the images by their `file_name`."""
     instances: str | None = None
@@ -64,6 +67,7 @@ class LvisSplit(Section):
     """LVIS v1 annotations beside COCO's image folders."""
 
     source: Literal["lvis"]
+    """What kind of split it is."""
     images: str
     """Folder (or fsspec URL) that holds COCO's train2017/ and val2017/, from which LVIS draws its images."""
     instances: str
@@ -80,6 +84,7 @@ class FolderSplit(Section):
     """A folder of images and one caption file."""
 
     source: Literal["folder"]
+    """What kind of split it is."""
     images: str
     """Folder (or fsspec URL) of images."""
     captions: str

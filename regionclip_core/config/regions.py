@@ -98,6 +98,7 @@ class LabelsConfig(Section):
     batch_size: BatchSize = 64
     """`crop`, `crop_features`: crops per forward pass."""
     later_rounds: LaterRoundsConfig = LaterRoundsConfig()
+    """How the rounds after the first label, with `rounds`."""
     source: str | None = None
     """File with boxes, names and scores that take the place of the proposals and of the teacher's names: COCO results
     (.json) or a table (.parquet), see data/README.md. `max_regions` and `threshold` go by its scores, which no
@@ -186,6 +187,7 @@ class EvaluateConfig(Section):
     finetuned_objectness: Literal["none", "sigmoid", "raw_logit"] = "none"
     """The same for finetuned detectors."""
     fusion: FusionConfig = FusionConfig()
+    """Further rows, in which a second classifier takes part in the scores."""
     synonyms: str | None = None
     """YAML file of synonyms (`coco` or `world` in data/synonyms, or a path), for rows in which the first synonym stands
     in for each category's name; null leaves them out."""

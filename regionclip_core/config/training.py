@@ -33,6 +33,7 @@ class OptimConfig(Section):
     lr: float = Field(1e-3, gt=0, le=1000)
     """Highest learning rate, reached after the warm-up."""
     weight_decay: Weight = 0.05
+    """Weight decay: decoupled from the gradient in AdamW, added to it in SGD."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD only."""
     schedule: Literal["constant", "cosine", "one_cycle", "steps"] = "cosine"
@@ -51,6 +52,8 @@ class OptimConfig(Section):
     clip_per_tensor: bool = False
     """Clip each parameter's gradient on its own, as the official pretraining does, instead of all together."""
 
+
+Optim = Annotated[OptimConfig, Field(description="Optimiser and learning-rate schedule.")]
 
 Channels = Annotated[int, Field(ge=1, le=2**14)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
@@ -98,7 +101,7 @@ class TeacherTraining(Section):
     min_crop: PositiveShare = 0.8
     """Smallest area of the random resized crop, as a share of the image."""
     flip: Flip = 0.5
-    optim: OptimConfig = OptimConfig(lr=1.5e-3, schedule="one_cycle", warmup_steps=200)
+    optim: Optim = OptimConfig(lr=1.5e-3, schedule="one_cycle", warmup_steps=200)
     checkpoint_every: CheckpointEvery = 400
 
 
@@ -112,11 +115,13 @@ class TeacherConfig(Section):
     """`train` (on `training.splits`), an open_clip pretrained tag (`openai`), a local checkpoint file, a folder from
     `regionclip import` or `export`, or `random` (untrained: for trying the pipeline out, never for results)."""
     architecture: ClipArchitecture = ClipArchitecture()
+    """How the model `small` is built."""
     value_blocks: int | None = Field(None, ge=0, le=12)
     """ViTs and EVA's: a region's features are the values of the last so many blocks, summed, without what passes beside
     the attention. 0: the last block's values, its residual and its MLP. Null: what the folder of weights says, else 0.
     Student and detectors have the teacher's."""
     training: TeacherTraining | None = None
+    """How `weights: train` trains it; null where it isn't trained."""
     prompts: str = "short"
     """Prompt templates: `single`, `short`, `clip81` (the paper's), or a text file of lines with `{}`."""
     normalize_prompts: bool = True
@@ -144,7 +149,7 @@ class RpnConfig(Section):
     """Sides of the anchors, in pixels of the resized image (small backbone only)."""
     steps: Steps = 300
     batch_size: ImagesPerStep = 16
-    optim: OptimConfig = OptimConfig(lr=4e-3)
+    optim: Optim = OptimConfig(lr=4e-3)
     checkpoint_every: CheckpointEvery = 100
 
 
@@ -194,7 +199,7 @@ class PretrainConfig(Section):
     official code, where each worker contrasts its own regions only."""
     global_box: Literal["image", "padded"] = "image"
     """Box of the image-text loss: the `image`, or, as in the official code, its `padded` canvas in the batch."""
-    optim: OptimConfig = OptimConfig(lr=5e-4, weight_decay=1e-4, clip_norm=5.0)
+    optim: Optim = OptimConfig(lr=5e-4, weight_decay=1e-4, clip_norm=5.0)
     checkpoint_every: CheckpointEvery = 100
 
 
@@ -238,5 +243,5 @@ class FinetuneConfig(Section):
     """Exponent of the focal loss; null: cross entropy, divided by the sum of weights (the official LVIS loss)."""
     mask_head: bool = False
     """Also train a class-agnostic mask head; needs a split with `masks: true`."""
-    optim: OptimConfig = OptimConfig(lr=3e-4, weight_decay=1e-4)
+    optim: Optim = OptimConfig(lr=3e-4, weight_decay=1e-4)
     checkpoint_every: CheckpointEvery = 50

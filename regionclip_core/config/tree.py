@@ -123,17 +123,29 @@ class Config(Section):
     round before names the regions (see `labels.later_rounds`), and the new student starts from it, instead of from
     what `labels.weights` and `pretrain.init` say."""
     execution: ExecutionConfig = ExecutionConfig()
+    """Where and with what it runs: backend, workers, device, precision."""
     data: DataConfig = DataConfig()
+    """What goes in: named sets of images, and the categories."""
     concepts: ConceptsConfig = ConceptsConfig()
+    """Captions to a pool of concepts."""
     teacher: TeacherConfig = TeacherConfig()
+    """The CLIP that names regions."""
     rpn: RpnConfig = RpnConfig()
+    """The network that proposes boxes."""
     proposals: ProposalsConfig = ProposalsConfig()
+    """Boxes of each image that may hold an object."""
     labels: LabelsConfig = LabelsConfig()
+    """Which concept each proposal shows, by the teacher."""
     pairs: PairsConfig = PairsConfig()
+    """Images with their captions and labelled regions, as tars."""
     pretrain: PretrainConfig = PretrainConfig()
+    """The student learns regions from the pairs."""
     finetune: FinetuneConfig = FinetuneConfig()
+    """Detectors from boxes of base categories."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Average precision and accuracies of all models."""
     report: ReportConfig = ReportConfig()
+    """The page about the whole run."""
 
     @field_validator("workspace")
     @classmethod

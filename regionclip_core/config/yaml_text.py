@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 DEEPEST = 50
 """Levels of nesting that are read; beyond them Python's own recursion would end in the middle of a file."""
@@ -51,3 +53,24 @@ def yaml_text(value: Any, width: int = 120, short_lists_in_a_line: bool = False)
     stream = io.StringIO()
     yaml.dump(value, stream)
     return stream.getvalue()
+
+
+def with_comments(text: str, comments: Mapping[tuple[str, ...], str]) -> str:
+    """Return what `yaml_text` made of a nested dict with comments at some of its keys, named with those above them.
+
+    Values stay as they are: what is written over several lines has its comment on a line of its own before it.
+    """
+    lines = text.splitlines()
+
+    def walk(node: MappingNode, above: tuple[str, ...]) -> None:
+        for key, value in node.value:
+            place, line = (*above, key.value), key.start_mark.line
+            if isinstance(value, MappingNode) and not value.flow_style:
+                walk(value, place)
+            elif place in comments and isinstance(value, ScalarNode) and value.end_mark.line > line:
+                lines[line] = f"{' ' * key.start_mark.column}# {comments[place]}\n{lines[line]}"
+            elif place in comments:
+                lines[line] += f"  # {comments[place]}"
+
+    walk(YAML(typ="safe", pure=True).compose(text), ())
+    return "\n".join(lines) + "\n"

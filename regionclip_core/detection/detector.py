@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regionclip_core.config.tree import FinetuneConfig
-from regionclip_core.detection.inference import Detections, Fusion, InferenceSettings, detect_image
+from regionclip_core.detection.inference import Detections, Fusion, InferenceSettings, detect_image, rival_logits
 from regionclip_core.detection.losses import box_loss, classification_loss, mask_loss
 from regionclip_core.models.checkpoint_files import load_strictly, read_safetensors
 from regionclip_core.models.clip import lean_clip
@@ -263,6 +263,7 @@ class OpenVocabularyDetector(nn.Module):
         box_deltas: bool,
         masks: bool = True,
         fusion: Sequence[Fusion] | None = None,
+        rivals: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Return the detections of each image, in ORIGINAL pixels (call eval() before).
 
@@ -272,9 +273,16 @@ class OpenVocabularyDetector(nn.Module):
             box_deltas: refine the boxes with the regressor; False (zero-shot: it isn't trained) keeps the proposals.
             masks: where there is a mask head, make masks; boxes alone are faster.
             fusion: a second classifier's probabilities of the same proposals, one per image.
+            rivals: embeddings [D] by name. Each category is then in a softmax with these and the background alone, so
+                that its score doesn't depend on which other categories there are.
         """
-        classified = self.classify_proposals(batch, proposals)
-        return self.choose(classified, batch, proposals, objectness_logits, settings, box_deltas, masks, fusion=fusion)
+        classified, others = self.classify_proposals(batch, proposals), None
+        if rivals:
+            logits = self.classify(classified.embeddings, torch.stack(list(rivals.values())).to(batch.tensor.device))
+            others = torch.split(rival_logits(logits, list(rivals), self.names), [len(boxes) for boxes in proposals])
+        return self.choose(
+            classified, batch, proposals, objectness_logits, settings, box_deltas, masks, fusion=fusion, rivals=others
+        )
 
     @torch.no_grad()
     def classify_proposals(self, batch: ImageBatch, proposals: Sequence[Tensor]) -> ClassifiedProposals:
@@ -296,14 +304,15 @@ class OpenVocabularyDetector(nn.Module):
         masks: bool = True,
         labels: Sequence[int] | None = None,
         fusion: Sequence[Fusion] | None = None,
+        rivals: Sequence[Tensor] | None = None,
     ) -> list[Detections]:
         """Score the proposals and choose detections: the second half of `detect`.
 
         `labels`: classify into these categories and the background only, in a softmax of their own, as if the
         vocabulary had no others; the labels of detections are still rows of the whole vocabulary. `fusion`: see
-        `detect`; not together with `labels`.
+        `detect`; `rivals`: per image [P, K], see `rival_logits`; neither together with `labels`.
         """
-        assert labels is None or fusion is None
+        assert labels is None or (fusion is None and rivals is None)
         features, output, _ = classified
         if labels is not None:
             output = output._replace(logits=output.logits[:, [*labels, len(self.names)]])
@@ -315,8 +324,8 @@ class OpenVocabularyDetector(nn.Module):
             objectness = None if objectness_logits is None else objectness_logits[i]
             # NMS and thresholds work in the network's pixels, as in the official code; the result is in original ones.
             moves = deltas if box_deltas else None
-            second = None if fusion is None else fusion[i]
-            found = detect_image(logits, moves, proposals[i], objectness, batch.sizes[i], settings, second)
+            second, others = None if fusion is None else fusion[i], None if rivals is None else rivals[i]
+            found = detect_image(logits, moves, proposals[i], objectness, batch.sizes[i], settings, second, others)
             found = found.rescaled(batch.sizes[i], batch.original_sizes[i])
             if labels is not None:
                 found = replace(found, labels=found.labels.new_tensor(labels)[found.labels])

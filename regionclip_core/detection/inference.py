@@ -5,6 +5,7 @@ Legend: R proposals of one image, K classes (the last logit, K, is the backgroun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -92,13 +93,29 @@ class Fusion(NamedTuple):
     """[K]; 0: the detector's probability alone, 1: the second one alone."""
 
 
-def class_probabilities(logits: Tensor, fusion: Fusion | None = None) -> Tensor:
-    """Return probabilities [R, K + 1] from logits [R, K + 1].
+def rival_logits(logits: Tensor, rivals: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Return [R, K], per region and name the log-sum-exp of the logits of all rivals but the name itself.
+
+    Args:
+        logits: [R, A] of the A rivals, or [R, A + 1], with the background's at the end.
+        names: K names, some of which may be among the rivals.
+    """
+    rest = logits.logsumexp(dim=1, keepdim=True).repeat(1, len(names))
+    for k, name in enumerate(names):
+        if name in rivals:
+            rest[:, k] = logits[:, [i for i in range(logits.shape[1]) if i != rivals.index(name)]].logsumexp(dim=1)
+    return rest
+
+
+def class_probabilities(logits: Tensor, fusion: Fusion | None = None, rivals: Tensor | None = None) -> Tensor:
+    """Return probabilities [R, K + 1] from logits [R, K + 1]; see `score_proposals`.
 
     With `fusion` a category's is the geometric mean p ** (1 - a) * second ** a, with an exponent a per category; rows
-    then no longer sum to 1. The background stays as it is.
+    then no longer sum to 1, as with `rivals`. The background stays as it is.
     """
     probability = logits.softmax(dim=1)
+    if rivals is not None:  # exp(l) / (exp(l) + exp(rivals)), per category
+        probability = torch.cat((torch.sigmoid(logits[:, :-1] - rivals), probability[:, -1:]), dim=1)
     if fusion is None:
         return probability
     own = probability[:, :-1] ** (1 - fusion.exponents)
@@ -106,13 +123,18 @@ def class_probabilities(logits: Tensor, fusion: Fusion | None = None) -> Tensor:
 
 
 def score_proposals(
-    logits: Tensor, objectness_logits: Tensor | None, objectness: Objectness, fusion: Fusion | None = None
+    logits: Tensor,
+    objectness_logits: Tensor | None,
+    objectness: Objectness,
+    fusion: Fusion | None = None,
+    rivals: Tensor | None = None,
 ) -> Tensor:
     """Return scores [R, K + 1] from logits [R, K + 1] and raw RPN logits [R].
 
-    `raw_logit` gives NaN where a proposal's logit is negative, which drops the proposal.
+    `raw_logit` gives NaN where a proposal's logit is negative, which drops the proposal. `rivals` [R, K], see
+    `rival_logits`: each category is in a softmax with its rivals, and not with the other categories.
     """
-    probability = class_probabilities(logits, fusion)
+    probability = class_probabilities(logits, fusion, rivals)
     if objectness == "none":
         return probability
     assert objectness_logits is not None
@@ -129,6 +151,7 @@ def detect_image(
     size: tuple[int, int],
     settings: InferenceSettings,
     fusion: Fusion | None = None,
+    rivals: Tensor | None = None,
 ) -> Detections:
     """Return the detections of one image, in the proposals' pixels.
 
@@ -139,9 +162,10 @@ def detect_image(
         objectness_logits: [R] raw logits, needed unless settings.objectness is `none`.
         size: (height, width) of the unpadded image in the same pixels.
         fusion: a second classifier's probabilities of the same proposals; the objectness comes after.
+        rivals: [R, K], see `score_proposals`.
     """
     boxes = proposals if deltas is None else box_ops.decode(proposals, deltas, BOX_WEIGHTS)
-    scores = score_proposals(logits, objectness_logits, settings.objectness, fusion)
+    scores = score_proposals(logits, objectness_logits, settings.objectness, fusion, rivals)
     # Drop rows that aren't finite before scores are compared: diverged boxes, and the root of a negative objectness.
     rows = (torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)).nonzero().flatten()
     boxes = box_ops.clip(boxes[rows], size)
@@ -159,5 +183,5 @@ def detect_image(
     proposal = rows[picked.box]  # back to the rows that were given
     reported = picked.score
     if settings.report_probability and settings.nms_kind == "hard":
-        reported = class_probabilities(logits, fusion)[proposal, picked.label]
+        reported = class_probabilities(logits, fusion, rivals)[proposal, picked.label]
     return Detections(boxes[picked.box], reported, picked.label, proposal)

@@ -8,7 +8,7 @@ Legend: K names, R regions, D embedding.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from regionclip_core.datasets.images import to_tensor
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.given_images import ImageLike, pixels_of, several_of
-from regionclip_core.detection.inference import Detections, Fusion, InferenceSettings
+from regionclip_core.detection.inference import Detections, Fusion, InferenceSettings, rival_logits
 from regionclip_core.detection.results import NamedDetections
 from regionclip_core.models.clip import ClipModel, Triple
 from regionclip_core.models.crops import CropEncoder
@@ -60,14 +60,22 @@ class SecondClassifier:
     crops: CropEncoder | None
     """Classifies crops; None: the model's region features are classified."""
 
-    def classify(self, image: Tensor, boxes: Tensor, names: Sequence[str], device: torch.device) -> Fusion:
-        """Return the opinion of boxes [R, 4] of an image uint8[3, H, W]; `device`: where the scores are made."""
+    def classify(
+        self, image: Tensor, boxes: Tensor, names: Sequence[str], rivals: Sequence[str], device: torch.device
+    ) -> Fusion:
+        """Return the opinion of boxes [R, 4] of an image uint8[3, H, W]; `device`: where the scores are made.
+
+        `rivals`: see `RegionModel.detect`; without any the names are each other's.
+        """
         if self.crops is None:
             features = self.model.region_features([image], [boxes])
         else:
             features = F.normalize(self.crops([image], [boxes]).cpu(), dim=1)
-        cosines = features @ self.model.embed(names).T
-        probabilities = (cosines / self.model.detector.temperature).softmax(dim=1)
+        logits = features @ self.model.embed(names).T / self.model.detector.temperature
+        probabilities = logits.softmax(dim=1)
+        if rivals:
+            others = features @ self.model.embed(rivals).T / self.model.detector.temperature
+            probabilities = torch.sigmoid(logits - rival_logits(others, rivals, names))
         exponents = torch.tensor([self.base_exponent if n in self.base else self.novel_exponent for n in names])
         return Fusion(probabilities.to(device), exponents.to(device))
 
@@ -102,7 +110,9 @@ class RegionModel:
     """Takes part in the scores; see `fused`."""
     _made: dict[str, Tensor] = field(default_factory=dict)  # embeddings [D] by name that the text encoder has made
 
-    def detect(self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = ()) -> list[NamedDetections]:
+    def detect(
+        self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = (), against: Sequence[str] = ()
+    ) -> list[NamedDetections]:
         """Find objects by name; returns one NamedDetections per image, boxes in the image's own pixels, on the CPU.
 
         >>> import regionclip_core
@@ -114,17 +124,25 @@ class RegionModel:
 
         Args:
             classes: names to look for, of which labels are rows; none takes the model's own vocabulary.
+            against: names that each class is compared with, such as `model.vocabulary.names`. A score is then the
+                probability of the class in a softmax with these names (and the background) alone, and doesn't change
+                with the other classes. With none, the classes are compared with each other: a word that fits nothing
+                still gets a good score where the others fit even less.
 
         Raises:
             ValueError: as `ready`, and for an image that can't be read.
         """
         names, found, several = self.ready(classes), list[NamedDetections](), several_of(images)
+        rivals = dict(zip(against, self._embeddings(against), strict=True))
         for start in range(0, len(several), _IMAGES_AT_ONCE):
-            found += self._detect_some([pixels_of(image) for image in several[start : start + _IMAGES_AT_ONCE]], names)
+            some = [pixels_of(image) for image in several[start : start + _IMAGES_AT_ONCE]]
+            found += self._detect_some(some, names, rivals)
         return found
 
     @torch.no_grad()
-    def _detect_some(self, pixels: Sequence[npt.NDArray[np.uint8]], names: tuple[str, ...]) -> list[NamedDetections]:
+    def _detect_some(
+        self, pixels: Sequence[npt.NDArray[np.uint8]], names: tuple[str, ...], rivals: Mapping[str, Tensor]
+    ) -> list[NamedDetections]:
         """Return what `detect` does, of images uint8[H, W, 3]; only those of one input size share a batch."""
         assert self.proposer is not None
         images = [to_tensor(image) for image in pixels]
@@ -134,9 +152,12 @@ class RegionModel:
             boxes = [batch.to_input(i, proposals[n].boxes).to(self.device) for i, n in enumerate(numbers)]
             logits = [proposals[n].logits.to(self.device) for n in numbers]
             fusion = None
-            if self.second is not None:
-                fusion = [self.second.classify(images[n], proposals[n].boxes, names, self.device) for n in numbers]
-            return self.detector.detect(batch, boxes, logits, self.inference, box_deltas=self.finetuned, fusion=fusion)
+            if (second := self.second) is not None:
+                asked = names, list(rivals), self.device
+                fusion = [second.classify(images[n], proposals[n].boxes, *asked) for n in numbers]
+            return self.detector.detect(
+                batch, boxes, logits, self.inference, box_deltas=self.finetuned, fusion=fusion, rivals=rivals
+            )
 
         return [
             NamedDetections(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from regionclip_core.config.tree import Config, EvaluateConfig
 from regionclip_core.detection.detection_files import DetectionFiles, check_formats, read_ids
@@ -40,6 +40,7 @@ def detect(
     score: float,
     out: str | None = None,
     classes: Sequence[str] = (),
+    against: Sequence[str] | Literal["own"] = (),
     name: str = "regionclip",
     parts: Mapping[str, str | None] = NO_PARTS,
     device: str = "auto",
@@ -66,6 +67,7 @@ def detect(
         source, name, parts, device, precision: see `choose_model`.
         score: lowest score shown.
         out: a folder; None: the first of detections, detections2, ... that is not there.
+        against: see `RegionModel.detect`; `own`: the names that the model comes with.
         formats: see `DetectionFiles`; of the same detections as the JSON.
         ids: an annotation file whose ids COCO's results get.
         picture_nms: see `NamedDetections.without_doubles`; the pictures alone are without them.
@@ -92,7 +94,7 @@ def detect(
         raise ValueError("--nms is an IoU, and gaussian soft-NMS uses none: leave it out, or take --nms-kind linear")
     if fuse is None and (fuse_crops or fuse_base is not None or fuse_novel is not None):
         raise ValueError("--fuse-crops, --fuse-base and --fuse-novel are of a second model: name it with --fuse")
-    choice = choose_model(source, name, parts, device, precision, "detect", names=bool(classes))
+    choice = choose_model(source, name, parts, device, precision, "detect", names=bool(classes or against))
     second_lines: dict[str, PlanLine] = {}
     if fuse in ZERO_SHOT and not isinstance(source, str):
         second_lines = detector_stages(source, fuse, f"detect --fuse {fuse}", zero_shot=True)
@@ -104,7 +106,7 @@ def detect(
     if not isinstance(source, str) and (unknown := unknown_names(source, choice.lines, classes)):
         what = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         print(f"note: no caption of this run names {what}: what is found of it means nothing", file=sys.stderr)
-    model = choice.open(with_text=bool(classes)).adjusted(**settings)
+    model = choice.open(with_text=bool(classes or against)).adjusted(**settings)
     if fuse is not None:
         from regionclip_core.detection.assembly import open_model
 
@@ -119,6 +121,10 @@ def detect(
     from regionclip_core.detection.drawing import draw
 
     names = model.ready(classes)
+    rivals = model.vocabulary.names if against == "own" else against
+    if against and not rivals:
+        raise ValueError("--against own: this model has no names of its own; give names, or a file of them")
+    model.embed(rivals)  # a name that nothing can embed ends the command, not each image
     numbered = (Path(f"detections{number if number > 1 else ''}") for number in count(1))
     target = Path(out) if out is not None else next(path for path in numbered if not os.path.lexists(path))
     others = DetectionFiles(target, chosen_formats, names, coco_ids)
@@ -129,7 +135,7 @@ def detect(
     began = time.monotonic()
     try:
         for group, pixels in read_ahead(files, batch or usual_batch(model)):
-            searched = _search(model, pixels, classes)
+            searched = _search(model, pixels, classes, rivals)
             for file, image, result in zip(group, pixels, searched, strict=True):
                 entry: dict[str, Any] = {"image": printable(file), "detections": []}
                 results.append(entry)
@@ -170,16 +176,19 @@ def detect(
 
 
 def _search(
-    model: RegionModel, images: Sequence[npt.NDArray[np.uint8] | Exception], classes: Sequence[str]
+    model: RegionModel,
+    images: Sequence[npt.NDArray[np.uint8] | Exception],
+    classes: Sequence[str],
+    against: Sequence[str],
 ) -> list[NamedDetections | Exception]:
     """Return the detections of each image, or what it failed with: where they fail together, they are tried alone."""
     readable = [image for image in images if not isinstance(image, Exception)]
     try:
-        found = iter(model.detect(readable, classes))
+        found = iter(model.detect(readable, classes, against))
     except Exception as error:
         if len(images) == 1:
             return [error]
-        return [one for image in images for one in _search(model, [image], classes)]
+        return [one for image in images for one in _search(model, [image], classes, against)]
     return [image if isinstance(image, Exception) else next(found) for image in images]
 
 

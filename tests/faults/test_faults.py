@@ -23,17 +23,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(tmp_path_factory.mktemp("faults"), starter)
 
 
-@pytest.mark.parametrize("kind", ["kill driver", "full disk"])
+@pytest.mark.parametrize("kind", ["kill driver", pytest.param("full disk", marks=pytest.mark.slow)])
 def test_a_rerun_finishes_with_the_same_bytes(world: World, kind: str) -> None:
     assert KINDS[kind][0](Round(world, kind, 0, seed=0)) == RERUN
 
 
+@pytest.mark.slow
 def test_a_full_disk_where_nothing_may_be_mounted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then files run out of space by a wrapper around them."""
     monkeypatch.setenv("PATH", "")
     assert KINDS["full disk"][0](Round(world, "full disk", 1, seed=0)) == RERUN
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_bytes(world: World) -> None:
     trains = world.training()
     made = {name for name in trains.digests if name.endswith(".safetensors")}

@@ -61,7 +61,7 @@ def assert_rows_say(found: dict[str, dict[str, Any]], expected: Expected) -> Non
         assert status == "ok" or found[key]["reason"], key
 
 
-@pytest.mark.parametrize("mode", ["crop", "roi"])
+@pytest.mark.parametrize("mode", [pytest.param("crop", marks=pytest.mark.slow), "roi"])
 def test_samples_of_tars(tmp_path: Path, tars: tuple[dict[str, Any], Expected], mode: str) -> None:
     split, expected = tars
     workspace = tmp_path / "ws"
@@ -88,7 +88,7 @@ def test_samples_of_tars(tmp_path: Path, tars: tuple[dict[str, Any], Expected], 
     assert [p for *_, problems in verify_workspace(Folder(str(workspace))) for p in problems] == []
 
 
-@pytest.mark.parametrize("mode", ["crop", "roi"])
+@pytest.mark.parametrize("mode", ["crop", pytest.param("roi", marks=pytest.mark.slow)])
 def test_images_boxes_and_captions_of_coco(tmp_path: Path, coco: tuple[dict[str, Any], Expected], mode: str) -> None:
     split, expected = coco
     workspace = tmp_path / "ws"

@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from regionclip_core.config.schema import json_schema
 from regionclip_core.report.results import GROUPS
 from regionclip_core.storage.folder import Folder
 from stages.cli import app
@@ -66,6 +67,20 @@ def test_run_status_show_verify_gc(toy: Toy, cli: Cli) -> None:
     assert cli("verify").exit_code == 0
     assert "deleted" in cli("gc", "--yes", "--set", "finetune.steps=3").stdout
     assert [line.state for line in toy.plan().values()] == ["done", "done", "done", "missing"]
+
+
+def test_several_configs_are_merged_and_said(toy: Toy, cli: Cli) -> None:
+    (more := toy.root / "more.yaml").write_text("labels: {threshold: 0.4}\n")
+    assert cli("run").exit_code == 0
+    again = cli("run", "--config", str(more), "--dry-run")
+    assert again.stderr == f"config: {toy.root / 'c.yaml'}, then {more}\n"
+    assert "labels.threshold 0.1 -> 0.4" in again.stdout
+    assert f"\n  threshold: 0.4  # {more}\n" in cli("config", "--config", str(more)).stdout
+    assert "#" not in cli("config").stdout
+    next((toy.root / "ws" / "numbers").glob("*/numbers-*")).write_bytes(b"other")
+    advice = cli("verify", "--config", str(more)).stderr
+    assert f"regionclip run numbers --force --config {toy.root / 'c.yaml'} --config {more}" in advice
+    assert json.loads(cli("config", "--schema").stdout) == json_schema()
 
 
 def test_a_failure_exits_1_and_names_the_traceback(toy: Toy, cli: Cli) -> None:
@@ -187,7 +202,7 @@ def test_nothing_is_said_when_the_reader_has_gone() -> None:
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("closed", ["", "1", "0 1 2"])
+@pytest.mark.parametrize("closed", ["", "0 1 2"])
 def test_a_program_without_standard_streams_runs(toy: Toy, closed: str) -> None:
     """As after `>&-`. What it writes has to end in its own files."""
     (config := toy.root / "c.yaml").write_text(yaml.safe_dump(toy.config().model_dump(mode="json")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.model_card import detector_card
+from stages.cli import app
 from stages.commands.known_words import unknown_names
 from stages.commands.workspace_models import detector_stages
 
@@ -130,6 +132,10 @@ def test_classes_and_settings_of_ones_own(run: Run, model: str, images: Path, tm
     assert found("--classes", str(tmp_path / "classes.txt")) == asked
     assert found("--classes", "dragon, tea pot", call=run) == asked
     assert found("--classes", "dragon, tea pot", "--prompts", "short") != asked
+    by_model = load(model).detect(str(images / "wide.png"), ["dragon", "tea pot"], load(model).vocabulary.names)[0]
+    against = found("--classes", "dragon, tea pot", "--against", "own")
+    assert [row["score"] for row in against] == [round(score, 4) for score in by_model.scores.tolist()]
+    assert against != asked == found("--classes", "dragon, tea pot", "--against", "dragon, tea pot")
     assert len(found("--max-detections", "2")) == 2
     assert len(found("--nms", "0.01", "--classes", "dragon, tea pot")) < len(asked)
     assert found("--objectness", "sigmoid") != found()
@@ -395,12 +401,15 @@ def test_each_call_has_its_own_folder(
     assert "detections/" in ignored and "detections[0-9]*/" in ignored
 
 
-def test_a_narrow_terminal_encoding_ends_nothing(model: str, images: Path, tmp_path: Path) -> None:
+def test_a_narrow_terminal_encoding_ends_nothing(
+    model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(images / "wide.png", tmp_path / "猫.png")
-    command = [sys.executable, "-m", "stages.cli", "detect", str(tmp_path / "猫.png"), "--model", model, "--out", "o"]
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:strict"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
-    assert b"\\u732b.png: " in done.stdout
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "latin-1", "strict", write_through=True))
+    arguments = ["detect", str(tmp_path / "猫.png"), "--model", model, "--out", str(tmp_path / "o")]
+    assert not app(arguments, standalone_mode=False)
+    assert b"\\u732b.png: " in shown.getvalue()
 
 
 def test_mistakes_are_said_before_torch_is_loaded(run: Run, model: str, images: Path, tmp_path: Path) -> None:

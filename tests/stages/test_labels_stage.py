@@ -187,7 +187,7 @@ def test_corrections_in_a_run(tmp_path: Path) -> None:
     assert "line 2: no concept of the pool is called 'kat'" in failure["error"]
 
 
-@pytest.mark.parametrize("mode", ["roi", "crop"])
+@pytest.mark.parametrize("mode", ["roi", pytest.param("crop", marks=pytest.mark.slow)])
 def test_an_earlier_student_names_regions_as_if_it_were_the_teacher(tmp_path: Path, mode: str) -> None:
     crops = {"labels": {"mode": mode, "crop_features": True}}
     config = small_config(tmp_path / "ws", **crops)

@@ -6,14 +6,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from regionclip_core.config import loading as config_io
-from regionclip_core.config.loading import dump_config, load_config, parse_config
-from regionclip_core.config.section import Section
+from regionclip_core.config.loading import dump_config, load_config, load_files, parse_config
 from regionclip_core.config.tree import Config
 from regionclip_core.config.yaml_text import parse_yaml, yaml_text
 
@@ -314,26 +314,15 @@ def test_what_is_written_reads_back() -> None:
 
 
 def test_every_setting_says_what_it_means() -> None:
-    """By its own docstring, by that of its section, or by a name that says it all."""
-    silent = []
-
-    def look(annotation: Any, place: str) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            assert annotation.__doc__
-            for name, field in annotation.model_fields.items():
-                is_section = any(
-                    isinstance(a, type) and issubclass(a, Section)
-                    for a in (field.annotation, *get_args(field.annotation))
-                )
-                if not field.description and not is_section:
-                    silent.append(f"{annotation.__name__}.{name}")
-                look(field.annotation, name)
-        for inner in get_args(annotation):
-            look(inner, place)
-
-    look(Config, "")
-    splits = ("WorldSplit", "TarsSplit", "CocoSplit", "LvisSplit", "FolderSplit")
-    assert set(silent) == {"OptimConfig.weight_decay", *(f"{split}.source" for split in splits)}
+    """By its own docstring, or by that of a type which many settings share."""
+    schema = Config.model_json_schema()
+    sections = {"Config": schema, **schema["$defs"]}
+    assert [name for name, section in sections.items() if not section["description"].strip()] == []
+    settings = {
+        f"{name}.{key}": one for name, section in sections.items() for key, one in section["properties"].items()
+    }
+    assert len(settings) > 200
+    assert [name for name, one in settings.items() if not one.get("description", "").strip()] == []
 
 
 def test_an_alias_that_holds_itself_is_of_no_section(tmp_path: Path) -> None:
@@ -501,3 +490,106 @@ def test_what_can_t_be_extended(tmp_path: Path, text: str, error: type[Exception
     (tmp_path / "d.yaml").write_text(text)
     with pytest.raises(error, match=re.compile(message, re.S)):
         load_config(str(tmp_path / "d.yaml"))
+
+
+# ---------------------------------------------------------------- several files
+
+
+def merged(*trees: Any) -> Any:
+    """A plain merge: mappings by key, anything else is that of the last tree that has it."""
+    result: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def test_of_several_files_the_later_ones_win(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections and mappings by key, lists whole; a split of another source whole; the same by `extends`."""
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "a.yaml": """
+          {labels: {threshold: 0.3, top_k: 5}, concepts: {merge: {men: man}, drop: [time], splits: [train, val]}}""",
+        "b.yaml": """
+          {labels: {threshold: 0.7}, concepts: {merge: {women: woman}, drop: [image], splits: [val]},
+           data: {splits: {val: {images: 6}, more: {source: world, images: 3}}},
+           teacher: {training: {splits: [val], optim: {lr: 0.5}}}}""",
+        "later.yaml": "{teacher: {training: null}, evaluate: {fusion: {source: student}}}",
+        "d.yaml": "{evaluate: {fusion: {base: 0.1}}}",
+    }
+    for name, text in changes.items():
+        Path(name).write_text(text)
+    paths = [file, *changes]
+    trees = [parse_yaml(Path(path).read_text(), path) for path in paths]
+    loaded = load_files(paths)
+    assert loaded.config == parse_config(merged(*trees))
+    assert [*loaded.config.data.splits] == ["train", "val", "more"]  # shards are numbered in this order
+    config = loaded.config
+    assert (config.concepts.merge, config.concepts.drop) == ({"men": "man", "women": "woman"}, ("image",))
+    assert (config.evaluate.fusion.source, config.evaluate.fusion.base, config.teacher.training) == (
+        "student",
+        0.1,
+        None,
+    )
+    for above, name in pairwise(paths):
+        Path(name).write_text(yaml_text({"extends": above, **parse_yaml(Path(name).read_text(), name)}))
+    assert load_config("d.yaml") == config
+    Path("e.yaml").write_text("data: {splits: {val: {source: coco, images: x, instances: y}}}")
+    Path("f.yaml").write_text("data: {splits: {val: {source: folder, images: x, captions: z}}}")
+    assert (
+        load_config([file, "e.yaml", "f.yaml"]).data.splits["val"] == load_config([file, "f.yaml"]).data.splits["val"]
+    )
+
+
+def test_where_each_key_is_from(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = "word " * 60
+    sections = {"labels": {"threshold": 0.3, "top_k": 5}, "data": {"splits": {"val": {"images": 6}}}}
+    sections["concepts"] = {"drop": ["time"], "spacy_model": f"{long}x"}
+    Path("a.yaml").write_text(yaml_text({"seed": 3, **sections}))
+    Path("b.yaml").write_text("extends: a.yaml\nlabels: {threshold: 0.7}\n")
+    loaded = load_files([file, "b.yaml"], ["labels.top_k=6", "rpn.steps=9"])
+    assert loaded.files == (file, "a.yaml", "b.yaml")
+    text = dump_config(loaded.config, loaded.later_origins)
+    assert parse_yaml(text, "") == parse_yaml(dump_config(loaded.config), "")  # comments change nothing
+    found = re.findall(r"^ *(\w+):.*  # (.*)$", text, re.M)  # what the command line sets is of no file
+    assert found == [
+        ("seed", "a.yaml"),
+        ("images", "a.yaml"),
+        ("drop", "a.yaml"),
+        ("threshold", "b.yaml"),
+    ]
+    assert "\n  # a.yaml\n  spacy_model: word" in text  # over several lines
+    alone = load_files(file)
+    assert dump_config(alone.config, alone.later_origins) == dump_config(alone.config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("labels: 3", r"labels: expected a mapping of settings \(came: 3\) \(from b\.yaml\)$"),
+        ("labels: {treshold: 1}", r"labels\.treshold: unknown key .* \(from b\.yaml\)$"),
+        ("rpn: {anchor_sizes: [12, -3]}", r"rpn\.anchor_sizes\.1: .* \(from b\.yaml\)$"),
+        ("seed: {a: 1}", r"seed: expected a whole number \(came: \{'a': 1\}\)"),
+        ("concepts: {splits: [trian]}", r"concepts\.splits: .*nearest: train \(from b\.yaml\)$"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch, changes: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b.yaml").write_text(changes)
+    with pytest.raises(ValueError, match=message) as refused:
+        load_config([file, "b.yaml"])
+    assert str(refused.value).startswith(f"{file}, then b.yaml: 1 wrong\n")
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"is a folder; expected a YAML file, and it has none; or a preset: best,"
+    ):
+        load_config(str(tmp_path))
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(FileNotFoundError, match=r"is a folder; expected a YAML file, it has mine\.yaml"):
+        load_config(["tiny", str(tmp_path)])

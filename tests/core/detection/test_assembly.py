@@ -169,6 +169,30 @@ def test_a_second_classifier_takes_part_as_in_the_evaluation(
     assert same(resized, again) and not torch.equal(resized.scores, found.scores)
 
 
+@pytest.mark.parametrize("second", [None, "region features", "crops"])
+def test_against_given_names_a_score_does_not_depend_on_the_other_classes(
+    folders: dict[str, Folder], second: str | None
+) -> None:
+    pixels, model = photograph(210, 331), run_model(folders)
+    if second is not None:
+        opinion = zero_shot_of_run(config(), tiny_clip(1), None, VOCABULARY)
+        model = model.fused(opinion, 0.3, 0.7, 1.2 if second == "crops" else None)
+    model = model.adjusted(score_threshold=0.0, nms=1.0, max_detections=10_000)
+
+    def scores(classes: tuple[str, ...], against: tuple[str, ...]) -> Tensor:
+        """Of the first class, per proposal."""
+        [found] = model.detect(pixels, classes, against)
+        first = found.labels == 0
+        return found.scores[first][found.proposal[first].argsort()]
+
+    asked, other = UNKNOWN[0], NAMES[0]
+    for first in (asked, NAMES[1]):  # outside of the names that it is compared with, and among them
+        alone, beside = scores((first,), NAMES), scores((first, other, "democracy"), NAMES)
+        assert len(alone) > 5
+        torch.testing.assert_close(alone, beside)
+        assert not torch.allclose(scores((first,), ()), scores((first, other, "democracy"), ()))
+
+
 def test_a_detector_is_no_second_classifier(folders: dict[str, Folder]) -> None:
     with pytest.raises(ValueError, match="expected a CLIP model, such as an exported student"):
         run_model(folders).fused(run_model(folders))

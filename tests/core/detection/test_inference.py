@@ -7,7 +7,7 @@ from places import GOLDEN as GOLDEN_FOLDER
 from torchvision.ops import batched_nms
 
 from regionclip_core.config.tree import EvaluateConfig
-from regionclip_core.detection.inference import InferenceSettings, detect_image, score_proposals
+from regionclip_core.detection.inference import InferenceSettings, detect_image, rival_logits, score_proposals
 from regionclip_core.ops import boxes as box_ops
 from regionclip_core.ops.nms import suppress
 
@@ -160,6 +160,19 @@ def test_objectness_products():
     raw = score_proposals(logits, objectness, "raw_logit")
     torch.testing.assert_close(raw[:2], (probability[:2] * objectness[:2, None]) ** 0.5)
     assert raw[2:].isnan().all()
+
+
+def test_rivals_alone_share_a_softmax_with_each_category():
+    names, rivals = ["cup", "kite", "dog"], ["dog", "mug", "cat"]
+    logits, others = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    logits[:, -1] = others[:, -1]  # the background's
+    others[:, 0] = logits[:, 2]  # "dog" is both
+    probability = score_proposals(logits, None, "none", rivals=rival_logits(others, rivals, names))
+    for region in range(5):
+        for k, name in enumerate(names):
+            against = [others[region, i].exp() for i, rival in enumerate([*rivals, "background"]) if rival != name]
+            own = logits[region, k].exp()
+            torch.testing.assert_close(probability[region, k], own / (own + sum(against)))
 
 
 def test_no_proposals_give_no_detections():

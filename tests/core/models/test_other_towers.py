@@ -41,7 +41,14 @@ def description_of(kind: str, folder: Path) -> dict[str, Any]:
     return description
 
 
-@pytest.fixture(scope="module", params=["vit", "vit-values", "eva-values", "pe", "siglip"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "vit-values",
+        "pe",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "eva-values", "siglip")),
+    ],
+)
 def run(request: Any, world: dict[str, Folder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """Artifacts by stage, of a teacher that takes the place of the world's."""
     root = tmp_path_factory.mktemp(request.param)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import three_ranks
 import torch
 
 
+@pytest.mark.slow
 def test_three_ranks_go_on_bit_equal(tmp_path: Path) -> None:
     spawn = torch.multiprocessing.get_context("spawn")
     others = [spawn.Process(target=three_ranks.main, args=(rank, str(tmp_path))) for rank in (1, 2)]
