@@ -141,7 +141,7 @@ def fit(
             rate = (step + 1 - clocked) * batch_size / (now - clock)
             clock, clocked = now, step + 1
             note = f"{rate:.3g} images/s, {losses_in_words(history[-1])}"
-            progress(step + 1, steps, note, {**history[-1], "samples_per_second": rate})
+            progress(step + 1, steps, note, {**history[-1], "samples_per_second": round(rate, 2)})
         # The last step has a checkpoint too: an interrupted job of several trainings then skips the finished ones.
         if (step + 1) % checkpoint_every == 0 or last:
             # A gradient that isn't finite would show only in the loss of the next step, after the checkpoint. Weights

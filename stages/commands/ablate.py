@@ -206,20 +206,21 @@ def run_ablation(
             say(f"{title}: finished before")
             continue
         say(f"{title}: starts")
-        start = time.perf_counter()
+        start, shown = time.perf_counter(), report()
         try:
-            result = Pipeline(ablation.configs[cell.variant, cell.seed], report()).run([TARGET])
+            result = Pipeline(ablation.configs[cell.variant, cell.seed], shown).run([TARGET])
             failed = [
                 f"{stage}: {text}" for stage, text in result.messages.items() if not text.startswith("waits for ")
             ]
             reason = "; ".join(" ".join(text.split()) for text in failed)
         except ValueError as error:  # what only the data shows
             reason = " ".join(str(error).split())
+            shown.complain(f"error: {reason}")
         _read(ablation, cell)
         if cell.state != "done":
             cell.state, cell.reason = "failed", reason
         write_tables(ablation)
-        say(f"{title}: {cell.state} in {time.perf_counter() - start:.0f} s{': ' * bool(cell.reason)}{cell.reason}")
+        say(f"{title}: {cell.state} in {time.perf_counter() - start:.0f} s")  # the run has said why
 
 
 def _read(ablation: Table, cell: Cell) -> None:
