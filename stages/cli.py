@@ -22,7 +22,7 @@ import typer
 
 from stages.cli_commands import App
 from stages.cli_configs import init
-from stages.cli_models import detect, embed, features
+from stages.cli_models import detect, embed, features, serve
 from stages.cli_options import (
     ConfigOption,
     ModelOption,
@@ -370,7 +370,7 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (init, detect, features, embed):
+for _command in (init, detect, features, embed, serve):
     app.command()(user_errors(_command))
 
 

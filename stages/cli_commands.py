@@ -38,6 +38,7 @@ EXAMPLES = {
     ),
     "features": ("regionclip features photos/ --model my_detector --boxes boxes.csv --out features.parquet",),
     "embed": ('regionclip embed "teapot, violin" --model my_detector --out names.safetensors',),
+    "serve": ("regionclip serve --model my_detector",),
     "export": (
         "regionclip export detector --out my_detector",
         "regionclip export detector --model weights/coco_rn50 --out model.pth --format official",

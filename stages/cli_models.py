@@ -1,4 +1,4 @@
-"""The commands that use a model: detect, features and embed. `cli.py` adds them to the command line."""
+"""The commands that use a model: detect, features, embed and serve. `cli.py` adds them to the command line."""
 
 from __future__ import annotations
 
@@ -166,6 +166,32 @@ def embed(
 
     parts = {"rpn": None, "text": text, "prompts": prompts, "embeddings": embeddings}
     run_embed(wanted, choose_model(source, name or "regionclip", parts, device, None, "embed"), out)
+
+
+def serve(
+    model: ModelOption = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="CLIP model to compare --model with.  [default: the teacher/ in it, if any]"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but this one is open to others.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 7860,
+    rpn: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
+    ] = None,
+    text: TextOption = None,
+    device: DeviceOption = "auto",
+    name: AnyNameOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve a page to play with a model: a photo, words, boxes; and CLIP's and RegionCLIP's regions side by side."""
+    source = model_source(model, config, overrides, workspace, name)
+    from stages.commands.serve import serve as run_serve
+
+    parts = {"rpn": rpn, "text": text, "prompts": None, "embeddings": None}
+    run_serve(source, name=name or "regionclip", parts=parts, teacher=teacher, device=device, host=host, port=port)
 
 
 def _exit(done: int, failed: int) -> None:

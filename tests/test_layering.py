@@ -32,7 +32,10 @@ QUICK = {
     *(ROOT / "regionclip_core" / "detection" / f"{name}.py" for name in ("given_parts", "detection_files")),
     *(path for path in (ROOT / "stages").glob("*.py") if path.stem not in STAGE_FILES),
     *(path for path in (ROOT / "stages" / "engine").glob("*.py") if path.stem not in RAY),
-    *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("show", "detect", "finished", "export", "embed")),
+    *(
+        ROOT / "stages" / "commands" / f"{name}.py"
+        for name in ("show", "detect", "finished", "export", "embed", "serve")
+    ),
     *(ROOT / "stages" / "commands" / f"{name}.py" for name in ("given_images", "known_words", "model_choice")),
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
