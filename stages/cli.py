@@ -194,7 +194,7 @@ def ablate(
 ) -> None:
     """Run variants of a config with several seeds, and write a table of their results and differences."""
     from regionclip_core.report.ablation import format_ablation
-    from stages.commands.ablate import check, choose, load_ablation, plan_of, run_ablation
+    from stages.commands.comparisons.ablate import check, choose, load_ablation, plan_of, run_ablation
     from stages.engine.progress import reporter
 
     level = verbosity(quiet, verbose)
@@ -214,6 +214,22 @@ def ablate(
     say(f"also as {ablation.workspace.path(ablation.shown.name)}.txt, .md, .html and .ablation.json")
     if any(cell.state == "failed" for cell in cells):
         raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
+def compare(
+    a: Annotated[str, typer.Argument(help="Workspace, config file, or a cell: NAME.ablation.json:VARIANT:SEED.")],
+    b: Annotated[str, typer.Argument(help="The other one; differences are B - A.")],
+    out: Annotated[str | None, typer.Option(help="HTML file for a page with all tables and with pictures.")] = None,
+) -> None:
+    """Put two finished runs side by side: settings that differ, results, categories, the same pictures."""
+    from regionclip_core.report.comparison import format_comparison
+    from stages.commands.comparisons.compare import compare_runs
+
+    typer.echo(format_comparison(compare_runs(a, b, out)), nl=False)
+    if out is not None:
+        typer.echo(f"\npage: {out}")
 
 
 @app.command()

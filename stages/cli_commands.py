@@ -19,6 +19,7 @@ EXAMPLES = {
         "regionclip ablate ablation.yaml",
         "regionclip ablate ablation.yaml --only surer --seeds 0,1",
     ),
+    "compare": ("regionclip compare runs/default runs/best --out compared.html",),
     "check": ("regionclip check --config mine.yaml", "regionclip check teacher labels"),
     "status": (
         "regionclip status",

@@ -10,14 +10,17 @@ from stages.base import JobWork, StageContext
 
 
 class ReportWork(JobWork):
-    """Writes `report.html`, `results.txt` and `results.md`."""
+    """Writes `report.html`, `results.txt`, `results.md`, and every table of the page as `<name>.csv`."""
 
     def run(self, ctx: StageContext) -> dict[str, Any]:
         """Read samples of every artifact and write the page."""
         metrics = ctx.inputs["evaluate"].read_json("metrics.json")
         ctx.out.write_bytes("results.txt", format_results(metrics).encode())
         ctx.out.write_bytes("results.md", format_markdown(metrics).encode())
-        ctx.out.write_bytes("report.html", build_page(ctx.config, ctx.inputs).encode())
+        page, tables = build_page(ctx.config, ctx.inputs)
+        for name, text in tables.items():
+            ctx.out.write_bytes(f"{name}.csv", text.encode())
+        ctx.out.write_bytes("report.html", page.encode())
         return {"report": "report.html"}
 
 

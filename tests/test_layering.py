@@ -40,13 +40,14 @@ QUICK = {
 }
 SLOW = {"torch", "torchvision", "open_clip", "spacy", "ray", "pyarrow", "webdataset", "matplotlib", "rich"}
 # The rooms of the library from the ground up: a package imports none that comes after it.
-ORDER = ("config", "storage", "ops", "datasets", "concepts", "models", "training", "pretraining", "proposals", "report")
+ORDER = ("config", "storage", "ops", "datasets", "concepts", "models", "training", "pretraining", "proposals")
 ORDER = (
     "threads",
     "precision",
     *ORDER,
     "detection",
     "evaluation",
+    "report",
     "weights",
     "door",
 )  # the first two and the last are files

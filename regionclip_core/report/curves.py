@@ -1,4 +1,7 @@
-"""Training curves: one small chart per quantity, one line per run. Geometry here, markup in templates/drawing.html."""
+"""Small charts: training curves, one chart per quantity and one line per run, and lines or areas over other axes.
+
+Geometry here, markup in templates/drawing.html.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     lines: dict[str, Points]
     """By the name of the run."""
+    filled: bool = False
+    """Whether the lines are outlines of areas."""
     size: tuple[float, float] = (330.0, 190.0)
     left: float = 46.0
     """The plot's own sides; what is outside holds the texts."""
@@ -55,25 +60,42 @@ def charts(histories: Mapping[str, Rows]) -> list[Chart]:
     return found
 
 
-def chart(lines: Mapping[str, Points], title: str) -> Chart:
-    """Return a chart from step 0 to the last one; the vertical axis is fitted to the values, which are finite."""
+def chart(
+    lines: Mapping[str, Points],
+    title: str,
+    first: float = 0.0,
+    top: float | None = None,
+    filled: bool = False,
+    powers: bool = False,
+) -> Chart:
+    """Return a chart from `first` to the last x; the vertical axis is fitted to the values, which are finite.
+
+    Args:
+        top: the vertical axis goes from 0 to this.
+        filled: lines are outlines of areas.
+        powers: the vertical axis has powers of ten; the values are positive.
+    """
     frame = Chart(title, [], [], {})
+    if powers:
+        lines = {run: [(x, math.log10(y)) for x, y in points] for run, points in lines.items()}
     xs = [x for points in lines.values() for x, _ in points]
-    ys = [y for points in lines.values() for _, y in points]
-    last, marks = max(xs) or 1.0, ticks(min(ys), max(ys), 4)
+    ys = [y for points in lines.values() for _, y in points] if top is None else [0.0, top]
+    end = max(xs) if max(xs) > first else first + 1.0
+    marks = [float(n) for n in range(math.ceil(max(*ys, 1.0)) + 1)] if powers else ticks(min(ys), max(ys), 4)
     low, high = marks[0], marks[-1]
 
     def across(x: float) -> float:
-        return frame.left + x / last * (frame.right - frame.left)
+        return frame.left + (x - first) / (end - first) * (frame.right - frame.left)
 
     def down(y: float) -> float:
         return frame.bottom - (y - low) / (high - low) * (frame.bottom - frame.top)
 
     return Chart(
         title,
-        [(across(x), tick(x)) for x in ticks(0, max(xs), 4) if x <= last],
-        [(down(y), tick(y)) for y in marks],
+        [(across(x), tick(x)) for x in ticks(first, end, 4) if first <= x <= end],
+        [(down(y), f"{10 ** int(y):,}" if powers else tick(y)) for y in marks],
         {run: [(across(x), down(y)) for x, y in points] for run, points in lines.items()},
+        filled,
     )
 
 
@@ -90,7 +112,9 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def tick(value: float) -> str:
-    """Return the text of a mark; small numbers as 1.5e-4, which the margin has room for."""
+    """Return the text of a mark; short ones, which the margin has room for: 1.5e-4, 20k."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
     mantissa, exponent = f"{value:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}" if 0 < abs(value) < 0.001 else f"{value:g}"
 

@@ -1,7 +1,7 @@
 """The report page: one HTML file with everything inside, no scripts, nothing fetched; and results.md for a README.
 
-Both depend on the artifacts and the settings alone: the same inputs give the same bytes. Python computes what is shown,
-the files in templates/ write it.
+Both depend on the artifacts, their manifests and the settings alone: the same inputs give the same bytes. Python
+computes what is shown, the files in templates/ write it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from regionclip_core.config.tree import STAGE_NAMES, Config
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.report.origin import duration
 from regionclip_core.report.results import Metrics, groups_of, judge, metrics_in, number, result_rows, shift_rows
-from regionclip_core.report.sections import SECTIONS, Run
+from regionclip_core.report.run import Run
+from regionclip_core.report.sections import SECTIONS
 from regionclip_core.storage.records import Folder, read_manifest, size
 
 TEMPLATES = Environment(
@@ -24,11 +26,11 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
     undefined=StrictUndefined,
 )
-TEMPLATES.filters |= {"thousands": "{:,}".format, "number": number, "size": size}
+TEMPLATES.filters |= {"thousands": "{:,}".format, "number": number, "size": size, "duration": duration}
 
 
-def build_page(config: Config, inputs: Mapping[str, Folder]) -> str:
-    """Return the whole page as HTML.
+def build_page(config: Config, inputs: Mapping[str, Folder]) -> tuple[str, Mapping[str, str]]:
+    """Return the whole page as HTML, and its tables as CSV by name.
 
     Args:
         inputs: finished artifacts by stage name; artifacts that the run didn't need may be missing.
@@ -46,9 +48,10 @@ def build_page(config: Config, inputs: Mapping[str, Folder]) -> str:
     run = Run(config, folders, manifests, Vocabulary.from_json(folders["data"].read_json("categories.json")))
     contents = {name: section(run) for name, section in SECTIONS.items()}
     # The sections have put all their images into the book by now.
-    return TEMPLATES.get_template("page.html").render(
+    page = TEMPLATES.get_template("page.html").render(
         config=config, run=run, sections=contents, pictures=run.book.pictures
     )
+    return page, run.tables.files
 
 
 def format_markdown(metrics: Metrics) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from regionclip_core.report.samples import Box, Sample
+from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.report.samples import Box, Sample, kind_of
 
 MAX_SIDE = 512
 """Longer side of an embedded image, pixels; larger ones are reduced."""
@@ -117,6 +118,12 @@ class PictureBook:
             height, width = sample.pixels.shape[:2]
             self._pictures[key] = Picture(f"image-{len(self._pictures)}", width, height, data_url(sample.pixels))
         return self._pictures[key]
+
+
+def true_boxes(sample: Sample, vocabulary: Vocabulary, text: bool = True) -> list[Drawn]:
+    """Return the annotated objects, to be drawn in the colour of their kind."""
+    named = [(box, vocabulary.names[label]) for box, label in sample.objects]
+    return [Drawn(box, n if text else "", kind_of(n, vocabulary), hint=n) for box, n in named]
 
 
 def data_url(image: npt.NDArray[np.uint8]) -> str:

@@ -1,13 +1,15 @@
 """A few samples of large artifacts, which are not read whole.
 
 Samples are the same for the same artifacts, and their choice doesn't depend on results: they are spread evenly over
-shards and rows. Boxes are xyxy pixels of the original image.
+shards and rows. (Pictures of detections are chosen by results, see `detections.py`.) Boxes are xyxy pixels of the
+original image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeVar
 
 import ijson
@@ -42,13 +44,8 @@ class Sample:
 
     @property
     def objects(self) -> list[tuple[Box, int]]:
-        """Boxes and labels of the annotated objects that count: in the vocabulary, no crowds."""
-        row = self.row
-        return [
-            (as_box(box), int(label))
-            for box, label, crowd in zip(row.boxes, row.box_labels, row.box_crowd, strict=True)
-            if label >= 0 and not crowd
-        ]
+        """Boxes and labels of the annotated objects that count."""
+        return objects_of(self.row)
 
     def object_at(self, box: Box) -> int | None:
         """Return the label of the object that `box` overlaps most, None below MATCH_IOU."""
@@ -66,6 +63,15 @@ class Detection:
     box: Box
     label: int
     score: float
+
+
+def objects_of(row: IndexRow) -> list[tuple[Box, int]]:
+    """Return boxes and labels of the annotated objects that count: in the vocabulary, no crowds."""
+    return [
+        (as_box(box), int(label))
+        for box, label, crowd in zip(row.boxes, row.box_labels, row.box_crowd, strict=True)
+        if label >= 0 and not crowd
+    ]
 
 
 def as_box(values: Sequence[float]) -> Box:
@@ -99,13 +105,18 @@ def sample_images(data: Folder, split: str, count: int, labels: Collection[int] 
     wanted = [labels is None or bool(np.isin(row.box_labels[~row.box_crowd], list(labels)).any()) for _, row in found]
     chosen = spread([entry for entry, first in zip(found, wanted, strict=True) if first], count)
     chosen += spread([entry for entry, first in zip(found, wanted, strict=True) if not first], count - len(chosen))
+    return read_samples(data, split, chosen)
+
+
+def read_samples(data: Folder, split: str, chosen: Iterable[tuple[int, IndexRow]]) -> list[Sample]:
+    """Return images with their pixels, by shard and row; unreadable ones are left out, as later stages did."""
     samples = []
     with ImageReader(data) as reader:
         for shard, row in chosen:
             try:
                 samples.append(Sample(split, shard, row, reader.read(row)))
             except BadImage:
-                continue  # later stages left it out too
+                continue
     return samples
 
 
@@ -122,28 +133,28 @@ def rows_of(folder: Folder, what: str, samples: Sequence[Sample]) -> list[tuple[
 
 
 def read_detections(
-    evaluate: Folder, detector: str, image_ids: Collection[int], min_score: float, category_ids: Sequence[Any]
-) -> dict[int, list[Detection]]:
-    """Return detections by image from `detections-<detector>.json`, highest score first; the file is streamed.
+    evaluate: Folder, detector: str, category_ids: Sequence[Any]
+) -> Iterator[tuple[int, list[Detection]]]:
+    """Yield image id and detections, highest score first, of `detections-<detector>.json`, which is streamed.
 
+    The file has the detections of an image one after the other, so that one image's are in memory.
     `category_ids`: of each row of the vocabulary, in that file.
 
     Raises:
         ValueError: the file is damaged, or has other category ids.
     """
     name = f"detections-{detector}.json"
-    found: dict[int, list[Detection]] = {image: [] for image in image_ids}
     label_of = {category: label for label, category in enumerate(category_ids)}
     try:
         with evaluate.open(name) as file:
-            for row in ijson.items(file, "item", use_float=True):
-                if row["image_id"] in found and row["score"] >= min_score:
+            for image, rows in groupby(ijson.items(file, "item", use_float=True), lambda row: row["image_id"]):
+                found = []
+                for row in rows:
                     x, y, w, h = row["bbox"]
-                    label = label_of[row["category_id"]]
-                    found[row["image_id"]].append(Detection((x, y, x + w, y + h), label, row["score"]))
+                    found.append(Detection((x, y, x + w, y + h), label_of[row["category_id"]], row["score"]))
+                yield image, sorted(found, key=lambda d: (-d.score, d.label, d.box))
     except (ijson.JSONError, KeyError) as error:
         raise ValueError(f"{evaluate.path(name)} is damaged: run the evaluate stage again") from error
-    return {image: sorted(rows, key=lambda d: (-d.score, d.label, d.box)) for image, rows in found.items()}
 
 
 def correct(detections: Sequence[Detection], objects: Sequence[tuple[Box, int]]) -> list[bool]:

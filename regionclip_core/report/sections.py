@@ -5,54 +5,29 @@ A function per section returns the values that its template uses, None where the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from regionclip_core.config.tree import Config
-from regionclip_core.datasets.index import category_ids
-from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.models.text_embeddings import load_embeddings
 from regionclip_core.pretraining.concept_truth import best_and_worst
 from regionclip_core.pretraining.label_quality import concept_categories
-from regionclip_core.report.curves import charts
-from regionclip_core.report.pictures import Drawn, PictureBook
-from regionclip_core.report.results import (
-    MARGIN,
-    MASKS,
-    ONE_GROUP,
-    groups_of,
-    judge,
-    metrics_in,
-    minus,
-    result_rows,
-    shift_rows,
-)
-from regionclip_core.report.samples import (
-    Sample,
-    as_box,
-    correct,
-    kind_of,
-    read_detections,
-    rows_of,
-    sample_images,
-    spread,
-)
-from regionclip_core.storage.records import Folder, Manifest
-
-Values = dict[str, Any]
+from regionclip_core.report.curves import chart
+from regionclip_core.report.label_counts import LOGITS, SCORES, count_labels, outline
+from regionclip_core.report.origin import origin
+from regionclip_core.report.pictures import Drawn
+from regionclip_core.report.recall_curve import recall_curve
+from regionclip_core.report.results_sections import detections, mistakes, results
+from regionclip_core.report.run import INITS, Run, Values
+from regionclip_core.report.samples import as_box, kind_of, rows_of, sample_images, spread
 
 IMAGES = 4
 """Images shown per split, and with proposals."""
 PROPOSALS_DRAWN = 10
 """Proposals drawn per image, highest objectness first."""
-SCORE_THRESHOLD = 0.3
-"""Detections below this score are not drawn."""
-DETECTIONS_DRAWN = 8
-"""Detections drawn per image, highest score first."""
 CONCEPTS = 40
 """Most frequent concepts shown."""
 DROPPED_EXAMPLES = 6
@@ -61,133 +36,13 @@ CONCEPT_LINES = 10
 """Concepts shown of which most, and of which fewest labels are clean."""
 CROPS = 24
 """Pseudo-labelled regions shown, from at most as many images."""
-INITS = {"clip": "CLIP init", "regionclip": "RegionCLIP init"}
-
-
-@dataclass
-class Run:
-    """A finished run: its artifacts and their manifests by stage name."""
-
-    config: Config
-    folders: Mapping[str, Folder]
-    manifests: Mapping[str, Manifest]
-    vocabulary: Vocabulary
-    book: PictureBook = field(default_factory=PictureBook)
-
-    def summary(self, stage: str) -> Values:
-        """Return the stage's own summary; empty where the stage was not run."""
-        return self.manifests[stage].summary if stage in self.manifests else {}
-
-    def left_out(self, stage: str) -> list[str]:
-        """Return sentences about samples, or parts of samples, that the stage could not use."""
-        counts = self.manifests[stage].counts if stage in self.manifests else {}
-        lines = []
-        for prefix, what in (("bad_", "Bad samples, left out"), ("lost_", "Images used without a bad part")):
-            named = {name.removeprefix(prefix): n for name, n in sorted(counts.items()) if name.startswith(prefix)}
-            parts = [f"{name.replace('_', ' ')} {n:,}" for name, n in named.items() if n and name != "annotations"]
-            lines += [f"{what}: {', '.join(parts)}."] if parts else []
-        if orphans := counts.get("lost_annotations"):  # they cost no sample
-            lines.append(f"Annotations whose image is not listed: {orphans:,}.")
-        return lines
-
-    def training(self, stage: str, files: Mapping[str, str] | None = None) -> Values | None:
-        """Return charts of a stage's trainings, `files` by training; None where the stage had nothing to do."""
-        if stage not in self.folders or "unused" in self.summary(stage):
-            return None
-        folder, files = self.folders[stage], files or {stage: "history.json"}
-        histories = {run: folder.read_json(file) for run, file in files.items() if folder.exists(file)}
-        return {"charts": charts(histories), "runs": list(histories)}
-
-    def true_boxes(self, sample: Sample, text: bool = True) -> list[Drawn]:
-        """Return the annotated objects, to be drawn in the colour of their kind."""
-        named = [(box, self.vocabulary.names[label]) for box, label in sample.objects]
-        return [Drawn(box, n if text else "", kind_of(n, self.vocabulary), hint=n) for box, n in named]
-
-
-# ---------------------------------------------------------------- results
-
-
-def results(run: Run) -> Values:
-    """Verdicts on the paper's claims, the table of APs, the domain shift, single categories."""
-    metrics = run.folders["evaluate"].read_json("metrics.json")
-    rows = result_rows(metrics)
-    rules = "LVIS" if metrics.get("protocol") == "lvis" else "COCO"
-
-    # The protocol's numbers (12 of COCO, 13 of LVIS) of everything that was measured with all names.
-    titles = {"zero_shot_gt": "given boxes", "zero_shot_rpn": "proposals", "finetuned": "finetuned"}
-    standard = [
-        (title, model, kind, part[rules.lower()])
-        for setting, title in titles.items()
-        for model, scores in metrics.get(setting, {}).items()
-        for kind, part in (("boxes", scores), ("masks", scores.get("segm", {})))
-        if rules.lower() in part
-    ]
-
-    # AP50 per category: novel ones first, each kind by what RegionCLIP gains, those without a difference last.
-    finetuned = {name: scores.get("per_category", {}) for name, scores in metrics.get("finetuned", {}).items()}
-    frequency = {name: group for group, names in run.vocabulary.groups for name in names}
-    categories = []
-    for name in run.vocabulary.names:
-        values = {model: scores.get(name) for model, scores in finetuned.items()}
-        gain = minus(values.get("regionclip"), values.get("clip"))
-        categories.append((name, frequency.get(name, kind_of(name, run.vocabulary)), values, gain))
-    categories.sort(key=lambda row: (row[0] in run.vocabulary.base, row[3] is None, -(row[3] or 0), row[0]))
-    return {
-        "claims": judge(metrics),
-        "margin": MARGIN,
-        "images": metrics.get("images"),
-        "rows": rows,
-        "groups": groups_of(metrics),
-        "metrics": metrics_in(rows),
-        "one_group": any(row.setting in ONE_GROUP for row in rows),
-        "fused": any(", fused" in row.setting for row in rows),
-        "masks": any(row.setting.endswith(MASKS) for row in rows),
-        "shift": shift_rows(metrics),
-        "rules": rules,
-        "standard": standard,
-        "finetuned": list(finetuned),
-        "categories": categories,
-    }
-
-
-def detections(run: Run) -> Values | None:
-    """Ground truth beside the detections of both finetuned detectors, on images with a novel object."""
-    evaluate, names = run.folders["evaluate"], run.vocabulary.names
-    detectors = [name for name in INITS if evaluate.exists(f"detections-{name}.json")]
-    if not run.config.report.images or not detectors:
-        return None
-    novel = set(run.vocabulary.novel_ids)
-    samples = sample_images(run.folders["data"], run.config.evaluate.split, run.config.report.images, novel)
-    ids = [sample.row.image_id for sample in samples]
-    categories = category_ids(run.folders["data"], run.config.evaluate.split)
-    found = {name: read_detections(evaluate, name, ids, SCORE_THRESHOLD, categories) for name in detectors}
-    images = []
-    for sample in samples:
-        key, objects = sample.row.key, sample.objects
-        truth = {
-            "view": run.book.whole(sample, run.true_boxes(sample), f"ground truth of {key}"),
-            "objects": len(objects),
-            "novel": sum(label in novel for _, label in objects),
-        }
-        views = []
-        for name in detectors:
-            best = found[name][sample.row.image_id][:DETECTIONS_DRAWN]
-            hits = correct(best, objects)
-            drawn = []
-            for one, hit in zip(best, hits, strict=True):
-                text, kind = f"{names[one.label]} {one.score:.2f}", kind_of(names[one.label], run.vocabulary)
-                drawn.append(Drawn(one.box, text, kind, not hit, f"{text}: {'right' if hit else 'wrong'}"))
-            view = {
-                "title": INITS[name],
-                "view": run.book.whole(sample, drawn, f"{INITS[name]}, {key}"),
-                "right": sum(hits),
-                "right_novel": sum(hit and one.label in novel for one, hit in zip(best, hits, strict=True)),
-                "wrong": len(hits) - sum(hits),
-            }
-            views.append(view)
-        images.append((truth, views))
-    return {"images": images, "most": DETECTIONS_DRAWN, "threshold": SCORE_THRESHOLD}
-
+SHARES = {
+    "regions kept": "kept_share",
+    "right, base objects": "base_accuracy",
+    "right, novel objects": "novel_accuracy",
+}
+LABELLED = 30
+"""Concepts with most kept labels shown as bars."""
 
 # ---------------------------------------------------------------- stages that make data
 
@@ -209,11 +64,12 @@ def data(run: Run) -> Values:
     sizes, samples = [], dict[str, list[Any]]()
     for split in (name for name in config.data.splits if name in known):
         uses = ", ".join(stage for stage, splits in readers.items() if split in splits) or "-"
-        sizes.append([split, uses, f"{known[split]['images']:,}", f"{len(known[split]['shards']):,}"])
+        sizes.append([split, uses, known[split]["images"], len(known[split]["shards"])])
         samples[split] = []
         for sample in sample_images(folder, split, IMAGES):
             view = run.book.whole(sample, run.true_boxes(sample), f"sample {sample.row.key} of {split}")
             samples[split].append((view, sample.row.captions))
+    run.tables.add("splits", ["split", "used by", "images", "shards"], sizes)
     return {"sizes": sizes, "samples": samples}
 
 
@@ -236,7 +92,8 @@ def concepts(run: Run) -> Values | None:
             order = [("n_captions", "descending"), ("concept", "ascending")]
             first = pc.select_k_unstable(of_reason, DROPPED_EXAMPLES, order)
             examples = ", ".join(of_reason["concept"].take(first).to_pylist())
-            dropped.append([total["reason"], examples, f"{total['count_all']:,}", f"{total['n_captions_sum']:,}"])
+            dropped.append([total["reason"], examples, total["count_all"], total["n_captions_sum"]])
+        run.tables.add("dropped-phrases", ["reason", "most frequent", "phrases", "mentions in captions"], dropped)
     held = set(names)
     return {
         "size": len(names),
@@ -259,9 +116,31 @@ def proposals(run: Run) -> Values:
         boxes = [*best, *run.true_boxes(sample, text=False)]
         view = run.book.whole(sample, boxes, f"proposals of {sample.row.key}")
         images.append((view, len(best), len(row["boxes"])))
+    ordered = sorted(columns, key=lambda name: (not name.startswith("novel"), len(name), name))
+    run.tables.add(
+        "recall",
+        ["split", *ordered],
+        [
+            [split, *(100 * scores[name] if name in scores else None for name in ordered)]
+            for split, scores in recall.items()
+        ],
+    )
+    curve = recall_curve(run.folders["data"], run.folders["proposals"], run.config.evaluate.split)
+    lines = {
+        group: [(0.0, 0.0), *((float(number), value) for number, value in enumerate(percent.tolist(), start=1))]
+        for group, percent in curve.items()
+    }
+    run.tables.add(
+        "recall-by-proposals",
+        ["group", "proposals", "recall"],
+        [[group, *point] for group, points in lines.items() for point in points],
+    )
+    title = f"{run.config.evaluate.split}: recall, percent, against proposals per image"
     return {
         "recall": recall,
-        "columns": sorted(columns, key=lambda name: (not name.startswith("novel"), len(name), name)),
+        "columns": ordered,
+        "curve": [chart(lines, title, top=100)] if lines else [],
+        "groups": list(lines),
         "images": images,
     }
 
@@ -297,7 +176,58 @@ def labels(run: Run) -> Values | None:
             "kept": row["kept"][region],
         }
         crops.append(crop)
-    return {"crops": crops, "best": best, "worst": worst}
+    summary = run.summary("labels")
+    shares = [(title, 100 * summary[key]) for title, key in SHARES.items() if summary.get(key) is not None]
+    run.tables.add("labels", ["", "percent"], shares)
+    if "truth" in summary:
+        rows = [[group, *found.values()] for group, found in summary["truth"].items()]
+        run.tables.add("labels-truth", ["objects", *summary["truth"]["all"]], rows)
+    columns = ["concept", "kept", "clean", "wrong_name", "mostly_on", "mostly_on_count", "loose", "off_object"]
+    for name, lines in (("concepts-most-clean", best), ("concepts-fewest-clean", worst)):
+        run.tables.add(name, columns, [[line[column] for column in columns] for line in lines])
+    return {"crops": crops, "best": best, "worst": worst, "shares": shares, **_label_plots(run, pool.names)}
+
+
+def _label_plots(run: Run, pool: Sequence[str]) -> Values:
+    """Histograms of scores and objectness, and how many kept labels the concepts have."""
+    config = run.config.labels
+    counts = count_labels(run.folders["data"], run.folders["labels"], config.splits, len(pool))
+    histograms = {"score": (counts.score, SCORES)}
+    if run.config.proposals.method == "rpn" and config.source is None:
+        histograms["objectness logit"] = counts.objectness, LOGITS
+    rows, plots = [], []
+    for what, (found, edges) in histograms.items():
+        used = np.flatnonzero(found.sum(axis=0))
+        first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(edges) - 1)
+        bounds, parts = edges[first : last + 1], {"kept": found[1, first:last], "not kept": found[0, first:last]}
+        for use, part in parts.items():
+            rows += [
+                [what, use, *line]
+                for line in zip(bounds[:-1].tolist(), bounds[1:].tolist(), part.tolist(), strict=True)
+            ]
+        plots.append(
+            chart(
+                {use: outline(part, bounds) for use, part in parts.items()},
+                f"regions by {what}",
+                first=bounds[0],
+                filled=True,
+            )
+        )
+    run.tables.add("label-histograms", ["what", "use", "from", "to", "regions"], rows)
+    order = sorted(range(len(pool)), key=lambda row: (-int(counts.kept_by_concept[row]), pool[row]))
+    ranked = [(pool[row], int(counts.kept_by_concept[row])) for row in order]
+    run.tables.add("labels-per-concept", ["concept", "kept labels"], ranked)
+    some = [(float(rank), float(count)) for rank, (_, count) in enumerate(ranked, start=1) if count]
+    if some:
+        plots.append(chart({"kept labels": some}, "kept labels per concept, most frequent first", powers=True))
+    return {
+        "plots": plots,
+        "most": [(name, kind_of(name, run.vocabulary), count) for name, count in ranked[:LABELLED] if count],
+        "tail": len(some) - LABELLED,
+        "tail_count": sum(count for _, count in ranked[LABELLED:]),
+        "without": [name for name, count in ranked if not count],
+        "shards": (counts.shards, counts.all_shards),
+    }
 
 
 # ---------------------------------------------------------------- stages that train
@@ -305,15 +235,30 @@ def labels(run: Run) -> Values | None:
 
 def finetune(run: Run) -> Values | None:
     """The detectors' curves in common charts."""
-    titles = {name: f"{init}, base boxes" for name, init in INITS.items()}
-    titles["oracle"] = "RegionCLIP init, all boxes (oracle)"
-    training = run.training("finetune", {title: f"history-{name}.json" for name, title in titles.items()})
-    return None if training is None else {**training, "titles": titles}
+    training = run.training("finetune", {title: f"history-{name}.json" for name, title in INITS.items()})
+    if training is None:
+        return None
+    found = run.summary("finetune").get("detectors", {})
+    rows = [
+        [INITS[name], *(found[name].get(key) for key in ("images", "steps", "loss"))] for name in INITS if name in found
+    ]
+    run.tables.add("detectors", ["detector", "images", "steps", "last loss"], rows)
+    return {**training, "detectors": rows}
+
+
+def artifacts(run: Run) -> Values:
+    """What the page was made from."""
+    heads = ["stage", "version", "content", "rows", "files", "bytes"]
+    rows = [[s, m.version, m.content_digest, m.rows, m.files, m.bytes] for s, m in run.manifests.items()]
+    run.tables.add("artifacts", heads, rows)
+    return {"manifests": run.manifests}
 
 
 SECTIONS: Mapping[str, Callable[[Run], Values | None]] = {
+    "origin": origin,
     "results": results,
     "detections": detections,
+    "mistakes": mistakes,
     "data": data,
     "concepts": concepts,
     "teacher": lambda run: run.training("teacher"),
@@ -322,6 +267,6 @@ SECTIONS: Mapping[str, Callable[[Run], Values | None]] = {
     "labels": labels,
     "pretrain": lambda run: run.training("pretrain"),
     "finetune": finetune,
-    "artifacts": lambda run: {"manifests": run.manifests},
+    "artifacts": artifacts,
 }
 """In the order of the page."""

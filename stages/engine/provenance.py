@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
@@ -12,13 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pyarrow", "pillow", "spacy", "ray", "webdataset")
+PACKAGES = (
+    *("regionclip", "torch", "torchvision", "open_clip_torch", "numpy", "pyarrow", "pillow", "spacy", "ray"),
+    "webdataset",
+)
 """Packages whose versions may show in an artifact."""
 
 
 def provenance(started: datetime, seconds: float, number: int = 1) -> dict[str, Any]:
-    """Return git commit, package versions, host, times (UTC, ISO 8601) and seconds of a stage that ends now, and the
-    number of its round, if not the first."""
+    """Return git commit, package versions, host and what it is, times (UTC, ISO 8601) and seconds of a stage that ends
+    now, and the number of its round, if not the first."""
     versions = {}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -28,6 +32,7 @@ def provenance(started: datetime, seconds: float, number: int = 1) -> dict[str, 
         "packages": versions,
         "python": platform.python_version(),
         "host": socket.gethostname(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "started": started.isoformat(timespec="milliseconds"),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 from regionclip_core.config.loading import load_config, parse_config
 from regionclip_core.report.ablation import MEASURES
 from stages.cli import app
-from stages.commands.ablate import load_ablation
+from stages.commands.comparisons.ablate import load_ablation
 from stages.engine.plan import Planner
 from stages.pretrain import PretrainWork
 
@@ -117,6 +118,18 @@ def test_cells_fail_alone_resume_and_make_a_table(ablate: Call, monkeypatch: pyt
         spent = cell["values"].get("seconds, stages that the baseline doesn't share")
         own = seconds[cell["variant"], cell["seed"]]
         assert spent == (None if cell["variant"] == "paper" else {"all": pytest.approx(own)})
+
+    # Two of its cells side by side.
+    both = ["compare", "ws/a.ablation.json:paper:3", "ws/a.ablation.json:short:3"]
+    compared = CliRunner().invoke(app, both)
+    assert compared.exit_code == 0, compared.output
+    [line] = [line.split() for line in compared.stdout.splitlines() if line.startswith("pretrain.steps")]
+    assert line == ["pretrain.steps", "3", "1"] and "B  short, seed 3: seed 3, evaluated" in compared.stdout
+    assert "with another content: pretrain, finetune, evaluate\n" in compared.stdout
+    [line] = [
+        one.split() for one in compared.stdout.splitlines() if re.match("zero-shot, given boxes +RegionCLIP", one)
+    ][1:]
+    assert line[-3:-1] == [f"{ap50[name, 3]:.1f}" for name in ("paper", "short")]
 
     # What the ablation reaches stays until its file is deleted.
     gc = ["gc", "--config", "base.yaml", "--workspace", "ws", "--yes"]

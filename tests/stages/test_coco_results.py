@@ -106,7 +106,7 @@ def test_values_are_float32_and_ids_are_the_files_own(run: tuple[Path, dict[str,
     assert {row["category_id"] for row in rows} <= set(ids)
     assert category_ids(data, "train")[0] == 500 + 3 * (len(NAMES) - 1)
     assert category_ids(data, "texts") == list(range(len(NAMES)))
-    found = read_detections(Folder(str(artifact(workspace, "evaluate"))), "clip", [1000], 0.0, ids)[1000]
+    found = dict(read_detections(Folder(str(artifact(workspace, "evaluate"))), "clip", ids))[1000]
     assert {0 <= one.label < len(NAMES) for one in found} == {True}
 
 

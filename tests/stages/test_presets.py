@@ -14,7 +14,7 @@ from regionclip_core.config.loading import load_config, preset_names
 from regionclip_core.config.tree import Config, FusionConfig
 from regionclip_core.detection.inference import InferenceSettings
 from stages.cli import app
-from stages.commands.ablate import load_ablation
+from stages.commands.comparisons.ablate import load_ablation
 from stages.declarations import STAGES
 
 PAGE = ROOT / "docs" / "REPRODUCE.md"
@@ -193,7 +193,7 @@ def commands() -> list[list[str]]:
     """The command lines in docs/REPRODUCE.md, as a shell would cut them."""
     blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line.replace("<its folder>", "0123456789ab")) for line in lines if line.strip()]
+    return [shlex.split(line.replace("<its folder>", "0123456789ab"), comments=True) for line in lines if line.strip()]
 
 
 def test_the_commands_to_reproduce_the_tables_are_commands() -> None:

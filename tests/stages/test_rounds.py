@@ -18,7 +18,9 @@ from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.pretraining.labelling import Labeller
 from regionclip_core.storage.folder import Folder
 from stages.cli import app
-from stages.commands.ablate import choose, load_ablation, plan_of
+from stages.commands.comparisons.ablate import choose, load_ablation, plan_of
+from stages.commands.comparisons.compare import side_of
+from stages.commands.finished import folder_of
 from stages.commands.gc import unreachable
 from stages.commands.verify import advice, verify_workspace
 from stages.engine.look_ahead import look_ahead
@@ -78,6 +80,8 @@ def test_what_is_there_says_its_round(done: Config) -> None:
     assert second.inputs["student"] == digests(done, "pretrain@1")[0]
     # finetune and all after it take the last round's.
     assert lines["finetune"].upstream["pretrain"] == lines["pretrain"].path != lines["pretrain@1"].path
+    found = side_of(folder_of(lines["evaluate"]), "x").manifests  # from the evaluation back, round by round
+    assert found == {name: line.manifest for name, line in lines.items() if name != "report"}
     page = (Path(str(lines["report"].path)) / "report.html").read_text()
     text = " ".join(page.split())
     assert "2 rounds of labels and pretraining" in text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,10 @@ from PIL import Image
 
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.report.csv_tables import CsvTables
 from regionclip_core.report.curves import chart, charts, thin, tick, ticks
+from regionclip_core.report.detections import choose
+from regionclip_core.report.label_counts import outline
 from regionclip_core.report.page import TEMPLATES, format_markdown
 from regionclip_core.report.pictures import MAX_SIDE, Drawn, PictureBook, View, data_url
 from regionclip_core.report.results import (
@@ -32,8 +37,9 @@ from regionclip_core.report.results import (
     shift_rows,
     verdict,
 )
+from regionclip_core.report.results_sections import results
+from regionclip_core.report.run import Run
 from regionclip_core.report.samples import Detection, Sample, correct, read_detections, spread
-from regionclip_core.report.sections import Run, results
 from regionclip_core.storage.records import Folder
 
 
@@ -255,13 +261,15 @@ def test_claims_follow_the_numbers() -> None:
     assert [c.verdict for c in (shift, pretraining, transfer)] == ["holds here", "holds here", "does not hold here"]
     assert "whole images at 80.0 %" in shift.evidence
     assert "region features of the same objects at 45.0 %" in shift.evidence
-    # (60 - 45) / (65 - 45)
-    assert "closes 75 % of the gap between the teacher's region features (45.0 %)" in pretraining.evidence
+    assert pretraining.evidence.endswith(
+        "Top-1 over all categories: the teacher's region features 45.0 %, the student's 60.0 %, the teacher's crops, "
+        "one pass of CLIP per box, 65.0 %."
+    )
     assert "29.0 -> 28.6 (-0.4)" in transfer.evidence
     assert "Finetuned on novel boxes as well: 50.0" in transfer.evidence
     no_gap = METRICS | {"teacher": {"crop_top1": {"all": 45.5}}}
     assert judge(no_gap)[0].verdict == "does not hold here"
-    assert "of the gap" not in judge(no_gap)[1].evidence
+    assert "over all categories" not in judge({k: v for k, v in METRICS.items() if k != "teacher"})[1].evidence
     assert {c.verdict for c in judge({})} == {"not measured"}
 
 
@@ -289,18 +297,52 @@ def test_read_detections(tmp_path: Any) -> None:
     ]
     folder.write_json("detections-clip.json", rows)
     ids = [18, 3, 44]
-    found = read_detections(folder, "clip", [1, 9], 0.5, ids)
-    expected = sorted((r["score"] for r in rows if r["image_id"] == 1 and r["score"] >= 0.5), reverse=True)
-    assert [d.score for d in found[1]] == expected
-    assert found[9] == []
+    rows.sort(key=lambda row: row["image_id"])  # the evaluation writes image by image
+    folder.write_json("detections-clip.json", rows)
+    found = dict(read_detections(folder, "clip", ids))
+    expected = sorted((r["score"] for r in rows if r["image_id"] == 1), reverse=True)
+    assert [d.score for d in found[1]] == expected and found.keys() == {r["image_id"] for r in rows}
     assert found[1][0].box == (1.0, 2.0, 4.0, 6.0)
     assert {d.label for d in found[1]} == {1}
     with pytest.raises(ValueError, match=r"detections-clip\.json is damaged: run the evaluate stage again"):
-        read_detections(folder, "clip", [1], 0.5, [18, 44])
+        list(read_detections(folder, "clip", [18, 44]))
     for damage in (b"", b'[{"image_id": 1, "bbox"', b"<html>"):
         folder.write_bytes("detections-clip.json", damage)
         with pytest.raises(ValueError, match=r"detections-clip\.json is damaged: run the evaluate stage again"):
-            read_detections(folder, "clip", [1], 0.5, ids)
+            list(read_detections(folder, "clip", ids))
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_chosen_pictures_are_the_first_the_middle_and_the_last(count: int) -> None:
+    gains = {3: 0, 5: 2, 7: -1, 9: 0, 11: 2, 13: 1, 15: -4}
+    order = [5, 11, 13, 3, 9, 7, 15]  # by gain, then by id
+    chosen = choose(list(gains), lambda image: (gains[image], 0), count)
+    best, middle, worst = (chosen[kind] for kind in ("best", "middle", "worst"))
+    assert best == order[: len(best)] and worst == order[::-1][: len(worst)]
+    assert sorted([len(best), len(middle), len(worst)], reverse=True) == [
+        (count + 2) // 3,
+        (count + 1) // 3,
+        count // 3,
+    ]
+    assert len({*best, *middle, *worst}) == count
+    if middle:
+        start = order.index(middle[0])
+        assert order[start : start + len(middle)] == middle
+        before, after = start - len(best), len(order) - len(worst) - start - len(middle)
+        assert abs(before - after) <= 1
+    assert choose(list(gains), lambda image: (0, gains[image]), 1) == {"best": [5], "middle": [], "worst": []}
+
+
+def test_tables_as_csv_read_back(tmp_path: Path) -> None:
+    tables = CsvTables()
+    rows = [['a, "b"\nc', 0.1 + 0.2, None], ["ü", 3, "="]]
+    tables.add("t", ["name", "x", "y"], rows)
+    with urllib.request.urlopen(tables.url("t")) as opened:
+        text = opened.read().decode(opened.headers.get_content_charset())
+    found = list(csv.reader(io.StringIO(text)))
+    assert found == [["name", "x", "y"], ['a, "b"\nc', "0.30000000000000004", ""], ["ü", "3", "="]]
+    with pytest.raises(AssertionError, match="3 cells, 2 heads"):
+        tables.add("other", ["a", "b"], [[1, 2, 3]])
 
 
 # ---------------------------------------------------------------- right or wrong
@@ -398,8 +440,9 @@ def test_ticks_enclose_and_are_even(low: float, high: float) -> None:
 
 
 def test_marks_are_short() -> None:
-    values = [0, 0.00015, 2.8e-4, 0.0015, 0.30000000000000004, 2.25, 250_000, -0.5, 1e-07]
-    assert [tick(v) for v in values] == ["0", "1.5e-4", "2.8e-4", "0.0015", "0.3", "2.25", "250000", "-0.5", "1e-7"]
+    values = [0, 0.00015, 2.8e-4, 0.0015, 0.30000000000000004, 2.25, 250_000, -0.5, 1e-07, 8000, 12_500]
+    texts = ["0", "1.5e-4", "2.8e-4", "0.0015", "0.3", "2.25", "250k", "-0.5", "1e-7", "8000", "12.5k"]
+    assert [tick(v) for v in values] == texts
 
 
 def test_thin_keeps_short_ones_and_the_mean() -> None:
@@ -430,6 +473,22 @@ def test_chart_places_the_extremes() -> None:
     assert f'points="{x[0]},{y[0]} {x[1]},{y[1]} ' in markup
     assert "<title>run &lt;1&gt;</title>" in markup
     assert drawn("curves", [], "<none>") == '<p class="note">&lt;none&gt;</p>\n'
+
+
+def test_chart_of_an_area_and_of_powers_of_ten() -> None:
+    counts, edges = np.array([3, 0, 5]), np.array([-1.0, 0.0, 1.0, 2.0])
+    area = chart({"all": outline(counts, edges)}, "t", first=-1.0, filled=True)
+    assert [x for x, _ in area.lines["all"][::2]] == pytest.approx(
+        np.linspace(area.left, area.right, 4).tolist()  # each bin as wide as the others
+    )
+    assert {text for _, text in area.x_ticks} >= {"-1", "0", "1", "2"}
+    assert area.lines["all"][0][1] == area.lines["all"][-1][1] == area.bottom
+    assert 'class="area line-0"' in drawn("curves", [area], "")
+    powers = chart({"n": [(1.0, 1000.0), (2.0, 10.0), (3.0, 1.0)]}, "t", powers=True)
+    assert [text for _, text in powers.y_ticks] == ["1", "10", "100", "1,000"]
+    assert [y for _, y in powers.lines["n"]] == [powers.y_ticks[power][0] for power in (3, 1, 0)]
+    fixed = chart({"p": [(0.0, 40.0), (100.0, 20.0)]}, "t", top=100)
+    assert fixed.lines["p"][0][1] == pytest.approx(fixed.bottom - 0.4 * (fixed.bottom - fixed.top))
 
 
 def test_charts_of_histories() -> None:

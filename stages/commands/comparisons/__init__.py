@@ -1,0 +1,1 @@
+"""Commands that compare runs: variants over seeds, and two runs."""
