@@ -66,7 +66,7 @@ class JobStage(Stage):
 # ---------------------------------------------------------------- what a worker does
 
 
-def no_progress(done: int, total: int, note: str = "") -> None:
+def no_progress(done: int, total: int, note: str = "", row: Mapping[str, Any] | None = None) -> None:
     """Show nothing."""
 
 
@@ -81,8 +81,9 @@ class StageContext:
     """Finished upstream artifacts by the names in `needs`."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`, already resolved; always `cpu` for stages without `uses_gpu`."""
-    progress: Callable[[int, int, str], None] = no_progress
-    """progress(done, total, note): cheap, call it at every step."""
+    progress: Callable[..., None] = no_progress
+    """progress(done, total, note, row): cheap, call it at every step. `row`, where there is one, is a training's new
+    row of its history, with the name of the training under `training` where the stage has several."""
     rank: int = 0
     """Rank in torch.distributed; 0 when the job runs alone."""
     world_size: int = 1

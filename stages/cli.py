@@ -6,7 +6,6 @@ Each command imports what it needs when it is called: the config alone would mak
 
 from __future__ import annotations
 
-import copy
 import errno
 import io
 import json
@@ -20,65 +19,53 @@ from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
+from stages.cli_commands import App
 from stages.cli_configs import init
 from stages.cli_models import corrections, detect, embed, export, features, serve
 from stages.cli_options import (
     ConfigOption,
+    QuietOption,
     SetOption,
+    StageArgument,
+    StagesArgument,
+    VerboseOption,
     WorkspaceOption,
     load,
     load_files,
+    verbosity,
 )
 
 if TYPE_CHECKING:
     from regionclip_core.storage.records import Folder
 
 
-class _Command(TyperCommand):
-    """A command that refuses an empty value and an option given twice, and says with any refused value what came."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        parser = self.make_parser(ctx)
-        for param in self.params:
-            if isinstance(param, TyperOption) and not param.is_flag:
-                several = copy.copy(param)
-                several.multiple = True  # of an option given twice the parser would keep the last value only
-                several.add_to_parser(parser, ctx)
-        given, _, _ = parser.parse_args(list(args))
-        came = {
-            name: [values] if isinstance(values, (str, bool)) else list(values or ()) for name, values in given.items()
-        }
-        for param in self.params:
-            values = came.get(param.name, [])
-            if "" in values:
-                raise typer.BadParameter("expected a text, and an empty one came; is a variable not set?", ctx, param)
-            if isinstance(param, TyperOption) and len(values) > 1 and not param.multiple:
-                both = " and ".join(map(repr, values))
-                raise typer.BadParameter(f"expected one value (came: {both}); give the option once", ctx, param)
-        try:
-            return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            if error.param is not None and (values := came.get(error.param.name)):
-                error.message += f" (came: {values[0]!r})"
-            raise
-
-
-class _App(typer.Typer):
-    def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
-        return super().command(name, cls=_Command, **settings)
-
-
-app = _App(
+app = App(
     name="regionclip",
     help="RegionCLIP: region-text pretraining and open-vocabulary detection, from captions to a report.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich's would double the time to answer
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    """Print the version and end, if it was asked for."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"regionclip {version('regionclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None: ...
+
 
 NO_WORKSPACE = "no artifact there; expected a workspace that `regionclip run` has written (--workspace, --config)"
 SHOWN_FOREIGN = 10
@@ -132,7 +119,7 @@ def _reader_is_gone() -> bool:
 @app.command()
 @user_errors
 def run(
-    stages: Annotated[list[str] | None, typer.Argument(help="Stages to bring up to date.  [default: all]")] = None,
+    stages: StagesArgument = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -142,6 +129,8 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Throw the named stages' current results away first.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Bring stages, and all they need, up to date."""
     from regionclip_core.report.results import format_results
@@ -149,8 +138,10 @@ def run(
     from stages.commands.show import plan_table
     from stages.engine.look_ahead import look_ahead
     from stages.engine.plan import Planner
+    from stages.engine.progress import reporter
     from stages.engine.runner import Pipeline
 
+    shown = reporter(verbosity(quiet, verbose))
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
     files = load_files(config, [*(overrides or []), *limit], workspace, backend)
     loaded = files.config
@@ -165,7 +156,9 @@ def run(
         look_ahead(loaded, wanted, planner.current(), forced)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
-    result = Pipeline(loaded).run(stages, force)
+    result = Pipeline(loaded, shown).run(stages, force)
+    if quiet:
+        raise typer.Exit(0 if result.ok else 1)
     try:
         finished = Planner(loaded).finished()
         if "evaluate" in finished and "evaluate" in result.outcomes:
@@ -193,11 +186,15 @@ def ablate(
     workspace: WorkspaceOption = None,
     backend: Annotated[str | None, typer.Option(help="ray or local, instead of the config's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run variants of a config with several seeds, and write a table of their results and differences."""
     from regionclip_core.report.ablation import format_ablation
     from stages.commands.comparisons.ablate import check, choose, load_ablation, plan_of, run_ablation
+    from stages.engine.progress import reporter
 
+    level = verbosity(quiet, verbose)
     if not all(seed.strip().isdecimal() for seed in (seeds or "0").split(",")):
         raise ValueError(f"--seeds: expected whole numbers, such as 0,1,2 (came: {seeds!r})")
     numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
@@ -208,9 +205,10 @@ def ablate(
         typer.echo(plan_of(ablation, cells))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, the lock is released
-    run_ablation(ablation, cells, typer.echo)
-    typer.echo("\n" + format_ablation(ablation.shown))
-    typer.echo(f"also as {ablation.workspace.path(ablation.shown.name)}.txt, .md, .html and .ablation.json")
+    say = (lambda text: None) if quiet else typer.echo
+    run_ablation(ablation, cells, say, lambda: reporter(level))
+    say("\n" + format_ablation(ablation.shown))
+    say(f"also as {ablation.workspace.path(ablation.shown.name)}.txt, .md, .html and .ablation.json")
     if any(cell.state == "failed" for cell in cells):
         raise typer.Exit(1)
 
@@ -234,7 +232,7 @@ def compare(
 @app.command()
 @user_errors
 def check(
-    stages: Annotated[list[str] | None, typer.Argument(help="Stages that are to run.  [default: all]")] = None,
+    stages: StagesArgument = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -278,7 +276,7 @@ def status(
 @app.command()
 @user_errors
 def show(
-    stage: Annotated[str, typer.Argument(help="Stage to look into.")],
+    stage: StageArgument,
     against: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="concepts: what differs from this other workspace's or artifact's pool."),

@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from regionclip_core.config.loading import Loaded
     from regionclip_core.config.tree import Config
 
+
+def _stages(incomplete: str) -> list[str]:
+    """Return the stages that begin so, for a shell's completion."""
+    from regionclip_core.config.tree import STAGE_NAMES
+
+    return [name for name in STAGE_NAMES if name.startswith(incomplete)]
+
+
+StagesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Stages to bring up to date.  [default: all]", autocompletion=_stages)
+]
+StageArgument = Annotated[str, typer.Argument(help="Stage to look into.", autocompletion=_stages)]
 ConfigOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -33,6 +45,16 @@ ModelOption = Annotated[
 ]
 NAMES = "Which of the workspace's detectors: regionclip, clip or oracle"
 NameOption = Annotated[str | None, typer.Option(help=f"{NAMES}.  [default: regionclip]")]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and what went wrong.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print each shard too, and progress more often.")]
+
+
+def verbosity(quiet: bool, verbose: bool) -> int:
+    """Return how much is printed: -1, 0 or 1. Raises ValueError for both at once."""
+    if quiet and verbose:
+        raise ValueError("expected --quiet or --verbose, not both")
+    return verbose - quiet
 
 
 def load_files(

@@ -51,7 +51,9 @@ class FinetuneWork(JobWork):
             config,
             device=ctx.device,
             checkpoints=ctx.out.child("checkpoints").child(name),
-            progress=lambda step, steps, note: ctx.progress(done * steps + step, of * steps, f"{name}: {note}"),
+            progress=lambda step, steps, note, row: ctx.progress(
+                done * steps + step, of * steps, f"{name}: {note}", {"training": name, **row}
+            ),
             rank=ctx.rank,
             world_size=ctx.world_size,
             loader_workers=ctx.loader_workers,

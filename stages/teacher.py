@@ -47,6 +47,7 @@ class TeacherWork(JobWork):
                 checkpoints=ctx.out.child("checkpoints"),
                 checkpoint_every=training.checkpoint_every,
                 progress=ctx.progress,
+                batch_size=training.batch_size,
                 rank=ctx.rank,
                 world_size=ctx.world_size,
                 loader_workers=ctx.loader_workers,

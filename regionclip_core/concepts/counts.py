@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from regionclip_core.storage.tables import PHRASES
 
-if TYPE_CHECKING:  # the merge reads counts without a parser, and spaCy takes 500 MiB
+if TYPE_CHECKING:  # the merge reads counts without a parser, and spaCy takes 524 MB
     from regionclip_core.concepts.parser import CaptionParser
 
 PARSER_KEY = b"parser"

@@ -20,7 +20,7 @@ from regionclip_core.config.tree import ConceptsConfig
 from regionclip_core.storage.tables import CONCEPTS, DROPPED_CONCEPTS, PHRASES
 
 MEMORY = "512MB"
-"""Memory of DuckDB's own; a merge of 300 shards of 10,000 captions peaks at 0.9 GiB with it."""
+"""Memory of DuckDB's own; a merge of 300 shards of 10,000 captions peaks at 0.95 GB with it."""
 SURFACE_FORMS = 8
 """Surface forms kept per concept of the pool, most frequent first."""
 ROW_GROUP = 1 << 20

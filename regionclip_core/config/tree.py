@@ -51,7 +51,7 @@ class ExecutionConfig(Section):
     address: str | None = None
     """Ray cluster address; null starts Ray on this machine."""
     dashboard: bool = False
-    """Start Ray's dashboard on this machine and print its link: 1 s and 200 MiB more. A cluster has its own."""
+    """Start Ray's dashboard on this machine and print its link: 1 s and 210 MB more. A cluster has its own."""
     workers: int | None = Field(None, ge=1, le=10**5)
     """Shard workers; null takes one per available CPU (or per GPU for stages that use one), also of machines that join
     a cluster during the run. A number is what the run asks a cluster for, whatever it has now: set it to make an
@@ -76,6 +76,10 @@ class ExecutionConfig(Section):
     """GPUs that one worker of a stage with a model asks Ray for."""
     shard_retries: int = Field(2, ge=0, le=1000)
     """How often a shard or a training is repeated because a worker died (not because it raised an error)."""
+    curves: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where trainings draw their losses while they run. `tensorboard`: files for TensorBoard, in the folder
+    `tensorboard` of a local workspace; a workspace on an object store gets none. `wandb`: Weights & Biases, with the
+    extra `wandb` and `wandb login`, or WANDB_MODE=offline. Results don't depend on it."""
     max_error_rate: Share = 0.1
     """A stage stops when more than this share of its samples is bad; a sample that lost a box or caption is not bad."""
 

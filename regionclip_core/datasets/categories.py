@@ -15,7 +15,7 @@ from regionclip_core.datasets.vocabulary import DATA_FOLDER, Vocabulary, clean_l
 from regionclip_core.storage.json_lists import list_entries
 from regionclip_core.storage.locations import exists, nearest_file, open_location, read_location
 
-_TAIL = 1 << 22  # bytes of the end in which `categories` is looked for; LVIS's take half a MiB
+_TAIL = 1 << 22  # bytes of the end in which `categories` is looked for; LVIS's take 0.5 MB
 _LISTS = (".json", ".yaml", ".yml")
 _FILES = (*_LISTS, ".txt", ".names", ".csv", ".tsv")
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}

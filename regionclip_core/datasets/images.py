@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PIXELS = 2**26
-"""Largest image decoded, in pixels (8192 x 8192, 192 MiB as RGB)."""
+"""Largest image decoded, in pixels (8192 x 8192, 201 MB as RGB)."""
 MIN_SIDE = 8
 """Smallest side of a usable image, in pixels; web sets hold many one-pixel placeholders."""
 MAX_BYTES = 2**28

@@ -139,6 +139,7 @@ def finetune_detector(
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         progress=progress,
+        batch_size=settings.batch_size,
         rank=rank,
         world_size=world_size,
         lr_factors={"detector.background_logit": BACKGROUND_LR_FACTOR},

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 BATCH_ROWS = 1 << 15
-"""Rows gathered in memory before they are sorted and written: 2 MiB, and their masks."""
+"""Rows gathered in memory before they are sorted and written: 2.1 MB, and their masks."""
 _ROWS = pa.schema(
     [
         ("label", pa.int64()),

@@ -192,6 +192,7 @@ def pretrain_student(
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         progress=progress,
+        batch_size=settings.batch_size,
         rank=rank,
         world_size=world_size,
         loader_workers=loader_workers,

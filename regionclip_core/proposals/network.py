@@ -110,6 +110,7 @@ def train_network(
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         progress=progress,
+        batch_size=settings.batch_size,
         loader_workers=loader_workers,
         unreadable=unreadable,
     )

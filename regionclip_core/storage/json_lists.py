@@ -116,7 +116,7 @@ class _Window:
         place = self._start + (self._at if at is None else at)
         return ValueError(
             f"{self._url}: not valid JSON: {what} at character {place}; expected {self._form}, "
-            f"each of at most {LARGEST_VALUE >> 20} MiB. Fetch the file again"
+            f"each of at most {LARGEST_VALUE / 1e6:.0f} MB. Fetch the file again"
         )
 
     def _more(self) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import math
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from regionclip_core.training.loader import read_batches
 from regionclip_core.training.optim import clip_gradients, lr_multiplier, make_optimizer
 from regionclip_core.training.unreadable_images import UnreadableImages
 
-Progress = Callable[[int, int, str], None]
-"""progress(steps done, all steps, note)"""
+Progress = Callable[[int, int, str, Mapping[str, float]], None]
+"""progress(steps done, all steps, note, row): the row of the history that has just been added, with the samples per
+second over its steps, `samples_per_second`."""
 Rows = list[dict[str, float]]
 _KEEP = 2  # checkpoints: if the newest is damaged, the one before it is used
 _LOG_EVERY = 10
@@ -65,6 +67,7 @@ def fit(
     checkpoints: Folder,
     checkpoint_every: int,
     progress: Progress,
+    batch_size: int = 1,
     rank: int = 0,
     world_size: int = 1,
     lr_factors: Mapping[str, float] | None = None,
@@ -79,6 +82,7 @@ def fit(
         batch_at: this rank's batch of a 0-based step, whose `to(device)` moves its tensors. It must depend on the
             step's number alone, and survive pickling where there are `loader_workers`.
         checkpoints: folder of this job's checkpoints; only rank 0 writes.
+        batch_size: samples of a step, of all ranks together; only for the rate that is shown.
         world_size: above 1 the process group must be initialised; DistributedDataParallel averages the gradients.
         lr_factors: multiplies the rate of single parameters, by name.
         loader_workers: processes of this rank that read batches ahead; 0 reads them in this one. See `read_batches`.
@@ -102,6 +106,7 @@ def fit(
             "workspace that all nodes share, and run again"
         )
     wrapped = data_parallel(model) if world_size > 1 else model
+    clock, clocked = time.perf_counter(), first
     # `device` is the parameters' own, with its index: a plain "cuda" could be another GPU.
     for step, batch in read_batches(batch_at, first, steps, device, loader_workers, unreadable):
         # For dropout; batches and losses have generators of their own, seeded by step and position.
@@ -132,7 +137,11 @@ def fit(
             means_of_window = {name: sum(r[name] for r in window) / len(window) for name in sorted({"loss", *values})}
             history.append({"step": step + 1, "lr": lr, **means_of_window})
             window.clear()
-            progress(step + 1, steps, f"loss {history[-1]['loss']:.3f}")
+            now = time.perf_counter()
+            rate = (step + 1 - clocked) * batch_size / (now - clock)
+            clock, clocked = now, step + 1
+            note = f"{rate:.3g} images/s, {losses_in_words(history[-1])}"
+            progress(step + 1, steps, note, {**history[-1], "samples_per_second": round(rate, 2)})
         # The last step has a checkpoint too: an interrupted job of several trainings then skips the finished ones.
         if (step + 1) % checkpoint_every == 0 or last:
             # A gradient that isn't finite would show only in the loss of the next step, after the checkpoint. Weights
@@ -146,6 +155,13 @@ def fit(
             if rank == 0:
                 save_checkpoint(checkpoints, step + 1, model, optimizer, trained, history, window)
     return FitResult(steps, first, history)
+
+
+def losses_in_words(row: Mapping[str, float]) -> str:
+    """Return "loss 0.71 (distill 0.25, image text 0.46)" for a row of the history; parts only if there are several."""
+    parts = {name: value for name, value in row.items() if name not in ("step", "lr", "loss")}
+    named = ", ".join(f"{name.removeprefix('loss_').replace('_', ' ')} {value:.3g}" for name, value in parts.items())
+    return f"loss {row['loss']:.3f}" + (f" ({named})" if len(parts) > 1 else "")
 
 
 def save_checkpoint(

@@ -23,6 +23,7 @@ from regionclip_core.storage.given_files import TOKENIZER_FILES, clip_files
 from regionclip_core.storage.locations import absolute, is_remote, nearest_file, remote
 from regionclip_core.storage.weight_files import names_tensor, weight_layout
 from stages import declarations
+from stages.engine.curves import no_wandb
 from stages.engine.plan import PlanLine
 from stages.engine.work import resolve_device
 
@@ -51,6 +52,8 @@ def look_ahead(
     pipeline = config.concepts.spacy_model
     if "concepts" in to_run and config.concepts.parser == "spacy" and pipeline_version(pipeline) is None:
         found.append(no_pipeline(pipeline))
+    if config.execution.curves == "wandb" and {"teacher", "rpn", "pretrain", "finetune"}.intersection(to_run):
+        found += no_wandb()
     if not config.execution.on_cluster:
         found += _not_on_this_machine(config, to_run, lines)
     refuse(found)

@@ -180,7 +180,7 @@ class RayBackend:
         handed = ray.put(task)
         waiting, running = deque(shards), dict[Any, int | None]()
         notes = uuid.uuid4().hex
-        patience, next_look = Patience(self._say), 0.0
+        patience, next_look, asks_ray = Patience(self._say), 0.0, True
         try:
             while waiting or running:
                 while waiting and len(running) < size:
@@ -205,10 +205,16 @@ class RayBackend:
                     reason = NoRoom(f"no place for a worker with {needs} in {limit}. {ray_cluster.room()}")
                     yield work.failure(task.stage, None, reason)  # without a shard, since no shard is to blame
                     return
+        except KeyboardInterrupt:
+            # A signal to the whole process group, as from `timeout` or Slurm, has ended this machine's Ray too: to
+            # ask it for anything would take a minute and then end this process. `close` ends what is left.
+            asks_ray = not self._own
+            raise
         finally:  # interrupted, or the stage was: calls in flight end with their workers
-            for answer in running:
-                ray.cancel(answer, force=True)
-            ray_cluster.remove_notes(notes)
+            if asks_ray:
+                for answer in running:
+                    ray.cancel(answer, force=True)
+                ray_cluster.remove_notes(notes)
 
     def _result(self, task: StageTask, shard: int | None, answer: Any) -> Any:
         """Return what a call gave; a Failure if its worker was lost each time."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
@@ -80,6 +83,22 @@ def worker_environment() -> dict[str, str]:
     }
 
 
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM over the block.
+
+    Ray puts two others in its place when it starts: one in Python that exits, and one in C++ for crashes that prints a
+    stack trace first. Then nothing of ours would end the workers, release the lock and say how to go on.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@own_sigterm()
 def connect(execution: ExecutionConfig) -> str | None:
     """Connect to the cluster, or start Ray on this machine; return the dashboard's address, if there is one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,10 +42,11 @@ from stages import declarations
 from stages.base import JobStage, ShardStage
 from stages.engine.advice import advice
 from stages.engine.backend import Backend, LocalBackend
+from stages.engine.history import HISTORY
 from stages.engine.lock import hold
 from stages.engine.look_ahead import look_ahead, refuse, unusable_splits
 from stages.engine.plan import PlanLine, Planner
-from stages.engine.progress import BarReporter, Reporter
+from stages.engine.progress import Reporter, reporter
 from stages.engine.provenance import provenance
 from stages.engine.work import StageOutcome, StageTask, failure
 
@@ -82,9 +82,11 @@ class Pipeline:
         self.config = config
         self.workspace = Folder(config.workspace)
         self.planner = Planner(config)
-        self.report = report or (BarReporter() if sys.stdout.isatty() else Reporter())
+        self.report = report or reporter()
         self.result = RunResult()
         self._backend: Backend | None = None
+        self._problems: set[str] = set()
+        """What a job could not write for those that watch, as far as it was said."""
         self._runs_models = False
         """Whether a shard stage of the run uses a model: idle workers then import torch ahead of time."""
 
@@ -101,9 +103,9 @@ class Pipeline:
         if not to_run:
             self.report.say(f"nothing to do: {', '.join(names)} up to date in {self.workspace.url}")
             return RunResult(dict.fromkeys(names, "skipped"))
-        with hold(self.workspace) as left:
+        with hold(self.workspace) as left, self.report.recorded(self.workspace, to_run, self.result.outcomes):
             if left is not None:
-                self.report.say(f"took over the lock of a process that is gone ({left})")
+                self.report.warn(f"took over the lock of a process that is gone ({left})")
             self.planner = Planner(self.config)  # another run may have ended since the first look
             stages = [self.planner.steps[name].stage for name in names]
             self._runs_models = any(isinstance(stage, ShardStage) and stage.uses_gpu for stage in stages)
@@ -119,7 +121,7 @@ class Pipeline:
                     self._backend.close()
                     self._backend = None
                 self._attempt("the digests of the inputs", self.planner.digests.save)
-        self._say_what_waits()
+            self._say_what_waits()
         return self.result
 
     def _stage(self, name: str, known: dict[str, PlanLine], forced: bool) -> PlanLine:
@@ -134,11 +136,14 @@ class Pipeline:
         if line.state == "done":
             self.result.outcomes[name] = "skipped"
             self.report.say(f"{name:<10} skip    {line.reason}")
+            self.report.event("stage_skipped", stage=name, reason=line.reason)
             return line
         if line.fingerprint is None:
             return self._note(replace(line, state="blocked", reason=line.reason + _advised(line.reason)))
         backend = self._started_backend()  # one that doesn't start ends the run, not one stage after the other
         self.report.say(f"{name:<10} {line.action:<7} {line.reason}")
+        self.report.detail(f"{name:<10} in      {line.path}")
+        self.report.event("stage_started", stage=name, action=line.action, reason=line.reason, path=line.path)
         self.report.start(name)
         start, out = time.perf_counter(), Folder(str(line.path))
         try:
@@ -154,9 +159,11 @@ class Pipeline:
         lost = sorted(one for one in manifest.counts.items() if one[0].startswith(("bad_", *PARTLY)))
         bad = "".join(f", {n} {status}" for status, n in lost)
         self.report.say(f"{name:<10} done    {seconds:.1f} s, {manifest.rows} rows, {size(manifest.bytes)}{bad}")
+        totals = {"rows": manifest.rows, "bytes": manifest.bytes, "counts": manifest.counts}
+        self.report.event("stage_done", stage=name, seconds=round(seconds, 3), path=line.path, **totals)
         first = [f"the first: {one}" for one in [first_reasons(out, read_records(out)[0], "bad_", PARTLY)] if one]
         for note in (*first, *manifest.summary.get("notes", ())):
-            self.report.say(f"{name:<10} note    {note}")
+            self.report.warn(f"{name:<10} note    {note}")
         return replace(line, state="done", manifest=manifest)
 
     # ---------------------------------------------------------------- the order of commits
@@ -202,7 +209,9 @@ class Pipeline:
             write_plan(out, None)  # step 2
             watch = partial(self._show_progress, line.name, out)
             outcome = self._checked(out, backend.call(task, "job", watch))  # step 6
+            watch()
             out.remove(PROGRESS)
+            out.remove(HISTORY)
         stage_files = prepared + outcome.files
         files = [f for record in records for f in record.files] + stage_files
         counts: Counter[str] = Counter(outcome.counts)
@@ -225,7 +234,7 @@ class Pipeline:
             provenance=provenance(started, round(time.perf_counter() - clock, 3), line.round),
         )
         if changed := self.planner.digests.changed_since(line.raw_inputs):
-            self.report.say(
+            self.report.warn(
                 f"{line.name:<10} {', '.join(changed)} changed while the stage ran: what it read counts as the old "
                 "content. Run again for the new; with the old restored, do it over with --force"
             )
@@ -249,7 +258,8 @@ class Pipeline:
         prepared: StageOutcome = self._checked(out, backend.call(task, "prepare"))  # step 3
         budget = self._budget(records)
         failed: list[Failure] = []
-        rolled = len(records)
+        rolled, images = len(records), 0
+        self.report.update(task.stage, len(records), len(shards))
         try:
             todo = [shard for shard in shards if shard not in records]
             if todo:
@@ -261,10 +271,13 @@ class Pipeline:
                                 raise self._failed(out, result)
                             self._keep_failure(out, result)
                             failed.append(result)
+                            self.report.shard_failed(task.stage, result)
                         else:
                             if result.shard in listing.failed:
                                 out.remove(shard_failure_name(result.shard))
                             records[result.shard] = result
+                            self.report.shard_done(task.stage, result)
+                            images += sum(n for s, n in result.counts.items() if s == "ok" or is_bad(s))
                             budget.add(result.counts, result.split)
                             budget.check()
                             # A share of all: rolling up then costs the same per shard, however many there are.
@@ -272,7 +285,7 @@ class Pipeline:
                                 rolled = len(records)
                                 _roll_up(out, records)
                         note = f"{len(failed)} failed" if failed else ""
-                        self.report.update(task.stage, len(records) + len(failed), len(shards), note)
+                        self.report.update(task.stage, len(records) + len(failed), len(shards), note, images)
             budget.check(final=True)
             if failed:
                 where = out.path(shard_failure_name(failed[0].shard or 0))
@@ -301,13 +314,13 @@ class Pipeline:
         damaged: list[int] = []
         records = {r.shard: r for r in read_shard_records(out, finished, damaged)}
         if damaged:
-            self.report.say(f"{len(damaged)} records in {out.url} can't be read: their shards are done again")
+            self.report.warn(f"{len(damaged)} records in {out.url} can't be read: their shards are done again")
             remove_shard_records(out, damaged)
         try:
             self._budget(records).check(final=len(records) == total)
         except ErrorRateExceeded as error:
             bad = [s for s, r in records.items() if any(n for status, n in r.counts.items() if is_bad(status))]
-            self.report.say(
+            self.report.warn(
                 f"{stage:<10} redo    {len(bad)} shards with bad samples, which may be repaired now: {error}"
             )
             records = {shard: record for shard, record in records.items() if shard not in bad}
@@ -327,10 +340,14 @@ class Pipeline:
         try:
             progress = out.read_json(PROGRESS)
             shown = progress["done"], progress["total"], progress["note"]
+            problem = progress.get("problem")
         # Not there yet, damaged, or a store that is away for a moment: the job goes on.
         except (OSError, ValueError, KeyError, TypeError):
             return
         self.report.update(stage, *shown)
+        if problem and problem not in self._problems:
+            self._problems.add(problem)
+            self.report.warn(f"{stage:<10} note    {problem}")
 
     # ---------------------------------------------------------------- what goes wrong
 
@@ -363,6 +380,7 @@ class Pipeline:
         """Note a stage that failed or is blocked."""
         self.result.outcomes[line.name], self.result.messages[line.name] = line.state, line.reason
         shown = "FAILED " if line.state == "failed" else line.state
+        self.report.event(f"stage_{line.state}", stage=line.name, reason=line.reason)
         if not line.reason.startswith("waits for "):
             self.report.complain(f"{line.name:<10} {shown} {line.reason}")
         return line
@@ -380,14 +398,14 @@ class Pipeline:
         try:
             write()
         except OSError as error:
-            self.report.say(f"{what} could not be written: {_text(error)}")
+            self.report.warn(f"{what} could not be written: {_text(error)}")
 
     def _started_backend(self) -> Backend:
         """Return the backend, started when the first stage needs it."""
         if self._backend is None and self.config.execution.backend == "ray":
             from stages.engine.ray_backend import RayBackend  # Ray takes a second; --backend local needs none
 
-            self._backend = ray_backend = RayBackend(self.config.execution, self._runs_models, self.report.say)
+            self._backend = ray_backend = RayBackend(self.config.execution, self._runs_models, self.report.warn)
             self.report.say(ray_backend.describe())
         self._backend = self._backend or LocalBackend()
         return self._backend

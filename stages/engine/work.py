@@ -13,7 +13,8 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -35,7 +36,9 @@ from regionclip_core.storage.records import (
     write_shard_record,
 )
 from regionclip_core.threads import available_cpus, set_threads
-from stages.base import StageContext, load_work, no_progress
+from stages.base import StageContext, load_work
+from stages.engine.curves import curves
+from stages.engine.history import History
 
 _log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -180,9 +183,12 @@ def job(task: StageTask, rank: int = 0, world_size: int = 1, local_world_size: i
     """Run a job in this process; with world_size > 1 torch.distributed is initialised already."""
     cpus = max(1, available_cpus() // local_world_size)
     threads = task.config.execution.threads or cpus
-    work, ctx = begin(task, threads, ProgressFile(Folder(task.out)) if rank == 0 else no_progress, cpus=cpus)
+    work, ctx = begin(task, threads, cpus=cpus)
     ctx.rank, ctx.world_size = rank, world_size
-    outcome = _outcome(task, ctx, work.run(ctx))
+    with closing(History(Folder(task.out), curves(task.config, task.stage, task.out))) as history:
+        if rank == 0:
+            ctx.progress = ProgressFile(Folder(task.out), history)
+        outcome = _outcome(task, ctx, work.run(ctx))
     return replace(outcome, summary=outcome.summary | {"precision": used}) if (used := _lowered(task)) else outcome
 
 
@@ -224,13 +230,7 @@ class OpenFolder(Folder):
         super()._publish(temporary, name)
 
 
-def begin(
-    task: StageTask,
-    threads: int = 1,
-    progress: Callable[[int, int, str], None] = no_progress,
-    commit: str = MANIFEST,
-    cpus: int = 1,
-) -> tuple[Any, StageContext]:
+def begin(task: StageTask, threads: int = 1, commit: str = MANIFEST, cpus: int = 1) -> tuple[Any, StageContext]:
     """Make this process ready for one call; return the stage's work and its context.
 
     The context's `out` remembers only what this call writes. commit: the record after which the call may write nothing.
@@ -254,7 +254,6 @@ def begin(
         out=OpenFolder(task.out, commit),
         inputs={name: Folder(url) for name, url in task.inputs.items()},
         device=device if task.gpu is None or device == "cpu" else f"cuda:{task.gpu}",
-        progress=progress,
         loader_workers=readers,
     )
 
@@ -277,18 +276,27 @@ def resolve_device(device: str, setting: str = "execution.device") -> str:
 
 
 class ProgressFile:
-    """A job's progress as a small file in its artifact folder, where the driver and `status` can see it."""
+    """A job's progress as a small file in its artifact folder, where the driver and `status` can see it.
 
-    def __init__(self, folder: Folder) -> None:
+    Rows of a training go on to its history, and what keeps that from being written comes back here.
+    """
+
+    def __init__(self, folder: Folder, history: History | None = None) -> None:
         self._folder = folder
+        self._history = history
         self._every = PROGRESS_EVERY if folder.is_local else 10 * PROGRESS_EVERY
         self._last = 0.0
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
+    def __call__(self, done: int, total: int, note: str = "", row: Mapping[str, Any] | None = None) -> None:
+        if self._history is not None and row is not None:
+            self._history.add(row, last=done == total)
         now = time.monotonic()
         if now - self._last >= self._every or done == total:
             self._last = now
             try:
-                self._folder.write_json(PROGRESS, {"done": int(done), "total": int(total), "note": str(note)})
+                shown = {"done": int(done), "total": int(total), "note": str(note)}
+                if self._history is not None and self._history.problem:
+                    shown["problem"] = self._history.problem
+                self._folder.write_json(PROGRESS, shown)
             except OSError as error:  # a job of days doesn't end because its progress can't be shown
                 _log.warning("progress not written to %s: %s", self._folder.url, error)

@@ -71,6 +71,7 @@ def test_cells_fail_alone_resume_and_make_a_table(ablate: Call, monkeypatch: pyt
         "[3/4] paper, seed 4: done",
         "[4/4] short, seed 4: done",
     ]
+    assert first.stderr.count("made to fail") == 1 and "made to fail" not in "".join(said)
     assert "FAILED short, seed 3: pretrain: RuntimeError: made to fail" in Path("ws/a.txt").read_text()
     assert "made to fail" in Path("ws/a.md").read_text() and "made to fail" in Path("ws/a.html").read_text()
     assert {stage: len(list(Path("ws", stage).iterdir())) for stage in ("data", "labels", "pretrain", "evaluate")} == {

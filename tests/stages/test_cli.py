@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -19,6 +20,8 @@ import yaml
 from places import ROOT
 from safetensors.numpy import save
 from toy_runs import Toy
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from regionclip_core.config.schema import json_schema
@@ -26,7 +29,6 @@ from regionclip_core.report.results import GROUPS
 from regionclip_core.storage.folder import Folder
 from stages.cli import app
 from stages.engine.plan import PlanLine, Planner
-from stages.engine.progress import Reporter
 from stages.engine.runner import Pipeline, RunResult
 
 Cli = Callable[..., Result]
@@ -235,21 +237,6 @@ def test_results_are_shown_by_a_run_that_evaluates(
     assert [text for text in ("AP50", "report: ") if text in printed] == shown
 
 
-def test_progress_is_a_line_now_and_then_and_never_twice_the_same(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 0.0, 11.0, 22.0, 33.0, 34.0, 45.0, 46.0, 57.0])
-    monkeypatch.setattr("stages.engine.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    report = Reporter()
-    report.start("pretrain")
-    for done in (10, 10, 20, 30, 30):
-        report.update("pretrain", done, 300)
-    report.start("pretrain")  # again, as after a failure
-    report.update("pretrain", 30, 300)
-    lines = [f"pretrain   {done}/300" for done in (10, 20, 30, 30)]
-    assert capsys.readouterr().out.splitlines() == lines
-
-
 def test_config_prints_what_reads_back(toy: Toy, cli: Cli, tmp_path: Path) -> None:
     printed = cli("config", "--set", "seed=9", "--workspace", "memory://x").stdout
     again = tmp_path / "again.yaml"
@@ -348,3 +335,42 @@ def test_help_and_status_import_nothing_slow(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "[]\n", arguments
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"regionclip {project['version']}\n"
+
+
+def test_every_command_has_examples_that_it_takes() -> None:
+    """As plain lines at the end of its help, whatever the width; each is parsed as the command would."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    for name, command in group.commands.items():
+        text = CliRunner().invoke(app, [name, "-h"], terminal_width=50).stdout
+        heading, _, lines = text.partition("Example")[2].partition("\n")
+        assert heading in (":", "s:") and lines
+        for line in filter(None, lines.splitlines()):
+            words = shlex.split(line.strip().split("    ")[0].split(" > ")[0])
+            assert words[:2] == ["regionclip", name]
+            command.make_context(name, words[2:])
+
+
+def test_a_shell_completes_stages() -> None:
+    asked = {"_REGIONCLIP_COMPLETE": "complete_bash", "COMP_WORDS": "regionclip run p", "COMP_CWORD": "2"}
+    assert CliRunner().invoke(app, env=asked, prog_name="regionclip").stdout.split() == [
+        "proposals",
+        "pairs",
+        "pretrain",
+    ]
+
+
+def test_a_quiet_run_prints_what_goes_wrong_and_a_verbose_one_each_shard(toy: Toy, cli: Cli) -> None:
+    toy.fault("raise-scaled-1")
+    quiet = cli("run", "-q")
+    assert quiet.exit_code == 1 and quiet.stdout == "" and quiet.stderr.count("made to fail") == 1
+    log = (Path(toy.workspace.url) / "run.log").read_text()
+    assert "numbers    done" in log and "made to fail" in log and "shard   0" not in log
+    verbose = cli("run", "--verbose")
+    assert "scaled     shard   1 failed: RuntimeError: made to fail" in verbose.stdout
+    assert cli("run", "-q", "-v").exit_code == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import toy_stages
@@ -299,6 +302,49 @@ def test_a_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatc
     message = r"^Ray did not start: Timed .* a page more\. Its logs .* are free\. Set TMPDIR .* --backend local"
     with patch.dict(os.environ), pytest.raises(OSError, match=message):
         ray_cluster.connect(ExecutionConfig())
+
+
+def test_rays_handler_of_sigterm_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ours(*_: object) -> None: ...
+
+    def init(**_: object) -> Any:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        return Mock(dashboard_url=None)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with patch.dict(os.environ):
+            ray_cluster.connect(ExecutionConfig())
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_run_on_ray_ends_by_sigterm_with_one_line(toy: Toy, tmp_path: Path, whole_group: bool) -> None:
+    """Also if Ray's own processes got the signal, as `timeout` and Slurm send it."""
+    toy.fault("hold-scaled-1")
+    code = (
+        f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; sys.argv = ['regionclip', 'run', '-c', 'c.yaml']\n"
+        "from stages import declarations; import toy_stages; declarations.STAGES = toy_stages.STAGES\n"
+        "from stages.cli import app; app()\n"
+    )
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(toy.config(**RAY).model_dump(mode="json")))
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while "scaled-1" not in (toy.calls() if (toy.root / "log").exists() else []):
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.1)
+    (os.killpg if whole_group else os.kill)(run.pid, signal.SIGTERM)
+    errors = run.communicate(timeout=50)[1]
+    assert errors == "stopped; finished work is kept, run again to go on\n" and run.returncode == 130
+    last = json.loads((Path(toy.workspace.url) / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["state"]) == ("run_ended", "interrupted")
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("x")])

@@ -36,6 +36,7 @@ from stages.commands.gc import ABLATION
 from stages.commands.show import table
 from stages.engine.look_ahead import look_ahead, refuse
 from stages.engine.plan import PlanLine, Planner
+from stages.engine.progress import Reporter, reporter
 from stages.engine.runner import Pipeline
 
 TARGET = "evaluate"
@@ -183,10 +184,15 @@ def plan_of(ablation: Table, cells: Sequence[Cell]) -> str:
     return table(rows)
 
 
-def run_ablation(ablation: Table, cells: Sequence[Cell], say: Callable[[str], None] = print) -> None:
+def run_ablation(
+    ablation: Table,
+    cells: Sequence[Cell],
+    say: Callable[[str], None] = print,
+    report: Callable[[], Reporter] = reporter,
+) -> None:
     """Bring the cells up to date, seed by seed, and write the tables after each.
 
-    A cell that fails is noted with its reason, the others go on.
+    A cell that fails is noted with its reason, the others go on. `report` makes what shows one run.
 
     Raises ValueError for what is known to stop a cell, before the first one starts; WorkspaceLocked.
     """
@@ -200,20 +206,21 @@ def run_ablation(ablation: Table, cells: Sequence[Cell], say: Callable[[str], No
             say(f"{title}: finished before")
             continue
         say(f"{title}: starts")
-        start = time.perf_counter()
+        start, shown = time.perf_counter(), report()
         try:
-            result = Pipeline(ablation.configs[cell.variant, cell.seed]).run([TARGET])
+            result = Pipeline(ablation.configs[cell.variant, cell.seed], shown).run([TARGET])
             failed = [
                 f"{stage}: {text}" for stage, text in result.messages.items() if not text.startswith("waits for ")
             ]
             reason = "; ".join(" ".join(text.split()) for text in failed)
         except ValueError as error:  # what only the data shows
             reason = " ".join(str(error).split())
+            shown.complain(f"error: {reason}")
         _read(ablation, cell)
         if cell.state != "done":
             cell.state, cell.reason = "failed", reason
         write_tables(ablation)
-        say(f"{title}: {cell.state} in {time.perf_counter() - start:.0f} s{': ' * bool(cell.reason)}{cell.reason}")
+        say(f"{title}: {cell.state} in {time.perf_counter() - start:.0f} s")  # the run has said why
 
 
 def _read(ablation: Table, cell: Cell) -> None:

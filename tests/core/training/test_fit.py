@@ -70,7 +70,7 @@ def run(folder: Path, steps: int = 25, every: int = 4, die_at: int | None = None
         seed=3,
         checkpoints=Folder(str(folder)),
         checkpoint_every=every,
-        progress=lambda done, total, note: None,
+        progress=lambda *_: None,
     )
     return model, result
 
@@ -189,7 +189,7 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
             seed=3,
             checkpoints=Folder(str(tmp_path)),
             checkpoint_every=4,
-            progress=lambda done, total, note: None,
+            progress=lambda *_: None,
         )
 
 
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_parts(tmp_path: Path) -> None:
             seed=0,
             checkpoints=Folder(str(tmp_path)),
             checkpoint_every=5,
-            progress=lambda done, total, note: None,
+            progress=lambda *_: None,
         )
 
 
@@ -242,7 +242,7 @@ def test_single_parameters_can_learn_faster(tmp_path: Path) -> None:
         seed=0,
         checkpoints=Folder(str(tmp_path)),
         checkpoint_every=5,
-        progress=lambda done, total, note: None,
+        progress=lambda *_: None,
         lr_factors={"fast": 10.0},
     )
     assert (model.slow.item(), model.fast.item()) == (pytest.approx(0.99), pytest.approx(0.9))
@@ -308,7 +308,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, bad_step: in
             seed=3,
             checkpoints=Folder(str(tmp_path)),
             checkpoint_every=4,
-            progress=lambda done, total, note: None,
+            progress=lambda *_: None,
         )
     assert run(tmp_path, steps=10)[1].resumed_from == (4 if bad_step == 7 else 8)
 

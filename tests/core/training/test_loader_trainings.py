@@ -47,7 +47,7 @@ def train(name: str, inputs: dict[str, Folder], root: Path, workers: int, die_at
     )
 
     def context(die_at: int) -> StageContext:
-        def progress(done: int, total: int, note: str) -> None:
+        def progress(done: int, total: int, *_: Any) -> None:
             if done == die_at:
                 raise Killed
 
