@@ -18,7 +18,7 @@ from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.model_folder import config_of
 from regionclip_core.detection.region_model import RegionModel
-from regionclip_core.evaluation.metrics import paper_numbers
+from regionclip_core.evaluation.paper_tables import paper_numbers
 from regionclip_core.models.clip import ClipModel
 from regionclip_core.weights.import_report import ImportReport
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ from stages.engine.curves import no_wandb
 from stages.engine.plan import PlanLine
 from stages.engine.work import resolve_device
 
+OF_THE_PIPELINE = (
+    *("duckdb", "faster_coco_eval", "ijson", "ray", "spacy", "spacy_lookups_data"),
+    *("tensorboardX", "webdataset"),
+)
+"""Modules of the extra `pipeline`; what uses a model does without them."""
+
 
 def look_ahead(
     config: Config, names: Sequence[str], lines: Mapping[str, PlanLine], forced: Collection[str] = ()
@@ -38,6 +45,9 @@ def look_ahead(
         forced: steps that run although they are done.
     """
     steps = [name for name in names if lines[name].state != "done" or name in forced]
+    if steps and (missing := [name for name in OF_THE_PIPELINE if find_spec(name) is None]):
+        install = "pip install 'regionclip[pipeline]' (in a clone: '.[pipeline]')"
+        raise ValueError(f"a run needs {', '.join(missing)}, which this environment doesn't have: {install}")
     found = [text for name in steps for text in lines[name].wrong]
     to_run = list(dict.fromkeys(lines[name].stage for name in steps))
     # By stage, that of its first round, which reads the files that the config names.

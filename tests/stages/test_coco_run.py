@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.categories import load_categories
-from regionclip_core.evaluation.metrics import paper_numbers
+from regionclip_core.evaluation.paper_tables import paper_numbers
 from stages.cli import app
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 from small_runs import artifact
 
 import regionclip_core
-from regionclip_core import door
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.sample import make_sample
 from regionclip_core.detection.region_model import RegionModel
@@ -38,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OFFERED = {
-    **{name: getattr(door, name) for name in regionclip_core.__all__},
+    **{name: getattr(regionclip_core, name) for name in regionclip_core.__all__},
     **{name: getattr(RegionModel, name) for name in ("detect", "region_features", "embed")},
     "results": NamedDetections,
     **{name: getattr(NamedDetections, name) for name in ("plot", "to_pandas", "to_supervision", "to_coco")},

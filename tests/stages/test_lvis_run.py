@@ -14,7 +14,7 @@ from small_runs import artifact, run_small, small_config
 from regionclip_core.config.tree import STAGE_NAMES
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
-from regionclip_core.evaluation.metrics import paper_numbers
+from regionclip_core.evaluation.paper_tables import paper_numbers
 from regionclip_core.storage.folder import Folder
 
 GROUPS = ("base", "novel", "all", "rare", "common", "frequent")

@@ -20,7 +20,7 @@ from regionclip_core.config.tree import Config
 from regionclip_core.datasets.index import index_name, read_index, split_shards, write_index
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector, save_detector
-from regionclip_core.evaluation.metrics import PAPER_TABLES, paper_numbers
+from regionclip_core.evaluation.paper_tables import PAPER_TABLES, paper_numbers
 from regionclip_core.models.clip import save_clip
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
