@@ -206,8 +206,8 @@ def export(
     format: Annotated[
         str | None,
         typer.Option(
-            help="open_clip, detector or official.  [default: detector for a detector, else open_clip]  labels: coco, "
-            "yolo, label-studio, cvat, fiftyone, voc or csv; several with commas.  [default: coco]"
+            help="open_clip, detector, official or onnx.  [default: detector for a detector, else open_clip]  labels: "
+            "coco, yolo, label-studio, cvat, fiftyone, voc or csv; several with commas.  [default: coco]"
         ),
     ] = None,
     name: NameOption = None,
@@ -225,7 +225,7 @@ def export(
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a model or the labels of the workspace for other programs: open_clip, the official code, YOLO, CVAT, ..."""
+    """Write a model or the labels of the workspace for other programs: open_clip, ONNX, YOLO, CVAT, ..."""
     source = model_source(model, config, overrides, workspace, name)
     of_labels = {"--split": split, "--min-score": min_score, "--limit": limit, "--images": images}
     if what == "labels":

@@ -1,7 +1,7 @@
 """A detector as one folder, in the layout of a Hugging Face model repository; only this file writes and reads it.
 
-config.json (what builds the modules), model.safetensors (`detector.*`, `rpn.*`), vocabulary.json, README.md and,
-where new names can be embedded, text/ with a CLIP model and its prompts.
+config.json (what builds the modules), model.safetensors (`detector.*`, `rpn.*`), vocabulary.json, README.md, the code
+by which transformers opens the folder and, where new names can be embedded, text/ with a CLIP model and its prompts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,34 @@ from regionclip_core.storage.given_files import DETECTOR_FILES, MODEL_TYPE
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY = DETECTOR_FILES
 CARD, TEXT = "README.md", "text"
+CODE = "modeling_regionclip.py"
+_CODE_MODULE = CODE.removesuffix(".py")
+FOR_TRANSFORMERS: Mapping[str, Any] = {
+    "auto_map": {
+        "AutoConfig": f"{_CODE_MODULE}.RegionClipConfig",
+        "AutoModelForZeroShotObjectDetection": f"{_CODE_MODULE}.RegionClipForZeroShotObjectDetection",
+    },
+    "custom_pipelines": {
+        "zero-shot-object-detection": {
+            "impl": f"{_CODE_MODULE}.RegionClipPipeline",
+            "pt": ["AutoModelForZeroShotObjectDetection"],
+        }
+    },
+}
+"""Keys of config.json that only transformers reads; the classes are in `transformers_model.py`."""
+_CODE = '''"""Opens this folder in transformers, by the package regionclip."""
+
+try:
+    from regionclip_core.detection.transformers_model import (  # noqa: F401
+        RegionClipConfig,
+        RegionClipForZeroShotObjectDetection,
+        RegionClipPipeline,
+    )
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "regionclip_core":
+        raise
+    raise ImportError("this model needs the package regionclip: `pip install .` in a clone of it") from error
+'''
 
 
 def model_config(
@@ -46,7 +74,8 @@ def model_config(
         rpn: as `rpn_folder.rpn_section` gives it; None without a proposal network.
     """
     parts = {"preprocess": asdict(preprocess), "inference": asdict(inference), "rpn": rpn}
-    return {"model_type": MODEL_TYPE, "format": FORMAT, "clip_name": clip_name, **description, **parts}
+    own = {"model_type": MODEL_TYPE, "format": FORMAT, "clip_name": clip_name}
+    return {**own, **description, **parts, **FOR_TRANSFORMERS}
 
 
 def config_of(model: RegionModel) -> dict[str, Any]:
@@ -82,6 +111,7 @@ def write_model(
     folder.write_bytes(WEIGHTS, save_tensors(plain, metadata={"format": "pt"}))
     folder.write_json(VOCABULARY, vocabulary.to_json(), indent=1)
     folder.write_bytes(CARD, card.encode())
+    folder.write_bytes(CODE, _CODE.encode())
     folder.write_json(CONFIG, config, indent=1)
 
 

@@ -49,7 +49,7 @@ class EvaEncoder(RegionEncoder):
         super().__init__()
         visual = copy.deepcopy(visual)
         trunk: Any = visual.trunk
-        # The tower must have no parts but those in `_patches` and `pool`; config/architectures.py refuses all others.
+        # The tower must have no parts but those in `patches` and `pool`; config/architectures.py refuses all others.
         assert isinstance(trunk, Eva), type(trunk)
         assert isinstance(trunk.head, nn.Linear), trunk.head
         assert trunk.reg_token is None and trunk.patch_drop is None and trunk.pos_embed is not None
@@ -85,9 +85,9 @@ class EvaEncoder(RegionEncoder):
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Return patch features [B, C, h, w] after the last norm."""
-        return map_by_grid(images, sizes, self.stride, self._patches)
+        return map_by_grid(images, sizes, self.stride, self.patches)
 
-    def _patches(self, images: Tensor) -> Tensor:
+    def patches(self, images: Tensor) -> Tensor:
         """Encode images [n, 3, h*p, w*p] of one grid to [n, C, h, w]."""
         trunk: Any = self.trunk
         prefix: int = trunk.num_prefix_tokens  # the class token, which the largest PE-Core doesn't have

@@ -34,7 +34,7 @@ class SiglipEncoder(RegionEncoder):
         super().__init__()
         visual = copy.deepcopy(visual)
         trunk = visual.trunk
-        # The tower must have no parts but those in `_patches` and `pool`; config/architectures.py refuses all others.
+        # The tower must have no parts but those in `patches` and `pool`; config/architectures.py refuses all others.
         assert isinstance(trunk, VisionTransformer), type(trunk)
         assert isinstance(trunk.attn_pool, AttentionPoolLatent), trunk.attn_pool
         assert trunk.num_prefix_tokens == 0 and trunk.pos_embed is not None and trunk.attn_pool.pos_embed is None
@@ -51,9 +51,9 @@ class SiglipEncoder(RegionEncoder):
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Return patch features [B, C, h, w] after the last norm."""
-        return map_by_grid(images, sizes, self.stride, self._patches)
+        return map_by_grid(images, sizes, self.stride, self.patches)
 
-    def _patches(self, images: Tensor) -> Tensor:
+    def patches(self, images: Tensor) -> Tensor:
         """Encode images [n, 3, h*p, w*p] of one grid to [n, C, h, w]."""
         trunk = self.trunk
         x = trunk.patch_embed.proj(images)

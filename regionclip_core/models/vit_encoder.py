@@ -68,9 +68,9 @@ class VitEncoder(RegionEncoder):
 
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Return patch features [B, C, h, w] after the last norm; `pool` projects, which is cheaper after its mean."""
-        return map_by_grid(images, sizes, self.stride, self._patches)
+        return map_by_grid(images, sizes, self.stride, self.patches)
 
-    def _patches(self, images: Tensor) -> Tensor:
+    def patches(self, images: Tensor) -> Tensor:
         """Encode images [n, 3, h*p, w*p] of one grid to [n, C, h, w]."""
         x = self.conv1(images)
         grid = (x.shape[2], x.shape[3])
@@ -188,7 +188,7 @@ def resize_positions(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
 
     Antialiased bicubic, which is how open_clip and timm fit weights to another image size.
     """
-    if grid == target:
+    if grid == target and not torch.compiler.is_exporting():  # an exported graph takes any grid
         return positions
     maps = positions.reshape(*grid, -1).permute(2, 0, 1)[None]
     resized = F.interpolate(maps, target, mode="bicubic", antialias=True, align_corners=False)

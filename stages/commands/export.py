@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from regionclip_core.datasets.index import IndexRow
     from regionclip_core.pretraining.kept_labels import ImageLabels
 
-FORMATS = {"student": ("open_clip", "official"), "teacher": ("open_clip",), "detector": ("detector", "official")}
+FORMATS = {
+    "student": ("open_clip", "official"),
+    "teacher": ("open_clip",),
+    "detector": ("detector", "official", "onnx"),
+}
 """What can be written of what; the first is the default."""
 IMAGES = ("copy", "refer")
 """What becomes of the images of exported labels; the first is the default."""
@@ -46,12 +51,15 @@ def export(what: str, source: Config | str, out: str, format: str | None, name: 
     format = format or FORMATS[what][0]
     if format not in FORMATS[what]:
         raise ValueError(f"--format {format}: a {what} can be exported as {' or '.join(FORMATS[what])}")
+    if format == "onnx" and (missing := [module for module in ("onnx", "onnxscript") if find_spec(module) is None]):
+        install = "pip install 'regionclip[onnx]' (in a clone: '.[onnx]')"
+        raise ImportError(f"--format onnx needs {' and '.join(missing)}: {install}")
     if name is not None and what != "detector":
         raise ValueError(f"--name {name} is of detectors, and this exports the {what}: leave it out")
     name = name or "regionclip"
     target, file = None, Path(out)
     if format != "official":
-        if file.suffix in (".pth", ".pt", ".safetensors"):
+        if file.suffix in (".pth", ".pt", ".safetensors", ".onnx"):
             raise ValueError(f"--out {out}: {format} is a folder; name one, or take --format official, which is a file")
         target = free_target(out)
     elif file.suffix not in (".pth", ".pt") or file.exists():
@@ -69,7 +77,10 @@ def export(what: str, source: Config | str, out: str, format: str | None, name: 
     set_usual_threads()  # before torch is imported
     if target is not None:
         with whole_or_nothing(target) as folder:
-            _write(what, source, folder, name, lines)
+            if format == "onnx":
+                _write_onnx(source, folder, name, lines)
+            else:
+                _write(what, source, folder, name, lines)
         print(f"{what} in {out}: {', '.join(sorted(path.name for path in target.iterdir()))}")
         return
     from regionclip_core.weights.exporting import save_official
@@ -93,6 +104,14 @@ def _check_model(what: str, source: str, format: str) -> None:
         raise ValueError(f"--model {source} is a detector folder already: copy it, or give --format official")
     if format == "open_clip" and not clip_layout(clip_folder(source, "student" if what == "student" else "teacher")):
         raise ValueError(f"--model {source} holds no CLIP model: expected open_clip_config.json or clip.json in it")
+
+
+def _write_onnx(source: Config | str, folder: Folder, name: str, lines: dict[str, PlanLine]) -> None:
+    from regionclip_core.detection.model_folder import load_model
+    from regionclip_core.weights.onnx_model import export_onnx
+
+    given = isinstance(source, str)
+    export_onnx(folder, load_model(Folder(source)) if given else workspace_detector(source, name, lines))
 
 
 def _write(what: str, source: Config | str, folder: Folder, name: str, lines: dict[str, PlanLine]) -> None:

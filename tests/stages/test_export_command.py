@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import open_clip
@@ -98,6 +99,7 @@ def test_a_folder_can_be_exported_again(run: Run, tmp_path: Path) -> None:
         (["weights"], "expected one of student, teacher, detector"),
         (["teacher", "--format", "detector"], "a teacher can be exported as open_clip"),
         (["student", "--format", "official"], "the official format is one new file, such as model.pth"),
+        (["student", "--format", "onnx"], "a student can be exported as open_clip or official"),
         (["detector", "--name", "best"], "--name best: expected one of regionclip, clip, oracle"),
         (["detector", "--set", "finetune.steps=77"], "export needs the finished stage finetune, which is stale"),
         (["student", "--model", "x"], "--model needs no config"),
@@ -120,6 +122,20 @@ def test_a_folder_is_not_called_like_a_file(run: Run, tmp_path: Path) -> None:
     result = run("export", "detector", "--format", "official", "--out", str(tmp_path / "model.pth"))
     assert result.exit_code == 2 and "one new file, such as model.pth, and this is there already" in result.stderr
     assert (tmp_path / "model.pth").read_text() == "mine"
+
+
+def test_a_graph_needs_an_extra_and_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    result = run("export", "detector", "--format", "onnx", "--out", str(tmp_path / "graph"))
+    assert result.exit_code == 2 and "--format onnx needs onnxscript: pip install 'regionclip[onnx]'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_detector_of_the_run_becomes_a_graph(run: Run, tmp_path: Path) -> None:
+    result = run("export", "detector", "--format", "onnx", "--out", str(tmp_path / "graph"))
+    assert result.exit_code == 0, result.output
+    assert "description.json, embeddings.safetensors, regions.onnx" in result.stdout
 
 
 def test_a_full_folder_is_left_alone(run: Run, tmp_path: Path) -> None:

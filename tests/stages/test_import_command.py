@@ -47,6 +47,7 @@ def test_what_became_of_the_file_is_printed_and_kept(tmp_path: Path, model: str)
         "config.json",
         "import.json",
         "model.safetensors",
+        "modeling_regionclip.py",
         "vocabulary.json",
     ]
     stored = json.loads((tmp_path / "detector" / "import.json").read_text())

@@ -93,7 +93,14 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, background: str, mask_h
     assert load_model(Folder(str(tmp_path)), with_text=False).text is None
     assert not loaded.detector.training and not loaded.proposer.network.training
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["README.md", "config.json", "model.safetensors", "text", "vocabulary.json"]
+    assert files == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "modeling_regionclip.py",
+        "text",
+        "vocabulary.json",
+    ]
 
 
 def test_the_layout_is_a_hugging_face_repositorys(tmp_path: Path) -> None:

@@ -258,7 +258,8 @@ def test_a_detector_folder_has_every_part(tmp_path: Path) -> None:
     save_model(Folder(str(tmp_path)), model, str(card))
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     text = {"text/clip.json", "text/clip.safetensors", "text/prompts.json"}
-    assert names == {"config.json", "model.safetensors", "vocabulary.json", "README.md", *text}
+    code = "modeling_regionclip.py"  # for transformers
+    assert names == {"config.json", "model.safetensors", "vocabulary.json", "README.md", code, *text}
     again = load_model(Folder(str(tmp_path)))
     assert config_of(again) == config_of(model)
     assert again.prompts == model.prompts
