@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector
+from regionclip_core.detection.drawings import knows_drawings_only
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
@@ -101,6 +102,7 @@ def model_of_run(
         None if rpn is None else NetworkBoxes(load_network(rpn, config.rpn), config.rpn, config.proposals),
         clip,
         NamePrompts.from_config(config.teacher),
+        drawings_only=knows_drawings_only(config, "detector"),
     )
 
 

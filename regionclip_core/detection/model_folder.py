@@ -81,6 +81,8 @@ def model_config(
 def config_of(model: RegionModel) -> dict[str, Any]:
     """Return config.json of a model."""
     description = describe_detector(model.detector, model.clip_architecture) | {"names": list(model.vocabulary.names)}
+    if model.drawings_only:
+        description["trained_on"] = "drawings"
     rpn = None if model.proposer is None else rpn_section(model.proposer.rpn, model.proposer.settings)
     return model_config(model.clip_name, description, model.preprocess, model.inference, rpn)
 
@@ -153,6 +155,7 @@ def load_model(folder: Folder, with_text: bool = True) -> RegionModel:
         proposer,
         load_clip(words) if with_text and folder.exists(TEXT) else None,
         read_prompts(words),
+        drawings_only=config.get("trained_on") == "drawings",
     )
 
 

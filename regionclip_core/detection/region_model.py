@@ -108,6 +108,8 @@ class RegionModel:
     """Whether names of the vocabulary have their stored embeddings; if not, the text encoder embeds them too."""
     second: SecondClassifier | None = None
     """Takes part in the scores; see `fused`."""
+    drawings_only: bool = False
+    """Whether it was trained on the embedded world alone, as far as is known."""
     _made: dict[str, Tensor] = field(default_factory=dict)  # embeddings [D] by name that the text encoder has made
 
     def detect(

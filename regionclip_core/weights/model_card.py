@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from regionclip_core.config.tree import Config
 from regionclip_core.config.yaml_text import yaml_text
 from regionclip_core.datasets.vocabulary import Vocabulary
+from regionclip_core.detection.drawings import Trained, drawn_splits, knows_drawings_only, training_splits
 from regionclip_core.detection.model_folder import config_of
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.evaluation.paper_tables import paper_numbers
@@ -84,16 +85,13 @@ def _render(
         packages = {name: version for one in made for name, version in one.get("packages", {}).items()}
         results = {} if facts.metrics is None else paper_numbers(facts.metrics)
         settings = _without_places({key: config[key] for key in _TRAINED_BY[kind]})
-        section, splits = {
-            "teacher": ("teacher", (config["teacher"]["training"] or {}).get("splits", ())),
-            "student": ("pretrain", config["labels"]["splits"]),
-            "detector": ("finetune", [config["finetune"]["split"]]),
-        }[kind]
-        drawn = [name for name in splits if config["data"]["splits"][name]["source"] == "world"]
+        trained = cast(Trained, kind)
+        drawn = drawn_splits(facts.config, trained)
         values |= {
             "splits": _without_places(config["data"]["splits"]),
-            "drawn": drawn if config[section]["weights"] == "train" else [],
-            "only_drawn": len(drawn) == len(splits),
+            "drawn": drawn,
+            "only_drawn": knows_drawings_only(facts.config, trained),
+            "trainings": _trainings(facts.config, trained),
             "images": images,
             "settings": yaml_text(settings, 110, short_lists_in_a_line=True),
             "results": results,
@@ -124,6 +122,28 @@ def _render(
             ]
     card: ModelCard = ModelCard.from_template(data, str(TEMPLATE), kind=kind, title=title, facts=facts, **values)
     return card
+
+
+def _trainings(config: Config, kind: Trained) -> list[tuple[str, str]]:
+    """Return what was trained on what, up to a model of the kind, in the order of the run."""
+    given = {"teacher": config.teacher.weights, "student": config.pretrain.weights, "detector": config.finetune.weights}
+    rows = []
+    for name in get_args(Trained)[: get_args(Trained).index(kind) + 1]:
+        images = "; ".join(_images_of(config, split) for split in training_splits(config, name))
+        rows.append((name, images or _not_in_this_run(given[name])))
+    if kind == "detector" and config.proposals.method == "rpn":
+        images = _images_of(config, config.rpn.split)
+        rows.insert(1, ("proposals", images if config.rpn.weights == "train" else _not_in_this_run(config.rpn.weights)))
+    return rows
+
+
+def _not_in_this_run(weights: str) -> str:
+    return f"not in this run: weights `{_without_places(weights)}`"
+
+
+def _images_of(config: Config, split: str) -> str:
+    source = config.data.splits[split].source
+    return f"`{split}`, {'drawings of the embedded world' if source == 'world' else f'images of the source {source}'}"
 
 
 def _without_places(value: Any) -> Any:

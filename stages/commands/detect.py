@@ -119,6 +119,7 @@ def detect(
         novel = own.novel if fuse_novel is None else fuse_novel
         model = model.fused(second, base, novel, context if fuse_crops else None)
     from regionclip_core.detection.drawing import draw
+    from regionclip_core.detection.drawings import looks_like_a_photograph
 
     names = model.ready(classes)
     rivals = model.vocabulary.names if against == "own" else against
@@ -132,6 +133,8 @@ def detect(
     results: list[dict[str, Any]] = []
     best = (0.0, "", "")
     """Score, name and image of the detection with the highest score."""
+    photographs: list[str] = []
+    """Images that a model which knows drawings only can't know."""
     began = time.monotonic()
     try:
         for group, pixels in read_ahead(files, batch or usual_batch(model)):
@@ -143,6 +146,8 @@ def detect(
                 try:
                     if isinstance(image, Exception) or isinstance(result, Exception):
                         raise result if isinstance(result, Exception) else image
+                    if model.drawings_only and looks_like_a_photograph(image):
+                        photographs.append(entry["image"])
                     if len(result):
                         best = max(best, (float(result.scores[0]), result.names[0], entry["image"]))
                     sure = result.at_least(score)
@@ -168,6 +173,10 @@ def detect(
         others.close()
     took = f" ({len(files)} images in {time.monotonic() - began:.1f} s)" if len(files) > 1 else ""
     print(f"pictures and {', '.join(['detections.json', *chosen_formats])} in {printable(str(target))}{took}")
+    if photographs:
+        what = "looks" if len(photographs) == 1 else f"and {len(photographs) - 1} more look"
+        why = "like a photograph, and this model was trained on drawings only: what it finds there means nothing"
+        print(f"note: {photographs[0]} {what} {why}", file=sys.stderr)
     if best[1] and best[0] < score:
         value, name, image = best
         print(f"the best score is {value:.4f}, of {name} in {image}; for more than nothing take a lower --score")

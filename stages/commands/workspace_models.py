@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from regionclip_core.config.nearest import nearest_hint
@@ -44,6 +45,7 @@ def detector_stages(config: Config, name: str, purpose: str, zero_shot: bool = F
 def workspace_detector(config: Config, name: str, lines: dict[str, PlanLine]) -> RegionModel:
     """Load the detector `name`, with its proposal network where it has one; `lines`: as `detector_stages`."""
     from regionclip_core.detection.assembly import model_of_run, zero_shot_of_run
+    from regionclip_core.detection.drawings import knows_drawings_only
     from regionclip_core.models.clip import load_clip
 
     with undisturbed(lines.values()):
@@ -51,7 +53,8 @@ def workspace_detector(config: Config, name: str, lines: dict[str, PlanLine]) ->
         rpn = folder_of(lines["rpn"]) if config.proposals.method == "rpn" else None
         vocabulary = run_vocabulary(config, lines)
         if name in ZERO_SHOT:
-            return zero_shot_of_run(config, clip, rpn, vocabulary)
+            drawings_only = knows_drawings_only(config, "student" if name == "student" else "teacher")
+            return replace(zero_shot_of_run(config, clip, rpn, vocabulary), drawings_only=drawings_only)
         return model_of_run(config, folder_of(lines["finetune"]), clip, rpn, vocabulary, name)
 
 

@@ -55,6 +55,10 @@ def test_a_detector_of_the_run_stands_alone(run: Run, tmp_path: Path) -> None:
         categories["names"]
     )
     assert model.proposer is not None and model.text is not None
+    assert (
+        model.drawings_only and json.loads((tmp_path / "model" / "config.json").read_text())["trained_on"] == "drawings"
+    )
+    assert "| detector | `train`, drawings of the embedded world |" in card
 
 
 def test_name_chooses_the_detector(run: Run, tmp_path: Path) -> None:

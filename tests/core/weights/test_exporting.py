@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -230,7 +234,17 @@ def test_the_sections_of_a_card() -> None:
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert settings["seed"] == 3 and settings["rpn"]["width"] == 4
     assert not {"workspace", "execution", "report", "data"} & settings.keys()
-    headings = ["Use", "Model", "Data", "Settings", "Results", "Where it came from", "Intended use", "Limits"]
+    headings = [
+        "Use",
+        "Model",
+        "Data",
+        "Training",
+        "Settings",
+        "Results",
+        "Where it came from",
+        "Intended use",
+        "Limits",
+    ]
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == headings
     rows = text.splitlines()
     assert "| train | world | - | 7 |" in rows and "| val | coco | instances_val.json | 1,234 |" in rows
@@ -238,7 +252,7 @@ def test_the_sections_of_a_card() -> None:
     assert "| classifier | 4 names, cosine / 0.07 |" in rows
     # Tables stay tables: a blank line before each, the same number of columns in all lines.
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         assert len({line.replace("\\|", "").count("|") for line in block}) == 1
         assert set(block[1]) == set("| -")
@@ -247,6 +261,44 @@ def test_the_sections_of_a_card() -> None:
         *("Use", "Model", "Training", "Intended use", "Limits")
     ]
     assert "\n\n\n" not in text + bare
+
+
+def test_a_card_says_what_each_part_was_trained_on() -> None:
+    text = str(detector_card(small_model(), "regionclip", facts()))
+    rows = text.splitlines()
+    assert "| detector | `train`, drawings of the embedded world |" in rows
+    assert "| teacher | not in this run: weights `random` |" in rows
+    photographs = run_config().model_copy(
+        update={"labels": run_config().labels.model_copy(update={"splits": ("val",)})}
+    )
+    student = str(clip_card(tiny_clip(), "student", replace(facts(), config=photographs))).splitlines()
+    assert "| student | `val`, images of the source coco |" in student
+    assert not [row for row in student if row.startswith("| detector |")]
+
+
+def test_the_lines_of_python_in_a_card_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those of transformers, which have a test of their own; FiftyOne's classes are replaced by their words."""
+    model = small_model()
+    card = str(detector_card(model, "regionclip", facts()))
+    save_model(Folder(str(tmp_path / "FOLDER")), model, card)
+    Image.new("RGB", (120, 80), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    words = {"Sample": lambda file: {"file": file}, "Detections": lambda **kw: kw, "Detection": lambda **kw: kw}
+    monkeypatch.setitem(sys.modules, "fiftyone", types.SimpleNamespace(**words))
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", card, re.M | re.S)
+    assert len(blocks) == 4 and sum("transformers" in block for block in blocks) == 1
+    for block in blocks:
+        if "transformers" not in block:
+            exec(block, names)
+    found, rows = names["found"], names["sample"]["found"]["detections"]
+    assert (
+        len(found) > 0 and names["picture"].shape == (80, 120, 3) and names["detections"].xyxy.shape == (len(found), 4)
+    )
+    assert [row["label"] for row in rows] == list(found.names)
+    x, y, width, height = np.array([row["bounding_box"] for row in rows]).T
+    corners = np.stack((x, y, x + width, y + height), 1) * [120, 80, 120, 80]
+    np.testing.assert_allclose(corners, found.boxes, atol=1e-3)
 
 
 # ---------------------------------------------------------------- folders
