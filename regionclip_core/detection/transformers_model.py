@@ -1,9 +1,6 @@
 """A detector folder in Hugging Face's transformers; the file that `save_model` writes into the folder imports this.
 
->>> from transformers import pipeline
->>> find = pipeline("zero-shot-object-detection", model="detector", trust_remote_code=True)
->>> find("photo.jpg", candidate_labels=["cup", "traffic light"])[0]["label"]
-'traffic light'
+docs/install.md has the lines that use it.
 """
 
 from __future__ import annotations
