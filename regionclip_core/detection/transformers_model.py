@@ -61,9 +61,11 @@ class RegionClipForZeroShotObjectDetection(PreTrainedModel):  # type: ignore[mis
         """Refuse: the folder that the model comes from is already in this form."""
         raise ValueError("copy the folder that the model was loaded from, or write one with `regionclip export`")
 
-    def forward(self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = ()) -> list[NamedDetections]:
+    def forward(
+        self, images: ImageLike | Sequence[ImageLike], classes: Sequence[str] = (), against: Sequence[str] = ()
+    ) -> list[NamedDetections]:
         """See `RegionModel.detect`, as which this can also be called."""
-        return self.region_model.to(str(self.device)).detect(images, classes)
+        return self.region_model.to(str(self.device)).detect(images, classes, against)
 
     detect = forward
 

@@ -241,10 +241,10 @@ def test_one_bad_file_costs_its_entry_only(
     Image.open(images / "wide.png").resize((120, 100)).save(folder / "y.png")
     real, real_draw, drawn = RegionModel.detect, drawing.draw, []
 
-    def detect(self: RegionModel, pixels: list[np.ndarray], classes: Any) -> Any:
+    def detect(self: RegionModel, pixels: list[np.ndarray], *names: Any) -> Any:
         if any(image.shape[1] == 120 for image in pixels):  # y.png, with z.png and alone
             raise RuntimeError("CUDA out of memory")
-        return real(self, pixels, classes)
+        return real(self, pixels, *names)
 
     def draw(*arguments: Any) -> Any:
         drawn.append(arguments)
@@ -355,10 +355,10 @@ def test_detections_are_written_when_a_run_is_stopped(
 ) -> None:
     real = RegionModel.detect
 
-    def stopped(self: RegionModel, pixels: list[np.ndarray], classes: Any) -> Any:
+    def stopped(self: RegionModel, pixels: list[np.ndarray], *names: Any) -> Any:
         if pixels[0].shape[0] == 100:
             raise KeyboardInterrupt
-        return real(self, pixels, classes)
+        return real(self, pixels, *names)
 
     monkeypatch.setattr(RegionModel, "detect", stopped)
     result = free("detect", str(images), "--model", model, "--out", str(tmp_path))
