@@ -112,6 +112,7 @@ def test_a_setting_that_changes_nothing_cuts_off_early(copied: Path) -> None:
 def test_lost_work_comes_back_byte_identical(copied: Path) -> None:
     """A shard's record gone, a training cut back to its checkpoint, everything after it missing."""
     before = content(copied)
+    before.pop("report")  # it says how long each stage took
     labels = next((copied / "labels").glob("*"))
     for stage in ("labels", "pairs", "pretrain", "finetune", "evaluate", "report"):
         next((copied / stage).glob("*/manifest.json")).unlink()
@@ -122,7 +123,7 @@ def test_lost_work_comes_back_byte_identical(copied: Path) -> None:
     (pretrain / "checkpoints" / "step-00000004.pt").unlink()
     result = call(copied, "run", "--set", "execution.threads=1")
     assert result.exit_code == 0, result.output
-    assert content(copied) == before
+    assert before.items() <= content(copied).items()
 
 
 def test_detect_finds_names_of_ones_own_and_reports_what_it_cannot_read(finished: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_labels_from_elsewhere_train_a_student_without_proposals(elsewhere: Else
     result = run_small(config, "pretrain")
     assert result.ok, result.messages
     assert {one.name for one in workspace.iterdir() if one.is_dir()} == {
-        *("data", "concepts", "teacher", "labels", "pairs", "pretrain")
+        *("data", "concepts", "teacher", "labels", "pairs", "pretrain", "tensorboard")
     }
     summary = manifest(workspace, "labels")["summary"]
     assert summary["kept"] == summary["regions"] == len(elsewhere.boxes) + 1
