@@ -45,6 +45,12 @@ def test_every_part_runs(tmp_path: Path) -> None:
     assert all(f"## {title}\n\n```\n" in page for title in ("Loader", "Captions", "Start-up"))
 
 
+@pytest.mark.slow
+def test_the_logic_of_the_gpu_tests_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGIONCLIP_GPU_TEST_DEVICE", "cpu")
+    assert " passed" in run("-m", "pytest", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-k", "do_run_there")
+
+
 def test_the_gpus_turn_runs_on_a_cpu() -> None:
     page = run("benchmarks/gpu.py", "--tiny")
     rows = [

@@ -63,13 +63,14 @@ def test_metrics_have_the_names_that_the_tables_need(finished: Path) -> None:
 
 
 def test_ray_gives_the_same_bytes_as_local(finished: Path, tmp_path: Path) -> None:
-    """Every stage, the trainings included: the workers use as many threads as the local run."""
+    """Trainings included: the workers use as many threads as the local run."""
     workspace = tmp_path / "ws"
-    result = call(workspace, "run", "evaluate", "--backend", "ray", "--set", "execution.threads=1")
+    result = call(workspace, "run", "pretrain", "--backend", "ray", "--set", "execution.threads=1")
     assert result.exit_code == 0, result.output
-    expected = content(finished)
-    ours = {s: json.loads(next((workspace / s).glob("*/manifest.json")).read_text()) for s in STAGE_NAMES[:-1]}
-    assert {s: m["content_digest"] for s, m in ours.items()} == {s: expected[s] for s in STAGE_NAMES[:-1]}
+    made = {path.parent.parent.name: path for path in workspace.glob("*/*/manifest.json")}
+    ours = {stage: json.loads(path.read_text())["content_digest"] for stage, path in made.items()}
+    assert set(ours) == set(STAGE_NAMES[: STAGE_NAMES.index("pretrain") + 1])
+    assert ours.items() <= content(finished).items()
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""A few rounds of the fault harness, and proof that it sees what it is there to see. `make faults` runs a hundred."""
+"""A few rounds of the fault harness, and proof that it sees what it is there to see. `make faults` runs a hundred.
+
+The usual tests have single breaks: test_runner, test_lost_work, test_ray_backend, test_unwritable, test_s3.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(tmp_path_factory.mktemp("faults"), starter)
 
 
-@pytest.mark.parametrize("kind", ["kill driver", pytest.param("full disk", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kill driver", "full disk"])
 def test_a_rerun_finishes_with_the_same_bytes(world: World, kind: str) -> None:
     assert KINDS[kind][0](Round(world, kind, 0, seed=0)) == RERUN
 
@@ -54,6 +58,7 @@ def test_every_kind_of_fault(world: World, kind: str) -> None:
     assert KINDS[kind][0](Round(world, kind, 0, seed=1)) in (RERUN, WENT_ON)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_seen(world: World, tmp_path: Path) -> None:
     """A byte more in a file, a file cut short, one missing, a record or manifest that says something else, a temporary
     file that stays, a run that fails.

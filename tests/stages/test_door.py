@@ -65,10 +65,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         regionclip_core.detect  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [({}, "5000 {cpus}"), pytest.param({"OMP_NUM_THREADS": "1"}, "5000 1", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "expected"), [({}, "5000 {cpus}"), ({"OMP_NUM_THREADS": "1"}, "5000 1")])
 def test_threads_are_as_in_the_pipeline(given: dict[str, str], expected: str) -> None:
     """Set before torch is loaded, unless the environment says otherwise: see docs/decisions.md, 17."""
     code = "import os, regionclip_core; regionclip_core.load; import torch; "

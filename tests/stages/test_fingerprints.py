@@ -121,7 +121,10 @@ class Recorder:
         return recorded
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in ("given", "drawn") else name for name in VARIANTS],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Leaves]]:
     """The config, and what each stage read of it."""
     root, sections = tmp_path_factory.mktemp("run"), VARIANTS[request.param]

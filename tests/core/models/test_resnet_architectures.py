@@ -55,7 +55,7 @@ def check(name: str, **changes: Any) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5 * float(expected.abs().max()), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4"])
+@pytest.mark.parametrize("name", ["RN50", pytest.param("RN101", marks=pytest.mark.slow), "RN50x4"])
 def test_true_architectures_against_open_clip(name: str) -> None:
     check(name)
 
