@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages.cli_commands import App
 from stages.cli_configs import init
-from stages.cli_models import corrections, detect, embed, export, features, serve
+from stages.cli_models import corrections, detect, embed, export, features, import_, reproduce, serve
 from stages.cli_options import (
+    App,
     ConfigOption,
     QuietOption,
     SetOption,
@@ -402,61 +402,9 @@ def gc(
     typer.echo(f"{len(garbage)} artifacts, {total}" + ("" if yes or not garbage else "; --yes deletes them"))
 
 
-for _command in (init, detect, features, embed, serve, export, corrections):
+for _command in (init, detect, features, embed, serve, export, corrections, reproduce):
     app.command()(user_errors(_command))
-
-
-@app.command("import")
-@user_errors
-def import_(
-    file: Annotated[str, typer.Argument(help="File of weights: .pth, .pt, .safetensors, an OpenAI download.")],
-    out: Annotated[str, typer.Option(help="New folder for what is made of it.")],
-    names: Annotated[
-        str | None,
-        typer.Option(help="Names of the rows: text file, COCO or LVIS annotations, a category set such as coco_ovd."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Architecture (RN50, RN50x4, ...), where the file doesn't say it, or to check it."),
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="detector, pretrained, rpn, embeddings or clip.  [default: what the file holds]")
-    ] = None,
-) -> None:
-    """Read published weights, check all of them, and write a folder that the other commands take."""
-    from regionclip_core.weights.import_options import check_options
-
-    check_options(file, out, names, model, kind)  # typos are said before torch is imported
-    from regionclip_core.weights.importing import REPORT, import_checkpoint
-
-    report = import_checkpoint(file, out, names=names, model=model, kind=kind)
-    typer.echo(f"imported into {out}")
-    typer.echo("\n".join(report.lines()))
-    typer.echo(f"every tensor by name: {out}/{REPORT}")
-
-
-@app.command()
-@user_errors
-def reproduce(
-    preset: Annotated[str, typer.Argument(help="coco_rn50, coco_rn50x4, lvis_rn50 or lvis_rn50x4.")],
-    weights: Annotated[str, typer.Option(metavar="DIR", help="Folder with the official files.")],
-    imported: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder for what `import` makes of them; used again.")
-    ] = "weights",
-    overrides: SetOption = None,
-    workspace: Annotated[
-        str | None,
-        typer.Option("--workspace", "-w", metavar="URL", help="Folder or URL.  [default: runs/published_PRESET]"),
-    ] = None,
-) -> None:
-    """Measure the published weights with a preset, and print the paper's figures beside the results."""
-    from stages.commands.reproduce import reproduce as run_reproduce
-    from stages.commands.reproduce import reproduction
-
-    config = reproduction(preset, weights, imported, workspace, overrides or ())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not run_reproduce(preset, weights, imported, config, typer.echo):
-        raise typer.Exit(1)
+app.command("import")(user_errors(import_))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The commands that use a model, or give one or labels away: detect, features, embed, serve, export and corrections.
-`cli.py` adds them to the command line.
+"""The commands that use a model, or take one or labels in or give them away: detect, features, embed, serve, export,
+import, corrections and reproduce. `cli.py` adds them to the command line.
 """
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -255,6 +256,55 @@ def corrections(
     from regionclip_core.pretraining.corrected_exports import write_changes
 
     typer.echo(write_changes(file, exported, out, onto))
+
+
+def import_(
+    file: Annotated[str, typer.Argument(help="File of weights: .pth, .pt, .safetensors, an OpenAI download.")],
+    out: Annotated[str, typer.Option(help="New folder for what is made of it.")],
+    names: Annotated[
+        str | None,
+        typer.Option(help="Names of the rows: text file, COCO or LVIS annotations, a category set such as coco_ovd."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Architecture (RN50, RN50x4, ...), where the file doesn't say it, or to check it."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="detector, pretrained, rpn, embeddings or clip.  [default: what the file holds]")
+    ] = None,
+) -> None:
+    """Read published weights, check all of them, and write a folder that the other commands take."""
+    from regionclip_core.weights.import_options import check_options
+
+    check_options(file, out, names, model, kind)  # typos are said before torch is imported
+    from regionclip_core.weights.importing import REPORT, import_checkpoint
+
+    report = import_checkpoint(file, out, names=names, model=model, kind=kind)
+    typer.echo(f"imported into {out}")
+    typer.echo("\n".join(report.lines()))
+    typer.echo(f"every tensor by name: {out}/{REPORT}")
+
+
+def reproduce(
+    preset: Annotated[str, typer.Argument(help="coco_rn50, coco_rn50x4, lvis_rn50 or lvis_rn50x4.")],
+    weights: Annotated[str, typer.Option(metavar="DIR", help="Folder with the official files.")],
+    imported: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for what `import` makes of them; used again.")
+    ] = "weights",
+    overrides: SetOption = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", metavar="URL", help="Folder or URL.  [default: runs/published_PRESET]"),
+    ] = None,
+) -> None:
+    """Measure the published weights with a preset, and print the paper's figures beside the results."""
+    from stages.commands.reproduce import reproduce as run_reproduce
+    from stages.commands.reproduce import reproduction
+
+    config = reproduction(preset, weights, imported, workspace, overrides or ())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not run_reproduce(preset, weights, imported, config, typer.echo):
+        raise typer.Exit(1)
 
 
 def _exit(done: int, failed: int) -> None:

@@ -19,7 +19,7 @@ STAGE_FILES = {
     *("pretrain", "finetune", "evaluate", "report"),
 }
 RAY = {"ray_backend", "ray_cluster", "ray_training"}
-CLI = {"cli", "cli_commands", "cli_configs", "cli_models", "cli_options"}
+CLI = {"cli", "cli_configs", "cli_models", "cli_options"}
 # What `regionclip --help` and `status` import: nothing slow at the top of these.
 QUICK = {
     *(ROOT / "regionclip_core" / "config").glob("*.py"),
