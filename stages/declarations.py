@@ -366,7 +366,10 @@ def _precision(config: Config) -> dict[str, Any]:
 
 
 def _listing_digest(name: str, urls: str) -> str:
-    files = list_files(urls)
+    try:
+        files = list_files(urls)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"data.splits.{name}.urls: {error}") from error
     if odd := [printable(url) for url, _ in files if printable(url) != url]:
         raise ValueError(f"data.splits.{name}.urls: the name of {odd[0]} is not UTF-8; rename the file")
     return _digest([list(file) for file in files])

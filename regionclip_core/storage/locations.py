@@ -126,7 +126,10 @@ def list_files(pattern: str) -> list[tuple[str, int]]:
                 found.setdefault(one, filesystem.info(path).get("size"))
             else:
                 if parent not in listings:
-                    entries = filesystem.ls(parent, detail=True)
+                    try:
+                        entries = filesystem.ls(parent, detail=True)
+                    except FileNotFoundError:
+                        raise FileNotFoundError(f"no folder {posixpath.dirname(one)!r}; check the path") from None
                     listings[parent] = {info["name"].rstrip("/"): info for info in entries}
                 if path not in listings[parent]:
                     raise FileNotFoundError(f"no file {one!r}")

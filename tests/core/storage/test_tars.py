@@ -256,6 +256,8 @@ def test_list_files(tmp_path) -> None:
         list_files(f"{tmp_path}/{{a..c}}.tar")
     with pytest.raises(FileNotFoundError, match="nothing matches"):
         list_files(f"{tmp_path}/*.zip")
+    with pytest.raises(FileNotFoundError, match=f"no folder '{tmp_path}/no'; check the path"):
+        list_files(f"{tmp_path}/no/{{a,b}}.tar")
     for folder in (f"{tmp_path}", f"{tmp_path}/", f"{tmp_path}/{{a.tar,../{tmp_path.name}}}"):
         with pytest.raises(FileNotFoundError, match=rf"{tmp_path.name}' is a folder; .*/{tmp_path.name}/\*\.tar"):
             list_files(folder)
