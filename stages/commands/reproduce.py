@@ -125,10 +125,11 @@ def reproduce(preset: str, weights: str, imported: str, config: Config, say: Cal
         ValueError: if a file doesn't fit, or the folder for it holds something else.
     """
     published = PUBLISHED[preset]
-    instances = getattr(config.data.splits["val"], "instances", None)
+    rows = {"embeddings": "coco_ovd"}  # what names a part's rows; COCO's detectors bring their order with them
+    if preset.startswith("lvis"):
+        rows = dict.fromkeys(("detector", "embeddings"), getattr(config.data.splits["val"], "instances", None))
     for part, name in zip(DETECTION, published.files, strict=True):
-        names = instances if preset.startswith("lvis") else "coco_ovd"
-        _import(Path(weights) / name, Path(imported) / published.place(part), _named(part, preset, names), say)
+        _import(Path(weights) / name, Path(imported) / published.place(part), rows.get(part), say)
     result = Pipeline(config).run()
     finished = Planner(config).finished()
     if result.ok:
@@ -148,13 +149,6 @@ def figures(preset: str, metrics: Mapping[str, Any]) -> str:
             difference = "" if paper is None else f"{100 * here - paper:+.1f}"
             rows.append((name, "-" if paper is None else f"{paper:.1f}", f"{100 * here:.1f}", difference))
     return table(rows)
-
-
-def _named(part: str, preset: str, names: str | None) -> str | None:
-    """Return the names of the rows of a part; None where it has no rows, or brings their order with it."""
-    if part == "embeddings" or (part == "detector" and preset.startswith("lvis")):
-        return names
-    return None
 
 
 def _import(file: Path, out: Path, names: str | None, say: Callable[[str], None]) -> None:
