@@ -48,8 +48,14 @@ class Compared:
         return [plain.seconds / ours.seconds for plain, ours in zip(self.plain, self.ours, strict=True)]
 
     def after(self, first: Compared, work: str) -> Compared:
-        """Return the cost of `first` and this together; the result is this one's."""
-        return replace(self, work=work, plain=_both(first.plain, self.plain), ours=_both(first.ours, self.ours))
+        """Return the cost of `first` and this together, and the larger of their differences."""
+        return replace(
+            self,
+            work=work,
+            plain=_both(first.plain, self.plain),
+            ours=_both(first.ours, self.ours),
+            difference=max(first.difference, self.difference),
+        )
 
 
 @dataclass(frozen=True)
