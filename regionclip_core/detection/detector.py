@@ -219,11 +219,16 @@ class OpenVocabularyDetector(nn.Module):
         See `targets` and `forward` for the arguments. `masks`: one per image, for a mask head.
         """
         targets = self.targets(proposals, boxes, labels, config, generators)
-        # The encoder in its two steps, since the mask head works on the maps before they are pooled.
-        maps = self.encoder.regions(self.encoder.features(images, sizes), targets.boxes)
-        losses = self.target_losses(self._head(self.encoder.pool(maps)), targets, config)
+        encoder = self.encoder
+
+        def region_maps(images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None) -> Tensor:
+            return encoder.regions(encoder.features(images, sizes), boxes)
+
         if self.mask_head is None:
-            return losses
+            embeddings = encoder.by_images(lambda *some: encoder.pool(region_maps(*some)), images, targets.boxes, sizes)
+            return self.target_losses(self._head(embeddings), targets, config)
+        maps = encoder.by_images(region_maps, images, targets.boxes, sizes)  # the mask head works on them too
+        losses = self.target_losses(self._head(encoder.pool(maps)), targets, config)
         assert masks is not None  # `boxed_images` refuses images without them
         # A background region shows no object that a mask could outline.
         foreground = targets.labels != len(self.names)

@@ -81,6 +81,7 @@ def build_detector(clip: ClipModel, names: tuple[str, ...], config: Config) -> O
     encoder = region_encoder(clip)
     encoder.freeze(config.finetune.freeze_at)
     encoder.recompute_activations = config.execution.recompute_activations
+    encoder.images_at_once = config.execution.images_at_once
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return OpenVocabularyDetector(

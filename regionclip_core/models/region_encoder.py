@@ -43,6 +43,8 @@ class RegionEncoder(nn.Module, ABC):
 
     recompute_activations: bool = False
     """Whether `part` keeps no activations."""
+    images_at_once: int | None = None
+    """How many images' activations `by_images` keeps; None: all."""
 
     def part(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Return `run(*inputs)`, a part of the network that changes nothing in its inputs.
@@ -52,6 +54,21 @@ class RegionEncoder(nn.Module, ABC):
         if not self.recompute_activations:
             return run(*inputs)
         return checkpoint(run, *inputs, use_reentrant=False)
+
+    def by_images(
+        self, run: Callable[..., Tensor], images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None
+    ) -> Tensor:
+        """Return `run(images, boxes, sizes)`, rows by region, computed for `images_at_once` images after the others.
+
+        What a part of the images computed is not kept, but computed again for its gradient. So losses over the whole
+        batch, such as contrasts, take the memory of a part, which gradients summed over smaller batches couldn't give.
+        """
+        count = self.images_at_once or len(images)
+        if count >= len(images):
+            return run(images, boxes, sizes)
+        parts = [slice(start, start + count) for start in range(0, len(images), count)]
+        inputs = [(images[part], boxes[part], sizes and sizes[part]) for part in parts]
+        return torch.cat([checkpoint(run, *some, use_reentrant=False) for some in inputs])
 
     @abstractmethod
     def features(self, images: Tensor, sizes: Sizes | None = None) -> Tensor:
@@ -89,7 +106,7 @@ class RegionEncoder(nn.Module, ABC):
 
     def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> Tensor:
         """Return the embeddings [R, D], not normalised, of the boxes of images [B, 3, H, W]."""
-        return self.embed(self.features(images, sizes), boxes)
+        return self.by_images(lambda i, b, s: self.embed(self.features(i, s), b), images, boxes, sizes)
 
     @abstractmethod
     def parts(self) -> list[Part]:

@@ -183,6 +183,7 @@ def pretrain_student(
     trainer = RegionPretrainer(student, clip, embeddings_CD, temperature, settings).to(device)
     student.train()
     student.recompute_activations = config.execution.recompute_activations
+    student.images_at_once = config.execution.images_at_once
     result = fit(
         trainer,
         RegionBatches(samples, settings, clip.mean, clip.std, config.seed, rank, world_size),

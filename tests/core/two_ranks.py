@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regionclip_core.config.tree import Config, OptimConfig
 from regionclip_core.detection.finetuning import DetectorTrainer, build_detector
+from regionclip_core.models.region_encoder import RegionEncoder
 from regionclip_core.ops.image_batch import ImageBatch
 from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.pretraining.captioned_images import ClipBatch
@@ -179,6 +180,14 @@ def loss_and_gradients(model: nn.Module, batch: Any, parallel: bool) -> Result:
     return {"losses": values, "gradients": gradients, "buffers": buffers}
 
 
+def in_parts(model: nn.Module, batch: Any, parallel: bool) -> tuple[nn.Module, Any]:
+    """Each of two ranks encodes two of its three images and then the third; one process all six at once."""
+    for module in model.modules():
+        if isinstance(module, RegionEncoder):
+            module.images_at_once = 2 if parallel else None
+    return model, batch
+
+
 def shared_gradient(rows: slice) -> Result:
     """Two gathered tensors whose gradients autograd hands over as one tensor."""
     a, b = random(BATCH, 4, seed=5)[rows].requires_grad_(), random(BATCH, 4, seed=6)[rows].requires_grad_()
@@ -260,10 +269,12 @@ def compute(folder: Path, rank: int, world_size: int) -> dict[str, Result]:
         "clip": loss_and_gradients(*clip_case(rows), parallel),
         "pretrain": loss_and_gradients(*pretrain_case(rows), parallel),
         "pretrain_crops": loss_and_gradients(*pretrain_case(rows, crop_weight=2.0), parallel),
-        "pretrain_weighted": loss_and_gradients(*pretrain_case(rows, crop_weight=2.0, weigh_by_score=True), parallel),
+        "pretrain_weighted": loss_and_gradients(
+            *in_parts(*pretrain_case(rows, crop_weight=2.0, weigh_by_score=True), parallel), parallel
+        ),
         "pretrain_own": loss_and_gradients(*pretrain_case(rows, gather_regions=False), parallel),
         "finetune": loss_and_gradients(*finetune_case(rows, 0.5), parallel),
-        "finetune_weighted": loss_and_gradients(*finetune_case(rows, None), parallel),
+        "finetune_weighted": loss_and_gradients(*in_parts(*finetune_case(rows, None), parallel), parallel),
         "finetune_masks": loss_and_gradients(*finetune_case(rows, None, masks=True), parallel),
         "shared": shared_gradient(rows),
         "fit": trained(rows, folder / f"checkpoints-{world_size}", rank, world_size),

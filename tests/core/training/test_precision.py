@@ -228,6 +228,40 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory(tower: 
     assert kept[1] < 0.6 * kept[0]
 
 
+PARTED = {
+    "pretrain": lambda: pretrain_case(slice(0, 6), crop_weight=2.0),
+    "finetune": lambda: finetune_case(slice(None), 0.5),
+    "masks": lambda: finetune_case(slice(None), 0.5, masks=True),
+}
+
+
+@pytest.mark.parametrize("case", PARTED)
+def test_a_batch_in_parts_has_the_whole_batchs_gradients_from_less_memory(case: str) -> None:
+    results, kept = [], []
+    for at_once in (None, 2):
+        model, batch = PARTED[case]()
+        encoder = next(module for module in model.modules() if isinstance(module, RegionEncoder))
+        encoder.images_at_once = at_once
+        count = Kept()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            losses = model(batch)
+        sum(losses.values()).backward()
+        results.append(losses | {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        kept.append(count.bytes)
+    assert results[0].keys() == results[1].keys() and len(results[0]) > 10
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-9, atol=1e-12, msg=name)
+    assert kept[1] < 0.6 * kept[0]
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_towers_images_in_parts_give_the_same_embeddings(tower: str) -> None:
+    encoder = region_encoder(TOWERS[tower]())
+    whole = encode(encoder)
+    encoder.images_at_once = 1
+    torch.testing.assert_close(encode(encoder), whole, rtol=1e-4, atol=1e-6)
+
+
 # ---------------------------------------------------------------- labels and proposals
 
 
