@@ -14,10 +14,17 @@ from regionclip_core.config.tree import STAGE_NAMES
 from stages.cli import app
 
 Cli = Callable[..., Result]
+HALF = {"shard_size": 10} | {
+    f"splits.{split}.images": images
+    for split, images in {"closeup": 20, "scene": 20, "train": 10, "val": 10, "closeup_val": 10}.items()
+}
+"""The preset with half of its images, in as many shards."""
 
 
 def call(workspace: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(app, [arguments[0], "--config", "tiny", "--workspace", str(workspace), *arguments[1:]])
+    common = ["--config", "tiny", "--workspace", str(workspace)]
+    common += [part for key, value in HALF.items() for part in ("--set", f"data.{key}={value}")]
+    return CliRunner().invoke(app, [arguments[0], *common, *arguments[1:]])
 
 
 def states(workspace: Path, *arguments: str) -> dict[str, tuple[str, str]]:

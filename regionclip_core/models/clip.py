@@ -22,7 +22,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from regionclip_core.models.checkpoint_files import load_strictly, read_checkpoi
 from regionclip_core.models.official_keys import is_constant
 from regionclip_core.models.resnet_encoder import pool_single_query
 from regionclip_core.models.text_encoder import encode_tokens
-from regionclip_core.models.tokenization import LocalTokenizer, make_tokenizer
+from regionclip_core.models.tokenization import LocalTokenizer, clip_tokenizer, make_tokenizer
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_folder, clip_layout
 from regionclip_core.storage.local_files import local_copy
@@ -121,7 +120,7 @@ def small_architecture(config: ClipArchitecture) -> dict[str, Any]:
         },
         "text_cfg": {
             "context_length": config.context_length,
-            "vocab_size": SimpleTokenizer().vocab_size,
+            "vocab_size": clip_tokenizer().vocab_size,
             "width": config.text_width,
             "heads": config.text_heads,
             "layers": config.text_layers,

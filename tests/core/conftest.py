@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from small_artifacts import TRAIN, run_stage, tiny_config, write_data
 
 from regionclip_core.storage.records import Folder
 from stages.base import StageContext
 from stages.declarations import STAGES
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Tensors here are so small that threads only wait for each other, for long on a busy machine."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -262,34 +262,40 @@ def test_an_interrupt_exits_130_and_keeps_what_is_done(toy: Toy, cli: Cli) -> No
     assert toy.plan()["scaled"].reason == "2/4 done"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["nowhere.pth", "--out", "new"], "nowhere.pth is not there: expected a file of weights"),
-        ([".", "--out", "new"], ". is a folder: expected a file of weights"),
-        (["w.pth", "--out", "full"], "--out full is there already and not empty"),
-        (["w.pth", "--out", "new", "--kind", "detectr"], "(came: 'detectr'); nearest: detector"),
-        (["w.pth", "--out", "new", "--model", "RN51"], "(came: 'RN51'); nearest: RN50"),
-        (["w.pth", "--out", "new", "--model", "rn50.json"], "--model rn50.json: no such file"),
-        (["w.pth", "--out", "new", "--names", "names.txt"], "--names: 'names.txt' is not"),
-        (["w.pth", "--out", "new", "--names", "coco_ovd2"], "--names: 'coco_ovd2' is not"),
-        (["https://x.org/w.pth", "--out", "new"], "expected a file of this machine; download it first"),
-        (["w.pth", "--out", "w.pth/new"], "--out w.pth/new: expected a local folder, but "),
-        (["w.pth", "--out", "new"], "w.pth is no file of weights: it starts with b'no weigh'"),
-        (["cut.pth", "--out", "new"], "cut.pth is cut short or damaged (File is not a zip file)"),
-        (["cut.safetensors", "--out", "new"], "cut.safetensors is damaged or cut short"),
-    ],
-)
-def test_typos_in_an_import_are_said_before_anything_slow(tmp_path: Path, options: list[str], message: str) -> None:
+TYPOS_IN_AN_IMPORT = [
+    (["nowhere.pth", "--out", "new"], "nowhere.pth is not there: expected a file of weights"),
+    ([".", "--out", "new"], ". is a folder: expected a file of weights"),
+    (["w.pth", "--out", "full"], "--out full is there already and not empty"),
+    (["w.pth", "--out", "new", "--kind", "detectr"], "(came: 'detectr'); nearest: detector"),
+    (["w.pth", "--out", "new", "--model", "RN51"], "(came: 'RN51'); nearest: RN50"),
+    (["w.pth", "--out", "new", "--model", "rn50.json"], "--model rn50.json: no such file"),
+    (["w.pth", "--out", "new", "--names", "names.txt"], "--names: 'names.txt' is not"),
+    (["w.pth", "--out", "new", "--names", "coco_ovd2"], "--names: 'coco_ovd2' is not"),
+    (["https://x.org/w.pth", "--out", "new"], "expected a file of this machine; download it first"),
+    (["w.pth", "--out", "w.pth/new"], "--out w.pth/new: expected a local folder, but "),
+    (["w.pth", "--out", "new"], "w.pth is no file of weights: it starts with b'no weigh'"),
+    (["cut.pth", "--out", "new"], "cut.pth is cut short or damaged (File is not a zip file)"),
+    (["cut.safetensors", "--out", "new"], "cut.safetensors is damaged or cut short"),
+]
+
+
+def test_typos_in_an_import_are_said_before_anything_slow(tmp_path: Path) -> None:
+    """One process types them all, and can't import torch."""
     (tmp_path / "full").mkdir()
     for name in ("w.pth", "full/mine.txt"):
         (tmp_path / name).write_text("no weights")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04" + bytes(99))
     (tmp_path / "cut.safetensors").write_bytes(save({"a": np.ones((4, 4))})[:-1])
-    code = "import sys\nsys.modules['torch'] = None\nfrom stages.cli import app\napp(sys.argv[1:])\n"
-    command = [sys.executable, "-c", code, "import", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+    code = (
+        "import json, sys\nsys.modules['torch'] = None\n"
+        "from typer.testing import CliRunner\nfrom stages.cli import app\n"
+        "said = [CliRunner().invoke(app, ['import', *options]) for options in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([(one.exit_code, one.stderr) for one in said]))\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps([options for options, _ in TYPOS_IN_AN_IMPORT])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    for (_, message), (status, said) in zip(TYPOS_IN_AN_IMPORT, json.loads(done.stdout), strict=True):
+        assert status == 2 and said.startswith("error: ") and message in said
 
 
 def test_a_run_of_some_stages_needs_no_sections_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,13 +323,14 @@ def test_a_run_of_some_stages_needs_no_sections_of_others(tmp_path: Path, monkey
 
 def test_help_and_status_import_nothing_slow(tmp_path: Path) -> None:
     code = (
-        "import sys\n"
+        "import json, sys\n"
         "from typer.testing import CliRunner\n"
         "from stages.cli import app\n"
-        "result = CliRunner().invoke(app, sys.argv[1:])\n"
-        "assert result.exit_code == 0, result.output\n"
         "slow = {'torch', 'torchvision', 'open_clip', 'ray', 'spacy', 'pyarrow', 'rich', 'fsspec'}\n"
-        "print(sorted(slow & set(sys.modules)))\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    result = CliRunner().invoke(app, arguments)\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "    print(arguments[0], sorted(slow & set(sys.modules)))\n"
     )
     config = tmp_path / "c.yaml"
     config.write_text(
@@ -331,10 +338,11 @@ def test_help_and_status_import_nothing_slow(tmp_path: Path) -> None:
         "teacher: {weights: random}\nproposals: {splits: [train]}\nlabels: {splits: [train]}\n"
         f"evaluate: {{split: train}}\nworkspace: {tmp_path / 'ws'}\n"
     )
-    for arguments in (["--help"], ["status", "-c", str(config)], ["run", "--dry-run", "-c", str(config)]):
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == "[]\n", arguments
+    commands = [["--help"], ["status", "-c", str(config)], ["run", "--dry-run", "-c", str(config)]]
+    line = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "--help []\nstatus []\nrun []\n"
 
 
 def test_the_version_is_that_of_the_project() -> None:

@@ -27,9 +27,17 @@ from stages.engine.plan import Planner
 GIVEN = {"proposals": {"method": "given"}}
 
 
-def test_show_has_the_table_of_concepts(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with labels of the annotated boxes, for tests to copy."""
+    workspace = tmp_path_factory.mktemp("labelled") / "ws"
+    assert run_small(small_config(workspace, **GIVEN), "labels").ok
+    return workspace
+
+
+def test_show_has_the_table_of_concepts(labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled, tmp_path / "ws")
     config = small_config(tmp_path / "ws", **GIVEN)
-    assert run_small(config, "labels").ok
     planner = Planner(config)
     shown = show_stage(planner.current()["labels"], planner.workspace).splitlines()
     where = artifact(tmp_path / "ws", "labels") / "truth" / "concepts.parquet"
@@ -45,8 +53,9 @@ def test_show_has_the_table_of_concepts(tmp_path: Path) -> None:
     ]
 
 
-def test_another_list_of_synonyms_changes_no_content(tmp_path: Path) -> None:
+def test_another_list_of_synonyms_changes_no_content(labelled: Path, tmp_path: Path) -> None:
     """So that nothing after the labels runs again."""
+    shutil.copytree(labelled, tmp_path / "ws")
     assert run_small(small_config(tmp_path / "ws", **GIVEN), "pairs").ok
     plain = manifest(tmp_path / "ws", "labels")
     (tmp_path / "own.yaml").write_text("cat: [thing, dog]")
@@ -66,9 +75,8 @@ def test_another_list_of_synonyms_changes_no_content(tmp_path: Path) -> None:
 class Elsewhere:
     """A COCO folder, and a detector's results on it: its objects, by the ids of the annotation file."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.results = root, root / "results.json"
-        self.split = write_coco(Folder(str(root / "coco")), 8)
+    def __init__(self, root: Path, split: dict[str, Any]) -> None:
+        self.root, self.results, self.split = root, root / "results.json", split
         found = json.loads(Path(self.split["instances"]).read_text())
         self.boxes = [
             {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": one["bbox"], "score": 0.8}
@@ -94,9 +102,19 @@ class Elsewhere:
         return parse_config(tree)
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+    """Its workspace, up to the teacher, is copied by the tests, whose labels differ."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    one = Elsewhere(root, write_coco(Folder(str(root / "coco")), 8))
+    assert run_small(one.config(), "teacher", "concepts").ok
+    return one
+
+
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Elsewhere:
-    return Elsewhere(tmp_path)
+def elsewhere(begun: Elsewhere, tmp_path: Path) -> Elsewhere:
+    shutil.copytree(begun.root / "ws", tmp_path / "ws")
+    return Elsewhere(tmp_path, begun.split)
 
 
 def test_labels_from_elsewhere_train_a_student_without_proposals(elsewhere: Elsewhere) -> None:
@@ -135,18 +153,18 @@ def test_names_that_the_file_adds_come_after_the_pool(elsewhere: Elsewhere) -> N
     assert names[: len(own)] == own and "thingamajig" in names[len(own) :]
 
 
-@pytest.mark.parametrize("lost", [["manifest.json"], ["manifest.json", "records.json", "shard-00001.json"]])
-def test_labels_from_elsewhere_resume(elsewhere: Elsewhere, lost: list[str]) -> None:
+def test_labels_from_elsewhere_resume(elsewhere: Elsewhere) -> None:
     """As after a run that was killed in its merge, or between two shards."""
     config = elsewhere.config(unknown_names="add")
     assert run_small(config, "labels").ok
     folder, before = artifact(elsewhere.root / "ws", "labels"), manifest(elsewhere.root / "ws", "labels")
-    for name in lost:
-        (folder / name).unlink()
-    assert run_small(config, "labels").ok
-    after = manifest(elsewhere.root / "ws", "labels")
-    assert all(after[key] == before[key] for key in ("content_digest", "summary", "counts"))
-    assert [one.name for one in folder.iterdir() if one.is_dir()] == ["truth"]
+    for lost in (["manifest.json"], ["manifest.json", "records.json", "shard-00001.json"]):
+        for name in lost:
+            (folder / name).unlink()
+        assert run_small(config, "labels").ok
+        after = manifest(elsewhere.root / "ws", "labels")
+        assert all(after[key] == before[key] for key in ("content_digest", "summary", "counts"))
+        assert [one.name for one in folder.iterdir() if one.is_dir()] == ["truth"]
 
 
 def wrong(config: Config) -> str:
@@ -169,9 +187,8 @@ def test_what_is_wrong_with_the_files_is_known_before_the_run(elsewhere: Elsewhe
     assert "s.yaml: has a synonym of no category" in found[3]
 
 
-def test_corrections_in_a_run(tmp_path: Path) -> None:
-    config = small_config(tmp_path / "ws", **GIVEN)
-    assert run_small(config, "labels").ok
+def test_corrections_in_a_run(labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled, tmp_path / "ws")
     row = pq.read_table(artifact(tmp_path / "ws", "labels") / "labels-00000.parquet").slice(0, 1).to_pylist()[0]
     box = " ".join(map(str, row["boxes"][0]))
     (tmp_path / "c.csv").write_text(f"key,box,name\n{row['key']},{box},no object\n")

@@ -57,7 +57,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
+def begin(done: Config, workspace: Path) -> None:
+    """Copy what has no rounds."""
+    for stage in ("data", "concepts", "teacher", "rpn", "proposals"):
+        shutil.copytree(Path(done.workspace) / stage, workspace / stage)
+
+
 def test_the_second_round_is_that_of_two_runs_by_hand(done: Config, tmp_path: Path) -> None:
+    begin(done, tmp_path / "ws")
     by_hand = rounds(tmp_path / "ws", 1)
     assert run_small(by_hand, "pretrain").ok
     assert digests(by_hand, *SECOND) == digests(done, *FIRST)
@@ -155,6 +162,7 @@ def test_the_command_line_names_the_rounds(done: Config, tmp_path: Path) -> None
 def test_a_run_that_was_cut_between_rounds_goes_on(
     done: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begin(done, tmp_path / "ws")
     config = rounds(tmp_path / "ws", 2)
     assert list(run_small(config, "pretrain@1").outcomes)[-3:] == list(FIRST)
     plain, labelled = Labeller.label_shard, []

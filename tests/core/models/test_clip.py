@@ -24,6 +24,7 @@ from regionclip_core.models.clip import (
     save_clip,
 )
 from regionclip_core.models.text_encoder import encode_tokens
+from regionclip_core.models.tokenization import make_tokenizer
 from regionclip_core.storage.records import Folder
 from stages.base import StageContext
 from stages.teacher import WORK
@@ -140,6 +141,13 @@ def test_small_architecture():
     assert clip.model.context_length == 32
     assert clip.logit_scale == pytest.approx(1 / 0.07)
     assert clip.embed_dim == clip.encode_images(torch.zeros(1, 3, 64, 64)).shape[1] == 128
+
+
+def test_models_share_a_tokenizer_only_with_the_same_options():
+    short, long, again = (make_tokenizer({"context_length": length}) for length in (8, 12, 8))
+    assert short is again and [one(["a cat"]).shape for one in (short, long)] == [(1, 8), (1, 12)]
+    cleaning = make_tokenizer({"context_length": 8, "tokenizer_kwargs": {"clean": "canonicalize"}})
+    assert cleaning(["A cat."]).equal(short(["a cat"])) and not short(["A cat."]).equal(short(["a cat"]))
 
 
 @pytest.mark.parametrize(
