@@ -20,10 +20,26 @@ def init(
             "[default: captions.* in the folder or above it]",
         ),
     ] = None,
-    boxes: Annotated[str | None, typer.Option(metavar="FILE", help="Boxes: COCO's instances_*.json.")] = None,
+    boxes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Boxes: COCO's instances_*.json, or LVIS's lvis_v1_*.json.")
+    ] = None,
+    val_images: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of the images of --val-boxes.  [default: that of --images]"),
+    ] = None,
+    val_boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Boxes, as --boxes, of images that no training sees, to evaluate on.  [default: evaluate on --boxes]",
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="YAML with base: and novel: names.  [default: those of --boxes, all base]"),
+        typer.Option(
+            metavar="FILE",
+            help="YAML with base: and novel: names.  [default: those of --boxes, all base; LVIS's rare ones novel]",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -37,5 +53,5 @@ def init(
     """Look at your images, captions and boxes, and write a commented config with sizes that fit."""
     from stages.commands.init import init as run_init
 
-    for line in run_init(images, captions, boxes, classes, out, model, weights, force):
+    for line in run_init(images, captions, boxes, val_images, val_boxes, classes, out, model, weights, force):
         typer.echo(line)

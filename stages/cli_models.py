@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from stages.cli_options import NAMES, ConfigOption, ModelOption, NameOption, SetOption, WorkspaceOption, model_source
+from stages.cli_options import (
+    NAMES,
+    ConfigOption,
+    ModelOption,
+    NameOption,
+    QuietOption,
+    SetOption,
+    VerboseOption,
+    WorkspaceOption,
+    model_source,
+    verbosity,
+)
 
 ImagesArgument = Annotated[list[str], typer.Argument(help="Image files, folders or globs.")]
 AnyNameOption = Annotated[
@@ -296,14 +307,19 @@ def reproduce(
         str | None,
         typer.Option("--workspace", "-w", metavar="URL", help="Folder or URL.  [default: runs/published_PRESET]"),
     ] = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure the published weights with a preset, and print the paper's figures beside the results."""
     from stages.commands.reproduce import reproduce as run_reproduce
     from stages.commands.reproduce import reproduction
+    from stages.engine.progress import reporter
 
+    shown = reporter(verbosity(quiet, verbose))
     config = reproduction(preset, weights, imported, workspace, overrides or ())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not run_reproduce(preset, weights, imported, config, typer.echo):
+    say = (lambda text: None) if quiet else typer.echo
+    if not run_reproduce(preset, weights, imported, config, say, shown):
         raise typer.Exit(1)
 
 

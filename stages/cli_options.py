@@ -125,7 +125,11 @@ EXAMPLES = {
         "regionclip gc                                    list",
         "regionclip gc --also best --yes                  delete",
     ),
-    "init": ("regionclip init --images photos --captions captions.csv --out mine.yaml",),
+    "init": (
+        "regionclip init --images photos --captions captions.csv --out mine.yaml",
+        "regionclip init --images train --captions captions.csv --boxes train.json --val-images val "
+        "--val-boxes val.json --out mine.yaml",
+    ),
     "detect": (
         'regionclip detect photo.jpg --classes "teapot, violin, red umbrella"',
         "regionclip detect photos/ --model my_detector --classes names.txt --format coco,csv",

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from regionclip_core.concepts.counts import count_captions
+from regionclip_core.concepts.given_names import read_given
 from regionclip_core.concepts.parser import make_parser
 from regionclip_core.concepts.pool import build_pool
 from regionclip_core.config.tree import ConceptsConfig
@@ -49,6 +50,8 @@ class ConceptPool:
     [{'concept': 'dog', 'n_captions': 3}]
     >>> sorted(set(pool.dropped["reason"].to_pylist()))
     ['below_min_count', 'relational']
+    >>> regionclip_core.ConceptPool.from_captions(captions, add=["teapot"], ban=["kite", "light"]).names
+    ['dog', 'traffic light', 'teapot']
     """
 
     table: pa.Table
@@ -58,7 +61,7 @@ class ConceptPool:
 
     @property
     def names(self) -> list[str]:
-        """The concepts, most frequent first."""
+        """The concepts, most frequent first; of a file of names in its order."""
         names: list[str] = self.table["concept"].to_pylist()
         return names
 
@@ -69,6 +72,10 @@ class ConceptPool:
         min_count: int = 1,
         max_concepts: int | None = None,
         parser: Parser = "rules",
+        *,
+        file: str | None = None,
+        add: Sequence[str] | str = (),
+        ban: Sequence[str] | str = (),
     ) -> Self:
         """Parse captions and build their pool; all are held in memory.
 
@@ -77,15 +84,21 @@ class ConceptPool:
             min_count: captions that have to name a concept.
             max_concepts: concepts that are kept, the most frequent ones; None: all.
             parser: as `concepts.parser`: the built-in rules, or a trained spaCy pipeline that is installed.
+            file, add, ban: as `concepts.file`, `concepts.add` and `concepts.ban` (data/README.md): a file of names
+                that is the pool; names, or a file of names, that are kept whatever their counts; and never kept.
 
         Raises:
-            ValueError: if no concept is left.
+            FileNotFoundError: if a file of names is not there.
+            ValueError: if no concept is left, or given names don't go together.
         """
-        config = ConceptsConfig(splits=(), parser=parser, min_count=min_count, max_concepts=max_concepts)
+        settings = {"parser": parser, "min_count": min_count, "max_concepts": max_concepts}
+        config = ConceptsConfig.model_validate({"splits": (), **settings, "file": file, "add": add, "ban": ban})
+        given = read_given(config)
+        caption_parser = make_parser(config, given=given)
         groups = ([one] if isinstance(one, str) else one for one in _listed(captions))
-        counts = count_captions(make_parser(config), groups)
+        counts = count_captions(caption_parser, groups)
         dropped = io.BytesIO()
-        table, _ = build_pool([counts], config, dropped)
+        table, _ = build_pool([counts], config, dropped, names=[*given.synonyms], banned=caption_parser.banned)
         return cls(table, pq.read_table(pa.BufferReader(dropped.getvalue())))
 
 

@@ -101,8 +101,10 @@ class CocoSource(ListedSource):
 
     def check(self, first: Piece) -> None:
         self._refuse_shifted_ids()
-        found = islice(self._documents(first), 20)
-        self._check_images(self._images, [self._file_name(_as_object(one["image"])) or "" for one in found])
+        self._check_images(self._images, [*islice(self.file_names(first), 20)])
+
+    def file_names(self, piece: Piece) -> Iterator[str]:
+        return (self._file_name(_as_object(one["image"])) or "" for one in self._documents(piece))
 
     def categories(self) -> dict[str, int]:
         boxes = Counter(dict(self._facts["boxes"].get("instances", ())))

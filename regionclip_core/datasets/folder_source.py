@@ -43,7 +43,10 @@ class FolderSource(ListedSource):
         return caption_rows_by_image(self._captions), {}
 
     def check(self, first: Piece) -> None:
-        self._check_images(self._images, [rows[0][0] for rows in islice(self._documents(first), 20) if not rows[0][2]])
+        self._check_images(self._images, [*islice(self.file_names(first), 20)])
+
+    def file_names(self, piece: Piece) -> Iterator[str]:
+        return (rows[0][0] for rows in self._documents(piece) if not rows[0][2])
 
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
         for number, rows in enumerate(self._documents(plan.piece), start=plan.piece.start):

@@ -85,6 +85,10 @@ class ListedSource(Source):
     def _read_files(self) -> tuple[Iterator[bytes], dict[str, Any]]:
         """Read the split's files; return a JSON document for each image, and the facts."""
 
+    @abstractmethod
+    def file_names(self, piece: Piece) -> Iterator[str]:
+        """Yield the names of a shard's images below the folder of images, as the files give them."""
+
     def pieces(self, shard_size: int) -> list[Piece]:
         """Cut the images into shards. The driver makes the first call for an artifact, which reads the files."""
         if not self._scratch.exists(self._list):

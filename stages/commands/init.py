@@ -24,6 +24,8 @@ def init(
     images: str,
     captions: str | None,
     boxes: str | None,
+    val_images: str | None,
+    val_boxes: str | None,
     classes: str | None,
     out: str,
     model: str | None,
@@ -42,7 +44,7 @@ def init(
     weights = weights or RANDOM
     model = model or ("small" if weights == RANDOM else "RN50")
     mode = _mode(model, weights)
-    data = look_at(images, captions, boxes, classes)
+    data = look_at(images, captions, boxes, classes, val_images, val_boxes)
     values = settings_for(data, model, weights, mode)
     stages = "" if data.boxed and data.captioned else " pretrain" if data.captioned else " proposals"
     environment = Environment(  # YAML and no HTML: texts are quoted by the filter

@@ -20,6 +20,7 @@ from stages.engine.runner import Pipeline
 
 if TYPE_CHECKING:
     from regionclip_core.config.tree import Config
+    from stages.engine.progress import Reporter
 
 DETECTION = ("pretrained", "detector", "rpn", "embeddings")
 """What an evaluation of a published detector reads."""
@@ -116,10 +117,12 @@ def reproduction(preset: str, weights: str, imported: str, workspace: str | None
     )
 
 
-def reproduce(preset: str, weights: str, imported: str, config: Config, say: Callable[[str], None]) -> bool:
+def reproduce(
+    preset: str, weights: str, imported: str, config: Config, say: Callable[[str], None], shown: Reporter
+) -> bool:
     """Import what is not imported yet, run `config`, and say the results; returns whether all stages ran.
 
-    `preset`, `weights`, `imported` and `config`: see `reproduction`.
+    `preset`, `weights`, `imported` and `config`: see `reproduction`. `shown` shows the run.
 
     Raises:
         ValueError: if a file doesn't fit, or the folder for it holds something else.
@@ -130,7 +133,7 @@ def reproduce(preset: str, weights: str, imported: str, config: Config, say: Cal
         rows = dict.fromkeys(("detector", "embeddings"), getattr(config.data.splits["val"], "instances", None))
     for part, name in zip(DETECTION, published.files, strict=True):
         _import(Path(weights) / name, Path(imported) / published.place(part), rows.get(part), say)
-    result = Pipeline(config).run()
+    result = Pipeline(config, shown).run()
     finished = Planner(config).finished()
     if result.ok:
         say("\n" + figures(preset, folder_of(finished["evaluate"]).read_json("metrics.json")))

@@ -14,6 +14,7 @@ import yaml
 from small_inputs import NAMES, write_coco
 from small_runs import artifact, run_small, small_config
 
+from regionclip_core.concepts.caption_pool import ConceptPool
 from regionclip_core.concepts.counts import count_captions
 from regionclip_core.concepts.parser import make_parser
 from regionclip_core.config.loading import load_config
@@ -138,6 +139,35 @@ def test_min_count_too_high_stops_with_advice(data: Folder, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"'dog', was seen in 4\. Lower concepts\.min_count"):
         run(make_config(min_count=50), data, tmp_path / "out")
     assert set(Folder(str(tmp_path / "out")).names()) == {"phrases-00000.parquet", "phrases-00001.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"file": "names.txt", "add": "more.yaml", "ban": ["zebra"]}, ["animal", "Skis", "cat"]),
+        ({"add": ["zebra", "red mat"], "ban": "more.yaml", "max_concepts": 2}, ["dog", "hot dog", "red mat", "zebra"]),
+    ],
+)
+def test_the_pool_by_hand_is_the_same_in_python(
+    data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], names: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("names.txt").write_text("# a comment\nzebra\nanimal: dog\nSkis\n")
+    Path("more.yaml").write_text("- cat\n")
+    run(make_config(**given), data, tmp_path / "out")
+    stored = {name: pq.read_table(str(tmp_path / "out" / f"{name}.parquet")) for name in ("concepts", "dropped")}
+    pool = ConceptPool.from_captions([images for shard in (0, 1) for images in CAPTIONS[shard]], **given)
+    assert pool.names == stored["concepts"]["concept"].to_pylist() == names
+    columns = [column for column in CONCEPTS.names if column != "dataset_class"]  # captions have no data set
+    assert pool.table.select(columns).equals(stored["concepts"].select(columns))
+    assert pool.dropped.equals(stored["dropped"])
+
+
+def test_names_that_don_t_go_together_are_refused_in_python(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"concepts\.ban: 'dogs' is 'dog' of concepts\.add"):
+        ConceptPool.from_captions(["A dog"], add=["dog"], ban=["dogs"])
+    with pytest.raises(FileNotFoundError, match=r"concepts\.file: no file .*names\.txt"):
+        ConceptPool.from_captions(["A dog"], file=str(tmp_path / "names.txt"))
 
 
 def test_a_trained_pipeline_goes_the_same_way(data: Folder, tmp_path: Path) -> None:

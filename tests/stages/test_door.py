@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from export_runs import Run, finished_run
 from PIL import Image
+from places import ROOT
 from small_runs import artifact
 
 import regionclip_core
@@ -126,6 +130,34 @@ def test_a_pool_of_captions_is_that_of_the_stage(place: Path) -> None:
     assert pool.dropped.equals(stored["dropped"])
     few = regionclip_core.ConceptPool.from_captions(captions, max_concepts=2)
     assert few.names == pool.names[:2] and "beyond_max_concepts" in few.dropped["reason"].to_pylist()
+
+
+def test_the_lines_of_code_that_are_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours run; the table has the number of lines of each library's code, and none is shorter than ours."""
+    monkeypatch.chdir(place)
+    text = (ROOT / "docs" / "lines_of_code.md").read_text(encoding="utf-8")
+    head, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\|.*\|$", text, re.M)]
+    table = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows[1:]}
+    blocks = re.findall(r"^## (.*)\n(?:(?!```).*\n)*```python\n((?:(?!```).*\n)*)", text, re.M)
+    assert [title.lower() for title, _ in blocks] == [*table]
+    names, photo = ["cup", "traffic light"], "photo.jpg"
+    made: dict[str, Any] = {"names": names, "boxes": [(10, 20, 60, 90), (0, 0, 80, 40)], "photos": [photo, "two.jpg"]}
+    made["captions"] = ["A photo of a dog", "Dogs and a kite"]
+    Image.open(photo).save("two.jpg")
+    for title, block in blocks:
+        parts = re.split(r"^# (.*)\n", block, flags=re.M)[1:]
+        code = dict(zip(parts[::2], parts[1::2], strict=True))
+        counts = {library: len(list(filter(None, lines.splitlines()))) for library, lines in code.items()}
+        assert {library: str(counts.get(library, "-")) for library in head[1:]} == table[title.lower()], title
+        assert min(counts.values()) == counts["regionclip"]
+        for library, lines in code.items():  # one statement per line
+            assert len(ast.parse(lines).body) == counts[library] and max(map(len, lines.splitlines())) <= 100
+        exec(code["regionclip"].replace("my_detector", "detector"), made)
+        if title.startswith("Find"):
+            assert made["found"].names and set(made["found"].names) <= set(names)
+    assert made["features"].shape == made["texts"].shape and made["pool"].names == ["dog"]
+    assert made["table"].index.levels[0].tolist() == made["photos"]
+    assert made["table"].loc[photo].equals(made["found"].to_pandas())
 
 
 def test_what_has_no_tables_says_so(place: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from places import TINY_COCO
 from small_inputs import NAMES, write_coco, write_folder, write_tars
 from small_runs import manifest
 from typer.testing import CliRunner, Result
@@ -38,6 +39,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(Folder(str(root / "table")))
     write_tars(Folder(str(root / "web")))
     (root / "classes.yaml").write_text(yaml.safe_dump({"base": NAMES[:-9], "novel": NAMES[-9:]}))
+    write_coco(Folder(str(root / "held")), 3, "held")
+    body = json.loads((root / "coco" / "instances.json").read_text())
+    for name, ids in (("one", [1, 2, 4]), ("two", [0, 4, 5])):
+        images = [image for image in body["images"] if image["id"] in ids]
+        boxes = [one for one in body["annotations"] if one["image_id"] in ids]
+        (root / f"{name}.json").write_text(json.dumps(body | {"images": images, "annotations": boxes}))
+    body["images"][0]["neg_category_ids"] = []
+    (root / "lists.json").write_text(json.dumps(body))
+    for category in body["categories"]:
+        category["frequency"] = "c"
+    (root / "half.json").write_text(json.dumps(body))
     (root / "others.yaml").write_text("base: [zebra crossing]")
     (root / "empty").mkdir()
     (root / "notes").mkdir()
@@ -132,6 +144,69 @@ def test_a_caption_table_and_boxes_are_two_splits(init: Any) -> None:
     assert call("check", "--config", file).exit_code == 0
 
 
+def test_images_that_no_training_sees(init: Any) -> None:
+    given = ("--images", "coco/images", "--captions", "coco/captions.json", "--boxes", "coco/instances.json")
+    result, file = init(*given)
+    said = "evaluate measures on train, the images of the training: a check that it learned, no result. For one, give"
+    assert said in result.stdout and said in Path(file).read_text()
+    assert "split: train  # the images of the training: a check" in Path(file).read_text()
+    result, file = init(*given, "--val-images", "held/images", "--val-boxes", "held/instances.json", "--force")
+    config = load_config(file)
+    held = {"source": "coco", "images": "held/images", "instances": "held/instances.json"}
+    assert config.data.splits["val"].model_dump(exclude_defaults=True) == held
+    assert [*config.data.splits] == [*config.proposals.splits] == ["train", "val"]
+    assert (config.rpn.split, config.labels.splits, config.evaluate.split) == ("train", ("train",), "val")
+    assert "val: 3 images, 3 looked at;" in result.stdout and result.stdout.count("  boxes: ") == 2
+    assert "evaluate measures on val, of whose images the trainings see none\n" in result.stdout
+    assert "split: val  # images that no training sees\n" in Path(file).read_text()
+    assert call("check", "--config", file).exit_code == 0
+
+
+def test_images_that_trainings_see_are_counted(init: Any) -> None:
+    """The captions are of the images 0 and 3, the boxes of 1, 2 and 4; those to evaluate on are 0, 4 and 5."""
+    given = ("--images", "coco/images", "--captions", "good.csv", "--boxes", "one.json", "--val-boxes", "two.json")
+    result, file = init(*given)
+    assert "evaluate measures on val, of whose images the trainings see 2: leave them out" in result.stdout
+    assert "split: val  # 2 of its images are seen by the trainings\n" in Path(file).read_text()
+    assert load_config(file).data.splits["val"].images == "coco/images"  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(not TINY_COCO.is_dir(), reason="no tiny_coco beside the repository")
+def test_lvis_on_photographs(init: Any, tmp_path: Path) -> None:
+    """COCO's photographs in LVIS's form: no file names but URLs, every third category rare."""
+    counts = {}
+    for split in ("train", "val"):
+        body = json.loads((TINY_COCO / "annotations" / f"instances_{split}2017.json").read_text())
+        ids = [category["id"] for category in body["categories"]]
+        for number, category in enumerate(body["categories"]):
+            category |= {"frequency": "rcf"[number % 3], "name": category["name"].replace(" ", "_")}
+        held = {(one["image_id"], one["category_id"]) for one in body["annotations"]}
+        for image in body["images"]:
+            image["coco_url"] = f"http://images.cocodataset.org/{split}2017/{image.pop('file_name')}"
+            image["neg_category_ids"] = [one for one in ids if (image["id"], one) not in held][:4]
+            image["not_exhaustive_category_ids"] = []
+        (tmp_path / f"{split}.json").write_text(json.dumps(body))
+        rare = {one["id"] for one in body["categories"] if one["frequency"] == "r"}
+        counts[split] = sum(one["category_id"] in rare and not one["iscrowd"] for one in body["annotations"])
+    captions = str(TINY_COCO / "annotations" / "captions_train2017.json")
+    given = ("--captions", captions, "--boxes", str(tmp_path / "train.json"), "--val-boxes", str(tmp_path / "val.json"))
+    result, file = init("--images", str(TINY_COCO), *given)
+    text, config = Path(file).read_text(), load_config(file)
+    assert config.data.categories == str(tmp_path / "train.json") and "# rare categories are novel, the oth" in text
+    assert [split.source for split in config.data.splits.values()] == ["lvis", "lvis"]
+    assert config.data.splits["train"].captions == captions  # type: ignore[union-attr]
+    assert (config.finetune.sampling, config.evaluate.protocol) == ("repeat_factor", "lvis")
+    assert "of whose images the trainings see none" in result.stdout and text.count("\n") < 110
+    assert call("check", "--config", file).exit_code == 0
+    workspace = ("--workspace", str(tmp_path / "ws"))
+    assert call("run", "--dry-run", "--config", file, *workspace).exit_code == 0
+    ran = call("run", "data", "--config", file, "--backend", "local", *workspace)
+    assert ran.exit_code == 0, ran.output
+    summary = manifest(tmp_path / "ws", "data")["summary"]
+    assert summary["images"] == {"train": 50, "val": 50}
+    assert {split: boxes["novel_boxes"] for split, boxes in summary["boxes"].items()} == counts
+
+
 def test_models_that_are_asked_for(init: Any) -> None:
     _, file = init("--images", "web", "--weights", "openai")
     config = load_config(file)
@@ -197,6 +272,37 @@ def test_images_in_tars_are_estimated_by_their_bytes(init: Any, monkeypatch: pyt
             ["--boxes: ", "none of its categories"],
         ),
         ("--images coco/images --boxes coco/instances.json --classes cls.yaml", ["cls.yaml", "nearest: classes.yaml"]),
+        (
+            "--images coco/images --boxes one.json --val-images held/images",
+            ["--val-images: `evaluate` compares", "--val-boxes"],
+        ),
+        ("--images table --val-boxes one.json", ["--val-boxes: `evaluate` measures a detector", "--boxes"]),
+        ("--images coco/images --boxes one.json --val-boxes ./one.json", ["--val-boxes: ", "is --boxes as well"]),
+        (
+            "--images coco/images --boxes one.json --val-images web --val-boxes two.json",
+            ["--val-images: expected a folder of images", "web means tars"],
+        ),
+        (
+            "--images coco/images --boxes one.json --val-images held --val-boxes held/instances.json",
+            ["--val-images: none of the first 3 images is there"],
+        ),
+        ("--images coco/images --boxes one.json --val-boxes tow.json", ["--val-boxes: no file 'tow.json'"]),
+        (
+            "--images coco/images --boxes one.json --val-boxes half.json",
+            ["--val-boxes: expected COCO's form, as --boxes one.json has (came: LVIS's, half.json)"],
+        ),
+        (
+            "--images coco/images --boxes lists.json",
+            ["--boxes: lists.json: expected all", "its categories have no `frequency`"],
+        ),
+        (
+            "--images coco/images --boxes half.json",
+            ["--boxes: expected all that LVIS's files say", "its images have no lists neg_category_ids"],
+        ),
+        (
+            "--images coco/images --boxes half.json --classes classes.yaml",
+            ["--classes: half.json is an LVIS file", "which classes.yaml doesn't say"],
+        ),
         (
             "--images table --model RN5",
             ["--model: expected `small` or an open_clip architecture (came: 'RN5'); nearest"],

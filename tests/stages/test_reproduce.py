@@ -21,7 +21,10 @@ from regionclip_core.models.text_embeddings import NamePrompts
 from regionclip_core.storage.records import Folder
 from regionclip_core.weights.importing import import_checkpoint
 from stages.cli import app
+from stages.commands import reproduce as command
 from stages.commands.reproduce import DETECTION, PUBLISHED, figures, reproduction
+from stages.engine.progress import Reporter
+from stages.engine.runner import Pipeline, RunResult
 
 TEXT = (ROOT / "docs" / "REPRODUCE.md").read_text(encoding="utf-8").replace("\\\n", " ")
 
@@ -77,6 +80,33 @@ def test_what_is_missing_is_named_before_anything_is_done(tmp_path: Path) -> Non
     assert not (tmp_path / "made").exists()
 
 
+def test_quiet_and_verbose_are_those_of_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What shows the run, and what is said of the imports; both at once are refused."""
+    shown: list[Reporter] = []
+
+    class Failing(Pipeline):
+        def run(self, *_: object) -> RunResult:
+            shown.append(self.report)
+            return RunResult({"data": "failed"})
+
+    monkeypatch.setattr(command, "Pipeline", Failing)
+    monkeypatch.setattr(command, "_import", lambda file, out, names, say: say(f"{file.name}: imported"))
+    given = ("coco_rn50", "--weights", str(files(tmp_path, "coco_rn50")), "-w", str(tmp_path / "ws"))
+    for option, lines in ((), len(DETECTION)), (("-v",), len(DETECTION)), (("-q",), 0):
+        result = call(*given, *option)
+        assert result.exit_code == 1 and len(result.stdout.splitlines()) == lines, result.output
+    for report, said in zip(shown, (["said", "odd"], ["said", "shard", "odd"], ["odd"]), strict=True):
+        capsys.readouterr()
+        report.say("said")
+        report.detail("shard")
+        report.warn("odd")
+        assert capsys.readouterr().out.split() == said
+    both = call(*given, "-q", "-v")
+    assert both.exit_code == 2 and "-q" in both.stderr and len(shown) == 3
+
+
 @pytest.mark.slow
 def test_official_files_are_imported_once_and_measured(tmp_path: Path) -> None:
     """RN50 in its true size, random weights, two small images."""
@@ -120,6 +150,7 @@ def test_official_files_are_imported_once_and_measured(tmp_path: Path) -> None:
     assert re.search(r"novel: AP50 +31\.4 +\d", first.stdout)
     again = call(*given, *sets)
     assert again.exit_code == 0 and again.stdout.count("imported before") == len(DETECTION)
+    assert call(*given, *sets, "-q").output == ""
     with network.open("ab") as file:
         file.write(b" ")
     changed = call(*given, *sets)
