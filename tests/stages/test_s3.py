@@ -77,10 +77,12 @@ def config(workspace: Path | str, inputs: dict[str, Any], **sections: Any) -> Co
 
 
 def files(workspace: Folder, stages: tuple[str, ...] = STAGE_NAMES) -> dict[str, bytes]:
-    """Content of every artifact by stage and name, without the frame's own files."""
+    """Content of every artifact by stage and name, without the frame's own files; empty where it says how long a
+    stage took."""
     own = ("shard-", "failed", "records", "manifest", "plan", "progress")
+    timed = ("report.html", "times.csv")
     return {
-        f"{stage}/{name}": folder.read_bytes(name)
+        f"{stage}/{name}": b"" if stage == "report" and name in timed else folder.read_bytes(name)
         for stage, folder in artifacts(workspace)
         for name in folder.names()
         if stage in stages and not name.startswith(own)
