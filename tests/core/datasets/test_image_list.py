@@ -37,6 +37,9 @@ class Numbers(ListedSource):
 
         return documents(), {"lost": 7}
 
+    def file_names(self, piece: Piece) -> Iterator[str]:
+        return (f"{document['number']}.jpg" for document in self._documents(piece))
+
     def samples(self, plan: ShardPlan, store: TarWriter | None) -> Iterator[IndexRow]:
         for document in self._documents(plan.piece):
             yield IndexRow(str(document["number"]), document["number"])
