@@ -34,6 +34,7 @@ from regionclip_core.proposals.proposers import proposer_row
 
 Row = tuple[Any, ...]
 _BOX = "xmin, ymin, xmax, ymax"
+_OVERLAP = 0.3  # in eight scenes of 40 objects it leaves 36 boxes of a score of 0.3, where PICTURE_NMS leaves 108
 _STYLE = """
 footer { display: none !important; }
 .problem { color: var(--error-icon-color); font-weight: 600; }
@@ -41,6 +42,8 @@ footer { display: none !important; }
 .rows table { border-collapse: collapse; width: 100%; }
 .rows :is(th, td) { border-bottom: 1px solid var(--border-color-primary); padding: 0.4em 0.6em; }
 .rows :is(th, td) { text-align: left; white-space: nowrap; }
+.photo img { width: 100%; height: 100%; object-fit: contain; }
+@media (max-width: 640px) { .rows :is(th, td) { font-size: 0.75em; padding: 0.4em 0.25em; white-space: normal; } }
 """
 
 
@@ -150,25 +153,40 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
     shown: dict[str, Any] = {"format": "jpeg", "interactive": False, "show_label": False, "buttons": []}
     one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
     with gr.Blocks(title="RegionCLIP", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# RegionCLIP\nFinds what you name, with {what}. Photos stay on the machine that runs this page.")
+        gr.Markdown(
+            f"# RegionCLIP\nFinds in a photo what you name. Model: {what}. "
+            "Photos stay on the machine that runs this page."
+        )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 photo = gr.Image(
-                    label="Photo", type="filepath", sources=["upload", "clipboard"], height=320, buttons=[]
+                    label="Photo",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    height=320,
+                    buttons=[],
+                    elem_classes="photo",
                 )
                 # gradio would decode the file its own way, and answer a broken one with an error of its own.
                 photo.preprocess = lambda payload: payload and payload.path
+                given = " These are the model's own names; put your own words in their place."
                 words = gr.Textbox(
-                    playground.own_words, label="Words", placeholder="cup, red kite", lines=3, max_lines=3
+                    playground.own_words,
+                    label="Words",
+                    info="What to look for, with commas between." + given * bool(playground.own_words),
+                    placeholder="cup, red kite",
+                    lines=3,
+                    max_lines=5,
                 )
                 if photos:
                     gr.Examples([[str(path)] for path in photos], photo, label="Photos of this workspace")
             with gr.Column(scale=3, min_width=300):
                 with gr.Tab("Detect"):
                     with gr.Row():
-                        score = gr.Slider(0, 1, 0.3, step=0.01, label="Score", info="Lowest shown", min_width=240)
-                        hidden = "IoU with a better box that hides one"
-                        iou = gr.Slider(0, 1, PICTURE_NMS, step=0.05, label="NMS", info=hidden, min_width=240)
+                        lowest = "Lowest that is shown"
+                        score = gr.Slider(0, 1, 0.3, step=0.01, label="Score", info=lowest, min_width=240)
+                        hidden = "Highest IoU with a better box"
+                        iou = gr.Slider(0, 1, _OVERLAP, step=0.05, label="Overlap", info=hidden, min_width=240)
                     own = gr.Checkbox(
                         label="Compare each word with the model's own names",
                         info="Its score then doesn't depend on the other words.",
@@ -181,6 +199,9 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
                 if playground.pair is not None:
                     student = "detector" if playground.pair[1].finetuned else "student"
                     with gr.Tab("Regions"):
+                        gr.Markdown(
+                            "The same boxes, named by two models: with the word that its features are nearest to."
+                        )
                         count = gr.Slider(1, 30, 8, step=1, label="Regions", info="The most likely objects first")
                         button, said, pictures = gr.Button("Compare regions", variant="primary"), gr.HTML(), []
                         with gr.Row():
@@ -189,7 +210,7 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
                                     gr.Markdown(name)
                                     pictures.append(gr.Image(**shown))
                         outputs = [*pictures, gr.HTML(apply_default_css=False), said]
-                        headers = ["region", "CLIP", "probability", "RegionCLIP", "probability", _BOX]
+                        headers = ["region", "CLIP", "score", "RegionCLIP", "score", _BOX]
                         answer = answering(playground.regions, headers, 2)
                         button.click(answer, [photo, words, count], outputs, **one_at_a_time)
     return gr.mount_gradio_app(
@@ -201,7 +222,10 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
         max_file_size=MAX_BYTES,
         ssr_mode=False,
         mcp_server=False,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        # gradio's grey of explanations, neutral_400, is hard to read on white.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+        ),
         css=_STYLE,
     )
 

@@ -109,7 +109,7 @@ def opened_page(choice: ModelChoice, teacher: str | None = None) -> Iterator[tup
         else:
             playground = Playground(model, pair, lambda names: unknown_names(source, lines, names))
             photos = example_photos(choice, Path(scratch)) if "data" in lines else []
-            yield playground, make_page(playground, f"{choice.name} of {source.workspace}", photos)
+            yield playground, make_page(playground, f"{choice.name}, of the run in {source.workspace}", photos)
 
 
 def _pair(choice: ModelChoice, model: RegionModel, teacher: str | None) -> tuple[RegionModel, RegionModel] | None:
