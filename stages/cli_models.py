@@ -191,8 +191,16 @@ def serve(
         str | None,
         typer.Option(metavar="DIR", help="CLIP model to compare --model with.  [default: the teacher/ in it, if any]"),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; any but this one is open to others.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this one is open to others, and needs a login.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD", envvar="REGIONCLIP_AUTH", help="Login; others see it here, not in the variable."
+        ),
+    ] = None,
     rpn: Annotated[
         str | None, typer.Option(metavar="DIR", help="Proposal network, instead of the model's own.")
     ] = None,
@@ -208,7 +216,8 @@ def serve(
     from stages.commands.serve import serve as run_serve
 
     parts = {"rpn": rpn, "text": text, "prompts": None, "embeddings": None}
-    run_serve(source, name=name or "regionclip", parts=parts, teacher=teacher, device=device, host=host, port=port)
+    where: dict[str, Any] = {"host": host, "port": port, "auth": auth}
+    run_serve(source, name=name or "regionclip", parts=parts, teacher=teacher, device=device, **where)
 
 
 def export(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from regionclip_core.config.tree import Config
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.detection.detector import OpenVocabularyDetector, load_detector
-from regionclip_core.detection.drawings import knows_drawings_only
+from regionclip_core.detection.drawings import knows_drawings_only, of_drawings_only
 from regionclip_core.detection.inference import InferenceSettings
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.detection.region_model import Preprocess, RegionModel
@@ -57,6 +57,7 @@ def open_model(
     else:
         folder = clip_folder(place, "student")
         model = zero_shot(load_clip(folder), read_prompts(folder))
+        model = replace(model, drawings_only=of_drawings_only(folder))
         if rpn is None and find_rpn_folder(place) is not None:
             rpn = place
     return with_parts(model, rpn, text, prompts, embeddings).to(device)

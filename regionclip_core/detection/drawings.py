@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from regionclip_core.config.tree import Config
+from regionclip_core.storage.folder import Folder
+from regionclip_core.storage.given_files import clip_layout
 
 Trained = Literal["teacher", "student", "detector"]
 _SIDE = 96  # pixels that are looked at, per side
@@ -34,6 +36,11 @@ def drawn_splits(config: Config, kind: Trained) -> list[str]:
 def knows_drawings_only(config: Config, kind: Trained) -> bool:
     """Return whether a model of a run has seen no other images in its last training."""
     return bool(drawn := drawn_splits(config, kind)) and drawn == training_splits(config, kind)
+
+
+def of_drawings_only(folder: Folder) -> bool:
+    """Return whether the description in a CLIP folder says so; only `regionclip export` writes it there."""
+    return bool(folder.read_json(clip_layout(folder)[0]).get("trained_on") == "drawings")
 
 
 def looks_like_a_photograph(pixels: npt.NDArray[np.uint8]) -> bool:

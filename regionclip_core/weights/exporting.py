@@ -39,11 +39,18 @@ from regionclip_core.storage.given_files import CLIP_LAYOUTS, clip_layout, is_mo
 # ---------------------------------------------------------------- our folders
 
 
-def export_open_clip(folder: Folder, clip: ClipModel, card: ModelCard, prompts: NamePrompts | None) -> None:
-    """Write a folder that open_clip opens with `local-dir:`: its configuration, weights, a card, our prompts."""
+def export_open_clip(
+    folder: Folder, clip: ClipModel, card: ModelCard, prompts: NamePrompts | None, drawings_only: bool = False
+) -> None:
+    """Write a folder that open_clip opens with `local-dir:`: its configuration, weights, a card, our prompts.
+
+    `drawings_only`: whether the model was trained on the embedded world alone, which the configuration then says.
+    """
     save_clip(clip, folder, layout=CLIP_LAYOUTS[0])
     description = folder.read_json(CLIP_LAYOUTS[0][0])
     description["preprocess_cfg"] |= usual_resizing(clip.name)
+    if drawings_only:
+        description["trained_on"] = "drawings"
     folder.write_json(CLIP_LAYOUTS[0][0], description, indent=1)
     if prompts is not None:
         write_prompts(folder, prompts)

@@ -18,7 +18,7 @@ from regionclip_core.storage.folder import writable_target
 from regionclip_core.storage.locations import printable
 from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
 from stages.commands.known_words import unknown_names
-from stages.commands.model_choice import NO_PARTS, choose_model
+from stages.commands.model_choice import NO_PARTS, choose_model, with_second
 from stages.commands.workspace_models import ZERO_SHOT, detector_stages, workspace_detector
 
 if TYPE_CHECKING:
@@ -110,14 +110,11 @@ def detect(
     if fuse is not None:
         from regionclip_core.detection.assembly import open_model
 
-        config = Config() if isinstance(source, str) else source
-        own, context = config.evaluate.fusion, config.labels.context
-        second = workspace_detector(config, fuse, second_lines) if second_lines else open_model(fuse)
-        if own.temperature is not None:
-            second.detector.temperature = own.temperature
-        base = own.base if fuse_base is None else fuse_base
-        novel = own.novel if fuse_novel is None else fuse_novel
-        model = model.fused(second, base, novel, context if fuse_crops else None)
+        if second_lines and not isinstance(source, str):
+            second = workspace_detector(source, fuse, second_lines)
+        else:
+            second = open_model(fuse)
+        model = with_second(model, second, source, fuse_crops, fuse_base, fuse_novel)
     from regionclip_core.detection.drawing import draw
     from regionclip_core.detection.drawings import looks_like_a_photograph
 

@@ -115,6 +115,7 @@ def _write_onnx(source: Config | str, folder: Folder, name: str, lines: dict[str
 
 
 def _write(what: str, source: Config | str, folder: Folder, name: str, lines: dict[str, PlanLine]) -> None:
+    from regionclip_core.detection.drawings import knows_drawings_only, of_drawings_only
     from regionclip_core.detection.model_folder import save_model
     from regionclip_core.models.clip import load_clip
     from regionclip_core.models.text_embeddings import NamePrompts, read_prompts
@@ -124,7 +125,7 @@ def _write(what: str, source: Config | str, folder: Folder, name: str, lines: di
     if isinstance(source, str):
         place = clip_folder(source, "student" if what == "student" else "teacher")
         given = load_clip(place)
-        export_open_clip(folder, given, clip_card(given, what, None), read_prompts(place))
+        export_open_clip(folder, given, clip_card(given, what, None), read_prompts(place), of_drawings_only(place))
         return
     with undisturbed(lines.values()):
         made = {stage: asdict(line.manifest) for stage, line in lines.items() if line.manifest is not None}
@@ -135,7 +136,9 @@ def _write(what: str, source: Config | str, folder: Folder, name: str, lines: di
         model = workspace_detector(source, name, lines)
         save_model(folder, model, str(detector_card(model, name, facts)))
     else:
-        export_open_clip(folder, clip, clip_card(clip, what, facts), NamePrompts.from_config(source.teacher))
+        drawings_only = knows_drawings_only(source, "student" if what == "student" else "teacher")
+        prompts = NamePrompts.from_config(source.teacher)
+        export_open_clip(folder, clip, clip_card(clip, what, facts), prompts, drawings_only)
 
 
 def export_labels(

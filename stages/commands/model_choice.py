@@ -1,11 +1,12 @@
-"""The model that `detect`, `features` and `embed` were asked for: checked before torch is loaded, then opened."""
+"""The model that a command was asked for: checked before torch is loaded, then opened."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from regionclip_core.config.tree import Config, ExecutionConfig
@@ -97,3 +98,27 @@ def choose_model(
         if source.execution.threads:
             set_threads(source.execution.threads)
     return ModelChoice(source, name, parts, device, precision, lines)
+
+
+def with_second(
+    model: RegionModel,
+    second: RegionModel,
+    source: Config | str,
+    crops: bool,
+    base: float | None = None,
+    novel: float | None = None,
+) -> RegionModel:
+    """Return the model with a CLIP model in its scores, see `RegionModel.fused`.
+
+    Args:
+        source: the config of a workspace, whose `evaluate.fusion` says how; of a model's folder: the defaults.
+        crops: whether `second` sees crops, with the context of the config's labels, instead of region features.
+        base, novel: exponents; None: the config's.
+    """
+    config = Config() if isinstance(source, str) else source
+    own = config.evaluate.fusion
+    if own.temperature is not None:
+        second = replace(second, detector=copy(second.detector))  # `second` may be in use by itself
+        second.detector.temperature = own.temperature
+    exponents = own.base if base is None else base, own.novel if novel is None else novel
+    return model.fused(second, *exponents, config.labels.context if crops else None)

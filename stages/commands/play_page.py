@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torchvision.ops import nms
 from regionclip_core.datasets.images import FORMATS, MAX_BYTES, BadImage, decode_image, read_image_file, to_tensor
 from regionclip_core.datasets.names import names_in
 from regionclip_core.detection.drawing import draw
+from regionclip_core.detection.drawings import looks_like_a_photograph
 from regionclip_core.detection.inference import Detections
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.detection.results import PICTURE_NMS
@@ -34,6 +35,7 @@ from regionclip_core.proposals.proposers import proposer_row
 
 Row = tuple[Any, ...]
 _BOX = "xmin, ymin, xmax, ymax"
+_ALONE = "none"
 _OVERLAP = 0.3  # in eight scenes of 40 objects it leaves 36 boxes of a score of 0.3, where PICTURE_NMS leaves 108
 _STYLE = """
 footer { display: none !important; }
@@ -55,6 +57,8 @@ class Playground:
     """Finds objects."""
     pair: tuple[RegionModel, RegionModel] | None = None
     """Teacher and student, to compare; the student proposes the regions."""
+    fused: Mapping[str, RegionModel] = field(default_factory=dict)
+    """`model` with a second opinion in its scores, by whose opinion it is."""
     unknown: Callable[[Sequence[str]], Sequence[str]] = lambda names: ()
     """Which of some names the model can't know."""
 
@@ -71,9 +75,15 @@ class Playground:
         return names
 
     def detect(
-        self, photo: str | None, words: str, score: float, iou: float, against_own: bool = False
+        self,
+        photo: str | None,
+        words: str,
+        score: float,
+        iou: float,
+        against_own: bool = False,
+        second: str = _ALONE,
     ) -> tuple[Image.Image, list[Row], str]:
-        """Return the picture, a row (name, score, box) per box in it, and what to say.
+        """Return the picture, with masks if the model makes any, a row (name, score, box) per box, and what to say.
 
         Args:
             photo: path of an image file.
@@ -81,12 +91,14 @@ class Playground:
             score: lowest score shown.
             iou: see `NamedDetections.without_doubles`.
             against_own: whether a word is compared with the model's own names instead of the other words.
+            second: a key of `fused`, or "none".
 
         Raises:
             ValueError: for a file that is no image, or names that can't be looked for.
         """
         pixels, names, began = _pixels(photo), self.names(words), time.monotonic()
-        [found] = self.model.detect(pixels, names, self.model.vocabulary.names if against_own else ())
+        model = self.model if second == _ALONE else self.fused[second]
+        [found] = model.detect(pixels, names, model.vocabulary.names if against_own else ())
         shown = found.without_doubles(iou).at_least(score)
         said = f"{len(shown)} found in {time.monotonic() - began:.1f} s."
         if not len(shown):
@@ -94,6 +106,8 @@ class Playground:
             said = f"Nothing of {score:g} or more{best}."
         if unknown := self.unknown(names):
             said += f" No caption of this run names {', '.join(unknown[:10])}: what is found of it means nothing."
+        if model.drawings_only and looks_like_a_photograph(pixels):
+            said += " This looks like a photograph, and the model knows drawings only: what it finds means nothing."
         rows = list(zip(shown.names, _digits(shown.scores), _sides(shown.boxes), strict=True))
         return found.plot(pixels, score, iou), rows, said
 
@@ -142,12 +156,15 @@ def name_probabilities(
     return (cosines / model.detector.temperature).softmax(dim=1)
 
 
-def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) -> FastAPI:
+def make_page(
+    playground: Playground, what: str, photos: Sequence[Path] = (), login: tuple[str, str] | None = None
+) -> FastAPI:
     """Return the page as a web application, which asks no other server for anything.
 
     Args:
         what: the model, in words.
         photos: examples.
+        login: user and password that the page asks for, before it answers anything else.
     """
     # JPEG, since a PNG of a phone's photo takes seconds.
     shown: dict[str, Any] = {"format": "jpeg", "interactive": False, "show_label": False, "buttons": []}
@@ -192,10 +209,17 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
                         info="Its score then doesn't depend on the other words.",
                         visible=bool(playground.own_words),
                     )
+                    second = gr.Radio(
+                        [_ALONE, *playground.fused],
+                        value=_ALONE,
+                        label="Second opinion",
+                        info="Takes part in the scores. Crops take longer: a pass of the whole CLIP per proposal.",
+                        visible=bool(playground.fused),
+                    )
                     button, said = gr.Button("Detect", variant="primary"), gr.HTML()
                     outputs = [gr.Image(**shown), gr.HTML(apply_default_css=False), said]
                     answer = answering(playground.detect, ["name", "score", _BOX], 1)
-                    button.click(answer, [photo, words, score, iou, own], outputs, **one_at_a_time)
+                    button.click(answer, [photo, words, score, iou, own, second], outputs, **one_at_a_time)
                 if playground.pair is not None:
                     student = "detector" if playground.pair[1].finetuned else "student"
                     with gr.Tab("Regions"):
@@ -217,6 +241,7 @@ def make_page(playground: Playground, what: str, photos: Sequence[Path] = ()) ->
         FastAPI(openapi_url=None),
         blocks,
         "/",
+        auth=login,
         footer_links=[],
         run_history=False,
         max_file_size=MAX_BYTES,

@@ -19,7 +19,7 @@ from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import clip_folder, clip_layout
 from stages.commands.finished import folder_of, undisturbed
 from stages.commands.known_words import unknown_names
-from stages.commands.model_choice import NO_PARTS, ModelChoice, choose_model
+from stages.commands.model_choice import NO_PARTS, ModelChoice, choose_model, with_second
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from regionclip_core.detection.region_model import RegionModel
     from stages.commands.play_page import Playground
 
+AUTH_VARIABLE = "REGIONCLIP_AUTH"
+"""Environment variable of `--auth`."""
 EXAMPLES = 6
 """Photos of a workspace's evaluated split that the page offers."""
 
@@ -40,6 +42,7 @@ def serve(
     device: str = "auto",
     host: str = "127.0.0.1",
     port: int = 7860,
+    auth: str | None = None,
 ) -> None:
     """Serve a page that takes a photo and words, until Ctrl-C. Prints its link.
 
@@ -47,14 +50,17 @@ def serve(
         source, name, parts, device: see `choose_model`.
         teacher: see `opened_page`.
         host, port: where to listen; port 0 takes a free one.
+        auth: USER:PASSWORD that the page asks for; any `host` but this machine's own needs one.
 
     Raises:
-        ValueError, FileNotFoundError: if there is no such model, a part of it is missing, or the port is taken.
+        ValueError, FileNotFoundError: if there is no such model, a part of it is missing, the port is taken, or a login
+            is missing or malformed.
         ImportError: without gradio.
     """
     # What a user can get wrong comes before torch, gradio and the model, which take seconds to load.
     if find_spec("gradio") is None:
         raise ImportError('serve needs gradio: pip install "regionclip[serve]"')
+    login = login_of(auth, host)
     if teacher is not None:
         if not isinstance(source, str):
             raise ValueError("--teacher goes with --model: a workspace has its own teacher")
@@ -65,17 +71,42 @@ def serve(
             )
     choice = choose_model(source, name, parts, device, None, "serve", names=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are deleted
-    with listening(host, port) as listener, opened_page(choice, teacher) as (_, page):
+    with listening(host, port) as listener, opened_page(choice, teacher, login) as (_, page):
         from stages.commands.play_page import PageServer
 
-        if host not in ("localhost", "::1") and not host.startswith("127."):
-            print(f"warning: --host {host}: all who reach it can use the page, it has no password", file=sys.stderr)
+        if not is_local(host):
+            print(
+                f"note: to --host {host} password and photos travel as plain text: where others can listen, put a "
+                "proxy with HTTPS before the page, or leave out --host and use ssh -L",
+                file=sys.stderr,
+            )
         shown = f"[{host}]" if ":" in host else host
         print(f"the page is at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
         try:
             PageServer(page).run(sockets=[listener])
         except KeyboardInterrupt:
             print("stopped")
+
+
+def is_local(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def login_of(auth: str | None, host: str) -> tuple[str, str] | None:
+    """Return user and password; None for a page without. ValueError if they are malformed, or missing for `host`."""
+    if auth is None:
+        if is_local(host):
+            return None
+        raise ValueError(
+            f"--host {host}: other machines reach the page there, so it needs a login. Set {AUTH_VARIABLE} to "
+            "USER:PASSWORD in the environment (or give --auth USER:PASSWORD, which others on this machine can see). "
+            "Or leave out --host and reach the page from elsewhere by `ssh -L 7860:127.0.0.1:7860 THIS_MACHINE`"
+        )
+    user, _, password = auth.partition(":")
+    if not (user and password):  # what came is not shown: it may be the password
+        raise ValueError(f"--auth, or {AUTH_VARIABLE}: expected USER:PASSWORD, a colon with something on both sides")
+    return user, password
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -90,26 +121,34 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def opened_page(choice: ModelChoice, teacher: str | None = None) -> Iterator[tuple[Playground, FastAPI]]:
+def opened_page(
+    choice: ModelChoice, teacher: str | None = None, login: tuple[str, str] | None = None
+) -> Iterator[tuple[Playground, FastAPI]]:
     """Load the models; give what the page does, and the page as a web application. Uploads are deleted at the end.
 
     Args:
         teacher: a CLIP model whose regions are shown beside those of a model's folder; None: the teacher/ in that
             folder, if there is one. A workspace has both where `teacher` and `pretrain` are done.
+        login: see `make_page`.
     """
     with TemporaryDirectory(prefix="regionclip-serve-") as scratch:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": scratch}  # before gradio is imported
         source, lines, model = choice.source, choice.lines, choice.open()
         pair = _pair(choice, model, teacher)
+        fused: dict[str, RegionModel] = {}
+        if pair is not None:
+            if pair[1] is not model:
+                fused["the student's regions"] = with_second(model, pair[1], source, crops=False)
+            fused["the teacher's crops"] = with_second(model, pair[0], source, crops=True)
         from stages.commands.play_page import Playground, make_page
 
         if isinstance(source, str):
-            playground = Playground(model, pair)
-            yield playground, make_page(playground, source)
+            playground = Playground(model, pair, fused)
+            yield playground, make_page(playground, source, (), login)
         else:
-            playground = Playground(model, pair, lambda names: unknown_names(source, lines, names))
+            playground = Playground(model, pair, fused, lambda names: unknown_names(source, lines, names))
             photos = example_photos(choice, Path(scratch)) if "data" in lines else []
-            yield playground, make_page(playground, f"{choice.name}, of the run in {source.workspace}", photos)
+            yield playground, make_page(playground, f"{choice.name}, of the run in {source.workspace}", photos, login)
 
 
 def _pair(choice: ModelChoice, model: RegionModel, teacher: str | None) -> tuple[RegionModel, RegionModel] | None:

@@ -13,6 +13,7 @@ import yaml
 from export_runs import Run, finished_run, free
 from small_runs import artifact
 
+from regionclip_core import load
 from regionclip_core.detection.detector import load_detector
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.models.clip import load_clip
@@ -35,6 +36,10 @@ def test_a_clip_model_of_the_run_opens_in_open_clip(run: Run, tmp_path: Path, wh
     with torch.no_grad():
         torch.testing.assert_close(model.encode_image(image), clip.encode_images(image), atol=1e-6, rtol=1e-5)
     assert json.loads((tmp_path / "model" / "prompts.json").read_text())["templates"] == ["a photo of a {}."]
+    # The run trains the student on drawings, and its teacher has random weights.
+    said = json.loads((tmp_path / "model" / "open_clip_config.json").read_text()).get("trained_on")
+    assert said == {"student": "drawings", "teacher": None}[what]
+    assert load(str(tmp_path / "model")).drawings_only is (what == "student")
 
 
 def test_a_detector_of_the_run_stands_alone(run: Run, tmp_path: Path) -> None:

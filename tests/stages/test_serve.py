@@ -25,12 +25,14 @@ import pytest
 import torch
 from export_runs import Run, finished_run
 from PIL import Image
+from small_models import small_detector
 from small_runs import artifact
 from torchvision.ops import box_iou
 
 from regionclip_core import load
 from regionclip_core.config.loading import load_config
 from regionclip_core.datasets.world.sample import make_sample
+from regionclip_core.detection.detector import OpenVocabularyDetector
 from regionclip_core.detection.region_model import RegionModel
 from regionclip_core.proposals.proposers import proposer_row
 from stages.commands.model_choice import NO_PARTS, ModelChoice, choose_model
@@ -135,9 +137,9 @@ def test_a_visitor_finds_boxes_and_compares_regions(run: Run, detector: str, pho
             page.locator("input[type=file]").set_input_files(file)
             page.get_by_label("Remove Image").wait_for()
 
-        def compare(file: Path | str, against: Sequence[str] = ()) -> None:
+        def compare(file: Path | str, against: Sequence[str] = (), other: RegionModel | None = None) -> None:
             """The page's answer with the model's own."""
-            [found] = model.detect(file, WORDS, against)
+            [found] = (other or model).detect(file, WORDS, against)
             kept = found.without_doubles(0.3)
             answer("Detect", f"{len(kept)} found in ")
             scores = [f"{score:.3f}" for score in kept.scores.tolist()]
@@ -161,7 +163,8 @@ def test_a_visitor_finds_boxes_and_compares_regions(run: Run, detector: str, pho
         page.locator("button.gallery-item").nth(1).click()
         page.get_by_label("Remove Image").wait_for()
         alone.uncheck()
-        compare(example_photos(chosen(run), tmp_path)[1])
+        page.get_by_label("the student's regions").check()
+        compare(example_photos(chosen(run), tmp_path)[1], other=model.fused(chosen(run, "student").open()))
 
         page.get_by_role("tab", name="Regions").click()
         *pictures, rows, said = playground.regions(str(tmp_path / "1.png"), ", ".join(WORDS), 8)
@@ -205,6 +208,81 @@ def test_regions_have_each_models_best_name(run: Run, photo: str) -> None:
     same = sum(row[1] == row[3] for row in rows)
     assert said == f"4 regions; both models give the same name to {same} of them."
     assert first.size == second.size == (450, 300)
+
+
+def test_a_second_opinion_is_the_students_or_the_teachers(run: Run, photo: str) -> None:
+    """With the config's exponents and context; the models that are compared keep their own temperature."""
+    config = load_config(str(run.file), ["evaluate.fusion.novel=0.9", "evaluate.fusion.temperature=0.5"])
+    choice = choose_model(config, "regionclip", NO_PARTS, "cpu", None, "serve", names=True)
+    student, teacher, alone = (chosen(run, name).open() for name in ("student", "teacher", "regionclip"))
+    with opened_page(choice) as (playground, _):
+        assert playground.pair is not None
+        assert playground.pair[1].detector.temperature == student.detector.temperature != 0.5
+        answers = {
+            name: playground.detect(photo, ", ".join(WORDS), 0, 1, False, name)[1]
+            for name in ("none", "the student's regions", "the teacher's crops")
+        }
+    student.detector.temperature = teacher.detector.temperature = 0.5
+    models = (
+        alone,
+        alone.fused(student, novel=0.9),
+        alone.fused(teacher, novel=0.9, crop_context=config.labels.context),
+    )
+    for rows, model in zip(answers.values(), models, strict=True):
+        [found] = model.detect(photo, WORDS)
+        scores = [f"{score:.3f}" for score in found.scores.tolist()]
+        assert rows == list(zip(found.names, scores, written(found.boxes), strict=True))
+    assert len({str(rows) for rows in answers.values()}) == 3
+
+
+def test_masks_are_drawn_and_photographs_recognised(photo: str, tmp_path: Path) -> None:
+    """By a detector with a mask head, whose masks fill their boxes, and that has seen drawings only."""
+    from stages.commands.play_page import Playground
+
+    plain = replace(small_detector(), drawings_only=True)
+    own = plain.detector
+    torch.manual_seed(0)
+    masked = OpenVocabularyDetector(own.encoder, own.class_embeddings, own.names, own.temperature, "zero", True).eval()
+    assert masked.mask_head is not None
+    masked.box_regressor, masked.mask_head.predictor.bias.data = own.box_regressor, torch.full((1,), 9.0)
+    words = ", ".join(plain.vocabulary.names)
+    without, rows, said = Playground(plain).detect(photo, words, 0, 0.5)
+    tinted, same_rows, _ = Playground(replace(plain, detector=masked)).detect(photo, words, 0, 0.5)
+    assert rows == same_rows != [] and "photograph" not in said
+    changed = np.abs(np.asarray(tinted).astype(int) - np.asarray(without)).max(axis=2) > 2
+    inside, outside = np.zeros_like(changed), np.ones_like(changed)
+    for row in rows:
+        x0, y0, x1, y1 = (round(3 * float(side)) for side in row[2].split(", "))
+        inside[y0:y1, x0:x1] = True
+        outside[max(0, y0 - 9) : y1 + 9, max(0, x0 - 9) : x1 + 9] = False  # the picture is enlarged, with soft edges
+    assert changed[inside].mean() > 0.6 and not changed[outside].any()  # labels are the same in both
+
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    said = Playground(plain).detect(str(tmp_path / "noise.png"), words, 0, 0.5)[-1]
+    assert said.endswith(
+        "This looks like a photograph, and the model knows drawings only: what it finds means nothing."
+    )
+
+
+def test_a_page_with_a_login_answers_after_it(detector: str, photo: str) -> None:
+    from starlette.testclient import TestClient
+
+    choice = choose_model(detector, "", NO_PARTS, "cpu", None, "serve", names=True)
+    with opened_page(choice, login=("ann", "se:cret")) as (_, app), TestClient(app) as visitor:
+
+        def answers() -> list[int]:
+            with open(photo, "rb") as file:
+                upload = visitor.post("/gradio_api/upload", files={"files": file})
+            asked = visitor.post("/gradio_api/queue/join", json={"data": [], "fn_index": 0, "session_hash": "a"})
+            return [visitor.get("/config").status_code, upload.status_code, asked.status_code]
+
+        assert answers() == [401, 401, 401]
+        for user, password in (("ann", "secret"), ("ann", ""), ("bob", "se:cret")):
+            assert visitor.post("/login", data={"username": user, "password": password}).status_code in (400, 422)
+        assert answers() == [401, 401, 401]
+        assert visitor.post("/login", data={"username": "ann", "password": "se:cret"}).status_code == 200
+        assert answers() == [200, 200, 200]
 
 
 def test_what_a_visitor_gets_wrong_is_an_answer(
@@ -295,6 +373,8 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, detector: str, tmp_p
             "can't listen on --host 192.0.2.1, --port 7": [
                 "--model",
                 detector,
+                "--auth",
+                "ann:secret",
                 "--host",
                 "192.0.2.1",
                 "--port",
@@ -303,6 +383,10 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, detector: str, tmp_p
             "nowhere: no model there": ["--model", "nowhere", "--port", "0"],
             "--teacher nowhere: no CLIP model there": ["--model", detector, "--teacher", "nowhere"],
             "--teacher goes with --model": ["--config", str(run.file), "--teacher", detector],
+            "--host 0.0.0.0: other machines reach the page there, so it needs a login. Set REGIONCLIP_AUTH": [
+                *("--model", detector, "--host", "0.0.0.0"),
+            ],
+            "--auth, or REGIONCLIP_AUTH: expected USER:PASSWORD": ["--model", detector, "--auth", "secret"],
             "--model needs no config": ["--model", detector, "--name", "clip"],
             "serve needs the finished stage finetune": ["--config", "tiny", "--workspace", str(tmp_path)],
             "has no proposal network": ["--model", str(artifact(run.workspace, "pretrain")), "--port", "0"],
@@ -322,7 +406,7 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, detector: str, tmp_p
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
     *said, rest = done.stderr.split("2 False\n")
-    assert len(said) == len(mistakes) and not rest, done.stderr
+    assert len(said) == len(mistakes) and not rest and "secret" not in done.stderr, done.stderr
     for message, answer in zip(mistakes, said, strict=True):
         assert message in " ".join(answer.split()), answer
 
@@ -332,6 +416,8 @@ def test_mistakes_are_said_before_torch_is_loaded(run: Run, detector: str, tmp_p
 def test_the_command_serves_until_it_is_stopped(detector: str, tmp_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "stages.cli", "serve", "--model", detector, "--host", "0.0.0.0", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    environment["REGIONCLIP_AUTH"] = "ann:secret"
+    visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -339,17 +425,17 @@ def test_the_command_serves_until_it_is_stopped(detector: str, tmp_path: Path, s
         line = process.stdout.readline()
         assert line.startswith("the page is at http://") and line.endswith("(Ctrl-C stops it)\n"), line
         link = line.split()[4].replace("0.0.0.0", "127.0.0.1")
-        with urllib.request.urlopen(link) as page:
+        visitor.open(f"{link}/login", data=b"username=ann&password=secret").close()
+        with visitor.open(link) as page:
             assert b"RegionCLIP" in page.read()
         assert any(tmp_path.glob("regionclip-serve-*"))
-        with urllib.request.urlopen(f"{link}/gradio_api/heartbeat/abc") as open_page:  # as a browser holds it
+        with visitor.open(f"{link}/gradio_api/heartbeat/abc") as open_page:  # as a browser holds it
             assert open_page.readline() == b"data: ALIVE\n"
             process.send_signal(stop)
             process.wait(timeout=60)
         assert process.stdout.read() == "stopped\n"
-        assert "warning: --host 0.0.0.0: all who reach it can use the page, it has no password\n" in (
-            errors := process.stderr.read()
-        )
+        errors = process.stderr.read()
+        assert "note: to --host 0.0.0.0 password and photos travel as plain text" in errors
         assert "Traceback" not in errors and "ERROR" not in errors, errors
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == []
