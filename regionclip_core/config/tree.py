@@ -74,8 +74,8 @@ class ExecutionConfig(Section):
     which takes a third more time. Results don't depend on it."""
     images_at_once: int | None = Field(None, ge=1, le=10**5)
     """Student and detector train with the memory of so many images per process, whatever the batch is: the encoder goes
-    through the batch in parts, and again for the gradient, which takes a fifth to a third more time. The losses are
-    those of the whole batch, and results don't depend on it. Null: all at once."""
+    through the batch in parts, and again for the gradient, which takes up to a third more time. The losses are those of
+    the whole batch; results differ by rounding alone. Null: all at once."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1000)
     """GPUs that one worker of a stage with a model asks Ray for."""
     shard_retries: int = Field(2, ge=0, le=1000)
