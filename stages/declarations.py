@@ -301,7 +301,7 @@ class Evaluate(JobStage):
         """Also what shapes the zero-shot classifier and the teacher's crops."""
         fusion = config.evaluate.fusion
         unset = {"fusion"} if fusion.source == "none" and not fusion.zero_shot else set()
-        unset |= {name for name in ("synonyms", "fixed_ap", "colours") if not getattr(config.evaluate, name)}
+        unset |= {name for name in ("synonyms", "fixed_ap", "masks", "colours") if not getattr(config.evaluate, name)}
         drawn: dict[str, Any] = {}
         if config.evaluate.colours:  # how the images are drawn says their colours
             name, fields = config.evaluate.split, {"kind", "image_size", "objects", "object_size"}

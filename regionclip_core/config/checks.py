@@ -135,6 +135,11 @@ def _between_sections(config: Config) -> Iterator[str]:
     evaluated = config.data.splits.get(config.evaluate.split)
     if config.evaluate.colours and (evaluated is None or evaluated.source != "world"):
         yield "evaluate.colours: only the embedded world says what colour an object has; set it false"
+    if config.evaluate.masks and not getattr(evaluated, "masks", False):
+        yield (
+            f"evaluate.masks: the split {config.evaluate.split!r} reads none; set data.splits."
+            f"{config.evaluate.split}.masks: true where its annotations have them, or evaluate.masks: false"
+        )
     if config.evaluate.fixed_ap and config.evaluate.protocol != "lvis":
         yield "evaluate.fixed_ap: is of evaluate.protocol lvis; set it false, or evaluate an LVIS split by its protocol"
     raw = [n for n in ("objectness", "finetuned_objectness") if getattr(config.evaluate, n) == "raw_logit"]

@@ -194,5 +194,9 @@ class EvaluateConfig(Section):
     fixed_ap: bool = False
     """`lvis`: also LVIS's fixed AP, of the 10,000 best detections of each category over the whole split, however many
     are in one image. Raise `max_detections`, which limits those of an image, far above 300 with it."""
+    masks: bool = False
+    """Also how often a given object is named right by its mask instead of its box: the bins of its box take part by the
+    share that the mask covers. Needs a split with `masks: true`; stuff counts where its file and `data.categories` name
+    it."""
     colours: bool = False
     """World only: how often a given box is nearest to its own colour, of "red teapot", "blue teapot" and so on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -44,6 +44,8 @@ class EvaluationImage:
     labels: Tensor
     """int64[G]"""
     proposals: Proposals
+    masks: Sequence[bytes] = ()
+    """[G], COCO's compressed run lengths of the whole image; empty where none were read."""
 
 
 class EvaluationData:
@@ -114,7 +116,8 @@ class EvaluationData:
                         continue
                     use = (row.box_labels >= 0) & ~row.box_crowd
                     boxes, labels = torch.from_numpy(row.boxes[use]), torch.from_numpy(row.box_labels[use]).long()
-                    batch.append(EvaluationImage(row, pixels, boxes, labels, proposals))
+                    masks = [row.box_masks[i] for i in np.flatnonzero(use).tolist()] if row.box_masks else []
+                    batch.append(EvaluationImage(row, pixels, boxes, labels, proposals, masks))
                     if len(batch) == size:
                         yield batch
                         batch = []

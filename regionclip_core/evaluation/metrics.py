@@ -10,7 +10,8 @@ Layout of `metrics.json`. All scores are percent, None where a group or category
     teacher.whole_image_top1, student.whole_image_top1
                                 by group, where a split for it is set
     zero_shot_gt.<model>        scores: annotated boxes classified; each group has top1 and mean_class_top1 too,
-                                with `evaluate.colours` also colour_top1
+                                with `evaluate.masks` also mask_top1 and mask_mean_class_top1, with
+                                `evaluate.colours` colour_top1
     zero_shot_rpn.<model>       scores: proposals classified
     finetuned.<detector>        scores: the detector with all names (generalised); with `segm` where it makes masks
     zero_shot_gt_fused.<model>, zero_shot_rpn_fused.<model>, finetuned_fused.<detector>
@@ -65,8 +66,8 @@ def measure(
     detections = {setting: CategoryRows() for setting in settings}
     every = {setting: CategoryRows() for setting in settings if evaluator.fixed_ap}
     top1: dict[str, Top1] = {}
-    colours = Top1(evaluator.vocabulary)
-    has_colours = False
+    colours, masks = Top1(evaluator.vocabulary), Top1(evaluator.vocabulary)
+    has_colours = has_masks = False
     for result in results:
         row = result.image.row
         for setting, one in result.found.items():
@@ -81,6 +82,9 @@ def measure(
         if result.colour_right is not None:
             has_colours = True
             colours.count(result.colour_right.numpy(), result.image.labels.numpy())
+        if result.given_masks is not None:
+            has_masks = True
+            masks.add(result.given_masks.numpy(), result.image.labels.numpy())
         for setting, ranked in result.given.items():
             top1.setdefault(setting, Top1(evaluator.vocabulary)).add(ranked.numpy(), result.image.labels.numpy())
     measured = {}
@@ -97,6 +101,8 @@ def measure(
             measured[setting]["segm"]["lvis_fixed"] = evaluator.fixed(rows, "segm")
     for group, value in colours.scores().items() if has_colours else ():
         measured[GIVEN][group]["colour_top1"] = value
+    for group, value in masks.scores().items() if has_masks else ():
+        measured[GIVEN][group] |= {"mask_top1": value, "mask_mean_class_top1": masks.mean_class()[group]}
     for setting, counts in top1.items():
         means = counts.mean_class()
         for group, value in counts.scores().items():

@@ -28,9 +28,11 @@ from regionclip_core.evaluation.colours import Colours
 from regionclip_core.evaluation.data import EvaluationData, EvaluationImage
 from regionclip_core.evaluation.second_scores import SecondScores, exponents, second_temperature
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.region_encoder import RegionEncoder, mask_shares
 from regionclip_core.models.text_embeddings import embed_names
 from regionclip_core.models.towers import region_encoder
 from regionclip_core.ops.image_batch import ImageBatch, Resized, batch_resized, by_input_size, resize_image
+from regionclip_core.ops.masks import ImageMasks
 from regionclip_core.precision import networks
 
 GIVEN, PROPOSED = "zero_shot_gt", "zero_shot_rpn"
@@ -59,6 +61,8 @@ class ImageResult:
     given: Mapping[str, Tensor] = field(default_factory=dict)
     """float32[G, K] by setting: logits or probabilities of the annotated boxes, where they were classified; without
     the background's."""
+    given_masks: Tensor | None = None
+    """float32[G, K]: logits of the annotated masks."""
     colour_right: Tensor | None = None
     """bool[G], see `Colours.right`."""
 
@@ -77,7 +81,8 @@ def zero_shot(
     Per-class NMS is hard and boxes stay as they are, as in the official zero-shot runs. Annotated boxes may have
     a score threshold of their own, `evaluate.given_score_threshold`. `keep` gets the probabilities, as the second ones
     of a later pass. `crops` are the second ones here: with them both settings come fused, too. Where the evaluation has
-    synonyms, they come a second time by these.
+    synonyms, they come a second time by these. With `evaluate.masks` the annotated objects are also classified by their
+    masks.
     """
     settings, names = config.evaluate, evaluation.vocabulary.names
     temperature = config.finetune.temperature or 1 / clip.logit_scale
@@ -99,16 +104,20 @@ def zero_shot(
         both = (torch.cat([i.boxes, i.proposals.boxes]) for i in images)  # they share the forward pass
         boxes = [batch.to_input(i, own).to(device) for i, own in enumerate(both)]
         with networks(device):
-            features = detector.encoder(batch.tensor, boxes, batch.sizes)
+            maps = detector.encoder.features(batch.tensor, batch.sizes)
+            features = detector.encoder.embed(maps, boxes)
             logits = detector.classify(features).cpu()
+            masked = _masked(detector.encoder, maps, images, batch) if settings.masks else None
+            by_mask = None if masked is None else detector.classify(masked).cpu()
             renamed = None if synonyms is None else detector.classify(features, synonyms).cpu()
         if settings.zero_shot_background == "none":  # all probability goes to the categories
             for some in (logits, *(() if renamed is None else (renamed,))):
                 some[:, -1] = float("-inf")
         done, counts = [], [len(b) for b in boxes]
         others = [None] * len(images) if renamed is None else torch.split(renamed, counts)
-        every = zip(images, torch.split(logits, counts), others, torch.split(features, counts), strict=True)
-        for image, own, other, region_features in every:
+        masks = [None] * len(images) if by_mask is None else torch.split(by_mask, [len(i.boxes) for i in images])
+        every = zip(images, torch.split(logits, counts), others, torch.split(features, counts), masks, strict=True)
+        for image, own, other, region_features, of_masks in every:
             size, count = (image.row.height, image.row.width), len(image.boxes)
             found = {
                 GIVEN: detect_image(own[:count], None, image.boxes, None, size, given),
@@ -127,10 +136,23 @@ def zero_shot(
                 found[PROPOSED_FUSED] = detect_image(own[count:], None, *image.proposals, size, proposed, of_proposed)
                 ranked[GIVEN_FUSED] = class_probabilities(own[:count], of_given)[:, :-1]
             colour_right = None if colours is None else colours.right(image, region_features[:count])
-            done.append(ImageResult(image, found, ranked, colour_right))
+            given_masks = None if of_masks is None else of_masks[:, :-1]
+            done.append(ImageResult(image, found, ranked, given_masks, colour_right))
         return done
 
     yield from _in_batches(results, clip, config, evaluation, device, tick)
+
+
+def _masked(encoder: RegionEncoder, maps: Tensor, images: Sequence[EvaluationImage], batch: ImageBatch) -> Tensor:
+    """Return the embeddings [sum of G, D] of the annotated objects, whose bins take part as far as their masks cover
+    them."""
+    boxes, covers = [], []
+    for number, image in enumerate(images):
+        own = batch.to_input(number, image.boxes)
+        masks = ImageMasks(image.masks, batch.original_sizes[number], batch.sizes[number])
+        covers.append(masks.cover(torch.arange(len(own)), own, encoder.bins))
+        boxes.append(own.to(maps.device))
+    return encoder.embed(maps, boxes, mask_shares(torch.cat(covers).to(maps.device)))
 
 
 def require_own_text(detector: OpenVocabularyDetector, clip: ClipModel, teacher: TeacherConfig, name: str) -> None:

@@ -27,8 +27,8 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
 from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 
-from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
-from regionclip_core.models.siglip_encoder import MOST_BINS
+from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes, mean_bins
+from regionclip_core.models.siglip_encoder import MOST_BINS, latent_pool
 from regionclip_core.models.vit_encoder import (
     ROI_SIZE,
     checked_value_blocks,
@@ -78,7 +78,7 @@ class EvaEncoder(RegionEncoder):
         self.stride = trunk.patch_embed.patch_size[0]
         self.embed_dim = trunk.num_classes
         self.feature_dim = trunk.embed_dim
-        self.roi_size = min(self.grid[0], MOST_BINS) if self.pooled else ROI_SIZE
+        self.roi_size = self.bins = min(self.grid[0], MOST_BINS) if self.pooled else ROI_SIZE
         self.value_blocks = checked_value_blocks(value_blocks, 0 if self.pooled else len(trunk.blocks))
         self.freeze(0)
         self.train(visual.training)
@@ -114,12 +114,12 @@ class EvaEncoder(RegionEncoder):
             x = sum(values, start=self.part(functools.partial(final, last), x[:, prefix:]))
         return trunk.norm(x).transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
-    def pool(self, region_maps: Tensor) -> Tensor:
+    def pool(self, region_maps: Tensor, shares_RN: Tensor | None = None) -> Tensor:
         """Average or attention-pool the bins of [R, C, k, k], then project: [R, D], not normalised."""
         if self.trunk.attn_pool is None:
-            x = region_maps.mean((2, 3))
+            x = mean_bins(region_maps, shares_RN)
         else:
-            x = self.trunk.attn_pool(region_maps.flatten(2).transpose(1, 2))
+            x = latent_pool(self.trunk.attn_pool, region_maps, shares_RN)
         embeddings: Tensor = self.trunk.head(x)
         return embeddings
 

@@ -1,7 +1,7 @@
 """Region embeddings from one pass over an image: what every image tower offers (paper section 3.1).
 
-Shapes: B images, (H, W) the padded canvas, R regions, D embedding, k bins per side. Boxes are xyxy in *input* pixels
-here; a size is (height, width) in input pixels.
+Shapes: B images, (H, W) the padded canvas, R regions, D embedding, k bins per side, N = k*k. Boxes are xyxy in *input*
+pixels here; a size is (height, width) in input pixels.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class RegionEncoder(nn.Module, ABC):
     """Input pixels per cell of the map that `features` gives."""
     roi_size: int
     """Bins per side of a RoI-aligned map."""
+    bins: int
+    """k, bins per side of what `regions` gives and `pool` pools."""
     sampling_ratio: int = 0
     """RoIAlign's samples per bin and axis; 0 is adaptive, as in the official code."""
     value_blocks: int = 0
@@ -79,15 +81,20 @@ class RegionEncoder(nn.Module, ABC):
         """
 
     def regions(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """Cut regions out of the map: [R, feature_dim, k', k'], image by image in the order of the boxes.
+        """Cut regions out of the map: [R, feature_dim, k, k], image by image in the order of the boxes.
 
         `boxes`: per image [R_i, 4] float32, input pixels; they are not clipped, and may have no area.
         """
         return torch.cat(list(self.region_maps(features, _rois(features, boxes))))
 
-    def embed(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """Return `pool(regions(features, boxes))`, [R, D], without having the maps of all regions at once."""
-        return torch.cat([self.pool(maps) for maps in self.region_maps(features, _rois(features, boxes))])
+    def embed(self, features: Tensor, boxes: Sequence[Tensor], shares_RN: Tensor | None = None) -> Tensor:
+        """Return `pool(regions(features, boxes), shares_RN)`, [R, D], without the maps of all regions at once."""
+        found: list[Tensor] = []
+        first = 0
+        for maps in self.region_maps(features, _rois(features, boxes)):
+            found.append(self.pool(maps, None if shares_RN is None else shares_RN[first : first + len(maps)]))
+            first += len(maps)
+        return torch.cat(found)
 
     def region_maps(self, features: Tensor, rois: Tensor) -> Iterator[Tensor]:
         """Yield `regions` in parts of any length, at least one; by default what RoIAlign gives.
@@ -101,8 +108,12 @@ class RegionEncoder(nn.Module, ABC):
         return roi_align(features, rois, self.roi_size, 1.0 / self.stride, self.sampling_ratio, mean_of)
 
     @abstractmethod
-    def pool(self, region_maps: Tensor) -> Tensor:
-        """Pool what `regions` gave to embeddings [R, D], not normalised."""
+    def pool(self, region_maps: Tensor, shares_RN: Tensor | None = None) -> Tensor:
+        """Pool what `regions` gave to embeddings [R, D], not normalised.
+
+        `shares_RN`: how much each bin takes part, float with rows of sum 1 (see `mask_shares`); None: all alike. Means
+        are weighted by them, and attention weights are multiplied with them.
+        """
 
     def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Sizes | None = None) -> Tensor:
         """Return the embeddings [R, D], not normalised, of the boxes of images [B, 3, H, W]."""
@@ -128,6 +139,28 @@ class RegionEncoder(nn.Module, ABC):
                 item.requires_grad_(False)
         for parameter in self.never_trained():
             parameter.requires_grad_(False)
+
+
+def mask_shares(cover: Tensor) -> Tensor:
+    """Return shares [R, N] from the part of each bin that a region's mask covers, float[R, k, k], 0 to 1.
+
+    A mask that covers none of its bins counts as one that covers all.
+    """
+    cover_RN = cover.flatten(1)
+    total_R1 = cover_RN.sum(1, keepdim=True)
+    return torch.where(total_R1 > 0, cover_RN, 1.0) / torch.where(total_R1 > 0, total_R1, cover_RN.shape[1])
+
+
+def mean_bins(region_maps: Tensor, shares_RN: Tensor | None) -> Tensor:
+    """Return the mean [R, C] over the bins of [R, C, k, k], by `shares_RN` where they are given."""
+    if shares_RN is None:
+        return region_maps.mean((2, 3))
+    return torch.einsum("rcn,rn->rc", region_maps.flatten(2), shares_RN.to(region_maps.dtype))
+
+
+def attention_bias(shares_RN: Tensor) -> Tensor:
+    """Return what added to attention logits multiplies the weights by N * shares: 0 for equal shares, -inf for 0."""
+    return (shares_RN * shares_RN.shape[1]).log()
 
 
 def _rois(features: Tensor, boxes: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from regionclip_core.config.architectures import RESNET_STRIDE
 from regionclip_core.models.folded_convolutions import FoldedBottleneck, FoldedConv
-from regionclip_core.models.region_encoder import ALIGNED_AT_ONCE, Part, RegionEncoder, Sizes
+from regionclip_core.models.region_encoder import (
+    ALIGNED_AT_ONCE,
+    Part,
+    RegionEncoder,
+    Sizes,
+    attention_bias,
+    mean_bins,
+)
 
 # The official names, which are the keys of every checkpoint, in the order in which they run.
 _STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
@@ -55,6 +62,7 @@ class ResNetEncoder(RegionEncoder):
         self.feature_dim = visual.attnpool.c_proj.in_features
         # layer4 halves the aligned map to the side that the positional embedding was made for.
         self.roi_size = visual.image_size // RESNET_STRIDE
+        self.bins = self.roi_size // 2
         self.freeze(0)
         self.train(visual.training)
 
@@ -76,7 +84,7 @@ class ResNetEncoder(RegionEncoder):
         return x
 
     def region_maps(self, features: Tensor, rois: Tensor) -> Iterator[Tensor]:
-        """Yield stage 4's output for some regions at a time: [n, feature_dim, roi_size/2, roi_size/2].
+        """Yield stage 4's output for some regions at a time: [n, feature_dim, k, k], k = roi_size / 2.
 
         RoIAlign and a 1x1 convolution without bias are both linear, one over cells and one over channels, so their
         order is free: the first block's two run on whichever has fewer cells, the map or the regions. Its shift comes
@@ -87,7 +95,7 @@ class ResNetEncoder(RegionEncoder):
         assert shortcut is not None
         cells = features.shape[0] * features.shape[2] * features.shape[3]
         hidden_first = cells < len(rois) * self.roi_size**2
-        identity_first = cells < len(rois) * (self.roi_size // 2) ** 2
+        identity_first = cells < len(rois) * self.bins**2
         for_hidden = first.conv1(features, bias=False) if hidden_first else features
         for_identity = shortcut(features, bias=False) if identity_first else features
 
@@ -103,14 +111,14 @@ class ResNetEncoder(RegionEncoder):
             hidden = self.align(for_hidden, some)
             identity = self.align(for_identity, some, mean_of=2)
             # On a CPU a few regions at a time stay in its caches; of a small tower more do, and cost fewer calls.
-            per_region = self.feature_dim * (self.roi_size // 2) ** 2
+            per_region = self.feature_dim * self.bins**2
             at_once = max(32, _CACHED // per_region) if features.device.type == "cpu" else ALIGNED_AT_ONCE
             for h, i in zip(torch.split(hidden, at_once), torch.split(identity, at_once), strict=True):
                 yield self.part(stage4, h, i)
 
-    def pool(self, region_maps: Tensor) -> Tensor:
-        """Attention-pool [R, feature_dim, roi_size/2, roi_size/2] to [R, D], not normalised."""
-        return pool_single_query(self.attnpool, region_maps)
+    def pool(self, region_maps: Tensor, shares_RN: Tensor | None = None) -> Tensor:
+        """Attention-pool [R, feature_dim, k, k] to [R, D], not normalised."""
+        return pool_single_query(self.attnpool, region_maps, shares_RN)
 
     def parts(self) -> list[Part]:
         """List the stem (its batch norms never train anyway) and the four stages."""
@@ -136,13 +144,15 @@ def _run_stage(layer: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-def pool_single_query(pool: AttentionPool2d, maps: Tensor) -> Tensor:
+def pool_single_query(pool: AttentionPool2d, maps: Tensor, shares_RN: Tensor | None = None) -> Tensor:
     """Attention-pool `maps` [R, C, h, w] to [R, D], not normalised; equal to `pool(maps)`.
 
     In open_clip's own forward every token is a query, and only the result of the mean token is kept. Here the mean
     token is the only query, with W_k folded into it and W_v applied after the weighted sum, so no other token is
     projected at all: about 1/35 of the multiplications for a 7 x 7 map of 2048 channels. The positional embedding is
     never interpolated, as officially: h and w must be image_size / 32.
+
+    With `shares_RN`, N = T - 1, the mean token is the mean by them, and they multiply the attention to the others.
     """
     regions, channels, height, width = maps.shape
     positions = pool.positional_embedding.to(maps.dtype)
@@ -150,13 +160,15 @@ def pool_single_query(pool: AttentionPool2d, maps: Tensor) -> Tensor:
     heads = pool.num_heads
     size = channels // heads
     tokens = maps.flatten(2).transpose(1, 2)  # [R, T-1, C]
-    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + positions  # [R, T, C]
+    tokens = torch.cat([mean_bins(maps, shares_RN)[:, None], tokens], dim=1) + positions  # [R, T, C]
     query = pool.q_proj(tokens[:, 0]).view(regions, heads, size).transpose(0, 1) * size**-0.5  # [A, R, d]
     folded = torch.bmm(query, pool.k_proj.weight.view(heads, size, channels))  # [A, R, C]
     # The key bias shifts all scores of a head alike and so changes nothing; it stays for its (zero) gradient, which
     # distributed training waits for.
     shift = (query * pool.k_proj.bias.view(heads, 1, size)).sum(-1)  # [A, R]
     scores = torch.bmm(folded.transpose(0, 1), tokens.transpose(1, 2)) + shift.T[..., None]  # [R, A, T]
+    if shares_RN is not None:
+        scores = scores + F.pad(attention_bias(shares_RN), (1, 0))[:, None]
     mixed = torch.bmm(scores.softmax(-1), tokens).transpose(0, 1)  # [A, R, C]
     values = torch.bmm(mixed, pool.v_proj.weight.view(heads, size, channels).transpose(1, 2))  # [A, R, d]
     answer = values.transpose(0, 1).reshape(regions, channels) + pool.v_proj.bias

@@ -10,13 +10,14 @@ Shapes: B images, (h, w) a grid of patches, N = h*w, C the tower's width (and D)
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from open_clip.timm_model import TimmModel
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
+from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes, attention_bias
 from regionclip_core.models.vit_encoder import map_by_grid, quarters, resize_positions
 
 MOST_BINS = 16  # per side: 256 tokens per region; the finest grids (27, 32) would take three to four times as many
@@ -45,7 +46,7 @@ class SiglipEncoder(RegionEncoder):
         self.grid: tuple[int, int] = tuple(trunk.patch_embed.grid_size)
         self.stride = trunk.patch_embed.patch_size[0]
         self.embed_dim = self.feature_dim = trunk.embed_dim
-        self.roi_size = min(self.grid[0], MOST_BINS)
+        self.roi_size = self.bins = min(self.grid[0], MOST_BINS)
         self.freeze(0)
         self.train(visual.training)
 
@@ -66,12 +67,18 @@ class SiglipEncoder(RegionEncoder):
             x = self.part(block, x)
         return trunk.norm(x).transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
-    def pool(self, region_maps: Tensor) -> Tensor:
+    def pool(self, region_maps: Tensor, shares_RN: Tensor | None = None) -> Tensor:
         """Attention-pool the bins of [R, C, k, k] to [R, D], not normalised."""
-        return self.trunk.attn_pool(region_maps.flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
+        return latent_pool(self.trunk.attn_pool, region_maps, shares_RN)
 
     def parts(self) -> list[Part]:
         """List patch embedding and positions, then the blocks by quarters."""
         trunk = self.trunk
         assert trunk.pos_embed is not None
         return [[trunk.patch_embed, trunk.pos_embed, trunk.norm_pre], *quarters(trunk.blocks)]
+
+
+def latent_pool(pool: Any, region_maps: Tensor, shares_RN: Tensor | None) -> Tensor:
+    """Run timm's `AttentionPoolLatent` on the bins of [R, C, k, k]: [R, C]."""
+    bias = None if shares_RN is None else attention_bias(shares_RN)[:, None, None].to(region_maps.dtype)
+    return pool(region_maps.flatten(2).transpose(1, 2), bias)  # type: ignore[no-any-return]

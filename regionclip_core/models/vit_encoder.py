@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes
+from regionclip_core.models.region_encoder import Part, RegionEncoder, Sizes, mean_bins
 
 ROI_SIZE = 7
 """Bins per side, as many as the official ResNet's region maps have; at CLIP's own 224 px they tile the grids of
@@ -40,7 +40,7 @@ class VitEncoder(RegionEncoder):
     one space.
     """
 
-    roi_size = ROI_SIZE
+    roi_size = bins = ROI_SIZE
 
     def __init__(self, visual: VisionTransformer, value_blocks: int = 0) -> None:
         """Take a deep copy of `visual`; the CLIP model it belongs to is not touched afterwards.
@@ -91,9 +91,9 @@ class VitEncoder(RegionEncoder):
         x = self.ln_post(sum(values[1:], start=values[0]))
         return x.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
-    def pool(self, region_maps: Tensor) -> Tensor:
+    def pool(self, region_maps: Tensor, shares_RN: Tensor | None = None) -> Tensor:
         """Average the bins of [R, C, k, k], then project: [R, D], not normalised."""
-        return region_maps.mean((2, 3)) @ self.proj
+        return mean_bins(region_maps, shares_RN) @ self.proj
 
     def parts(self) -> list[Part]:
         """List patch embedding and positions, then the blocks by quarters."""

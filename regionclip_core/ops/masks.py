@@ -38,10 +38,14 @@ class ImageMasks:
     """Whether the image was mirrored left to right before it went into the batch."""
 
     def crop(self, rows: Tensor, boxes: Tensor, side: int) -> Tensor:
-        """Return what the head should predict: bool[R, side, side] on the boxes' device.
+        """Return what the head should predict: bool[R, side, side]; a cell is set where its mask covers half of it or
+        more, detectron2's rule for bitmaps. Arguments as `cover`."""
+        return self.cover(rows, boxes, side) >= 0.5
 
-        A cell is set where the mask covers at least half of it, by averaged bilinear samples (RoIAlign): detectron2's
-        rule for bitmaps.
+    def cover(self, rows: Tensor, boxes: Tensor, side: int) -> Tensor:
+        """Return the part of each cell that a mask covers: float32[R, side, side] on the boxes' device.
+
+        It is the mean of bilinear samples (RoIAlign).
 
         Args:
             rows: int64[R], the mask that each region should show.
@@ -51,13 +55,13 @@ class ImageMasks:
         original = box_ops.rescale(boxes, self.input_size, self.size)
         if self.flipped:
             original = box_ops.flip_horizontal(original, self.size[1])
-        result = torch.zeros(len(boxes), side, side, dtype=torch.bool, device=boxes.device)
+        result = torch.zeros(len(boxes), side, side, device=boxes.device)
         for row in sorted(set(rows.tolist())):
             of_row = rows == row
             bitmap = coco_mask.decode({"size": list(self.size), "counts": self.counts[row]})  # uint8[H, W]
             mask = torch.from_numpy(bitmap).to(boxes.device).to(boxes.dtype)[None, None]
-            cover = roi_align(mask, [original[of_row]], side, spatial_scale=1.0, sampling_ratio=0, aligned=True)
-            result[of_row] = cover[:, 0] >= 0.5
+            cells = roi_align(mask, [original[of_row]], side, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+            result[of_row] = cells[:, 0]
         return result.flip(2) if self.flipped else result  # the network sees the mirrored image
 
 

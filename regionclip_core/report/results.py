@@ -100,8 +100,9 @@ def shift_rows(metrics: Metrics) -> dict[str, list[Score]]:
         "CLIP, crops of given boxes": teacher.get("crop_top1"),
     }
     for model, name in MODELS:
-        scores = {group: given[model].get(group, {}).get("top1") for group in groups} if model in given else None
-        rows[f"{name}, region features"] = scores
+        for key, what in (("top1", "region features"), ("mask_top1", "region features within masks")):
+            scores = {group: given.get(model, {}).get(group, {}).get(key) for group in groups}
+            rows[f"{name}, {what}"] = scores if any(score is not None for score in scores.values()) else None
     return {name: [top1.get(group) for group in groups] for name, top1 in rows.items() if top1}
 
 

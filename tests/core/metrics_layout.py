@@ -34,11 +34,12 @@ def metric_keys(
     masks: bool = False,
     whole_image: bool = False,
     fused: bool = False,
+    given_masks: bool = False,
 ) -> set[tuple[str, ...]]:
     """Return the paths of all numbers in the `metrics.json` of such a run, without those below `per_category`.
 
     `masks`: the detectors make masks and the split has them; `whole_image`: `evaluate.whole_image_split` is set;
-    `fused`: so are `evaluate.fusion.source` and `zero_shot`.
+    `fused`: so are `evaluate.fusion.source` and `zero_shot`; `given_masks`: so is `evaluate.masks`.
     """
     groups = list(label_groups(vocabulary))
     restricted = restricted_labels(vocabulary, protocol)
@@ -51,6 +52,8 @@ def metric_keys(
         for given in (GIVEN, GIVEN_FUSED) if fused else (GIVEN,):
             keys |= {(given, model, *path) for path in _score_keys(groups, protocol)}
             keys |= {(given, model, group, name) for group in groups for name in ("top1", "mean_class_top1")}
+        for name in ("mask_top1", "mask_mean_class_top1") if given_masks else ():
+            keys |= {(GIVEN, model, group, name) for group in groups}
         for proposed in (PROPOSED, PROPOSED_FUSED) if fused else (PROPOSED,):
             keys |= {(proposed, model, *path) for path in _score_keys(groups, protocol)}
     for detector in detectors:

@@ -20,7 +20,7 @@ from stages.cli import app
 @pytest.mark.slow
 @pytest.mark.skipif(not TINY_COCO.is_dir(), reason="no tiny_coco beside the repository")
 def test_coco_tiny_gives_every_number_of_the_papers_tables(tmp_path: Path) -> None:
-    settings = ["concepts.min_count=1"]
+    settings = ["concepts.min_count=1", "data.splits.val.masks=true", "evaluate.masks=true"]
     for split, limit in (("train", 10), ("val", 6)):
         settings += [
             f"data.splits.{split}.limit={limit}",
@@ -34,7 +34,8 @@ def test_coco_tiny_gives_every_number_of_the_papers_tables(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     metrics = json.loads((artifact(tmp_path / "ws", "evaluate") / "metrics.json").read_text())
     vocabulary = load_categories(load_config("coco_tiny").data.categories)
-    assert metric_keys(vocabulary, "coco", detectors=("clip", "regionclip")) == paths_of(metrics)
+    expected = metric_keys(vocabulary, "coco", detectors=("clip", "regionclip"), given_masks=True)
+    assert expected == paths_of(metrics)
     for setting in ("zero_shot_gt", "zero_shot_rpn", "finetuned"):
         assert set(metrics[setting]["regionclip"]["per_category"]) == set(vocabulary.names)
     assert len(vocabulary) == 65

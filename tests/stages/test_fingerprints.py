@@ -154,7 +154,7 @@ NOT_HELD = {
     "labels": {"labels.canvas", "labels.objectness_power", "labels.crop_features", "labels.grid_scales"}
     | {f"labels.{name}" for name in ("weights", "source", "corrections", "synonyms")},
     # Are held where they ask for rows of their own.
-    "evaluate": {"evaluate.synonyms", "evaluate.fixed_ap", "evaluate.colours"}
+    "evaluate": {f"evaluate.{name}" for name in ("synonyms", "fixed_ap", "masks", "colours")}
     | {f"evaluate.fusion.{name}" for name in ("source", "base", "novel", "zero_shot", "temperature")},
     "rpn": {"rpn.checkpoint_every", "proposals.method"},  # any other method leaves `unused`
 }

@@ -66,7 +66,13 @@ class ColourEncoder(nn.Module):
         super().__init__()
         self.mean, self.std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
 
+    def features(self, images: Tensor, sizes: Any = None) -> Tensor:
+        return images
+
     def forward(self, images: Tensor, boxes: Sequence[Tensor], sizes: Any = None) -> Tensor:
+        return self.embed(images, boxes)
+
+    def embed(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         colours = torch.from_numpy(COLOURS).float()
         rows = []
         for image, image_boxes in zip(images, boxes, strict=True):
