@@ -87,7 +87,7 @@ class Teacher(JobStage):
     """The CLIP whose knowledge of whole images is carried to regions."""
 
     name = "teacher"
-    version = 3
+    version = 4
     uses_gpu = True
     distributed = True
 

@@ -8,7 +8,7 @@ import torch
 
 from regionclip_core.models.clip import create_clip, save_clip
 from regionclip_core.pretraining.captioned_images import ClipBatches, captioned_images
-from regionclip_core.pretraining.teacher import ClipTrainer
+from regionclip_core.pretraining.teacher import ClipTrainer, tokens_of_captions
 from regionclip_core.training.fit import fit
 from regionclip_core.training.unreadable_images import UnreadableImages
 from stages.base import JobWork, StageContext
@@ -28,31 +28,33 @@ class TeacherWork(JobWork):
             pairs = captioned_images(ctx.inputs["data"], training.splits, max(1, ctx.loader_workers))
             unreadable = UnreadableImages(len(pairs), ctx.config.execution.max_error_rate)
             clip.model.to(ctx.device, memory_format=torch.channels_last)
-            result = fit(
-                ClipTrainer(clip).train(),
-                ClipBatches(
-                    images=pairs,
-                    training=training,
-                    image_size=clip.image_size,
-                    mean=clip.mean,
-                    std=clip.std,
-                    seed=ctx.config.seed,
-                    rank=ctx.rank,
-                    world_size=ctx.world_size,
-                    unreadable=unreadable,
-                ),
-                optim=training.optim,
-                steps=training.steps,
+            batches = ClipBatches(
+                images=pairs,
+                training=training,
+                image_size=clip.image_size,
+                mean=clip.mean,
+                std=clip.std,
                 seed=ctx.config.seed,
-                checkpoints=ctx.out.child("checkpoints"),
-                checkpoint_every=training.checkpoint_every,
-                progress=ctx.progress,
-                batch_size=training.batch_size,
                 rank=ctx.rank,
                 world_size=ctx.world_size,
-                loader_workers=ctx.loader_workers,
                 unreadable=unreadable,
             )
+            with tokens_of_captions(clip, (pairs[n].captions for n in range(len(pairs)))) as trained:
+                result = fit(
+                    ClipTrainer(trained).train(),
+                    batches,
+                    optim=training.optim,
+                    steps=training.steps,
+                    seed=ctx.config.seed,
+                    checkpoints=ctx.out.child("checkpoints"),
+                    checkpoint_every=training.checkpoint_every,
+                    progress=ctx.progress,
+                    batch_size=training.batch_size,
+                    rank=ctx.rank,
+                    world_size=ctx.world_size,
+                    loader_workers=ctx.loader_workers,
+                    unreadable=unreadable,
+                )
             clip.model.eval().cpu()
             if ctx.rank == 0:
                 ctx.out.write_json("history.json", result.history)

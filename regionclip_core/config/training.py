@@ -28,14 +28,16 @@ from regionclip_core.config.section import (
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule of one training."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW decays matrices only; SGD decays every parameter, as the official code does."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """AdamW and Muon decay matrices only; SGD decays every parameter, as the official code does. Muon makes the updates
+    of hidden layers' matrices orthogonal, with four times the rate, and a training from nothing takes fewer steps;
+    everything else takes AdamW."""
     lr: float = Field(1e-3, gt=0, le=1000)
     """Highest learning rate, reached after the warm-up."""
     weight_decay: Weight = 0.05
     """Weight decay: decoupled from the gradient in AdamW, added to it in SGD."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD only."""
+    """SGD and Muon."""
     schedule: Literal["constant", "cosine", "one_cycle", "steps"] = "cosine"
     """After the warm-up: `cosine` and `one_cycle` fall to 0, `steps` falls at `drops`. `one_cycle` also warms up along
     a cosine."""
@@ -95,13 +97,13 @@ class TeacherTraining(Section):
 
     splits: Listed[tuple[str, ...]]
     """Splits whose images and captions are learned from."""
-    steps: Steps = 2400
+    steps: Steps = 1000
     batch_size: int = Field(64, ge=2, le=2**20)
     """Images per step, over all workers together; each caption is contrasted with all of them."""
     min_crop: PositiveShare = 0.8
     """Smallest area of the random resized crop, as a share of the image."""
     flip: Flip = 0.5
-    optim: Optim = OptimConfig(lr=1.5e-3, schedule="one_cycle", warmup_steps=200)
+    optim: Optim = OptimConfig(optimizer="muon", lr=1.5e-3, schedule="one_cycle", warmup_steps=200)
     checkpoint_every: CheckpointEvery = 400
 
 

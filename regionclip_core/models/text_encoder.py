@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 def encode_tokens(model: CLIP | CustomTextCLIP, ids_BL: Tensor) -> Tensor:
     """Return embeddings [B, D], not normalised, of B >= 1 texts as padded ids int64[B, L], with gradients."""
-    if not _reads_the_end_token(model):
+    if not reads_the_end_token(model):
         return model.encode_text(ids_BL)  # type: ignore[no-any-return]
     end_B = ids_BL.argmax(1)  # the end token has the highest id
     length, rows_B = int(end_B.max()) + 1, torch.arange(len(ids_BL), device=ids_BL.device)
@@ -35,7 +35,7 @@ def encode_tokens(model: CLIP | CustomTextCLIP, ids_BL: Tensor) -> Tensor:
     return model.ln_final(x_BW) @ model.text_projection  # type: ignore[no-any-return]
 
 
-def _reads_the_end_token(model: CLIP | CustomTextCLIP) -> bool:
+def reads_the_end_token(model: CLIP | CustomTextCLIP) -> bool:
     """Whether the text tower is built as CLIP's; SigLIP's, whose tokens see all others, isn't."""
     return (
         isinstance(model, CLIP)

@@ -43,7 +43,7 @@ class ImageMasks:
         return self.cover(rows, boxes, side) >= 0.5
 
     def cover(self, rows: Tensor, boxes: Tensor, side: int) -> Tensor:
-        """Return the part of each cell that a mask covers: float32[R, side, side] on the boxes' device.
+        """Return the part of each cell that a mask covers: float[R, side, side], as the boxes.
 
         It is the mean of bilinear samples (RoIAlign).
 
@@ -55,7 +55,7 @@ class ImageMasks:
         original = box_ops.rescale(boxes, self.input_size, self.size)
         if self.flipped:
             original = box_ops.flip_horizontal(original, self.size[1])
-        result = torch.zeros(len(boxes), side, side, device=boxes.device)
+        result = boxes.new_zeros(len(boxes), side, side)
         for row in sorted(set(rows.tolist())):
             of_row = rows == row
             bitmap = coco_mask.decode({"size": list(self.size), "counts": self.counts[row]})  # uint8[H, W]

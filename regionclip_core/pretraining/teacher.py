@@ -1,16 +1,20 @@
 """CLIP trained from scratch on captioned images: the teacher where no published one is used.
 
-B images, D embedding.
+B images, D embedding, V tokens of the captions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from regionclip_core.models.clip import ClipModel
+from regionclip_core.models.text_encoder import reads_the_end_token
 from regionclip_core.pretraining.captioned_images import ClipBatch
 from regionclip_core.pretraining.losses import image_text_contrastive
 from regionclip_core.training.distributed import gather_rows, use_global_batch_norms
@@ -32,3 +36,38 @@ class ClipTrainer(nn.Module):
         image_BD, text_BD = self.clip.encode_images(batch.images), self.clip.encode_text(batch.captions)
         scale = self.model.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
         return {"loss_image_text": image_text_contrastive(image_BD, text_BD, 1 / scale, gather=gather_rows)}
+
+
+@contextmanager
+def tokens_of_captions(clip: ClipModel, captions: Iterable[Sequence[str]]) -> Iterator[ClipModel]:
+    """Yield the same model with the rows of these captions' tokens alone, for a training on no others.
+
+    CLIP's table has 49,408 rows, of which drawings need some hundred: a step would fill, and the optimiser go through,
+    a gradient that is zero in all others. Afterwards the model has all rows again, those of the captions trained, the
+    others as they were. A text tower that isn't built as CLIP's is left as it is.
+    """
+    if not reads_the_end_token(clip.model):
+        yield clip
+        return
+    ids: set[int] = set()
+    for texts in captions:
+        ids.update(clip.tokenizer(list(texts)).flatten().tolist())
+    ids_V = torch.tensor(sorted(ids))
+
+    def tokenizer(texts: list[str]) -> Tensor:
+        """Texts to rows of the short table; ids keep their order, so the end token is still the highest."""
+        ids_BL = clip.tokenizer(texts)
+        rows_BL = torch.searchsorted(ids_V, ids_BL)
+        assert torch.equal(ids_V[rows_BL.clamp(max=len(ids_V) - 1)], ids_BL), "a caption that was not announced"
+        return rows_BL
+
+    table = clip.model.token_embedding
+    used_V = ids_V.to(table.weight.device)
+    rows = table.weight.detach()[used_V]
+    clip.model.token_embedding = nn.Embedding(len(rows), table.embedding_dim, _weight=rows)
+    try:
+        yield replace(clip, tokenizer=tokenizer)
+    finally:
+        short, clip.model.token_embedding = clip.model.token_embedding, table
+        with torch.no_grad():
+            table.weight[ids_V.to(table.weight.device)] = short.weight.to(table.weight.device)

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from regionclip_core.config.tree import OptimConfig
 
+_MUON_RATE = 4.0
+"""Muon's learning rate as a multiple of AdamW's beside it. Of the embedded teacher's crops, after 800 steps, 4 gave
+56 % right, 1, with the better of two rates for both, 43 %."""
+
 
 def lr_multiplier(optim: OptimConfig, step: int, steps: int) -> float:
     """Return the factor on `optim.lr` at 0-based `step` of `steps`.
@@ -36,25 +40,47 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimiser over the trainable parameters of `model`.
 
-    AdamW decays matrices only (not biases, norms or single scalars). SGD decays every parameter, biases
+    AdamW and Muon decay matrices only (not biases, norms or single scalars). SGD decays every parameter, biases
     included, as the official code does. `lr_factors` multiplies the rate of single parameters, by name; a parameter
-    group has it as `lr_factor`.
+    group has it as `lr_factor`, with Muon's own factor in it.
+
+    Muon is timm's (Jordan et al. 2024; its rate as in arXiv 2502.16982: an update has the size of one of AdamW's).
+    Convolutions are matrices [out, in * h * w]. As its authors have it, embeddings and what is last take AdamW.
 
     Raises:
         ValueError: if nothing in the model is trainable.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = optim.optimizer == "sgd" or parameter.ndim >= 2
-            factor = (lr_factors or {}).get(name, 1.0)
-            groups.setdefault((optim.weight_decay if decays else 0.0, factor), []).append(parameter)
+            by_muon = optim.optimizer == "muon" and _is_hidden(name, parameter)
+            factor = (lr_factors or {}).get(name, 1.0) * (_MUON_RATE if by_muon else 1.0)
+            groups.setdefault((optim.weight_decay if decays else 0.0, factor, by_muon), []).append(parameter)
     if not groups:
         raise ValueError("nothing to train: every parameter is frozen; lower freeze_at")
-    settings = [{"params": p, "weight_decay": decay, "lr_factor": f} for (decay, f), p in groups.items()]
+    settings = [{"params": p, "weight_decay": decay, "lr_factor": f} for (decay, f, _), p in groups.items()]
+    if optim.optimizer == "muon":
+        from timm.optim.muon import Muon  # not before it is needed: it takes half a second
+
+        every = [one | {"use_muon": by_muon} for one, (_, _, by_muon) in zip(settings, groups, strict=True)]
+        return Muon(every, lr=optim.lr, momentum=optim.momentum, nesterov=True, adjust_lr_fn="match_rms_adamw")
     if optim.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=optim.lr, momentum=optim.momentum)
     return torch.optim.AdamW(settings, lr=optim.lr, fused=True)
+
+
+def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix between others: no embedding, no convolution of pixels, no last projection.
+
+    The attention pool's queries, keys and values, the largest matrices of a CLIP ResNet, would take three quarters of
+    Muon's time, and are left out too.
+    """
+    sees_pixels = parameter.ndim == 4 and parameter.shape[1] == 3
+    is_outer = any(part in name for part in ("embed", "text_projection", "head", "cls_token"))
+    in_pool = "pool" in name and "c_proj" not in name
+    is_last = name.rsplit(".", 1)[-1] == "proj"
+    return parameter.ndim >= 2 and not (sees_pixels or is_outer or in_pool or is_last)
 
 
 def clip_gradients(parameters: Iterable[Tensor], optim: OptimConfig) -> None:

@@ -12,8 +12,9 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from PIL import Image
 from small_artifacts import tiny_clip, unnormalised
+from small_towers import SIGLIP, small_clip
 
-from regionclip_core.config.tree import TeacherTraining
+from regionclip_core.config.tree import OptimConfig, TeacherTraining
 from regionclip_core.datasets.images import BadImage
 from regionclip_core.datasets.index import IndexRow
 from regionclip_core.models.clip import ClipModel
@@ -24,7 +25,8 @@ from regionclip_core.pretraining.captioned_images import (
     ClipBatches,
     augment,
 )
-from regionclip_core.pretraining.teacher import ClipTrainer
+from regionclip_core.pretraining.teacher import ClipTrainer, tokens_of_captions
+from regionclip_core.training.optim import make_optimizer
 
 
 def training(**values: Any) -> TeacherTraining:
@@ -191,6 +193,50 @@ def test_loss_and_gradients_are_those_of_open_clip(log_scale: float, scale: floa
     for (name, one), other in zip(trainer.named_parameters(), reference.model.parameters(), strict=True):
         assert one.grad is not None, name
         torch.testing.assert_close(one.grad, other.grad, atol=1e-9, rtol=1e-6, msg=name)
+
+
+def test_only_the_tokens_of_the_captions_train() -> None:
+    """The same losses and weights as with the whole table, but for the decay of rows that no caption has."""
+    captions = [("a cat", "a red cat"), ("two dogs on a mat",), ("a bus", "the bus"), ("the red cup!",)]
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = ClipBatch(images, [texts[-1] for texts in captions])
+    clip, whole = tiny_clip(), tiny_clip()
+    before = whole.model.token_embedding.weight.detach().clone()
+    used = torch.unique(torch.cat([clip.tokenizer(list(texts)).flatten() for texts in captions]))
+    losses: dict[str, list[float]] = {}
+
+    def train(name: str, one: ClipModel) -> None:
+        trainer = ClipTrainer(one).train()
+        optimizer = make_optimizer(trainer, OptimConfig(lr=1e-2, weight_decay=0.1))
+        for _ in range(3):
+            [loss] = trainer(batch).values()
+            losses.setdefault(name, []).append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    with tokens_of_captions(clip, captions) as short:
+        assert short.model.token_embedding.weight.shape == (len(used), before.shape[1])
+        with pytest.raises(AssertionError, match="not announced"):
+            short.encode_text(["an elephant"])
+        train("short", short)
+    train("whole", whole)
+    assert losses["short"] == losses["whole"]
+    for (name, one), other in zip(clip.model.named_parameters(), whole.model.parameters(), strict=True):
+        if name == "token_embedding.weight":
+            assert torch.equal(one[used], other[used]) and not torch.equal(one[used], before[used])
+            others = torch.ones(len(one), dtype=torch.bool)
+            others[used] = False
+            assert torch.equal(one[others], before[others])
+        else:
+            assert torch.equal(one, other), name
+    assert torch.equal(clip.encode_text(["a cat"]), whole.encode_text(["a cat"]))
+
+
+def test_a_text_tower_of_another_kind_keeps_its_table() -> None:
+    clip = small_clip(SIGLIP)
+    with tokens_of_captions(clip, [("a cat",)]) as same:
+        assert same is clip
 
 
 def test_the_cache_gives_what_reading_gives_and_keeps_to_its_budget() -> None:

@@ -72,6 +72,71 @@ def test_adamw_decays_matrices_only() -> None:
     assert decay[id(model.bias)] == 0.0
 
 
+class Hidden(nn.Module):
+    """Names and shapes as CLIP's towers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, bias=False)
+        self.layer1 = nn.Conv2d(4, 6, 3)
+        self.mlp = nn.Linear(6, 20)
+        self.token_embedding = nn.Embedding(30, 6)
+        self.attnpool = nn.ModuleDict({"q_proj": nn.Linear(6, 6), "c_proj": nn.Linear(6, 6, bias=False)})
+        self.text_projection = nn.Parameter(torch.randn(6, 6))
+        self.proj = nn.Parameter(torch.randn(6, 6))
+
+
+MUON = OptimConfig(optimizer="muon", lr=1e-3, weight_decay=0.1)
+
+
+def test_muon_takes_the_matrices_between_the_first_and_the_last_layer() -> None:
+    model = Hidden()
+    optimizer = make_optimizer(model, MUON, {"mlp.weight": 0.5})
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    keys = ("use_muon", "lr_factor", "weight_decay")
+    found = {name: tuple(groups[id(p)][key] for key in keys) for name, p in model.named_parameters()}
+    matrix, vector = (False, 1.0, 0.1), (False, 1.0, 0.0)
+    assert found == {
+        "conv1.weight": matrix,
+        "layer1.weight": (True, 4.0, 0.1),
+        "layer1.bias": vector,
+        "mlp.weight": (True, 2.0, 0.1),
+        "mlp.bias": vector,
+        "token_embedding.weight": matrix,
+        "attnpool.q_proj.weight": matrix,
+        "attnpool.q_proj.bias": vector,
+        "attnpool.c_proj.weight": (True, 4.0, 0.1),
+        "text_projection": matrix,
+        "proj": matrix,
+    }
+
+
+def test_an_update_of_muon_is_orthogonal_and_as_large_as_one_of_adamw() -> None:
+    """Against the singular value decomposition: a convolution is a matrix [out, in * h * w]."""
+    torch.manual_seed(0)
+    model = Hidden()
+    optimizer = make_optimizer(model, MUON)
+    for group in optimizer.param_groups:
+        group["lr"] = MUON.lr * group["lr_factor"]
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    for name in ("layer1.weight", "mlp.weight"):
+        parameter = model.get_parameter(name)
+        assert parameter.grad is not None
+        update = (parameter.detach() - before[name] * (1 - 4e-3 * 0.1)).flatten(1)
+        left, values, right = torch.linalg.svd(parameter.grad.flatten(1), full_matrices=False)
+        size = 4e-3 * 0.2 * max(update.shape) ** 0.5
+        turned = left.T @ update @ right.T / -size  # would be the identity
+        assert turned.diagonal().min() > 0.65 and turned.diagonal().max() < 1.35
+        assert (turned - turned.diagonal().diag()).abs().max() < 0.1
+        assert values.max() / values.min() > 1.5  # the gradient was not orthogonal
+    for name in ("token_embedding.weight", "attnpool.q_proj.bias"):  # the first step of Adam is the gradient's sign
+        step = model.get_parameter(name).detach() - before[name]
+        assert 0.4e-3 < step.abs().median() < 2.2e-3
+
+
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="every parameter is frozen"):
         make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
