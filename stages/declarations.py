@@ -326,7 +326,7 @@ class Report(JobStage):
     """One self-contained page about the whole run, and its tables as text."""
 
     name = "report"
-    version = 3
+    version = 4
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Everything that takes part in this run."""

@@ -24,6 +24,12 @@ BROKEN = """async () => {
     return {images: urls.length, broken: found.filter(ok => !ok).length}; }"""
 BARS = """() => [...document.querySelectorAll(".aps li > div")].map(
     e => [parseFloat(e.querySelector("b").textContent), e.querySelector("i").getBoundingClientRect().width])"""
+HIDDEN = """() => { document.documentElement.style.scrollBehavior = "auto";
+    return [...document.querySelectorAll("nav a")].filter(link => {
+        const section = document.querySelector(link.getAttribute("href"));
+        section.scrollIntoView();
+        return section.querySelector("h2").getBoundingClientRect().top
+             < document.querySelector("nav").getBoundingClientRect().bottom; }).map(link => link.textContent); }"""
 BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"
 
 
@@ -45,6 +51,8 @@ class Seen:
     """Errors and warnings, and exceptions."""
     bars: list[tuple[float, float]]
     """Number beside it, and width in pixels, of each bar of a category."""
+    hidden: list[str]
+    """Links of the bar at the top that lead to a heading below it, out of sight."""
     csv: tuple[str, str]
     """Name and text of the first table, downloaded by a click."""
 
@@ -80,6 +88,7 @@ def look(page: Path, width: int = 390, dark: bool = False) -> Seen:
             requests=[url for url in requests if url != page.as_uri() and not url.startswith("data:")],
             console=console,
             bars=[(value, width) for value, width in tab.evaluate(BARS) if value is not None],
+            hidden=tab.evaluate(HIDDEN),
             csv=(waiting.value.suggested_filename, Path(waiting.value.path()).read_text()),
         )
         browser.close()

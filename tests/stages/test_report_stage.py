@@ -562,11 +562,11 @@ def test_labels_are_counted_by_score_objectness_and_concept(workspace: Workspace
                 assert int(row["regions"]) == sum(r[2] == (row["use"] == "kept") for r in inside), row
 
 
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (900, False), (1280, False)])
 def test_page_in_a_browser(workspace: Workspace, width: int, dark: bool) -> None:
     report = workspace.report()
     seen = look(Path(report.path("report.html")), width, dark)
-    assert (seen.page_width, seen.too_wide) == (width, [])
+    assert (seen.page_width, seen.too_wide, seen.hidden) == (width, [], [])
     assert (max(seen.background) < 60) if dark else (min(seen.background) > 230)
     assert (seen.requests, seen.console, seen.broken) == ([], [], 0) and seen.images > 5
     assert seen.csv == ("times.csv", report.read_bytes("times.csv").decode())
