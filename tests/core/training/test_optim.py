@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from places import GOLDEN
+from timm.optim import muon as timm_muon
 from torch import nn
 
 from regionclip_core.config.tree import OptimConfig
+from regionclip_core.training import optim
 from regionclip_core.training.optim import clip_gradients, lr_multiplier, make_optimizer
 
 MISC = json.loads((GOLDEN / "misc.json").read_text())
@@ -135,6 +138,28 @@ def test_an_update_of_muon_is_orthogonal_and_as_large_as_one_of_adamw() -> None:
     for name in ("token_embedding.weight", "attnpool.q_proj.bias"):  # the first step of Adam is the gradient's sign
         step = model.get_parameter(name).detach() - before[name]
         assert 0.4e-3 < step.abs().median() < 2.2e-3
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_muon_s_precision_is_one_that_the_cpu_has(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+    used = []
+    iterate = timm_muon.zeropower_via_newtonschulz
+
+    def noted(*args: Any, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
+        used.append(dtype)
+        return iterate(*args, dtype=dtype, **options)
+
+    monkeypatch.setattr(timm_muon, "zeropower_via_newtonschulz", noted)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16}, raising=False)
+    optim._muon_class.cache_clear()
+    model = Hidden()
+    optimizer = make_optimizer(model, MUON)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    optim._muon_class.cache_clear()
+    assert used == [torch.bfloat16 if has_bf16 else torch.float32] * 3
+    assert timm_muon.zeropower_via_newtonschulz is noted
 
 
 def test_nothing_to_train_is_refused() -> None:
