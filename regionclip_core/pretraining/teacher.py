@@ -70,4 +70,4 @@ def tokens_of_captions(clip: ClipModel, captions: Iterable[Sequence[str]]) -> It
     finally:
         short, clip.model.token_embedding = clip.model.token_embedding, table
         with torch.no_grad():
-            table.weight[ids_V.to(table.weight.device)] = short.weight.to(table.weight.device)
+            table.weight[used_V] = short.weight
