@@ -24,6 +24,7 @@ VOCABULARY_DIGEST = b"vocabulary"
 """Arrow metadata key: digest of the Vocabulary that `box_labels` points into."""
 
 _RAGGED = ("boxes", "box_labels", "box_crowd", "box_area")
+_FIELDS = frozenset(INDEX.names)
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def read_index_table(
 def rows_of_table(table: pa.Table) -> list[IndexRow]:
     """Return the index rows of a table; fields whose column it lacks have their defaults."""
     columns: dict[str, list[Any]] = {
-        name: split_ragged(table[name], name) if name in _RAGGED else table[name].to_pylist()
-        for name in INDEX.names
-        if name in table.column_names
+        name: split_ragged(column, name) if name in _RAGGED else column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        if name in _FIELDS
     }
     for name in ("neg_labels", "not_exhaustive_labels"):
         if name in columns:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -43,7 +44,9 @@ def shortest(values: ArrayLike) -> NDArray[np.float64]:
 
     So they are written into JSON, and so a reader of double precision, such as pycocotools, has them.
     """
-    return np.asarray(values, np.float32).astype("U32").astype(np.float64)
+    numbers = np.asarray(values, np.float32)
+    words = pa.array(numbers.ravel()).cast(pa.string())  # NumPy's own words take five times as long
+    return words.cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(numbers.shape)
 
 
 def nonempty(boxes: Tensor, min_side: float = 0.0) -> Tensor:

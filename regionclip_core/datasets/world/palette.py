@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 Colour = tuple[int, int, int]
@@ -46,11 +48,23 @@ def vary(rng: np.random.Generator, colour: Colour, amount: int = 14) -> Colour:
 
     A grey, black or white gets no tint: two thirds of the change are the same for all channels.
     """
-    own = amount // 3 if max(colour) - min(colour) < 16 else amount
-    common = int(rng.integers(own - amount, amount - own + 1))
-    shift = rng.integers(-own, own + 1, size=3)
-    red, green, blue = (min(255, max(0, int(c) + int(s) + common)) for c, s in zip(colour, shift, strict=True))
-    return red, green, blue
+    return vary_all(rng, [colour], amount)[0]
+
+
+def vary_all(rng: np.random.Generator, colours: Collection[Colour], amount: int) -> list[Colour]:
+    """Return `vary` of each, from the random numbers that calls one after another would take."""
+    limits: list[int] = []  # of each colour's change: common to all channels, and of each channel
+    for colour in colours:
+        own = amount // 3 if max(colour) - min(colour) < 16 else amount
+        limits += (amount - own, own, own, own)
+    highest = np.array(limits)
+    changes = iter(rng.integers(-highest, highest + 1).tolist())
+    varied: list[Colour] = []
+    for red, green, blue in colours:
+        common = next(changes)
+        channels = [min(255, max(0, channel + next(changes) + common)) for channel in (red, green, blue)]
+        varied.append((channels[0], channels[1], channels[2]))
+    return varied
 
 
 def mix(first: Colour, second: Colour, share: int) -> Colour:
@@ -76,7 +90,7 @@ def role_colours(rng: np.random.Generator, main: Colour, second: Colour) -> dict
 
     Fixed parts vary a little; shades follow the main and the second colour.
     """
-    roles = {role: vary(rng, colour, 8) for role, colour in FIXED.items()}
+    roles = dict(zip(FIXED, vary_all(rng, FIXED.values(), 8), strict=True))
     black = (20, 20, 26)
     white = (255, 255, 255)
     roles["main"] = main

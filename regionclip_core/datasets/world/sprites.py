@@ -105,18 +105,19 @@ def rasterise(
     y = np.floor((y - top) * scale + border + 0.5)
     width = (int(x.max() + border) // factor + 1) * factor
     height = (int(y.max() + border) // factor + 1) * factor
-    flat = np.stack([x, y], axis=1)
-    parts = [part.ravel() for part in np.split(flat, np.cumsum([len(p) for p in polygons])[:-1])]
+    corners = np.stack([x, y], axis=1)
+    ends = np.cumsum([points.size for points in polygons]).tolist()
+    parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     tile = Image.new("RGBA", (width, height))
     pen = ImageDraw.Draw(tile)
     if outline is not None:
         for dx, dy in _AROUND:
-            shift = np.floor(np.array([dx, dy]) * border + 0.5)
+            moved = (corners + np.floor(np.array([dx, dy]) * border + 0.5)).ravel().tolist()
             for part in parts:
-                moved = part.reshape(-1, 2) + shift
-                pen.polygon(moved.ravel().tolist(), fill=(*outline, 255))
+                pen.polygon(moved[part], fill=(*outline, 255))
+    xy = corners.ravel().tolist()
     for role, part in zip(roles, parts, strict=True):
-        pen.polygon(part.tolist(), fill=colours[role] + (255,))
+        pen.polygon(xy[part], fill=(*colours[role], 255))
     small = tile.reduce(factor)
     box = small.getchannel("A").point(_VISIBLE).getbbox()
     assert box is not None
