@@ -17,7 +17,7 @@ RUN apt-get update \
 
 COPY pyproject.toml requirements.lock README.md LICENSE /source/
 COPY regionclip_core /source/regionclip_core
-COPY stages /source/stages
+COPY stages /source/regionclip_stages
 COPY data /source/data
 # The lock as constraints, not as a list: it names the CUDA libraries of the registry's torch.
 RUN pip install --no-cache-dir uv==0.13.9 \

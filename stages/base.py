@@ -33,7 +33,7 @@ class Stage(ABC):
     @property
     def work(self) -> str:
         """Where the stage's work is, as "module:attribute"."""
-        return f"stages.{self.name}:WORK"
+        return f"{__package__}.{self.name}:WORK"  # `stages`, or `regionclip_stages` where it is installed
 
     def needs(self, config: Config) -> tuple[str, ...]:
         """Return the names of the stages whose artifacts this one reads; `student`: `pretrain` of the round before."""

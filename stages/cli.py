@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages.cli_configs import init
-from stages.cli_models import corrections, detect, embed, export, features, import_, reproduce, serve
-from stages.cli_options import (
+from .cli_configs import init
+from .cli_models import corrections, detect, embed, export, features, import_, reproduce, serve
+from .cli_options import (
     App,
     ConfigOption,
     QuietOption,
@@ -78,8 +78,8 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        from stages.engine.advice import advice
-        from stages.engine.lock import WorkspaceLocked
+        from .engine.advice import advice
+        from .engine.lock import WorkspaceLocked
 
         for name in ("stdin", "stdout", "stderr"):  # closed, as by `>&-`: the next file opened would take its number
             if getattr(sys, name) is None:
@@ -135,11 +135,12 @@ def run(
     """Bring stages, and all they need, up to date."""
     from regionclip_core.report.results import format_results
     from regionclip_core.storage.records import Folder
-    from stages.commands.show import plan_table
-    from stages.engine.look_ahead import look_ahead
-    from stages.engine.plan import Planner
-    from stages.engine.progress import reporter
-    from stages.engine.runner import Pipeline
+
+    from .commands.show import plan_table
+    from .engine.look_ahead import look_ahead
+    from .engine.plan import Planner
+    from .engine.progress import reporter
+    from .engine.runner import Pipeline
 
     shown = reporter(verbosity(quiet, verbose))
     limit = [] if max_error_rate is None else [f"execution.max_error_rate={max_error_rate}"]
@@ -191,8 +192,9 @@ def ablate(
 ) -> None:
     """Run variants of a config with several seeds, and write a table of their results and differences."""
     from regionclip_core.report.ablation import format_ablation
-    from stages.commands.comparisons.ablate import check, choose, load_ablation, plan_of, run_ablation
-    from stages.engine.progress import reporter
+
+    from .commands.comparisons.ablate import check, choose, load_ablation, plan_of, run_ablation
+    from .engine.progress import reporter
 
     level = verbosity(quiet, verbose)
     if not all(seed.strip().isdecimal() for seed in (seeds or "0").split(",")):
@@ -222,7 +224,8 @@ def compare(
 ) -> None:
     """Put two finished runs side by side: settings that differ, results, categories, the same pictures."""
     from regionclip_core.report.comparison import format_comparison
-    from stages.commands.comparisons.compare import compare_runs
+
+    from .commands.comparisons.compare import compare_runs
 
     typer.echo(format_comparison(compare_runs(a, b, out)), nl=False)
     if out is not None:
@@ -239,8 +242,9 @@ def check(
 ) -> None:
     """Look for what would stop a run: settings, files, weights, the device. `run` does the same first."""
     from regionclip_core.config.checks import same_images
-    from stages.engine.look_ahead import look_ahead
-    from stages.engine.plan import Planner
+
+    from .engine.look_ahead import look_ahead
+    from .engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
     for note in same_images(planner.config.data.splits):
@@ -258,9 +262,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Show the state of every stage, and why."""
-    from stages.commands.show import status_json, status_table
-    from stages.engine.lock import is_left_behind, read_holder
-    from stages.engine.plan import Planner
+    from .commands.show import status_json, status_table
+    from .engine.lock import is_left_behind, read_holder
+    from .engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
     lines = planner.lines()
@@ -291,9 +295,9 @@ def show(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Look into a stage's artifact: summary, counts, settings, files, first rows; pool and labels by name."""
-    from stages.commands.finished import undisturbed
-    from stages.commands.show import look_closer, show_stage, write_pictures
-    from stages.engine.plan import Planner
+    from .commands.finished import undisturbed
+    from .commands.show import look_closer, show_stage, write_pictures
+    from .engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
     planner.closure([stage])  # refuses an unknown name
@@ -339,8 +343,8 @@ def show_config(
 @user_errors
 def verify(config: ConfigOption = None, overrides: SetOption = None, workspace: WorkspaceOption = None) -> None:
     """Re-read every artifact in the workspace: bytes against records, then rows, schemas and vocabularies."""
-    from stages.commands.verify import advice, not_recorded, verify_workspace
-    from stages.engine.plan import Planner
+    from .commands.verify import advice, not_recorded, verify_workspace
+    from .engine.plan import Planner
 
     planner = Planner(load(config, overrides, workspace))
     bad: list[tuple[str, Folder]] = []
@@ -378,8 +382,9 @@ def gc(
 ) -> None:
     """List, and with --yes delete, what no current config reaches, nor one of the workspace's ablations."""
     from regionclip_core.storage.records import Folder, size
-    from stages.commands.gc import ablations, collect, foreign_folders, unreachable
-    from stages.commands.verify import artifacts
+
+    from .commands.gc import ablations, collect, foreign_folders, unreachable
+    from .commands.verify import artifacts
 
     configs = [load(config, overrides, workspace), *(load([other], None, workspace) for other in also or [])]
     folder = Folder(configs[0].workspace)

@@ -51,7 +51,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over --out.")] = False,
 ) -> None:
     """Look at your images, captions and boxes, and write a commented config with sizes that fit."""
-    from stages.commands.init import init as run_init
+    from .commands.init import init as run_init
 
     for line in run_init(images, captions, boxes, val_images, val_boxes, classes, out, model, weights, force):
         typer.echo(line)

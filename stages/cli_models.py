@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stages.cli_options import (
+from .cli_options import (
     NAMES,
     ConfigOption,
     ModelOption,
@@ -117,7 +117,7 @@ def detect(
     names = () if classes is None else class_names(classes)
     rivals = against if against in (None, "own") else class_names(against, "--against")
     source = model_source(model, config, overrides, workspace, name)
-    from stages.commands.detect import detect as run_detect
+    from .commands.detect import detect as run_detect
 
     parts = {"rpn": rpn, "text": text, "prompts": prompts, "embeddings": embeddings}
     size = {"image_size": image_size, "max_size": max_size, "proposals": proposals, "proposal_nms": proposal_nms}
@@ -153,8 +153,8 @@ def features(
 ) -> None:
     """Write the region features of given boxes: one row of a table per box."""
     source = model_source(model, config, overrides, workspace, name)
-    from stages.commands.features import features as run_features
-    from stages.commands.model_choice import NO_PARTS, choose_model
+    from .commands.features import features as run_features
+    from .commands.model_choice import NO_PARTS, choose_model
 
     choice = choose_model(source, name or "regionclip", NO_PARTS, device, precision, "features")
     _exit(*run_features(images, boxes, choice, out, batch, image_size, max_size))
@@ -178,8 +178,8 @@ def embed(
 
     wanted = class_names(names, "NAMES")
     source = model_source(model, config, overrides, workspace, name)
-    from stages.commands.embed import embed as run_embed
-    from stages.commands.model_choice import choose_model
+    from .commands.embed import embed as run_embed
+    from .commands.model_choice import choose_model
 
     parts = {"rpn": None, "text": text, "prompts": prompts, "embeddings": embeddings}
     run_embed(wanted, choose_model(source, name or "regionclip", parts, device, None, "embed"), out)
@@ -213,7 +213,7 @@ def serve(
 ) -> None:
     """Serve a page to play with a model: a photo, words, boxes; and CLIP's and RegionCLIP's regions side by side."""
     source = model_source(model, config, overrides, workspace, name)
-    from stages.commands.serve import serve as run_serve
+    from .commands.serve import serve as run_serve
 
     parts = {"rpn": rpn, "text": text, "prompts": None, "embeddings": None}
     where: dict[str, Any] = {"host": host, "port": port, "auth": auth}
@@ -250,7 +250,7 @@ def export(
     source = model_source(model, config, overrides, workspace, name)
     of_labels = {"--split": split, "--min-score": min_score, "--limit": limit, "--images": images}
     if what == "labels":
-        from stages.commands.export import export_labels
+        from .commands.export import export_labels
 
         if isinstance(source, str) or name is not None:
             raise ValueError("export labels: leave out --model and --name, which choose a model; labels are of a run")
@@ -259,7 +259,7 @@ def export(
         return
     if given := [option for option, value in of_labels.items() if value is not None]:
         raise ValueError(f"{', '.join(given)}: of `regionclip export labels` alone (came: export {what})")
-    from stages.commands.export import export as run_export
+    from .commands.export import export as run_export
 
     run_export(what, source, out, format, name)
 
@@ -320,9 +320,9 @@ def reproduce(
     verbose: VerboseOption = False,
 ) -> None:
     """Measure the published weights with a preset, and print the paper's figures beside the results."""
-    from stages.commands.reproduce import reproduce as run_reproduce
-    from stages.commands.reproduce import reproduction
-    from stages.engine.progress import reporter
+    from .commands.reproduce import reproduce as run_reproduce
+    from .commands.reproduce import reproduction
+    from .engine.progress import reporter
 
     shown = reporter(verbosity(quiet, verbose))
     config = reproduction(preset, weights, imported, workspace, overrides or ())

@@ -13,7 +13,8 @@ from regionclip_core.concepts.pool import build_pool
 from regionclip_core.datasets.index import read_index, split_shards
 from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
-from stages.base import ShardResult, ShardWork, StageContext
+
+from .base import ShardResult, ShardWork, StageContext
 
 
 def phrases_name(shard: int) -> str:

@@ -20,7 +20,8 @@ from regionclip_core.datasets.vocabulary import Vocabulary
 from regionclip_core.storage.records import ShardRecord
 from regionclip_core.storage.tars import TarWriter
 from regionclip_core.training.error_budget import first_reasons
-from stages.base import ShardResult, ShardWork, StageContext
+
+from .base import ShardResult, ShardWork, StageContext
 
 SCRATCH = "scan"
 """Folder inside the artifact, not part of its content, with what the annotation and caption files say about each image:

@@ -23,7 +23,8 @@ from regionclip_core.datasets.world.version import WORLD_VERSION
 from regionclip_core.storage.given_files import clip_files, detector_files, rpn_files, text_files, text_settings
 from regionclip_core.storage.locations import list_files, printable
 from regionclip_core.storage.records import canonical_json
-from stages.base import JobStage, ShardStage, Stage
+
+from .base import JobStage, ShardStage, Stage
 
 
 class Data(ShardStage):

@@ -18,7 +18,8 @@ from regionclip_core.evaluation.second_scores import SecondScores, crop_scores
 from regionclip_core.evaluation.top1_accuracy import crop_top1, whole_image_top1
 from regionclip_core.models.clip import load_clip
 from regionclip_core.training.unreadable_images import UnreadableImages
-from stages.base import JobWork, StageContext
+
+from .base import JobWork, StageContext
 
 _INITS = {"clip": "teacher", "regionclip": "pretrain"}
 

@@ -9,7 +9,8 @@ from regionclip_core.detection.finetuning import build_detector, finetune_data, 
 from regionclip_core.detection.model_folder import load_model
 from regionclip_core.models.clip import load_clip
 from regionclip_core.storage.records import Folder
-from stages.base import JobWork, StageContext
+
+from .base import JobWork, StageContext
 
 
 class FinetuneWork(JobWork):

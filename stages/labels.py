@@ -18,7 +18,8 @@ from regionclip_core.pretraining.label_source import SOURCE, read_source
 from regionclip_core.pretraining.labelling import Labeller, check_texts, naming_clip
 from regionclip_core.pretraining.regions import concept_ids
 from regionclip_core.storage.records import Folder, ShardRecord
-from stages.base import ShardResult, ShardWork, StageContext
+
+from .base import ShardResult, ShardWork, StageContext
 
 SCRATCH = "scan"
 """Folder in the artifact, no part of its content, with the boxes of `labels.source` until the stage is done."""

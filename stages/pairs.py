@@ -19,7 +19,8 @@ from regionclip_core.pretraining.pairs import (
 )
 from regionclip_core.storage.records import ShardRecord
 from regionclip_core.storage.tables import UNREADABLE
-from stages.base import ShardResult, ShardWork, StageContext
+
+from .base import ShardResult, ShardWork, StageContext
 
 
 class PairsWork(ShardWork):

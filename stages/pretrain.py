@@ -8,7 +8,8 @@ from regionclip_core.config.rounds import is_student
 from regionclip_core.models.clip import ClipModel, load_clip, named_architecture, save_clip, small_architecture
 from regionclip_core.pretraining.student import average_weights, make_student, pretrain_student
 from regionclip_core.storage.given_files import clip_folder
-from stages.base import JobWork, StageContext
+
+from .base import JobWork, StageContext
 
 
 class PretrainWork(JobWork):

@@ -11,7 +11,8 @@ from regionclip_core.datasets.index import split_shards, splits_of_shards
 from regionclip_core.proposals.proposers import make_proposer, propose_shard
 from regionclip_core.proposals.recall import recall_of_splits
 from regionclip_core.storage.records import ShardRecord
-from stages.base import ShardResult, ShardWork, StageContext
+
+from .base import ShardResult, ShardWork, StageContext
 
 
 class ProposalsWork(ShardWork):

@@ -6,7 +6,8 @@ from typing import Any
 
 from regionclip_core.report.page import build_page, format_markdown
 from regionclip_core.report.results import format_results
-from stages.base import JobWork, StageContext
+
+from .base import JobWork, StageContext
 
 
 class ReportWork(JobWork):

@@ -7,7 +7,8 @@ from typing import Any
 
 from regionclip_core.proposals.network import build_network, train_network
 from regionclip_core.proposals.rpn_folder import load_weights, rpn_section, write_rpn_folder
-from stages.base import JobWork, StageContext
+
+from .base import JobWork, StageContext
 
 
 class RpnWork(JobWork):

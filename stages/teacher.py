@@ -11,7 +11,8 @@ from regionclip_core.pretraining.captioned_images import ClipBatches, captioned_
 from regionclip_core.pretraining.teacher import ClipTrainer, tokens_of_captions
 from regionclip_core.training.fit import fit
 from regionclip_core.training.unreadable_images import UnreadableImages
-from stages.base import JobWork, StageContext
+
+from .base import JobWork, StageContext
 
 
 class TeacherWork(JobWork):

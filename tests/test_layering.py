@@ -60,7 +60,8 @@ MOST_FILES = 18
 
 
 def imports(path: Path, top_only: bool = False) -> set[str]:
-    """Dotted modules that a file imports; with top_only those that run when the file is imported."""
+    """Dotted modules that a file imports; with top_only those that run when the file is imported. Relative ones are
+    those of `stages`, whose modules have another name where they are installed."""
     found = set()
     todo: list[ast.AST] = [ast.parse(path.read_text())]
     while todo:
@@ -68,8 +69,13 @@ def imports(path: Path, top_only: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+            name = str(node.module)
+            assert not name.startswith("stages") or path not in STAGES, f"{path}: `stages` imports itself by dots"
+            if node.level:
+                assert path in STAGES, f"{path}: relative import"
+                above = path.relative_to(ROOT).parts[: -node.level]
+                name = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {name} | {f"{name}.{alias.name}" for alias in node.names}
         elif top_only and _runs_later(node):
             continue
         todo.extend(ast.iter_child_nodes(node))

@@ -22,7 +22,7 @@ from regionclip_core.config.tree import STAGE_NAMES, Config
 from regionclip_core.config.yaml_text import DEEPEST, parse_yaml, with_comments, yaml_text
 
 DEFAULT_FILE = "pipeline.yaml"
-PRESETS = Path(__file__).resolve().parents[2] / "stages" / "presets"
+PRESETS = (Path(__file__).resolve().parents[2] / "regionclip_stages").resolve() / "presets"  # in a clone, of stages/
 COMMAND_LINE = "the command line"
 """Origin of what an override sets."""
 Place = tuple[str, ...]

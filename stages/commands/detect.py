@@ -16,10 +16,11 @@ from regionclip_core.detection.detection_files import DetectionFiles, check_form
 from regionclip_core.detection.given_parts import check_second
 from regionclip_core.storage.folder import writable_target
 from regionclip_core.storage.locations import printable
-from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
-from stages.commands.known_words import unknown_names
-from stages.commands.model_choice import NO_PARTS, choose_model, with_second
-from stages.commands.workspace_models import ZERO_SHOT, detector_stages, workspace_detector
+
+from .given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
+from .known_words import unknown_names
+from .model_choice import NO_PARTS, choose_model, with_second
+from .workspace_models import ZERO_SHOT, detector_stages, workspace_detector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from regionclip_core.detection.region_model import RegionModel
     from regionclip_core.detection.results import NamedDetections
-    from stages.engine.plan import PlanLine
+
+    from ..engine.plan import PlanLine
 
 NAME_LENGTH = 60
 """Letters of an image's name in the name of its picture: a file system takes 255 bytes."""

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from regionclip_core.storage.folder import Folder, new_file
-from stages.commands.model_choice import ModelChoice
+
+from .model_choice import ModelChoice
 
 
 def embed(names: Sequence[str], choice: ModelChoice, out: str) -> None:

@@ -19,9 +19,10 @@ from regionclip_core.storage.folder import Folder, free_target, whole_or_nothing
 from regionclip_core.storage.given_files import clip_folder, clip_layout, is_model_folder
 from regionclip_core.storage.locations import printable
 from regionclip_core.threads import set_usual_threads
-from stages.commands.finished import finished, folder_of, undisturbed
-from stages.commands.workspace_models import USEFUL, ZERO_SHOT, detector_stages, run_vocabulary, workspace_detector
-from stages.engine.plan import PlanLine
+
+from ..engine.plan import PlanLine
+from .finished import finished, folder_of, undisturbed
+from .workspace_models import USEFUL, ZERO_SHOT, detector_stages, run_vocabulary, workspace_detector
 
 if TYPE_CHECKING:
     from regionclip_core.datasets.index import IndexRow

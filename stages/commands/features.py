@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from regionclip_core.detection.given_boxes import SIDES, read_boxes
 from regionclip_core.storage.folder import Folder, new_file
 from regionclip_core.storage.locations import printable
-from stages.commands.given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
-from stages.commands.model_choice import ModelChoice
+
+from .given_images import any_readable, image_files, read_ahead, reason_of, usual_batch
+from .model_choice import ModelChoice
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.records import Folder, read_manifest
-from stages.engine.plan import PlanLine, Planner
+
+from ..engine.plan import PlanLine, Planner
 
 
 def finished(

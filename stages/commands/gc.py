@@ -14,9 +14,10 @@ from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.storage.local_files import is_full
 from regionclip_core.storage.locations import remote
 from regionclip_core.storage.records import Folder
-from stages.commands.verify import artifacts, stage_folders
-from stages.engine.lock import hold
-from stages.engine.plan import Planner
+
+from ..engine.lock import hold
+from ..engine.plan import Planner
+from .verify import artifacts, stage_folders
 
 ABLATION = ".ablation.json"
 """How the files end in which `ablate` keeps its configs."""

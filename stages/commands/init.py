@@ -15,7 +15,8 @@ from regionclip_core.config.architectures import model_config, tower_of, why_not
 from regionclip_core.config.loading import parse_config
 from regionclip_core.config.schema import SCHEMA_FILE
 from regionclip_core.config.yaml_text import parse_yaml
-from stages.commands.own_data import OwnData, look_at
+
+from .own_data import OwnData, look_at
 
 RANDOM = "random"
 
@@ -48,7 +49,7 @@ def init(
     values = settings_for(data, model, weights, mode)
     stages = "" if data.boxed and data.captioned else " pretrain" if data.captioned else " proposals"
     environment = Environment(  # YAML and no HTML: texts are quoted by the filter
-        loader=PackageLoader("stages.commands", "."),
+        loader=PackageLoader(__package__, "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from regionclip_core.config.tree import Config
-from stages.commands.finished import folder_of
-from stages.engine.plan import PlanLine
+
+from ..engine.plan import PlanLine
+from .finished import folder_of
 
 
 def unknown_names(config: Config, lines: Mapping[str, PlanLine], names: Sequence[str]) -> list[str]:

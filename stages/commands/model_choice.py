@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, get_args
 from regionclip_core.config.tree import Config, ExecutionConfig
 from regionclip_core.detection.given_parts import check_model, check_parts
 from regionclip_core.threads import set_threads, set_usual_threads
-from stages.commands.workspace_models import detector_stages, workspace_detector
-from stages.engine.plan import PlanLine
-from stages.engine.work import resolve_device
+
+from ..engine.plan import PlanLine
+from ..engine.work import resolve_device
+from .workspace_models import detector_stages, workspace_detector
 
 if TYPE_CHECKING:
     from regionclip_core.detection.region_model import RegionModel

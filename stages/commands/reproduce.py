@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 from regionclip_core.config.loading import load_config
 from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.storage.folder import Folder, file_sha256
-from stages.commands.finished import folder_of
-from stages.commands.show import table
-from stages.engine.plan import Planner
-from stages.engine.runner import Pipeline
+
+from ..engine.plan import Planner
+from ..engine.runner import Pipeline
+from .finished import folder_of
+from .show import table
 
 if TYPE_CHECKING:
     from regionclip_core.config.tree import Config
-    from stages.engine.progress import Reporter
+
+    from ..engine.progress import Reporter
 
 DETECTION = ("pretrained", "detector", "rpn", "embeddings")
 """What an evaluation of a published detector reads."""

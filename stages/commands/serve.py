@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.folder import Folder
 from regionclip_core.storage.given_files import clip_folder, clip_layout
-from stages.commands.finished import folder_of, undisturbed
-from stages.commands.known_words import unknown_names
-from stages.commands.model_choice import NO_PARTS, ModelChoice, choose_model, with_second
+
+from .finished import folder_of, undisturbed
+from .known_words import unknown_names
+from .model_choice import NO_PARTS, ModelChoice, choose_model, with_second
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from regionclip_core.detection.region_model import RegionModel
-    from stages.commands.play_page import Playground
+
+    from .play_page import Playground
 
 AUTH_VARIABLE = "REGIONCLIP_AUTH"
 """Environment variable of `--auth`."""
@@ -72,7 +74,7 @@ def serve(
     choice = choose_model(source, name, parts, device, None, "serve", names=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are deleted
     with listening(host, port) as listener, opened_page(choice, teacher, login) as (_, page):
-        from stages.commands.play_page import PageServer
+        from .play_page import PageServer
 
         if not is_local(host):
             print(
@@ -140,7 +142,7 @@ def opened_page(
             if pair[1] is not model:
                 fused["the student's regions"] = with_second(model, pair[1], source, crops=False)
             fused["the teacher's crops"] = with_second(model, pair[0], source, crops=True)
-        from stages.commands.play_page import Playground, make_page
+        from .play_page import Playground, make_page
 
         if isinstance(source, str):
             playground = Playground(model, pair, fused)

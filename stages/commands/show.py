@@ -16,8 +16,9 @@ from regionclip_core.storage.folder import free_target, whole_or_nothing
 from regionclip_core.storage.records import Folder, Manifest, read_records, read_shard_records, size
 from regionclip_core.threads import set_usual_threads
 from regionclip_core.training.error_budget import PARTLY, first_reasons
-from stages.commands.finished import finished, folder_of, undisturbed
-from stages.engine.plan import PlanLine, latest_manifest
+
+from ..engine.plan import PlanLine, latest_manifest
+from .finished import finished, folder_of, undisturbed
 
 SHOWN_ROWS = 5
 SHOWN_CONCEPTS = 8

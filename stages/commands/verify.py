@@ -42,8 +42,9 @@ from regionclip_core.storage.records import (
 )
 from regionclip_core.storage.tars import read_tar_index, scan_tar
 from regionclip_core.training.error_budget import is_bad
-from stages import declarations
-from stages.engine.plan import PlanLine
+
+from .. import declarations
+from ..engine.plan import PlanLine
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 """What reading a file of another form than expected raises."""

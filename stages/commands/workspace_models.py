@@ -9,8 +9,9 @@ from regionclip_core.config.nearest import nearest_hint
 from regionclip_core.config.tree import DETECTORS, Config
 from regionclip_core.datasets.categories import load_categories
 from regionclip_core.datasets.vocabulary import Vocabulary
-from stages.commands.finished import finished, folder_of, undisturbed
-from stages.engine.plan import PlanLine
+
+from ..engine.plan import PlanLine
+from .finished import finished, folder_of, undisturbed
 
 if TYPE_CHECKING:
     from regionclip_core.detection.region_model import RegionModel

@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, Protocol
 
 from regionclip_core.storage.records import Failure, ShardRecord
-from stages.engine import work
-from stages.engine.work import ShardWorker, StageTask
+
+from . import work
+from .work import ShardWorker, StageTask
 
 Call = Literal["shards", "prepare", "merge", "job"]
 """A function of `work.py` that is called once per stage."""

@@ -17,7 +17,8 @@ from typing import Any
 from regionclip_core.config.tree import Config
 from regionclip_core.storage.locations import absolute, is_remote
 from regionclip_core.storage.records import Folder
-from stages.engine.history import Curves, Row
+
+from .history import Curves, Row
 
 TENSORBOARD = "tensorboard"
 """Folder of the workspace; in it one per training, <step>/<fingerprint>, and its name where a stage has several."""

@@ -23,10 +23,11 @@ from regionclip_core.models.prompt_templates import prompt_templates
 from regionclip_core.storage.given_files import TOKENIZER_FILES, clip_files
 from regionclip_core.storage.locations import absolute, is_remote, nearest_file, remote
 from regionclip_core.storage.weight_files import names_tensor, weight_layout
-from stages import declarations
-from stages.engine.curves import no_wandb
-from stages.engine.plan import PlanLine
-from stages.engine.work import resolve_device
+
+from .. import declarations
+from .curves import no_wandb
+from .plan import PlanLine
+from .work import resolve_device
 
 OF_THE_PIPELINE = (
     *("duckdb", "faster_coco_eval", "ijson", "ray", "spacy", "spacy_lookups_data"),

@@ -27,9 +27,10 @@ from regionclip_core.storage.records import (
     read_plan,
     read_shard_records,
 )
-from stages import declarations
-from stages.base import JobStage
-from stages.engine.steps import step_name, steps
+
+from .. import declarations
+from ..base import JobStage
+from .steps import step_name, steps
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from regionclip_core.storage.records import Failure, Folder, ShardRecord
-from stages.engine.journal import Journal
+
+from .journal import Journal
 
 
 def reporter(verbosity: int = 0) -> Reporter:
@@ -92,7 +93,7 @@ class Reporter:
         self._log(f"run {journal.run} begins: {command}")
         self.event("run_started", command=command, stages=list(stages), **who)
         logged, start = _Warnings(self), time.perf_counter()
-        loggers = [logging.getLogger(name) for name in ("regionclip_core", "stages")]
+        loggers = [logging.getLogger(name) for name in ("regionclip_core", str(__package__).partition(".")[0])]
         for logger in loggers:
             logger.addHandler(logged)
         state, why = "interrupted", {}

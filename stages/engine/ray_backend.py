@@ -26,11 +26,12 @@ import ray
 from regionclip_core.config.tree import ExecutionConfig
 from regionclip_core.storage.records import Failure, ShardRecord
 from regionclip_core.threads import set_threads
-from stages.engine import ray_cluster, work
-from stages.engine.backend import Call
-from stages.engine.ray_cluster import NoRoom, Patience, WorkerDied
-from stages.engine.ray_training import train
-from stages.engine.work import ShardWorker, StageTask
+
+from . import ray_cluster, work
+from .backend import Call
+from .ray_cluster import NoRoom, Patience, WorkerDied
+from .ray_training import train
+from .work import ShardWorker, StageTask
 
 TICK = 0.5
 """Seconds between two looks at a running call."""

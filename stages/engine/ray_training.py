@@ -22,9 +22,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from regionclip_core.storage.records import Failure, Folder
-from stages.engine import ray_cluster, work
-from stages.engine.ray_cluster import NoRoom, Patience, WorkerDied
-from stages.engine.work import StageOutcome, StageTask
+
+from . import ray_cluster, work
+from .ray_cluster import NoRoom, Patience, WorkerDied
+from .work import StageOutcome, StageTask
 
 TRAIN_FOLDER = ".train"
 """Ray Train's own folder inside the artifact's, while a distributed job runs."""

@@ -38,17 +38,18 @@ from regionclip_core.storage.records import (
     write_records,
 )
 from regionclip_core.training.error_budget import PARTLY, ErrorBudget, ErrorRateExceeded, first_reasons, is_bad
-from stages import declarations
-from stages.base import JobStage, ShardStage
-from stages.engine.advice import advice
-from stages.engine.backend import Backend, LocalBackend
-from stages.engine.history import HISTORY
-from stages.engine.lock import hold
-from stages.engine.look_ahead import look_ahead, refuse, unusable_splits
-from stages.engine.plan import PlanLine, Planner
-from stages.engine.progress import Reporter, reporter
-from stages.engine.provenance import provenance
-from stages.engine.work import StageOutcome, StageTask, failure
+
+from .. import declarations
+from ..base import JobStage, ShardStage
+from .advice import advice
+from .backend import Backend, LocalBackend
+from .history import HISTORY
+from .lock import hold
+from .look_ahead import look_ahead, refuse, unusable_splits
+from .plan import PlanLine, Planner
+from .progress import Reporter, reporter
+from .provenance import provenance
+from .work import StageOutcome, StageTask, failure
 
 ROLL_UP_AFTER = 1000
 """How many new records, at least, make a running stage roll up all of them: a resume opens the others one by one."""
@@ -403,7 +404,7 @@ class Pipeline:
     def _started_backend(self) -> Backend:
         """Return the backend, started when the first stage needs it."""
         if self._backend is None and self.config.execution.backend == "ray":
-            from stages.engine.ray_backend import RayBackend  # Ray takes a second; --backend local needs none
+            from .ray_backend import RayBackend  # Ray takes a second; --backend local needs none
 
             self._backend = ray_backend = RayBackend(self.config.execution, self._runs_models, self.report.warn)
             self.report.say(ray_backend.describe())

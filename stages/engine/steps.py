@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from regionclip_core.config.rounds import OF_A_ROUND, in_round
 from regionclip_core.config.tree import Config
-from stages import declarations
-from stages.base import Stage
+
+from .. import declarations
+from ..base import Stage
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ from regionclip_core.storage.records import (
     write_shard_record,
 )
 from regionclip_core.threads import available_cpus, set_threads
-from stages.base import StageContext, load_work
-from stages.engine.curves import curves
-from stages.engine.history import History
+
+from ..base import StageContext, load_work
+from .curves import curves
+from .history import History
 
 _log = logging.getLogger(__name__)
 R = TypeVar("R")

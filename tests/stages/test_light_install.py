@@ -1,9 +1,12 @@
-"""`pip install .` is enough for what uses models: the packages of the extras are hidden, and all of it still works."""
+"""`pip install .` is enough for what uses models: our packages are laid out as the wheel has them, those of the extras
+are hidden, and all of it still works."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -38,7 +41,7 @@ class Light(PathFinder):
         return None if name.partition(".")[0] in HIDDEN else super().find_spec(name, path, target)
 
 sys.meta_path = [Light if finder is PathFinder else finder for finder in sys.meta_path]
-from stages.cli import app
+from regionclip_stages.cli import app
 
 def call(line):
     assert not app(line.split(), standalone_mode=False), line
@@ -58,6 +61,7 @@ for name in ("ConceptPool", "parse_captions"):
         print(error)
 for line in ("run --config tiny --workspace ws", "check --config tiny --workspace ws"):
     assert app(line.split(), standalone_mode=False) == 2, line
+assert "stages" not in sys.modules
 """
 
 
@@ -80,6 +84,18 @@ def light() -> set[str]:
 
 
 @pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the wheel installs, by pyproject.toml."""
+    root = tmp_path_factory.mktemp("site")
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for name in wheel["packages"]:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for source, target in wheel["force-include"].items():
+        shutil.copytree(ROOT / source, root / target)
+    return root
+
+
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("light")
     write_small_detector(root / "detector")
@@ -91,7 +107,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_models_are_used_without_the_packages_of_the_pipeline(place: Path) -> None:
+def test_only_names_of_ours_are_top_level(site: Path) -> None:
+    assert sorted(path.name for path in site.iterdir()) == ["regionclip_core", "regionclip_stages"]
+
+
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_an_installed_run_needs_no_clone(site: Path, tmp_path: Path, backend: str) -> None:
+    """Workers load the modules by the names that they have where they are installed."""
+    line = f"run concepts --config tiny --workspace {tmp_path / 'ws'} --backend {backend}"
+    program = f"import sys; from regionclip_stages.cli import app; app({line.split()}, standalone_mode=False)"
+    program += (
+        "; assert 'stages' not in sys.modules and sys.modules['regionclip_core'].__file__.startswith(sys.argv[1])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(site)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ws" / "concepts").is_dir()
+
+
+def test_models_are_used_without_the_packages_of_the_pipeline(place: Path, site: Path) -> None:
     installed = light()
     hidden = sorted(
         module
@@ -100,7 +136,7 @@ def test_models_are_used_without_the_packages_of_the_pipeline(place: Path) -> No
     )
     assert {*OF_THE_PIPELINE, "transformers", "pandas", "cv2"} <= set(hidden)
     command = [sys.executable, "-c", USE, json.dumps(hidden)]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((place / "found" / "detections.json").read_text())[0]["detections"]

@@ -31,13 +31,14 @@ from regionclip_core.report.ablation import (
     measured,
 )
 from regionclip_core.storage.records import Folder, canonical_json
-from stages.commands.finished import folder_of
-from stages.commands.gc import ABLATION
-from stages.commands.show import table
-from stages.engine.look_ahead import look_ahead, refuse
-from stages.engine.plan import PlanLine, Planner
-from stages.engine.progress import Reporter, reporter
-from stages.engine.runner import Pipeline
+
+from ...engine.look_ahead import look_ahead, refuse
+from ...engine.plan import PlanLine, Planner
+from ...engine.progress import Reporter, reporter
+from ...engine.runner import Pipeline
+from ..finished import folder_of
+from ..gc import ABLATION
+from ..show import table
 
 TARGET = "evaluate"
 OWN = ("seed", "workspace")

@@ -12,11 +12,12 @@ from regionclip_core.config.yaml_text import parse_yaml
 from regionclip_core.report.comparison import Comparison, Side, build_comparison_page, compare
 from regionclip_core.storage.fingerprints import SHORT
 from regionclip_core.storage.records import MANIFEST, Folder, Manifest, read_manifest
-from stages.commands.finished import finished, folder_of
-from stages.commands.gc import ABLATION
-from stages.commands.verify import artifacts
-from stages.declarations import STAGES
-from stages.engine.plan import latest_manifest
+
+from ...declarations import STAGES
+from ...engine.plan import latest_manifest
+from ..finished import finished, folder_of
+from ..gc import ABLATION
+from ..verify import artifacts
 
 _CELL = re.compile(rf"(?P<file>.*{re.escape(ABLATION)})(:(?P<variant>[^:]+))?(:(?P<seed>\d+))?")
 WHAT = (
