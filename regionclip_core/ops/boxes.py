@@ -46,7 +46,8 @@ def shortest(values: ArrayLike) -> NDArray[np.float64]:
     """
     numbers = np.asarray(values, np.float32)
     words = pa.array(numbers.ravel()).cast(pa.string())  # NumPy's own words take five times as long
-    return words.cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(numbers.shape)
+    read: NDArray[np.float64] = words.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return read.reshape(numbers.shape)
 
 
 def nonempty(boxes: Tensor, min_side: float = 0.0) -> Tensor:
