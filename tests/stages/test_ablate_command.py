@@ -195,13 +195,25 @@ def test_what_is_wrong_is_said_before_anything_runs(
     assert not Path("ws").exists()
 
 
+def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
+
+
 def test_the_file_of_readmes_table_makes_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     table = load_ablation("docs/ablation.yaml")
-    reference = load_config("pipeline.yaml")
     own = {"seed", "workspace", "execution", "finetune", "evaluate"}
+    reference = leaves(load_config("pipeline.yaml").model_dump(exclude=own))
+    # What the README says: the same recipe with a longer schedule, and AdamW.
+    longer = {"data.splits.scene.images", "rpn.steps", "pretrain.steps"}
+    longer |= {"rpn.optim.optimizer", "pretrain.optim.optimizer", "pretrain.optim.lr"}
     for seed in (0, 1, 2):
-        assert table.configs["paper", seed].model_dump(exclude=own) == reference.model_dump(exclude=own)
+        paper = leaves(table.configs["paper", seed].model_dump(exclude=own))
+        assert {key for key in reference.keys() | paper.keys() if reference.get(key) != paper.get(key)} == longer
+        assert (paper["rpn.optim.optimizer"], paper["pretrain.optim.optimizer"]) == ("adamw", "adamw")
     lines = (ROOT / "README.md").read_text().split("| mean of 3 seeds (range) |")[1].split("\n\n")[0].splitlines()[2:]
     shown = [line.split("|")[1].strip(" *") for line in lines]
     titles = [measure.title for measure in MEASURES]

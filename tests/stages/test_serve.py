@@ -102,12 +102,16 @@ def rows_of(page: Page) -> list[tuple[str, ...]]:
 
 
 def shows(page: Page, number: int, picture: Image.Image) -> bool:
-    """Whether the page has this picture, as a JPEG, among those of its answer."""
-    source = page.locator("[role=tabpanel] img:visible").nth(number).get_attribute("src")
-    assert source is not None
+    """Whether the page has this picture, as a JPEG, among those of its answer, within ten seconds: each part of an
+    answer is put on the page by itself, and the words may come first."""
     picture.save(expected := io.BytesIO(), "JPEG")
-    came = io.BytesIO(page.request.get(source).body())
-    return np.array_equal(Image.open(came), Image.open(expected))
+    for _ in range(100):
+        source = page.locator("[role=tabpanel] img:visible").nth(number).get_attribute("src")
+        assert source is not None
+        if np.array_equal(Image.open(io.BytesIO(page.request.get(source).body())), Image.open(expected)):
+            return True
+        page.wait_for_timeout(100)
+    return False
 
 
 def written(boxes: torch.Tensor) -> list[str]:
