@@ -18,13 +18,18 @@ from stages.cli import app
 
 FILES = ROOT / "docs" / "cluster"
 SRUN = '#!/usr/bin/env bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
+# The run takes machines that join later, and this one is short: it waits until both are there.
+REGIONCLIP = f"""#!/usr/bin/env bash
+until ray status --address="127.0.0.1:$RAY_PORT" | grep -q "/2.0 CPU"; do sleep 0.5; done
+exec {sys.executable} -m stages.cli "$@"
+"""
 SCONTROL = "#!/usr/bin/env bash\nprintf '127.0.0.1\\nlocalhost\\n'\n"
 
 
 @pytest.mark.slow
 def test_the_slurm_script_runs_on_all_nodes(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, program in (("srun", SRUN), ("scontrol", SCONTROL), ("regionclip", REGIONCLIP)):
         (tmp_path / "bin" / name).write_text(program)
         (tmp_path / "bin" / name).chmod(0o755)
     with socket.socket() as free:
@@ -36,6 +41,7 @@ def test_the_slurm_script_runs_on_all_nodes(tmp_path: Path) -> None:
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_CPUS_PER_TASK": "1",
         "RAY_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
     }
     workspace = tmp_path / "ws"
     line = ["bash", str(FILES / "slurm.sh"), "concepts", "--config", "tiny", "--backend", "ray", "-w", str(workspace)]
