@@ -95,3 +95,14 @@ def test_sample_keeps_the_fraction_fills_with_background_and_repeats_by_seed():
     assert not rows.equal(sample(kind, 16, 0.25, torch.Generator().manual_seed(4)))
     few = sample(kind[:22], 16, 0.25, None)
     assert sorted(kind[:22][few].tolist()) == [BACKGROUND] * 2 + [FOREGROUND] * 4
+
+
+def test_shortest_decimals_are_those_of_numpys_words():
+    bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32)
+    special = np.float32([0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 16777216, 123456.7, 1e21])
+    values = np.concatenate([bits.view(np.float32), special])[:20_008].reshape(-1, 4)
+    expected = values.astype("U32").astype(np.float64)
+    found = box_ops.shortest(values)
+    assert found.dtype == np.float64 and found.shape == values.shape
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found.astype(np.float32), values)

@@ -14,7 +14,7 @@ import pytest
 
 from regionclip_core.datasets.world.categories import CATEGORIES, icon_polygons
 from regionclip_core.datasets.world.contact_sheet import contact_sheet, sample_grid
-from regionclip_core.datasets.world.palette import NAMED
+from regionclip_core.datasets.world.palette import FIXED, NAMED, vary, vary_all
 from regionclip_core.datasets.world.sample import (
     MAX_COVERED,
     Arrangement,
@@ -351,3 +351,18 @@ def test_sheets_show_every_category_and_sample():
         assert len(np.unique(cell.reshape(-1, 3), axis=0)) > 5
     grid = sample_grid(samples("closeup", 60)[:5], scale=2, columns=4)
     assert grid.size == (4 * 164, 2 * 164)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_colours_varied_together_are_those_of_one_after_another(seed: int):
+    """In the order of draws that the world began with: the common change, then one per channel."""
+    together, each, naive = (np.random.default_rng(seed) for _ in range(3))
+    expected = []
+    for colour in FIXED.values():
+        own = 8 // 3 if max(colour) - min(colour) < 16 else 8
+        common = int(naive.integers(own - 8, 8 - own + 1))
+        shift = naive.integers(-own, own + 1, size=3).tolist()
+        expected.append(tuple(min(255, max(0, c + s + common)) for c, s in zip(colour, shift, strict=True)))
+    assert vary_all(together, FIXED.values(), 8) == expected
+    assert [vary(each, colour, 8) for colour in FIXED.values()] == expected
+    assert together.random() == each.random() == naive.random()
