@@ -21,7 +21,8 @@ from regionclip_core.pretraining.losses import image_text_contrastive
 from regionclip_core.training.distributed import gather_rows, use_global_batch_norms
 
 _MAX_LOGIT_SCALE = math.log(100)  # CLIP's own ceiling on the learned temperature
-_TOKENISED = 2**16  # captions whose tokens are kept, 100 MB at 77 tokens each: tokenising takes 3 % of a small step
+_TOKENISED = 2**16
+"""Captions whose tokens are kept, 100 MB at 77 tokens each: tokenising takes 3 % of a small CLIP's step."""
 
 
 class ClipTrainer(nn.Module):
